@@ -150,14 +150,14 @@ class AssignResult:
     max_iou_values:Tensor # [A] IoU of the predicted box with its object, 0 where there is none
     category_labels:Tensor = None # [A] int64: class of the object, -1 where there is none
 
-# %% ../nbs/04_simota.ipynb #e7e9091e
+# %% ../nbs/04_simota.ipynb #b7eaa7f0
 def in_regions(
     priors:Tensor, # [A, 4] x, y, s, s of cell centres in pixels
-    regions:Tensor # [I, 4] xyxy in pixels
-) -> Tensor: # [A] bool
+    regions:Tensor # [..., I, 4] xyxy in pixels, padded with boxes that have no area
+) -> Tensor: # [..., A] bool
     "Which cells have their centre in one of the `regions`."
-    xy = priors[:, None, :2]
-    return ((xy > regions[:, :2]) & (xy < regions[:, 2:])).all(-1).any(-1)
+    xy, regions = priors[:, None, :2], regions.unsqueeze(-3) # [A,1,2], [...,1,I,4]
+    return ((xy > regions[..., :2]) & (xy < regions[..., 2:])).all(-1).any(-1)
 
 # %% ../nbs/04_simota.ipynb #79d74a7f
 def _result(matches, num_objects, gt_labels, ignored): # The matches of a batch of one, cell by cell

@@ -1,0 +1,29 @@
+"What several tests share: reference data where it exists, and the slow loop of the notebook as an oracle."
+import json
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use('Agg')
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / 'shared'
+
+
+@pytest.fixture(scope='session')
+def shared():
+    "Folder with reference values, data and weights, which users do not have"
+    if not SHARED.exists(): pytest.skip('needs the reference files of the developers (../shared)')
+    return SHARED
+
+
+@pytest.fixture(scope='session')
+def assign_loop():
+    "The oracle of nbs/04_simota.ipynb: for each cell of one image the number of its object, or -1"
+    names = dict(torch=torch, tensor=torch.tensor, F=torch.nn.functional)
+    exec('from cjm_yolox_pytorch.simota import *; from cjm_yolox_pytorch.boxes import *', names)
+    for cell in json.loads((ROOT/'nbs/04_simota.ipynb').read_text())['cells']:
+        source = ''.join(cell['source'])
+        if source.startswith('def slow_class_cost') or source.startswith('def assign_loop'): exec(source.split('\n\nassert')[0], names)
+    return names['assign_loop']
