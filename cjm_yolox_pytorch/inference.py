@@ -109,7 +109,7 @@ def predict(
     for image, d in zip(images, found): d.boxes = unletterbox(d.boxes, image.shape[1:], (size, size))
     return found
 
-# %% ../nbs/06_inference.ipynb #5c514834
+# %% ../nbs/06_inference.ipynb #ade86b0a
 def draw_boxes(
     ax, # Axes of matplotlib
     image:Tensor, # [3, H, W] uint8
@@ -126,7 +126,7 @@ def draw_boxes(
         colour = f'C{label % 10}'
         text = str(label if names is None else names[label]) + ('' if scores is None else f' {scores[i]:.2f}')
         ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, lw=1.5))
-        ax.text(x1, y1, text, fontsize=6, color='white', va='bottom', clip_on=True, bbox=dict(facecolor=colour, lw=0, pad=.8))
+        ax.text(x1, y1, text, fontsize=6, color='white', va='bottom' if y1 > image.shape[1]/12 else 'top', clip_on=True, bbox=dict(facecolor=colour, lw=0, pad=.8))
 
 # %% ../nbs/06_inference.ipynb #8b829cab
 class YOLOXInferenceWrapper(nn.Module):

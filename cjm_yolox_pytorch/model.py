@@ -6,7 +6,7 @@
 __all__ = ['NORM_CFG', 'PRIOR_BIAS', 'MODEL_TYPES', 'NORM_STATS', 'CSP_DARKNET_CFGS', 'PAFPN_CFGS', 'HEAD_CFGS', 'MODEL_CFGS',
            'HUGGINGFACE_CKPT_URL', 'PRETRAINED_URLS', 'ConvModule', 'DepthwiseSeparableConvModule', 'Focus',
            'DarknetBottleneck', 'CSPLayer', 'SPPBottleneck', 'CSPDarknet', 'YOLOXPAFPN', 'YOLOXHead', 'init_head',
-           'YOLOX', 'load_matching', 'build_model']
+           'YOLOX', 'pretrained_file', 'load_matching', 'build_model']
 
 # %% ../nbs/03_model.ipynb #03cf1a95
 import math
@@ -231,13 +231,18 @@ MODEL_CFGS = {name: dict(
     **{f'neck_{k}': PAFPN_CFGS[name][k] for k in ('in_channels', 'out_channels', 'num_csp_blocks')},
     **{f'head_{k}': HEAD_CFGS[name][k] for k in ('in_channels', 'feat_channels')}) for name in SIZES}
 
-# %% ../nbs/03_model.ipynb #030b2d86
+# %% ../nbs/03_model.ipynb #d82941ae
 HUGGINGFACE_CKPT_URL = 'https://huggingface.co/cj-mills/yolox-coco-baseline-pytorch/resolve/main/'
 PRETRAINED_URLS = {name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in SIZES if name != 'yolox_nano'}
 PRETRAINED_URLS['yolox_nano'] = 'https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/yolox_nano.pth'
 
-def _download(url, folder): # Path of the file, fetched unless it is there
-    path = Path(folder) / url.rpartition('/')[2]
+def pretrained_file(
+    model_type:str, # One of `MODEL_TYPES`
+    checkpoint_dir='./pretrained_checkpoints/' # Where it is kept
+) -> Path: # Of the file with published COCO weights
+    "Fetch the published weights of a size, unless they are there."
+    url = PRETRAINED_URLS[model_type]
+    path = Path(checkpoint_dir) / url.rpartition('/')[2]
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try: torch.hub.download_url_to_file(url, str(path))
@@ -257,18 +262,17 @@ def load_matching(
     if wrong or missing or unknown: raise ValueError(f'weights of a {weights.model_type} do not fit: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {wrong[:5]}')
     model.load_state_dict(state)
 
-# %% ../nbs/03_model.ipynb #613c3582
+# %% ../nbs/03_model.ipynb #461d6c38
 def build_model(
     model_type:str, # One of `MODEL_TYPES`
     num_classes:int, # C
-    pretrained=True, # Start from published COCO weights; or the path of a file with weights; False for random ones
+    pretrained=True, # Start from published COCO weights; or `Weights`, or the path of a file; False for random ones
     checkpoint_dir='./pretrained_checkpoints/' # Where published weights are kept
 ) -> YOLOX:
     "Build a YOLOX of a given size."
     if model_type not in SIZES: raise ValueError(f'model_type={model_type!r}: choose one of {MODEL_TYPES}')
     model = YOLOX(CSPDarknet(**CSP_DARKNET_CFGS[model_type]), YOLOXPAFPN(**PAFPN_CFGS[model_type]),
                   YOLOXHead(num_classes, **HEAD_CFGS[model_type]))
-    if pretrained:
-        path = _download(PRETRAINED_URLS[model_type], checkpoint_dir) if pretrained is True else pretrained
-        load_matching(model, load_weights(path))
+    if pretrained is True: pretrained = pretrained_file(model_type, checkpoint_dir)
+    if pretrained: load_matching(model, pretrained if isinstance(pretrained, Weights) else load_weights(pretrained))
     return model
