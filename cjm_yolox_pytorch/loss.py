@@ -82,12 +82,10 @@ def _check_values(image, boxes, labels, num_classes):
             row = bad.nonzero()[0].item()
             raise ValueError(f'image {image}, row {row}: {what} {values[row].tolist()}, but {rule}')
 
-# %% ../nbs/05_loss.ipynb #31dec647
+# %% ../nbs/05_loss.ipynb #d6076928
 def _as_xyxy(boxes): # A plain tensor [G, 4]
-    if isinstance(boxes, BoundingBoxes) and boxes.format != BoundingBoxFormat.XYXY:
-        boxes = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
-    boxes = boxes.detach().as_subclass(Tensor)
-    return boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
+    if isinstance(boxes, BoundingBoxes): boxes = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY).as_subclass(Tensor)
+    return boxes.detach().reshape(-1, 4) if boxes.numel() == 0 else boxes.detach()
 
 # %% ../nbs/05_loss.ipynb #cc7a099b
 def _gather_objects(boxes, labels, num_classes, check, device, dtype):

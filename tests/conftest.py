@@ -18,12 +18,15 @@ def shared():
     return SHARED
 
 
-@pytest.fixture(scope='session')
-def assign_loop():
-    "The oracle of nbs/04_simota.ipynb: for each cell of one image the number of its object, or -1"
+def read_oracle():
+    "`assign_loop` of nbs/04_simota.ipynb: for each cell of one image the number of its object, or -1"
     names = dict(torch=torch, tensor=torch.tensor, F=torch.nn.functional)
     exec('from cjm_yolox_pytorch.simota import *; from cjm_yolox_pytorch.boxes import *', names)
-    for cell in json.loads((ROOT/'nbs/04_simota.ipynb').read_text())['cells']:
+    for cell in json.loads((ROOT/'nbs/04_simota.ipynb').read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
-        if source.startswith('def slow_class_cost') or source.startswith('def assign_loop'): exec(source.split('\n\nassert')[0], names)
+        if source.startswith(('def slow_class_cost', 'def assign_loop')): exec(source.split('\n\nassert')[0], names)
     return names['assign_loop']
+
+
+@pytest.fixture(scope='session')
+def assign_loop(): return read_oracle()

@@ -1,0 +1,251 @@
+"Laws of the assignment and of the loss that are too slow or too dull for a page."
+import copy
+import os
+import pickle
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.testing import assert_close
+
+from cjm_yolox_pytorch.boxes import cell_centres, decode, flatten_levels, grid_priors
+from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, class_targets, squared_iou_loss
+from cjm_yolox_pytorch.simota import SimOTAAssigner
+
+STRIDES, SIZES, C = [8, 16, 32], [(10, 12), (5, 6), (3, 3)], 4
+NAMES = ['loss_cls', 'loss_bbox', 'loss_obj', 'loss_l1']
+
+
+def batch(counts, seed=0, dtype=torch.float32, num_classes=C):
+    "Random maps and objects, so many in each image"
+    g = torch.Generator().manual_seed(seed)
+    maps = [[torch.randn(len(counts), d, h, w, generator=g, dtype=torch.float64).mul(.7).add(shift).to(dtype) for h, w in SIZES]
+            for d, shift in [(num_classes, -1), (4, 0), (1, -1)]]
+    boxes, labels = [], []
+    for n in counts:
+        corner = torch.rand(n, 2, generator=g)*90 - 10
+        boxes.append(torch.cat([corner, corner + 3 + torch.rand(n, 2, generator=g)**2*70], 1))
+        labels.append(torch.randint(num_classes, (n,), generator=g))
+    return maps, boxes, labels
+
+
+def requiring_grad(maps): return [[m.detach().clone().requires_grad_() for m in levels] for levels in maps]
+def pick(maps, images): return [[m[images] for m in levels] for levels in maps]
+
+
+def gradients(loss, maps, *objects, **kwargs):
+    maps = requiring_grad(maps)
+    losses = loss(*maps, *objects, **kwargs)
+    sum(losses.values()).backward()
+    return losses, [m.grad for levels in maps for m in levels]
+
+
+@pytest.mark.parametrize('counts', [[3, 0, 7, 1], [0, 0], [40]])
+@pytest.mark.parametrize('kwargs', [{}, dict(box_loss='squared_iou', assigner=SimOTAAssigner(1.5, center_only=True, iou_eps=1e-8))])
+def test_batch_equals_one_by_one(counts, kwargs):
+    maps, boxes, labels = batch(counts)
+    loss = YOLOXLoss(C, use_l1=True, **kwargs)
+    together, total, positives = loss(*maps, boxes, labels), dict.fromkeys(NAMES, 0.), 0
+    corners = grid_priors(SIZES, STRIDES)
+    for b in range(len(counts)):
+        flat = [flatten_levels(levels)[b] for levels in maps]
+        n = loss.get_target_single(flat[0], flat[2], corners, decode(flat[1], corners), boxes[b], labels[b])[-1]
+        single = loss(*pick(maps, [b]), [boxes[b]], [labels[b]])
+        for name in NAMES: total[name] += single[name]*max(n, 1)
+        positives += n
+    for name in NAMES: assert_close(together[name], total[name]/max(positives, 1))
+
+
+def test_order_of_images_and_objects_does_not_matter():
+    maps, boxes, labels = batch([5, 0, 9])
+    loss = YOLOXLoss(C, use_l1=True)
+    straight = loss(*maps, boxes, labels)
+    assert_close(loss(*pick(maps, [2, 0, 1]), [boxes[i] for i in (2, 0, 1)], [labels[i] for i in (2, 0, 1)]), straight)
+    assert_close(loss(*maps, [b.flip(0) for b in boxes], [l.flip(0) for l in labels]), straight)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_half_precision_gives_the_fp32_loss_of_the_rounded_values(dtype, autocast):
+    maps, boxes, labels = batch([5, 0, 9], dtype=dtype)
+    loss = YOLOXLoss(C, use_l1=True)
+    want, want_gradients = gradients(loss, [[m.float() for m in levels] for levels in maps], boxes, labels)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        got, got_gradients = gradients(loss, maps, boxes, labels)
+        plain = loss(*maps, boxes, labels)
+    for name in NAMES:
+        assert got[name].dtype is plain[name].dtype is torch.float32
+        assert_close(got[name], want[name], rtol=1e-5, atol=0)
+        assert_close(plain[name], want[name], rtol=1e-5, atol=0)
+    for g, w in zip(got_gradients, want_gradients): assert_close(g.float(), w, rtol=1e-2, atol=1e-4)
+
+
+def test_fp64_stays_and_fp32_agrees_with_it():
+    maps, boxes, labels = batch([5, 0, 9], dtype=torch.float64)
+    loss = YOLOXLoss(C, use_l1=True)
+    double, single = loss(*maps, boxes, labels), loss(*[[m.float() for m in levels] for levels in maps], boxes, labels)
+    for name in NAMES:
+        assert double[name].dtype is torch.float64
+        assert_close(single[name].double(), double[name], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('name', BOX_LOSSES)
+def test_gradcheck_of_box_losses(name):
+    g = torch.Generator().manual_seed(0)
+    corners, raw = grid_priors(SIZES, STRIDES, dtype=torch.float64)[:40], torch.randn(40, 4, generator=g, dtype=torch.float64)*.5
+    target = decode(raw + torch.randn(40, 4, generator=g, dtype=torch.float64)*.2, corners)
+    if name == 'ciou': # Its weight alpha is a constant by definition, which finite differences cannot know: make the aspects equal
+        target = decode(torch.cat([raw[:, :2] + .3, raw[:, 2:] + .2], 1), corners)
+    assert torch.autograd.gradcheck(lambda r: BOX_LOSSES[name](decode(r, corners), target), raw.requires_grad_())
+
+
+def test_gradcheck_of_the_whole():
+    "Targets are constants to the loss: IoUs in class targets are not differentiated, so boxes are checked without the class loss"
+    maps, boxes, labels = batch([3, 0], dtype=torch.float64)
+    maps = requiring_grad(pick([[m[..., :4, :4] for m in levels] for levels in maps], slice(0, 2)))
+    boxes = [b.clamp(max=40) + torch.tensor([0, 0, 5, 5]) for b in boxes]
+    flat = [m for levels in maps for m in levels]
+
+    def total(classes, objectness, *inputs):
+        levels = inputs[:3], inputs[3:6], inputs[6:]
+        losses = YOLOXLoss(C, use_l1=True)(*levels, boxes, labels)
+        return sum(v for k, v in losses.items() if classes or k != 'loss_cls')
+    for part in range(3):
+        def f(*moving): return total(part != 1, True, *[moving[i % 3] if i//3 == part else m.detach() for i, m in enumerate(flat)])
+        assert torch.autograd.gradcheck(f, tuple(maps[part]), atol=1e-6)
+
+
+def test_empty_images_give_every_prediction_a_gradient():
+    maps, boxes, labels = batch([0, 0, 0])
+    losses, grads = gradients(YOLOXLoss(C, use_l1=True), maps, boxes, labels)
+    assert losses['loss_cls'] == losses['loss_bbox'] == losses['loss_l1'] == 0 and losses['loss_obj'] > 0
+    assert all(g is not None and not g.any() for g in grads[:6]) and all((g > 0).all() for g in grads[6:])
+
+
+def test_what_is_not_an_error():
+    maps, _, _ = batch([3])
+    loss = YOLOXLoss(C, use_l1=True)
+    outside, small = torch.tensor([[300., 300., 340., 360.]]), torch.tensor([[10., 10., 10.5, 10.5]])
+    for boxes in (outside, small, torch.cat([outside, small])):
+        assert all(v.isfinite() for v in loss(*maps, [boxes], [torch.zeros(len(boxes))]).values())
+    few = [[m[..., :1, :1] for m in levels] for levels in maps] # Three cells: fewer than K
+    assert all(v.isfinite() for v in loss(*few, [torch.tensor([[0., 0., 30., 30.]])], [torch.tensor([1])]).values())
+
+
+def test_check_looks_where_it_is_told_to():
+    maps, boxes, labels = batch([2, 2])
+    wrong = [labels[0], torch.tensor([0, C])]
+    for check in (None, True):
+        with pytest.raises(ValueError, match=f'image 1, row 1: label {C}'): YOLOXLoss(C, check=check)(*maps, boxes, wrong)
+    nan = [boxes[0], boxes[1]*torch.tensor([[1.], [torch.nan]])]
+    with pytest.raises(ValueError, match='image 1, row 1: box .nan'): YOLOXLoss(C)(*maps, nan, labels)
+    YOLOXLoss(C, check=False)(*maps, [b[:, [2, 3, 0, 1]] for b in boxes], labels)
+
+
+def test_ignored_regions_touch_objectness_alone():
+    maps, boxes, labels = batch([3, 2])
+    loss = YOLOXLoss(C, use_l1=True)
+    plain, plain_grads = gradients(loss, maps, boxes, labels)
+    regions = [torch.tensor([[0., 0., 50., 100.]]), torch.zeros(0, 4)]
+    ignoring, grads = gradients(loss, maps, boxes, labels, ground_truth_bboxes_ignore=regions)
+    assert ignoring['loss_obj'] < plain['loss_obj']
+    for name in ('loss_cls', 'loss_bbox', 'loss_l1'): assert_close(ignoring[name], plain[name])
+    for g, p in zip(grads[:6], plain_grads[:6]): assert_close(g, p)
+    assert_close([g[1] for g in grads[6:]], [p[1] for p in plain_grads[6:]])
+    silent = grads[6][0, 0, :, :6]
+    assert ((silent == 0) | (silent < 0)).all() # Nothing, or a positive that is to be higher
+    corners = grid_priors(SIZES, STRIDES)
+    result = loss.assigner.assign(flatten_levels(maps[0])[0].sigmoid(), cell_centres(corners), decode(flatten_levels(maps[1])[0], corners),
+                                  boxes[0], labels[0], gt_bboxes_ignore=regions[0])
+    assert (result.ground_truth_box_indices == -1).any() and (result.category_labels[result.ground_truth_box_indices < 1] == -1).all()
+
+
+def test_padded_slots_give_what_picked_rows_give():
+    "The accelerator's path, traced as one graph, against the CPU's; with own loss functions too"
+    maps, boxes, labels = batch([5, 0, 9])
+    for loss in (YOLOXLoss(C, use_l1=True), YOLOXLoss(C, use_l1=True, box_loss='ciou')):
+        regions = [torch.tensor([[0., 0., 50., 100.]]), torch.zeros(0, 4), torch.zeros(0, 4)]
+        want, want_grads = gradients(loss, maps, boxes, labels, ground_truth_bboxes_ignore=regions)
+        torch._dynamo.reset()
+        got, grads = gradients(torch.compile(loss, fullgraph=True, backend='aot_eager'), maps, boxes, labels, ground_truth_bboxes_ignore=regions)
+        assert_close(got, want)
+        assert_close(grads, want_grads)
+
+
+@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a C++ compiler')
+def test_compiled_equals_eager():
+    loss = YOLOXLoss(C, use_l1=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False)
+    for seed in (0, 1):
+        maps, boxes, labels = batch([6, 2], seed)
+        want, want_grads = gradients(loss, maps, boxes, labels)
+        got, grads = gradients(compiled, maps, boxes, labels)
+        assert_close(got, want)
+        assert_close(grads, want_grads)
+
+
+def test_many_objects_and_more_slots_than_cells():
+    maps, boxes, labels = batch([60, 3]) # 60 objects with 10 slots each, 189 cells
+    loss = YOLOXLoss(C, use_l1=True)
+    alone = loss(*pick(maps, [1]), boxes[1:], labels[1:])
+    assert all(v.isfinite() for v in loss(*maps, boxes, labels).values())
+    assert_close(alone, loss(*pick(maps, [1]), [torch.cat([boxes[1]])], labels[1:]))
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_assignment_equals_the_oracle(assign_loop, seed):
+    counts = [0, 1, 4, 12]
+    maps, boxes, labels = batch(counts, seed)
+    classes, raw, objectness = map(flatten_levels, maps)
+    corners, kwargs = grid_priors(SIZES, STRIDES), dict(center_only=seed % 2 == 1)
+    for b in range(len(counts)):
+        scores, decoded = classes[b].sigmoid()*objectness[b].sigmoid(), decode(raw[b], corners)
+        got = SimOTAAssigner(**kwargs).assign(scores, cell_centres(corners), decoded, boxes[b], labels[b]).ground_truth_box_indices
+        assert_close(got - 1, assign_loop(scores, decoded, cell_centres(corners), boxes[b], labels[b], **kwargs))
+
+
+def test_stored_cases_of_the_oracle():
+    "Small cases whose assignment the oracle found once (by tests/make_cases.py), so that oracle and batch cannot drift together"
+    cases = torch.load(Path(__file__).parent/'cases.pt', weights_only=True)
+    assert len(cases) >= 5
+    for case in cases:
+        kwargs = case['settings']
+        got = SimOTAAssigner(**kwargs).assign(case['scores'], case['priors'], case['boxes'], case['gt_boxes'], case['gt_labels'])
+        assert_close(got.ground_truth_box_indices - 1, case['owner'].long())
+
+
+def test_pickle_and_deepcopy():
+    maps, boxes, labels = batch([3, 1])
+    loss = YOLOXLoss(C, use_l1=True, box_loss='giou', assigner=SimOTAAssigner(1.5))
+    for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)): assert_close(other(*maps, boxes, labels), loss(*maps, boxes, labels))
+
+
+def _rank(rank, world, port, results): # One of two processes, each with its own image
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=world)
+    maps, boxes, labels = batch([8, 0])
+    losses, grads = gradients(YOLOXLoss(C), pick(maps, [rank]), boxes[rank:rank+1], labels[rank:rank+1])
+    if rank == 0: # A validation on one rank alone must not wait for the other
+        with torch.no_grad(): YOLOXLoss(C)(*pick(maps, [0]), boxes[:1], labels[:1])
+    results[rank] = [v.item() for v in losses.values()], [g.numpy() for g in grads]
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_divide_by_their_mean_number_of_positives(tmp_path):
+    import socket
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_rank, (2, port, results), nprocs=2)
+        losses, grads = zip(*[results[r] for r in range(2)])
+    maps, boxes, labels = batch([8, 0])
+    want, want_grads = gradients(YOLOXLoss(C), maps, boxes, labels)
+    # The mean over ranks, which is what distributed training makes of gradients, is the whole batch
+    assert_close([sum(v)/2 for v in zip(*losses)], [v.item() for v in want.values()])
+    for level, w in enumerate(want_grads): assert_close(torch.stack([torch.from_numpy(g[level])[0] for g in grads])/2, w)
