@@ -1,0 +1,29 @@
+"Make README.md from nbs/index.ipynb: prose as it is, code and printed output as blocks, pictures as files. Run: make readme"
+import base64
+import json
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[1]
+parts, pictures = [], root/'docs/images'
+
+
+def text(value): return ''.join(value).rstrip('\n')
+
+
+for number, cell in enumerate(json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']):
+    if cell['cell_type'] == 'markdown':
+        parts.append(text(cell['source']))
+        continue
+    flags, lines = [], text(cell['source']).split('\n')
+    while lines[0].startswith('#|'): flags.append(lines.pop(0))
+    if '#| hide' in flags: continue
+    if '#| echo: false' not in flags: parts.append('```python\n' + '\n'.join(lines) + '\n```')
+    for output in cell['outputs']:
+        data = output.get('data', {})
+        if 'image/png' in data: # What it shows is said in the comment that ends the cell
+            pictures.mkdir(exist_ok=True)
+            (pictures/f'index-{number}.png').write_bytes(base64.b64decode(text(data['image/png'])))
+            parts.append(f'![{lines[-1].rpartition("# ")[2]}](docs/images/index-{number}.png)')
+        else: parts.append('```\n' + text(output.get('text') or data.get('text/plain')) + '\n```')
+
+(root/'README.md').write_text('\n\n'.join(['<!-- Made from nbs/index.ipynb by docs/readme.py: edit the notebook -->', *parts]) + '\n', encoding='utf-8')

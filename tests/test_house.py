@@ -1,0 +1,63 @@
+"The house stands as it should: modules are their notebooks, notebooks are clean, layers hold, the core imports little."
+import filecmp
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = 'cjm_yolox_pytorch'
+NOTEBOOKS = {p.stem.split('_', 1)[1]: int(p.stem[:2]) for p in (ROOT/'nbs').glob('[0-9][0-9]_*.ipynb')}
+
+
+@pytest.fixture(scope='module')
+def processed(tmp_path_factory):
+    "A copy of the project in which notebooks were exported and cleaned again, and the README made"
+    copy = tmp_path_factory.mktemp('copy')
+    for name in ('settings.ini', 'README.md'): shutil.copy(ROOT/name, copy)
+    for name in ('nbs', PACKAGE, 'docs'): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for command in (['nbdev_export'], ['nbdev_clean']): subprocess.run([Path(sys.executable).with_name(command[0])], cwd=copy, check=True)
+    subprocess.run([sys.executable, 'docs/readme.py'], cwd=copy, check=True)
+    return copy
+
+
+def files(folder, pattern): return sorted(str(p.relative_to(folder)) for p in folder.rglob(pattern) if '.ipynb_checkpoints' not in p.parts)
+
+
+@pytest.mark.parametrize('folder, pattern, mend', [(PACKAGE, '*.py', 'nbdev_export'), ('nbs', '*.ipynb', 'nbdev_clean')])
+def test_modules_and_notebooks_are_up_to_date(processed, folder, pattern, mend):
+    assert files(processed/folder, pattern) == files(ROOT/folder, pattern), f'run {mend}'
+    _, differ, errors = filecmp.cmpfiles(ROOT/folder, processed/folder, files(ROOT/folder, pattern), shallow=False)
+    assert not differ + errors, f'run {mend}'
+
+
+def test_readme_is_made_from_the_index(processed):
+    assert (processed/'README.md').read_text(encoding='utf-8') == (ROOT/'README.md').read_text(encoding='utf-8'), 'run make readme'
+
+
+@pytest.mark.parametrize('module', NOTEBOOKS)
+def test_a_notebook_imports_only_lower_numbered_ones(module):
+    source = (ROOT/PACKAGE/f'{module}.py').read_text(encoding='utf-8')
+    for other in re.findall(r'^\s*from \.(\w+) import', source, re.M):
+        assert NOTEBOOKS[other] < NOTEBOOKS[module], f'{module} imports {other}'
+
+
+def test_model_and_loss_do_not_know_each_other():
+    for module, strangers in dict(model={'simota', 'loss'}, simota={'model', 'checkpoints'}, loss={'model', 'checkpoints'}, inference={'model'}).items():
+        source = (ROOT/PACKAGE/f'{module}.py').read_text(encoding='utf-8')
+        assert not strangers & set(re.findall(r'^\s*from \.(\w+) import', source, re.M)), module
+
+
+@pytest.mark.parametrize('module', ['loss', 'model'])
+def test_the_core_needs_torch_torchvision_and_numpy_alone(module):
+    absent = ['fastcore', 'safetensors', 'tqdm', 'matplotlib', 'faster_coco_eval', 'nbdev', 'IPython']
+    code = f'import sys; sys.modules.update(dict.fromkeys({absent})); import {PACKAGE}.{module}'
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_version_is_the_same_everywhere():
+    version = re.search(r'^version = (.+)$', (ROOT/'settings.ini').read_text(), re.M)[1]
+    assert f'__version__ = "{version}"' in (ROOT/PACKAGE/'__init__.py').read_text()
