@@ -211,17 +211,18 @@ def read_split(
     if split not in splits: raise ValueError(f'{path} has no split {split!r}: choose one of {sorted(splits)}')
     return splits[split]()
 
-# %% ../nbs/07_data.ipynb #18f435d2
+# %% ../nbs/07_data.ipynb #07ffef71
 def default_transforms(
-    brightness:float=.2, # Factors from 1 - .2 to 1 + .2, likewise below
-    contrast:float=.2,
-    saturation:float=.2,
-    flip:float=.5 # Probability
+    size:int, # Side of the square canvas in pixels
+    flip:float=.5, # Probability of mirroring
+    jitter:float=.2, # Brightness, contrast and saturation change by factors from 1 - .2 to 1 + .2
+    scale:tuple=(.6, 1.4) # Least and largest factor of size; what then leaves the canvas is cut off
 ):
-    "Mirror images at random, and jitter their colours."
-    return v2.Compose([v2.RandomHorizontalFlip(flip), v2.ColorJitter(brightness, contrast, saturation)])
+    "Mirror, recolour, scale and shift images at random."
+    return v2.Compose([v2.RandomHorizontalFlip(flip), v2.ColorJitter(jitter, jitter, jitter), v2.ScaleJitter((size, size), scale, antialias=False),
+                       v2.RandomCrop((size, size), pad_if_needed=True, fill=114), v2.ClampBoundingBoxes()])
 
-# %% ../nbs/07_data.ipynb #944b4a78
+# %% ../nbs/07_data.ipynb #ed281216
 class DetectionDataset(Dataset):
     "Images of a split on a canvas of `size`, and their objects"
     def __init__(self,
@@ -240,7 +241,9 @@ class DetectionDataset(Dataset):
         image = letterbox(image, letterbox_size(image.shape[1:], canvas))
         target = dict(boxes=BoundingBoxes(boxes, format='XYXY', canvas_size=image.shape[1:]), labels=labels, crowd=crowd)
         if self.transforms is not None: image, target = self.transforms(ImageTensor(image), target)
-        return letterbox(image.as_subclass(Tensor), canvas), {**target, 'boxes': target['boxes'].as_subclass(Tensor)}
+        boxes = target['boxes'].as_subclass(Tensor)
+        seen = (boxes[:, 2:] - boxes[:, :2] > 1).all(1) # More than a pixel is left
+        return letterbox(image.as_subclass(Tensor), canvas), dict(boxes=boxes[seen], labels=target['labels'][seen], crowd=target['crowd'][seen])
 
 # %% ../nbs/07_data.ipynb #58b0e24a
 @dataclass

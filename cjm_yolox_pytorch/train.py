@@ -124,7 +124,7 @@ def read_rows(
     "Read the metrics of a training."
     with open(path, newline='') as f: return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
 
-# %% ../nbs/09_train.ipynb #65c6466b
+# %% ../nbs/09_train.ipynb #d9c8dd48
 def plot_curves(
     rows:list, # Of `read_rows`
     path # Picture to write
@@ -137,11 +137,11 @@ def plot_curves(
             points = [(row['epoch'], row[name]) for row in rows if name in row]
             if points: ax.plot(*zip(*points), '.-', label=name)
         ax.set(title=title, xlabel='epoch', ylim=(0, 1 if 'AP' in names else None))
-        ax.legend()
+        if ax.lines: ax.legend()
         ax.grid(alpha=.3)
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/09_train.ipynb #e658716c
+# %% ../nbs/09_train.ipynb #05c37b5b
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -150,13 +150,13 @@ class Trainer:
         val:Annotations, # To validate on
         weights:Weights=None, # To start from; random if None
         device:str=None, # The fastest if None
-        transforms=None # Of the training images; `default_transforms()` if None
+        transforms=None # Of the training images; `default_transforms` if None
     ):
         torch.manual_seed(recipe.seed)
         self.recipe, self.val, self.names, self.device, self.epoch = recipe, val, train.names, choose_device(device), 0
         self.model = build_model(recipe.model, len(train.names), pretrained=weights or False).to(self.device, memory_format=torch.channels_last)
         self.stats = NORM_STATS[recipe.model] if weights is None else dict(mean=weights.mean, std=weights.std)
-        dataset = DetectionDataset(train, recipe.size, default_transforms() if transforms is None else transforms)
+        dataset = DetectionDataset(train, recipe.size, default_transforms(recipe.size) if transforms is None else transforms)
         self.loader = make_loader(dataset, recipe.batch, shuffle=True, workers=recipe.workers, seed=recipe.seed)
         self.loss_func = YOLOXLoss(len(train.names), box_loss='squared_iou')
         self.optimizer, self.ema = make_optimizer(self.model, recipe), make_ema(self.model, recipe.ema)
