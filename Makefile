@@ -16,7 +16,7 @@ readme: .venv/installed-dev
 	$(BIN)/python docs/readme.py
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, for example: make demo PYTHON=python3.12")'

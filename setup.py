@@ -1,11 +1,15 @@
 "Packaging, from settings.ini"
 from configparser import ConfigParser
 from pathlib import Path
+import re
 from setuptools import find_packages, setup
 
 config = ConfigParser(delimiters=['='])
 config.read('settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
+
+# PyPI does not know the repository, so links into it are made whole
+readme = re.sub(r'\]\((?!http)', f"]({cfg['git_url']}/raw/{cfg['branch']}/", Path('README.md').read_text(encoding='utf-8'))
 
 extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
 # Tests exercise every feature, so `dev` holds what each extra of the library itself needs
@@ -14,7 +18,7 @@ extras['dev'] = extras['dev'] + extras['export']
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], url=cfg['git_url'], license='Apache-2.0',
-    long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    long_description=readme, long_description_content_type='text/markdown',
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]),

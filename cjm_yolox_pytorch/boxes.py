@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['grid_priors', 'cell_centres', 'flatten_levels', 'decode', 'encode', 'box_iou', 'box_giou', 'box_ciou',
-           'letterbox_ratio', 'letterbox_size', 'unletterbox']
+           'at_least_fp32', 'as_xyxy', 'letterbox_size', 'letterbox_scale', 'unletterbox']
 
-# %% ../nbs/01_boxes.ipynb #abea492f
+# %% ../nbs/01_boxes.ipynb #08ff28ec
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 # %% ../nbs/01_boxes.ipynb #b8663d60
 def grid_priors(
@@ -114,24 +116,40 @@ def box_ciou(
     with torch.no_grad(): alpha = v / (1 - iou + v).clamp(min=eps) # A weight, not part of the slope (section 3.2)
     return iou - apart/(w*w + h*h).clamp(min=eps) - alpha*v
 
-# %% ../nbs/01_boxes.ipynb #d9fa14b2
-def letterbox_ratio(
-    image_hw:tuple, # Height and width of the image in pixels
-    canvas_hw:tuple # Height and width to fit it into
-) -> float: # Factor from image to canvas
-    "Scale at which an image of `image_hw` just fits into `canvas_hw`."
-    return min(canvas_hw[0] / image_hw[0], canvas_hw[1] / image_hw[1])
+# %% ../nbs/01_boxes.ipynb #c8e1a163
+def at_least_fp32(
+    t:Tensor # Of any dtype
+) -> Tensor: # fp64 if it was, fp32 otherwise
+    "Raise half precision and integers to fp32."
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
-# %% ../nbs/01_boxes.ipynb #c1fb4d84
+def as_xyxy(
+    boxes:Tensor # [G, 4] xyxy in pixels, or `BoundingBoxes` in any format; without objects in any shape
+) -> Tensor: # [G, 4] xyxy in pixels, at least fp32, no subclass, without gradient
+    "Plain `boxes`, whatever way they are written."
+    boxes = at_least_fp32(boxes.detach())
+    if isinstance(boxes, BoundingBoxes): boxes = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY).as_subclass(Tensor)
+    return boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
+
+# %% ../nbs/01_boxes.ipynb #5ef96c79
 def letterbox_size(
     image_hw:tuple, # Height and width of the image in pixels
     canvas_hw:tuple # Height and width to fit it into
 ) -> tuple: # Height and width of the image on the canvas, at least 1 pixel each
     "Size of an image of `image_hw` once it is scaled to fit into `canvas_hw`."
-    ratio = letterbox_ratio(image_hw, canvas_hw)
+    ratio = min(canvas_hw[0] / image_hw[0], canvas_hw[1] / image_hw[1])
     return tuple(max(1, round(n*ratio)) for n in image_hw)
 
-# %% ../nbs/01_boxes.ipynb #4117696a
+# %% ../nbs/01_boxes.ipynb #aa52dc88
+def letterbox_scale(
+    image_hw:tuple, # Height and width of the image in pixels
+    canvas_hw:tuple # Height and width of the canvas
+) -> Tensor: # [4] factors of x1, y1, x2 and y2
+    "What to multiply boxes on an image with, to have them on the canvas."
+    (h, w), (height, width) = image_hw, letterbox_size(image_hw, canvas_hw)
+    return torch.tensor([width/w, height/h]*2)
+
+# %% ../nbs/01_boxes.ipynb #22addc10
 def unletterbox(
     boxes:Tensor, # [N, 4] xyxy in pixels of the canvas
     image_hw:tuple, # Height and width of the original image
@@ -140,4 +158,4 @@ def unletterbox(
     "Bring `boxes` from the letterboxed canvas back to the original image."
     h, w = image_hw
     limits = torch.tensor([w, h, w, h], dtype=boxes.dtype, device=boxes.device)
-    return (boxes / letterbox_ratio(image_hw, canvas_hw)).clamp(min=0).minimum(limits)
+    return (boxes / letterbox_scale(image_hw, canvas_hw).to(boxes)).clamp(min=0).minimum(limits)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# %% ../nbs/02_checkpoints.ipynb #0e1f34ba
+# %% ../nbs/02_checkpoints.ipynb #bbe46ddd
 IMAGENET = dict(mean=(.485, .456, .406), std=(.229, .224, .225))
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Size:
     "What tells one YOLOX from another"
     depth:float # Factor on the number of bottlenecks
     width:float # Factor on the number of channels
-    mean:tuple # Of RGB in 0-1, subtracted from pixels
-    std:tuple # Pixels are divided by this
+    mean:tuple # [3] of RGB in 0-1, subtracted from pixels
+    std:tuple # [3] what pixels are divided by
     depthwise:bool = False # 3x3 convolutions are depthwise, then 1x1
 
 SIZES = dict(
@@ -76,19 +76,23 @@ def fold_bgr255(
     "Let the stem take RGB from 0 to 1."
     return weight.unflatten(1, (4, 3)).flip(2).flatten(1, 2) * 255
 
-# %% ../nbs/02_checkpoints.ipynb #40bb5050
+# %% ../nbs/02_checkpoints.ipynb #78bdd405
 @dataclass
 class Weights:
     "A state dict and what is known about it"
     state:dict # Tensors by name
     model_type:str # A key of `SIZES`
     num_classes:int # C
-    mean:tuple # Of RGB in 0-1
-    std:tuple
+    mean:tuple # [3] of RGB in 0-1
+    std:tuple # [3]
     names:list = None # C names of classes, if known
-    size:int = None # Side of the square input it was trained with, if known
+    size:int = None # Side of the square input it was trained with in pixels, if known
     family:str = 'ours' # Where it comes from
     notes:dict = field(default_factory=dict) # Anything else, such as AP
+
+    @property
+    def input_size(self): # What to use it with: `size`, or that of the published weights
+        return self.size or (416 if self.model_type in ('yolox_nano', 'yolox_tiny') else 640)
 
 # %% ../nbs/02_checkpoints.ipynb #9cf0386d
 def _describe(state): # Size and class count from the shapes
@@ -99,13 +103,13 @@ def _describe(state): # Size and class count from the shapes
     if channels not in widths: raise ValueError(f'the stem has {channels} channels; the known sizes have {list(widths)}')
     return widths[channels], len(state['bbox_head.multi_level_conv_cls.0.weight'])
 
-# %% ../nbs/02_checkpoints.ipynb #e90fa405
+# %% ../nbs/02_checkpoints.ipynb #b4b83ae8
 def recognise(
     checkpoint:dict # What `torch.load` returned
 ) -> Weights:
     "Tell which family a `checkpoint` belongs to, and make it ours."
     if any(k.startswith('backbone.backbone.') for k in checkpoint.get('model', ())): family, state = 'megvii', rename_megvii(checkpoint['model'])
-    elif 'state_dict' in checkpoint: family, state = 'mmdetection', checkpoint['state_dict']
+    elif 'state_dict' in checkpoint: family, state = 'mmdetection', {k: v for k, v in checkpoint['state_dict'].items() if not k.startswith('ema_')}
     else: family, state = 'cjm', checkpoint
     model_type, num_classes = _describe(state)
     if family == 'cjm': return Weights(state, model_type, num_classes, SIZES[model_type].mean, SIZES[model_type].std, family=family)

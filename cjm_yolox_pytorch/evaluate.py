@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['METRICS', 'average_precision', 'detect', 'show_detections', 'choose_device', 'yolox_eval']
 
-# %% ../nbs/08_evaluate.ipynb #c59bb1bc
+# %% ../nbs/08_evaluate.ipynb #8f75c6bd
 import json
+import math
 import os
 from pathlib import Path
 
@@ -16,15 +17,14 @@ from fastcore.script import call_parse
 
 from .boxes import unletterbox
 from .checkpoints import load_weights
-from .data import Annotations, DetectionDataset, find_splits, make_loader, read_split
+from .data import Annotations, DetectionDataset, find_splits, make_loader, read_annotated, read_split, relabel
 from .inference import Detections, draw_boxes, nms, normalize, scored_boxes
 from .model import build_model
 
-# %% ../nbs/08_evaluate.ipynb #990cc0dc
+# %% ../nbs/08_evaluate.ipynb #8aaa1e40
 def _coco_truth(annotations): # Annotations as COCO's dictionary
-    area = np.prod(annotations.boxes[:, 2:] - annotations.boxes[:, :2], axis=1)
     image = np.repeat(np.arange(len(annotations)), np.diff(annotations.starts))
-    rows = zip(image.tolist(), annotations.labels.tolist(), _xywh(annotations.boxes), area.tolist(), annotations.crowd.tolist())
+    rows = zip(image.tolist(), annotations.labels.tolist(), _xywh(annotations.boxes), annotations.areas.tolist(), annotations.crowd.tolist())
     return dict(images=[dict(id=i, height=int(h), width=int(w)) for i, (h, w) in enumerate(annotations.sizes)],
                 categories=[dict(id=i, name=n) for i, n in enumerate(annotations.names)],
                 annotations=[dict(id=n + 1, image_id=i, category_id=l, bbox=b, area=a, iscrowd=int(c)) for n, (i, l, b, a, c) in enumerate(rows)])
@@ -56,16 +56,17 @@ def average_precision(
     return {**dict(zip(METRICS, map(mean, metrics))),
             'classes': {name: dict(AP=mean(everything[..., i]), AP50=mean(half[..., i])) for i, name in enumerate(annotations.names)}}
 
-# %% ../nbs/08_evaluate.ipynb #9f6d867c
+# %% ../nbs/08_evaluate.ipynb #334a9ea5
 @torch.no_grad()
 def detect(
     model, # With the outputs of `YOLOX`, in evaluation mode
-    annotations:Annotations,
+    annotations:Annotations, # Whose images to look at
     size:int, # Side of the square canvas in pixels
-    mean, # Of RGB in 0-1
-    std,
+    mean, # [3] of RGB in 0-1
+    std, # [3]
     batch_size:int=16,
     workers:int=0, # Processes that read images
+    strides=(8, 16, 32), # L strides in pixels
     amp_dtype=None, # torch.bfloat16 or torch.float16 for autocast
     progress=lambda batches: batches, # Wraps the batches, as tqdm does
     **kwargs # Of `nms`; `min_score` is .001 unless given
@@ -75,11 +76,11 @@ def detect(
     for batch in progress(make_loader(DetectionDataset(annotations, size), batch_size, workers=workers)):
         images = normalize(batch.images.to(device), mean, std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None): outputs = model(images)
-        found += [nms(b, s, **{'min_score': .001, **kwargs}) for b, s in zip(*scored_boxes(outputs, model.bbox_head.strides))]
+        found += [nms(b, s, **{'min_score': .001, **kwargs}) for b, s in zip(*scored_boxes(outputs, strides))]
     for d, hw in zip(found, annotations.sizes.tolist()): d.boxes = unletterbox(d.boxes, hw, (size, size))
     return found
 
-# %% ../nbs/08_evaluate.ipynb #4238d20d
+# %% ../nbs/08_evaluate.ipynb #2430b5f1
 def show_detections(
     annotations:Annotations, # The truth
     detections:list, # One `Detections` for each image
@@ -89,7 +90,6 @@ def show_detections(
 ):
     "Draw detections beside the truth, image by image."
     from matplotlib.figure import Figure
-    from cjm_yolox_pytorch.inference import read_image
     chosen = np.unique(np.linspace(0, len(annotations) - 1, count).astype(int))
     columns = 2 if len(chosen) > 1 else 1
     rows = -(-len(chosen) // columns)
@@ -97,16 +97,16 @@ def show_detections(
     axs = fig.subplots(rows, 2*columns, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for n, i in enumerate(chosen):
-        image, (boxes, labels, _), d = read_image(annotations.paths[i]), annotations.objects(i), detections[i]
+        image, (boxes, labels, crowd), d = read_annotated(annotations, i), annotations.objects(i), detections[i]
         on = d.scores > min_score
         left, right = axs[n//columns, 2*(n % columns):][:2]
-        draw_boxes(left, image, torch.from_numpy(boxes), torch.from_numpy(labels), annotations.names)
+        draw_boxes(left, image, torch.from_numpy(boxes[~crowd]), torch.from_numpy(labels[~crowd]), annotations.names)
         draw_boxes(right, image, d.boxes[on], d.labels[on], annotations.names, d.scores[on])
         left.set_title('truth', fontsize=9)
         right.set_title(f'found (score > {min_score})', fontsize=9)
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/08_evaluate.ipynb #ba5ffe36
+# %% ../nbs/08_evaluate.ipynb #1ce3df96
 def _table(metrics): # Lines of text
     classes = metrics['classes']
     width = max(9, *map(len, classes))
@@ -116,10 +116,14 @@ def _table(metrics): # Lines of text
         for name, row in classes.items():
             if row['AP'] == row['AP']: yield f'{name:{width}}  {row["AP"]:5.3f}  {row["AP50"]:5.3f}' # NaN: no such objects
 
-# %% ../nbs/08_evaluate.ipynb #417d7658
-def _same_classes(weights, annotations, path): # What the weights call classes must be what the data calls them
-    if weights.num_classes != len(annotations.names) or (weights.names or annotations.names) != annotations.names:
-        raise ValueError(f'{path} tells {weights.num_classes} classes apart ({weights.names}), but the data has {len(annotations.names)}: {annotations.names}')
+def _finite(metrics): # JSON has no NaN, so it becomes null
+    return {k: _finite(v) if isinstance(v, dict) else v if math.isfinite(v) else None for k, v in metrics.items()}
+
+# %% ../nbs/08_evaluate.ipynb #062c80fa
+def _same_classes(weights, annotations, path): # The annotations with the labels that the weights use
+    if weights.names: return relabel(annotations, weights.names)
+    if weights.num_classes == len(annotations.names): return annotations
+    raise ValueError(f'{path} tells {weights.num_classes} classes apart (without names), but the data has {len(annotations.names)}: {annotations.names}')
 
 def choose_device(
     name:str=None # As torch calls it; the fastest there is if None
@@ -129,13 +133,13 @@ def choose_device(
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/08_evaluate.ipynb #a424a338
+# %% ../nbs/08_evaluate.ipynb #f6ed2ad3
 @call_parse
 def yolox_eval(
     weights:str, # File of weights
     data:str, # Folder of a data set (Pascal VOC or COCO), or a COCO file
     split:str=None, # Which part of the data; the test split unless given, or val where there is none
-    size:int=None, # Side of the canvas in pixels; that of training unless given
+    size:int=None, # Side of the canvas in pixels; that of training unless given (published weights: 416 for nano and tiny, or 640)
     out:str=None, # Folder for metrics.json and detections.png; nothing is written unless given
     batch:int=16, # Images a batch
     workers:int=0, # Processes that read images
@@ -146,14 +150,14 @@ def yolox_eval(
     splits = find_splits(data)
     split = split or next((s for s in ('test', 'val', 'all') if s in splits), next(iter(splits)))
     annotations, loaded = read_split(data, split), load_weights(weights)
-    _same_classes(loaded, annotations, weights)
+    annotations = _same_classes(loaded, annotations, weights)
     model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()
-    size = size or loaded.size or (416 if loaded.model_type in ('yolox_nano', 'yolox_tiny') else 640)
-    found = detect(model, annotations, size, loaded.mean, loaded.std, batch, workers, progress=lambda b: tqdm(b, desc=split, ncols=80, disable=None))
+    size = size or loaded.input_size
+    found = detect(model, annotations, size, loaded.mean, loaded.std, batch, workers, model.bbox_head.strides, progress=lambda b: tqdm(b, desc=split, ncols=80, disable=None))
     metrics = average_precision(annotations, found)
-    print(f'{loaded.model_type} at {size} on {split}: {len(annotations)} images, {len(annotations.labels)} objects', *_table(metrics), sep='\n')
+    print(f'{loaded.model_type} at {size} on {split}: {len(annotations)} images, {len(annotations.labels)} objects', *_table(metrics), sep='\n', flush=True)
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
-        (Path(out)/'metrics.json').write_text(json.dumps(metrics, indent=1))
+        (Path(out)/'metrics.json').write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False))
         show_detections(annotations, found, Path(out)/'detections.png')
-        print(f'written to {out}')
+        print(f'written to {out}', flush=True)

@@ -6,7 +6,7 @@
 __all__ = ['read_image', 'letterbox', 'normalize', 'scored_boxes', 'Detections', 'nms', 'predict', 'draw_boxes',
            'YOLOXInferenceWrapper']
 
-# %% ../nbs/06_inference.ipynb #2d9dc6bd
+# %% ../nbs/06_inference.ipynb #5dccc784
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms.v2 import functional as TF
 
-from .boxes import decode, flatten_levels, grid_priors, letterbox_ratio, letterbox_size, unletterbox
+from .boxes import decode, flatten_levels, grid_priors, letterbox_size, unletterbox
 
-# %% ../nbs/06_inference.ipynb #09eaac9b
+# %% ../nbs/06_inference.ipynb #2d7cdf8b
 def read_image(
-    path # File, or file-like object
+    path, # File, or file-like object
+    upright:bool=True # Rotate as the EXIF data says
 ) -> Tensor: # [3, H, W] uint8 RGB
-    "Read an image, upright and in RGB."
+    "Read an image in RGB."
     with Image.open(path) as image:
-        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert('RGB'))).permute(2, 0, 1)
+        if upright: image = ImageOps.exif_transpose(image)
+        # Pillow would cut grey of 16 bits off at 255
+        if image.mode.startswith('I'): image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
 
 # %% ../nbs/06_inference.ipynb #a74ce3bf
 def letterbox(
@@ -37,22 +41,23 @@ def letterbox(
     if (height, width) != tuple(image.shape[1:]): image = TF.resize(image, [height, width], antialias=False)
     return TF.pad(image, [0, 0, canvas_hw[1] - width, canvas_hw[0] - height], fill=fill)
 
-# %% ../nbs/06_inference.ipynb #95a1495e
+# %% ../nbs/06_inference.ipynb #6d3ec458
 def normalize(
     images:Tensor, # [..., 3, H, W] RGB from 0 to 255
-    mean, # Of RGB in 0-1
-    std
+    mean, # [3] of RGB in 0-1
+    std # [3]
 ) -> Tensor: # [..., 3, H, W] float32
     "Turn pixels into what a network takes."
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
     return (images.float()/255 - mean) / std
 
-# %% ../nbs/06_inference.ipynb #f9fe89a4
+# %% ../nbs/06_inference.ipynb #2a54f1fd
 def scored_boxes(
     outputs, # Lists of L maps: class logits [B, C, H, W], raw boxes [B, 4, H, W], objectness logits [B, 1, H, W]
     strides=(8, 16, 32) # L strides in pixels
 ) -> tuple: # [B, A, 4] xyxy in pixels, [B, A, C] from 0 to 1
     "Decode the maps of a network."
+    if len(strides) != len(outputs[1]): raise ValueError(f'the network has {len(outputs[1])} levels, but there are {len(strides)} strides: {list(strides)}')
     classes, raw, objectness = (flatten_levels([m.float() for m in maps]) for maps in outputs)
     priors = grid_priors([m.shape[2:] for m in outputs[1]], strides, raw.device, raw.dtype)
     return decode(raw, priors), classes.sigmoid() * objectness.sigmoid()
@@ -90,21 +95,22 @@ def nms(
     keep = batched_nms(boxes, found, torch.zeros_like(labels) if class_agnostic else labels, max_iou)[:max_detections]
     return Detections(boxes[keep], found[keep], labels[keep])
 
-# %% ../nbs/06_inference.ipynb #6d6a6b1e
+# %% ../nbs/06_inference.ipynb #ea53bb5b
 @torch.no_grad()
 def predict(
     model:nn.Module, # With the outputs of `YOLOX`; used as it is, so call `model.eval()` before
     images, # Tensors [3, H, W], uint8 RGB, of any sizes
     size:int=640, # Side of the square canvas in pixels
-    mean=(0., 0., 0.), # Of RGB in 0-1
-    std=(1., 1., 1.),
+    mean=(0., 0., 0.), # [3] of RGB in 0-1
+    std=(1., 1., 1.), # [3]
     strides=(8, 16, 32), # L strides in pixels
     **kwargs # Of `nms`
 ) -> list: # One `Detections` for each image
     "Find objects in `images`."
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    batch = torch.stack([letterbox(image, (size, size)) for image in images]).to(device)
-    boxes, scores = scored_boxes(model(normalize(batch, mean, std)), strides)
+    if len(images) == 0: return []
+    like = next(model.parameters(), torch.zeros(1)) # Where the network is, and in which precision
+    batch = torch.stack([letterbox(image, (size, size)) for image in images]).to(like.device)
+    boxes, scores = scored_boxes(model(normalize(batch, mean, std).to(like.dtype)), strides)
     found = [nms(b, s, **kwargs) for b, s in zip(boxes, scores)]
     for image, d in zip(images, found): d.boxes = unletterbox(d.boxes, image.shape[1:], (size, size))
     return found
@@ -128,13 +134,13 @@ def draw_boxes(
         ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour, lw=1.5))
         ax.text(x1, y1, text, fontsize=6, color='white', va='bottom' if y1 > image.shape[1]/12 else 'top', clip_on=True, bbox=dict(facecolor=colour, lw=0, pad=.8))
 
-# %% ../nbs/06_inference.ipynb #8b829cab
+# %% ../nbs/06_inference.ipynb #4e690928
 class YOLOXInferenceWrapper(nn.Module):
     "Normalise the input, run `model`, decode its output"
     def __init__(self,
         model:nn.Module, # With the outputs of `YOLOX`
-        normalize_mean, # Three numbers, in any shape: of RGB in 0-1
-        normalize_std, # Three numbers, in any shape
+        normalize_mean, # [3] of RGB in 0-1, in any shape
+        normalize_std, # [3], in any shape
         strides=[8, 16, 32], # L strides in pixels
         scale_inp:bool=False, # The input is from 0 to 255, so divide it by 255
         channels_last:bool=False, # The input is [B, H, W, 3] instead of [B, 3, H, W]
@@ -146,17 +152,20 @@ class YOLOXInferenceWrapper(nn.Module):
         self.input_dim_slice = slice(1, 3) if channels_last else slice(2, 4)
         for name, value in [('normalize_mean', normalize_mean), ('normalize_std', normalize_std)]:
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone().reshape(1, 3, 1, 1))
-        self.register_buffer('strides', torch.as_tensor(strides))
         self._strides = [int(s) for s in strides] # Numbers of Python, so that tracing need not read a tensor
+        self.register_buffer('strides', torch.tensor(self._strides)) # For scripts that read it
 
     def forward(self,
         x:Tensor # [B, 3, H, W] or [B, H, W, 3]
     ) -> Tensor: # [B, A, 6] x0, y0, w, h, label, probability; or [B, A, 5+C] raw box, objectness, class probabilities
+        outputs = self.model(self.prepare(x))
+        return self.decode(outputs) if self.run_box_and_prob_calculation else self.concatenate(outputs)
+
+    def prepare(self, x): # What the network takes
         if self.channels_last: x = x.permute(0, 3, 1, 2)
         x = x.to(self.normalize_mean.dtype)
         if self.scale_inp: x = x / 255
-        outputs = self.model((x - self.normalize_mean) / self.normalize_std)
-        return self.decode(outputs) if self.run_box_and_prob_calculation else self.concatenate(outputs)
+        return (x - self.normalize_mean) / self.normalize_std
 
     def concatenate(self, outputs): # Undecoded
         classes, raw, objectness = map(flatten_levels, outputs)

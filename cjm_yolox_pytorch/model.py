@@ -8,8 +8,9 @@ __all__ = ['NORM_CFG', 'PRIOR_BIAS', 'MODEL_TYPES', 'NORM_STATS', 'CSP_DARKNET_C
            'DarknetBottleneck', 'CSPLayer', 'SPPBottleneck', 'CSPDarknet', 'YOLOXPAFPN', 'YOLOXHead', 'init_head',
            'YOLOX', 'pretrained_file', 'load_matching', 'build_model']
 
-# %% ../nbs/03_model.ipynb #03cf1a95
+# %% ../nbs/03_model.ipynb #45a4de81
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -231,7 +232,7 @@ MODEL_CFGS = {name: dict(
     **{f'neck_{k}': PAFPN_CFGS[name][k] for k in ('in_channels', 'out_channels', 'num_csp_blocks')},
     **{f'head_{k}': HEAD_CFGS[name][k] for k in ('in_channels', 'feat_channels')}) for name in SIZES}
 
-# %% ../nbs/03_model.ipynb #d82941ae
+# %% ../nbs/03_model.ipynb #a86a76bf
 HUGGINGFACE_CKPT_URL = 'https://huggingface.co/cj-mills/yolox-coco-baseline-pytorch/resolve/main/'
 PRETRAINED_URLS = {name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in SIZES if name != 'yolox_nano'}
 PRETRAINED_URLS['yolox_nano'] = 'https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/yolox_nano.pth'
@@ -241,6 +242,7 @@ def pretrained_file(
     checkpoint_dir='./pretrained_checkpoints/' # Where it is kept
 ) -> Path: # Of the file with published COCO weights
     "Fetch the published weights of a size, unless they are there."
+    if model_type not in PRETRAINED_URLS: raise ValueError(f'model_type={model_type!r}: choose one of {MODEL_TYPES}')
     url = PRETRAINED_URLS[model_type]
     path = Path(checkpoint_dir) / url.rpartition('/')[2]
     if path.exists(): return path
@@ -262,7 +264,7 @@ def load_matching(
     if wrong or missing or unknown: raise ValueError(f'weights of a {weights.model_type} do not fit: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {wrong[:5]}')
     model.load_state_dict(state)
 
-# %% ../nbs/03_model.ipynb #461d6c38
+# %% ../nbs/03_model.ipynb #24059ea3
 def build_model(
     model_type:str, # One of `MODEL_TYPES`
     num_classes:int, # C
@@ -274,5 +276,10 @@ def build_model(
     model = YOLOX(CSPDarknet(**CSP_DARKNET_CFGS[model_type]), YOLOXPAFPN(**PAFPN_CFGS[model_type]),
                   YOLOXHead(num_classes, **HEAD_CFGS[model_type]))
     if pretrained is True: pretrained = pretrained_file(model_type, checkpoint_dir)
-    if pretrained: load_matching(model, pretrained if isinstance(pretrained, Weights) else load_weights(pretrained))
+    if not pretrained: return model
+    weights = pretrained if isinstance(pretrained, Weights) else load_weights(pretrained)
+    load_matching(model, weights)
+    stats = dict(mean=tuple(weights.mean), std=tuple(weights.std))
+    if weights is not pretrained and stats != NORM_STATS[model_type]:
+        warnings.warn(f'{pretrained} wants images normalised with {stats}, not with NORM_STATS[{model_type!r}]')
     return model

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['NOT_A_PAIR', 'centre_prior', 'class_cost', 'pair_cost', 'dynamic_k', 'rank_key', 'Matches', 'settle', 'simota',
-           'pad_objects', 'AssignResult', 'in_regions', 'SimOTAAssigner']
+           'pad_objects', 'AssignResult', 'in_regions', 'check_values', 'SimOTAAssigner']
 
-# %% ../nbs/04_simota.ipynb #ee7182e6
+# %% ../nbs/04_simota.ipynb #f2233aa5
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .boxes import box_iou
+from .boxes import as_xyxy, at_least_fp32, box_iou
 
 # %% ../nbs/04_simota.ipynb #ecfcd676
 def centre_prior(
@@ -105,7 +105,7 @@ def settle(
     if cells.shape[1] >= A: return torch.arange(A, device=key.device).expand(B, -1), owner, low < G
     return cells, owner.gather(1, cells), claimed & (low.gather(1, cells) == claimant)
 
-# %% ../nbs/04_simota.ipynb #0d0bd569
+# %% ../nbs/04_simota.ipynb #b189fd6b
 @torch.no_grad()
 def simota(
     scores:Tensor, # [B, A, C] probabilities, class times objectness
@@ -124,22 +124,23 @@ def simota(
     "Assign cells to the objects of a batch."
     candidates, preferred = centre_prior(priors, gt_boxes, valid, radius, center_only)
     possible = candidates[:, None] & valid[..., None]
-    ious = box_iou(gt_boxes[:, :, None], boxes[:, None]) * possible
+    ious = box_iou(gt_boxes[:, :, None], boxes[:, None])
+    ious = ious.where(possible & (ious >= 0), 0) # NaN, where a prediction has overflowed, is no overlap
     cost = pair_cost(scores, ious, gt_labels, iou_weight, cls_weight, iou_eps)
     cells, objects, positive = settle(rank_key(cost, preferred, possible), dynamic_k(ious, topk), topk)
     return Matches(cells, objects, positive, ious.flatten(1).gather(1, objects*len(priors) + cells))
 
-# %% ../nbs/04_simota.ipynb #28fb2f97
+# %% ../nbs/04_simota.ipynb #b7ef640b
 def pad_objects(
     gt_boxes, # B tensors [G_b, 4]
     gt_labels # B tensors [G_b]
 ) -> tuple: # [B, G, 4] boxes, [B, G] int64 labels, [B, G] bool, where G is the largest G_b and at least 1
     "Stack the objects of several images, with a mask for those that are real."
-    G = max(1, *map(len, gt_labels))
+    G = max([1, *map(len, gt_labels)])
     boxes = torch.stack([torch.cat([b, b.new_zeros(G - len(b), 4)]) for b in gt_boxes])
-    labels = torch.stack([torch.cat([l, l.new_zeros(G - len(l))]) for l in gt_labels]).long()
-    counts = torch.tensor([len(l) for l in gt_labels]).to(boxes.device, non_blocking=True)
-    return boxes, labels, torch.arange(G, device=boxes.device) < counts[:, None]
+    labels = torch.stack([torch.cat([l.long(), l.new_zeros(G - len(l), dtype=torch.int64)]) for l in gt_labels])
+    row = torch.arange(G, device=boxes.device) # The mask is made where the boxes are: to copy one there is to wait
+    return boxes, labels, torch.stack([row < len(l) for l in gt_labels])
 
 # %% ../nbs/04_simota.ipynb #2c6432d6
 @dataclass
@@ -177,7 +178,24 @@ def _check_image(pred_scores, output_grid_boxes, decoded_bboxes, gt_bboxes, gt_l
                            ('gt_labels', gt_labels, (G,)), ('gt_bboxes', gt_bboxes, (G, 4))]:
         if tuple(t.shape) != shape: raise ValueError(f'{name} has shape {tuple(t.shape)}: {A} cells and {G} labels need {shape}')
 
-# %% ../nbs/04_simota.ipynb #8e979b24
+# %% ../nbs/04_simota.ipynb #525074a1
+def check_values(
+    boxes:Tensor, # [G, 4] xyxy in pixels
+    labels:Tensor, # [G] classes, of any numeric dtype
+    num_classes:int, # C
+    image:int=None # Number of the image, to be named in the error
+):
+    "Raise a ValueError if `boxes` or `labels` cannot be those of objects, naming the row and the value."
+    classes, where = labels.double(), '' if image is None else f'image {image}, '
+    faults = [(~boxes.isfinite().all(-1), boxes, 'box', 'coordinates are finite numbers'),
+              ((boxes[:, 2:] <= boxes[:, :2]).any(-1), boxes, 'box', 'boxes are xyxy with x1 < x2 and y1 < y2'),
+              (~((classes >= 0) & (classes < num_classes) & (classes == classes.trunc())), labels, 'label', f'labels are whole numbers from 0 to {num_classes - 1}')]
+    for bad, values, what, rule in faults:
+        if bad.any():
+            row = bad.nonzero()[0].item()
+            raise ValueError(f'{where}row {row}: {what} {values[row].tolist()}, but {rule}')
+
+# %% ../nbs/04_simota.ipynb #79e5d81d
 class SimOTAAssigner:
     "SimOTA with its settings"
     def __init__(self,
@@ -194,7 +212,15 @@ class SimOTAAssigner:
 
     def __repr__(self): return f'SimOTAAssigner({", ".join(f"{k}={v}" for k, v in vars(self).items())})'
 
-    def match(self, scores, boxes, priors, gt_boxes, gt_labels, valid, eps=None) -> Matches:
+    def match(self,
+        scores:Tensor, # [B, A, C] probabilities, class times objectness
+        boxes:Tensor, # [B, A, 4] predicted, xyxy in pixels
+        priors:Tensor, # [A, 4] x, y, s, s of cell centres in pixels
+        gt_boxes:Tensor, # [B, G, 4] xyxy in pixels, padded
+        gt_labels:Tensor, # [B, G] int64, padded
+        valid:Tensor, # [B, G] bool, false for padding
+        eps:float=None # `iou_eps` unless given
+    ) -> Matches:
         "Assign cells to the objects of a batch: `simota` with these settings."
         return simota(scores, boxes, priors, gt_boxes, gt_labels, valid, self.center_radius, self.candidate_topk, self.iou_weight,
                       self.cls_weight, self.center_only, self.iou_eps if eps is None else eps)
@@ -209,8 +235,10 @@ class SimOTAAssigner:
         eps:float=None # `iou_eps` unless given
     ) -> AssignResult:
         "Assign cells to the objects of one image: a batch of one."
-        if gt_bboxes.numel() == 0: gt_bboxes = gt_bboxes.reshape(-1, 4)
+        pred_scores, output_grid_boxes, decoded_bboxes = map(at_least_fp32, (pred_scores, output_grid_boxes, decoded_bboxes))
+        gt_bboxes = as_xyxy(gt_bboxes)
         _check_image(pred_scores, output_grid_boxes, decoded_bboxes, gt_bboxes, gt_labels)
+        if gt_bboxes.device.type == gt_labels.device.type == 'cpu': check_values(gt_bboxes, gt_labels, pred_scores.shape[1])
         matches = self.match(pred_scores[None], decoded_bboxes[None], output_grid_boxes, *pad_objects([gt_bboxes], [gt_labels]), eps=eps)
-        regions = decoded_bboxes.new_zeros(0, 4) if gt_bboxes_ignore is None else gt_bboxes_ignore.reshape(-1, 4)
+        regions = decoded_bboxes.new_zeros(0, 4) if gt_bboxes_ignore is None else as_xyxy(gt_bboxes_ignore)
         return _result(matches, len(gt_labels), gt_labels, in_regions(output_grid_boxes, regions))
