@@ -38,10 +38,10 @@ def _cross(a): # A plus sign with arms of half width `a`
 
 SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071), star=_star(5, .4), cross=_cross(.35))
 
-# %% ../nbs/07_data.ipynb #9d692ffd
+# %% ../nbs/07_data.ipynb #a88c0954
 def _ground(rng, size): # [size, size, 3] float: noise at several scales around a random colour
     texture = np.zeros((size, size, 3))
-    for cells in (3, 12, size//2):
+    for cells in (3, 10):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize((size, size), Image.BICUBIC)
         texture += np.asarray(noise, dtype=float) - 128
     return np.clip(rng.uniform(50, 205, 3) + texture*rng.uniform(.1, .35), 0, 255)
@@ -51,7 +51,7 @@ def _mask(polygon, size): # [size, size] float from 0 to 1
     ImageDraw.Draw(image).polygon([tuple(p) for p in polygon*4], fill=255)
     return np.asarray(image.reduce(4), dtype=float) / 255
 
-# %% ../nbs/07_data.ipynb #261629c8
+# %% ../nbs/07_data.ipynb #09af7b6d
 def draw_shapes(
     rng, # Random generator of numpy
     size:int=160, # Side of the square image in pixels
@@ -62,14 +62,14 @@ def draw_shapes(
     for _ in range(rng.integers(most + 1)):
         label, angle = rng.integers(len(SHAPES)), rng.uniform(0, 2*np.pi)
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        radius = size * .04 * 7**rng.uniform() # From a 25th of the image to a bit over a quarter
+        radius = size * .08 * 3**rng.uniform() # From a 6th of the image across to half of it
         polygon = list(SHAPES.values())[label] @ turn * radius + rng.uniform(0, size, 2)
         mask, colour = _mask(polygon, size), rng.uniform(0, 255, 3)
-        clear = np.abs(colour - (image*mask[..., None]).sum((0, 1))/max(mask.sum(), 1)).max() > 50
+        clear = np.abs(colour - (image*mask[..., None]).sum((0, 1))/max(mask.sum(), 1)).max() > 70
         inside = mask.sum() > .75 * _area(polygon) # Cut by the border at most by a quarter
         seen = [visible*(1 - mask) for visible, *_ in objects]
         if not (clear and inside) or any(v.sum() < .6*area for v, (_, area, *_) in zip(seen, objects)): continue
-        image = image*(1 - mask[..., None]) + (colour + rng.normal(0, 8, image.shape))*mask[..., None]
+        image = image*(1 - mask[..., None]) + (colour + rng.normal(0, 5, image.shape))*mask[..., None]
         objects = [(v, *rest) for v, (_, *rest) in zip(seen, objects)] + [(mask, mask.sum(), *polygon.min(0), *polygon.max(0), label)]
     found = np.array([o[2:] for o in objects]).reshape(-1, 5)
     return image.clip(0, 255).astype(np.uint8), found[:, :4].clip(0, size), found[:, 4].astype(int)

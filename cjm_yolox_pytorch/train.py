@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'AMP_DTYPES', 'LOSSES', 'COLUMNS', 'Recipe', 'lr_factor
            'append_row', 'read_rows', 'plot_curves', 'Trainer', 'train_epoch', 'validate', 'save_trained', 'fit',
            'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #19211d68
+# %% ../nbs/09_train.ipynb #109c49c6
 import copy
 import csv
 import math
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from fastcore.script import call_parse
 from torch import nn
+from torchvision.transforms import v2
 
 from .checkpoints import Weights, load_weights, save_weights
 from .data import Annotations, DetectionDataset, default_transforms, find_splits, make_loader, read_split, relabel, write_shapes
@@ -63,10 +64,10 @@ def lr_factor(
     t = min(1, (step - warmup)/max(1, total - closing - warmup))
     return least + (1 - least)*(1 + math.cos(math.pi*t))/2
 
-# %% ../nbs/09_train.ipynb #d563e580
+# %% ../nbs/09_train.ipynb #dead507a
 OPTIMIZERS = dict(
-    adamw=lambda groups, lr: torch.optim.AdamW(groups, lr),
-    sgd=lambda groups, lr: torch.optim.SGD(groups, lr, momentum=.9, nesterov=True))
+    adamw=lambda groups, lr: torch.optim.AdamW(groups, lr, fused=True),
+    sgd=lambda groups, lr: torch.optim.SGD(groups, lr, momentum=.9, nesterov=True, fused=True))
 
 def make_optimizer(
     model:nn.Module,
@@ -323,12 +324,12 @@ def yolox_train(
     print(f'best: epoch {best["epoch"]}, AP {best["AP"]:.3f}, AP50 {best["AP50"]:.3f} on {val}',
           f'weights, metrics and pictures are in {out}', sep='\n', flush=True)
 
-# %% ../nbs/09_train.ipynb #46be044b
+# %% ../nbs/09_train.ipynb #04331564
 @call_parse
 def yolox_demo(
     out:str='runs/demo', # Folder for everything; what an earlier demo left there is replaced
-    images:int=800, # Training images to draw
-    epochs:int=25, # Times through them
+    images:int=2400, # Training images to draw
+    epochs:int=6, # Times through them
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Train and evaluate on a data set of drawn shapes, as a first try"
@@ -337,8 +338,11 @@ def yolox_demo(
         for name in ('metrics.csv', 'best.safetensors', 'last.safetensors'): (out/name).unlink(missing_ok=True)
     _must_be_new(out)
     print(f'drawing shapes into {out/"shapes"}', flush=True)
-    write_shapes(out/'shapes', train=images, val=100, test=200)
-    yolox_train(str(out/'shapes'), model='yolox_nano', size=160, epochs=epochs, lr=.004, every=5, out=str(out), device=device)
+    write_shapes(out/'shapes', train=images, val=100, test=200, size=96)
+    train, val = (read_split(out/'shapes', split) for split in ('train', 'val'))
+    _say(train, 'train', 'training')
+    recipe = Recipe('yolox_tiny', size=96, epochs=epochs, batch=16, lr=.006, warmup=.5, closing=1, every=2)
+    fit(Trainer(recipe, train, val, device=device, transforms=v2.RandomHorizontalFlip()), out)
     print('on images that took no part:', flush=True)
     yolox_eval(str(out/'best.safetensors'), str(out/'shapes'), split='test', out=str(out), device=device)
     print(f'look at {out/"curves.png"} and {out/"detections.png"}', flush=True)

@@ -20,10 +20,10 @@ for number, cell in enumerate(json.loads((root/'nbs/index.ipynb').read_text(enco
     if '#| echo: false' not in flags: parts.append('```python\n' + '\n'.join(lines) + '\n```')
     for output in cell['outputs']:
         data = output.get('data', {})
-        if 'image/png' in data: # What it shows is said in the comment that ends the cell
+        if 'image/png' in data: # What it shows is said in the comment that begins the cell
             pictures.mkdir(exist_ok=True)
             (pictures/f'index-{number}.png').write_bytes(base64.b64decode(text(data['image/png'])))
-            parts.append(f'![{lines[-1].rpartition("# ")[2]}](docs/images/index-{number}.png)')
+            parts.append(f'![{lines[0].removeprefix("# ")}](docs/images/index-{number}.png)')
         else: parts.append('```\n' + text(output.get('text') or data.get('text/plain')) + '\n```')
 
 (root/'README.md').write_text('\n\n'.join(['<!-- Made from nbs/index.ipynb by docs/readme.py: edit the notebook -->', *parts]) + '\n', encoding='utf-8')

@@ -1,5 +1,6 @@
 "The house stands as it should: modules are their notebooks, notebooks are clean, layers hold, the core imports little."
 import filecmp
+import json
 import re
 import shutil
 import subprocess
@@ -38,11 +39,23 @@ def test_readme_is_made_from_the_index(processed):
     assert (processed/'README.md').read_text(encoding='utf-8') == (ROOT/'README.md').read_text(encoding='utf-8'), 'run make readme'
 
 
+def code_cells(notebook): return [c for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+
+
 @pytest.mark.parametrize('module', NOTEBOOKS)
 def test_a_notebook_imports_only_lower_numbered_ones(module):
-    source = (ROOT/PACKAGE/f'{module}.py').read_text(encoding='utf-8')
-    for other in re.findall(r'^\s*from \.(\w+) import', source, re.M):
-        assert NOTEBOOKS[other] < NOTEBOOKS[module], f'{module} imports {other}'
+    for cell in code_cells(ROOT/f'nbs/{NOTEBOOKS[module]:02}_{module}.ipynb'):
+        for other in re.findall(rf'^\s*(?:from|import) {PACKAGE}\.(\w+)', ''.join(cell['source']), re.M):
+            assert NOTEBOOKS[other] < NOTEBOOKS[module], f'{module} imports {other}'
+
+
+@pytest.mark.parametrize('notebook', sorted((ROOT/'nbs').rglob('*.ipynb')), ids=lambda p: p.stem)
+def test_pages_were_run(notebook):
+    "A cell that ends by showing something has something to show"
+    for cell in code_cells(notebook):
+        source = ''.join(cell['source'])
+        shows = re.search(r'^print\(|plt\.|^fig, |^#\| echo: false', source, re.M) or re.fullmatch(r'[\w.]+(, [\w.]+)*', source.strip().split('\n')[-1])
+        if shows and not re.search(r'^#\| (hide|export|cuda|net)$|^def |^    print', source, re.M): assert cell['outputs'], source
 
 
 def test_model_and_loss_do_not_know_each_other():
@@ -53,8 +66,11 @@ def test_model_and_loss_do_not_know_each_other():
 
 @pytest.mark.parametrize('module', ['loss', 'model'])
 def test_the_core_needs_torch_torchvision_and_numpy_alone(module):
-    absent = ['fastcore', 'safetensors', 'tqdm', 'matplotlib', 'faster_coco_eval', 'nbdev', 'IPython']
-    code = f'import sys; sys.modules.update(dict.fromkeys({absent})); import {PACKAGE}.{module}'
+    code = f"""import sys, torch, torchvision.ops, torchvision.tv_tensors, torchvision.transforms.v2.functional, numpy, torch.distributed
+top = lambda: {{name.partition('.')[0] for name in sys.modules}}
+before = top()
+import {PACKAGE}.{module}
+assert (new := top() - before - set(sys.stdlib_module_names)) == {{'{PACKAGE}'}}, new"""
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
