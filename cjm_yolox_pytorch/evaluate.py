@@ -80,7 +80,7 @@ def detect(
     for d, hw in zip(found, annotations.sizes.tolist()): d.boxes = unletterbox(d.boxes, hw, (size, size))
     return found
 
-# %% ../nbs/08_evaluate.ipynb #2430b5f1
+# %% ../nbs/08_evaluate.ipynb #2e6b7399
 def show_detections(
     annotations:Annotations, # The truth
     detections:list, # One `Detections` for each image
@@ -93,7 +93,8 @@ def show_detections(
     chosen = np.unique(np.linspace(0, len(annotations) - 1, count).astype(int))
     columns = 2 if len(chosen) > 1 else 1
     rows = -(-len(chosen) // columns)
-    fig = Figure(figsize=(6*columns, 3*rows), layout='constrained')
+    tall = np.median(annotations.sizes[:, 0] / annotations.sizes[:, 1])
+    fig = Figure(figsize=(6*columns, (3*tall + .3)*rows), layout='constrained')
     axs = fig.subplots(rows, 2*columns, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for n, i in enumerate(chosen):
