@@ -115,7 +115,7 @@ def predict(
     for image, d in zip(images, found): d.boxes = unletterbox(d.boxes, image.shape[1:], (size, size))
     return found
 
-# %% ../nbs/06_inference.ipynb #ade86b0a
+# %% ../nbs/06_inference.ipynb #3ef5265e
 def draw_boxes(
     ax, # Axes of matplotlib
     image:Tensor, # [3, H, W] uint8
@@ -126,7 +126,7 @@ def draw_boxes(
 ):
     "Show `image` with `boxes` on it."
     from matplotlib.patches import Rectangle
-    ax.imshow(image.permute(1, 2, 0).cpu(), extent=(0, image.shape[2], image.shape[1], 0)) # Pixel 0 is from 0 to 1
+    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(0, image.shape[2], image.shape[1], 0)) # Pixel 0 is from 0 to 1
     ax.axis('off')
     for i, ((x1, y1, x2, y2), label) in enumerate(zip(boxes.tolist(), labels.tolist())):
         colour = f'C{label % 10}'

@@ -99,7 +99,7 @@ def test_crowds_reach_the_loss(shapes):
     batch.crowds = [torch.zeros(0, 4)]*4
     with_background = trainer.losses(batch)['loss_obj'].item()
     batch.crowds = [torch.tensor([[0., 0., 96., 96.]])]*4
-    assert trainer.losses(batch)['loss_obj'].item() < .5*with_background
+    assert trainer.losses(batch)['loss_obj'].item() < .9*with_background
 
 
 def test_classes_in_another_order_are_the_same_classes(shapes):
