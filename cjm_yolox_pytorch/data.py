@@ -153,7 +153,7 @@ def _present(annotations): # The same, if its images are there
     if missing: raise FileNotFoundError(f'{len(missing)} of {len(annotations)} images are missing, such as {missing[:3]}')
     return annotations
 
-# %% ../nbs/07_data.ipynb #fbaf0d5f
+# %% ../nbs/07_data.ipynb #5baac607
 def read_coco(
     path, # The JSON file
     folder=None # Where the images are; looked for if None
@@ -166,7 +166,11 @@ def read_coco(
         if key not in coco: raise ValueError(f'{path}: no {key!r}, so it is not a COCO file for detection')
     categories = sorted(coco['categories'], key=lambda c: c['id'])
     label = {c['id']: i for i, c in enumerate(categories)}
+    if len({c['name'] for c in categories}) < len(categories): raise ValueError(f'{path}: several categories have the same name: {[c["name"] for c in categories]}')
+    for image in coco['images']:
+        if not {'id', 'file_name', 'height', 'width'} <= image.keys(): raise ValueError(f'{path}: image {image} needs id, file_name, height and width')
     objects = {image['id']: [] for image in coco['images']}
+    if len(objects) < len(coco['images']): raise ValueError(f'{path}: several images have the same id')
     for a in coco['annotations']:
         try: image, category, (x, y, w, h) = a['image_id'], a['category_id'], map(float, a['bbox'])
         except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{path}: annotation {a} needs image_id, category_id and bbox of 4 numbers ({e!r})') from e
@@ -185,7 +189,7 @@ def _image_folder(path, images): # Where the images of the COCO file at `path` a
         if not images or (folder/images[0]['file_name']).exists(): return folder
     raise FileNotFoundError(f'{path}: its image {images[0]["file_name"]} is in none of {[str(f) for f in folders]}')
 
-# %% ../nbs/07_data.ipynb #b05000d1
+# %% ../nbs/07_data.ipynb #e8e8ad79
 def read_voc(
     root, # Folder with `Annotations`, `ImageSets/Main` and `JPEGImages`
     split:str # Name of a list in `ImageSets/Main`
@@ -196,7 +200,8 @@ def read_voc(
     names = sorted({_text(o, 'name', stem) for stem, tree in trees.items() for o in tree.iter('object')})
     images = {p.stem: p for p in sorted((root/'JPEGImages').iterdir())}
     lines = (root/f'ImageSets/Main/{split}.txt').read_text(encoding='utf-8').splitlines()
-    stems = [re.sub(r'\s+-?[01]$', '', line.strip()) for line in lines if line.strip()] # Lists for one class end in 1 or -1
+    # Lists for one class have a 1, 0 or -1 after each name
+    stems = [line if line in trees else re.sub(r'\s+-?[01]$', '', line) for line in map(str.strip, lines) if line]
     missing = [stem for stem in stems if stem not in trees or stem not in images]
     if missing: raise FileNotFoundError(f'{root}: {len(missing)} of the {len(stems)} names in {split}.txt lack an XML file in Annotations or an image in JPEGImages, such as {missing[:3]}')
     return _collect(names, [(images[stem], *_voc_image(trees[stem], stem, images[stem], names)) for stem in stems])
@@ -213,7 +218,7 @@ def _voc_image(tree, stem, image, names): # Height and width, and rows of object
         # A box that ends where it begins is a slip of the mouse rather than one pixel wide
         if x1 < x2 and y1 < y2: x1, y1 = x1 - 1, y1 - 1
         objects.append((x1, y1, x2, y2, names.index(_text(o, 'name', stem)), False, (x2 - x1)*(y2 - y1)))
-    size = tuple(int(tree.findtext(f'size/{side}', '0')) for side in ('height', 'width'))
+    size = tuple(int(float(tree.findtext(f'size/{side}') or 0)) for side in ('height', 'width'))
     return size if all(size) else tuple(read_image(image).shape[1:]), objects
 
 # %% ../nbs/07_data.ipynb #2fe7acc4
@@ -248,18 +253,21 @@ def read_split(
     if split not in splits: raise ValueError(f'{path} has no split {split!r}: choose one of {sorted(splits)}')
     return splits[split]()
 
-# %% ../nbs/07_data.ipynb #f97a0adc
+# %% ../nbs/07_data.ipynb #c24fe789
 def relabel(
     annotations:Annotations,
     names:list # C names of classes
 ) -> Annotations:
     "The same annotations, with labels that are places in `names`."
-    unknown = [name for name in annotations.names if name not in names]
+    place = np.array([names.index(name) if name in names else -1 for name in annotations.names], dtype=np.int64)
+    unknown = [name for i, name in enumerate(annotations.names) if place[i] < 0 and (annotations.labels == i).any()]
     if unknown: raise ValueError(f'classes {unknown} are not among {list(names)}')
-    place = np.array([names.index(name) for name in annotations.names], dtype=np.int64)
     return replace(annotations, names=list(names), labels=place[annotations.labels])
 
-# %% ../nbs/07_data.ipynb #07ffef71
+# %% ../nbs/07_data.ipynb #e044c8d3
+class _ScaleJitter(v2.ScaleJitter): # Which leaves at least a pixel of a narrow image
+    def make_params(self, flat_inputs): return dict(size=tuple(max(1, side) for side in super().make_params(flat_inputs)['size']))
+
 def default_transforms(
     size:int, # Side of the square canvas in pixels
     flip:float=.5, # Probability of mirroring
@@ -267,7 +275,7 @@ def default_transforms(
     scale:tuple=(.6, 1.4) # Least and largest factor of size; what then leaves the canvas is cut off
 ):
     "Mirror, recolour, scale and shift images at random."
-    return v2.Compose([v2.RandomHorizontalFlip(flip), v2.ColorJitter(jitter, jitter, jitter), v2.ScaleJitter((size, size), scale, antialias=False),
+    return v2.Compose([v2.RandomHorizontalFlip(flip), v2.ColorJitter(jitter, jitter, jitter), _ScaleJitter((size, size), scale, antialias=False),
                        v2.RandomCrop((size, size), pad_if_needed=True, fill=114), v2.ClampBoundingBoxes()])
 
 # %% ../nbs/07_data.ipynb #eec97070

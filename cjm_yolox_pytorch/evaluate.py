@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['METRICS', 'average_precision', 'detect', 'show_detections', 'choose_device', 'yolox_eval']
 
-# %% ../nbs/08_evaluate.ipynb #8f75c6bd
+# %% ../nbs/08_evaluate.ipynb #564cf2e2
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ def _coco_results(detections):
 
 def _xywh(boxes): return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(float).tolist()
 
-# %% ../nbs/08_evaluate.ipynb #36a1dc90
+# %% ../nbs/08_evaluate.ipynb #5be66298
 METRICS = ['AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large']
 
 def average_precision(
@@ -44,6 +43,7 @@ def average_precision(
 ) -> dict: # `METRICS` from 0 to 1, and `classes`: AP and AP50 of each class by name. NaN where there are no objects
     "COCO's average precision of `detections`."
     from faster_coco_eval import COCO, COCOeval_faster
+    if not len(annotations): raise ValueError('there are no images to measure on')
     truth, found = COCO(_coco_truth(annotations)), _coco_results(detections)
     if not found: found = [dict(image_id=0, category_id=0, bbox=[0., 0., 0., 0.], score=0.)] # Its loader refuses an empty list
     run = COCOeval_faster(truth, truth.loadRes(found), 'bbox')

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from .boxes import decode, flatten_levels, grid_priors, letterbox_size, unletterbox
 
-# %% ../nbs/06_inference.ipynb #2d7cdf8b
+# %% ../nbs/06_inference.ipynb #041b8baa
 def read_image(
     path, # File, or file-like object
     upright:bool=True # Rotate as the EXIF data says
@@ -26,8 +26,9 @@ def read_image(
     "Read an image in RGB."
     with Image.open(path) as image:
         if upright: image = ImageOps.exif_transpose(image)
-        # Pillow would cut grey of 16 bits off at 255
-        if image.mode.startswith('I'): image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        # Pillow would cut grey of 16 bits, which it may call I, off at 255
+        if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
 
 # %% ../nbs/06_inference.ipynb #a74ce3bf

@@ -80,23 +80,23 @@ def make_optimizer(
               dict(params=[p for p in parameters if p.ndim <= 1], weight_decay=0.)]
     return OPTIMIZERS[recipe.optimizer](groups, recipe.lr)
 
-# %% ../nbs/09_train.ipynb #c2a5efe7
+# %% ../nbs/09_train.ipynb #b0bb0a43
 class EMA:
     "An exponential moving average of `model`, kept in `module`"
     def __init__(self,
         model:nn.Module,
         decay:float # d, what it keeps in the long run
     ):
-        self.decay, self.steps, self.module = decay, 0, copy.deepcopy(model).eval().requires_grad_(False)
-        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values()))
-        self.averaged, self.counts = [p for p in pairs if p[0].is_floating_point()], [p for p in pairs if not p[0].is_floating_point()]
+        self.model, self.decay, self.steps = model, decay, 0
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self): # After a step of the optimizer
         self.steps += 1
         keep = self.decay * (1 - math.exp(-self.steps/2000))
-        for average, now in self.averaged: average.lerp_(now, 1 - keep)
-        for average, now in self.counts: average.copy_(now)
+        for average, now in zip(self.module.state_dict().values(), self.model.state_dict().values()):
+            if average.is_floating_point(): average.lerp_(now.to(average), 1 - keep)
+            else: average.copy_(now)
 
 # %% ../nbs/09_train.ipynb #60b20587
 AMP_DTYPES = dict(none=None, bf16=torch.bfloat16, fp16=torch.float16)
