@@ -64,7 +64,7 @@ def test_training_script():
         return total / len(loader)
 
     trained = [run_epoch(True) for _ in range(6)]
-    assert trained[-1] < .8*trained[0]
+    assert trained[-1] < .9*trained[0]
     before = [p.clone() for p in model.parameters()]
     with torch.no_grad(): assert np.isfinite(run_epoch(False))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
