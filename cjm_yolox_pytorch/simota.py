@@ -6,8 +6,8 @@
 __all__ = ['NOT_A_PAIR', 'centre_prior', 'class_cost', 'pair_cost', 'dynamic_k', 'rank_key', 'Matches', 'settle', 'simota',
            'pad_objects', 'AssignResult', 'in_regions', 'check_values', 'SimOTAAssigner']
 
-# %% ../nbs/04_simota.ipynb #f2233aa5
-from dataclasses import dataclass
+# %% ../nbs/04_simota.ipynb #6250bfa5
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -170,14 +170,6 @@ def _result(matches, num_objects, gt_labels, ignored): # The matches of a batch 
     result.category_labels[cells] = gt_labels.long()[objects]
     return result
 
-# %% ../nbs/04_simota.ipynb #324521ca
-def _check_image(pred_scores, output_grid_boxes, decoded_bboxes, gt_bboxes, gt_labels):
-    if pred_scores.ndim != 2: raise ValueError(f'pred_scores has shape {tuple(pred_scores.shape)}: give [A, C], the scores of one image')
-    A, G = len(pred_scores), len(gt_labels)
-    for name, t, shape in [('output_grid_boxes', output_grid_boxes, (A, 4)), ('decoded_bboxes', decoded_bboxes, (A, 4)),
-                           ('gt_labels', gt_labels, (G,)), ('gt_bboxes', gt_bboxes, (G, 4))]:
-        if tuple(t.shape) != shape: raise ValueError(f'{name} has shape {tuple(t.shape)}: {A} cells and {G} labels need {shape}')
-
 # %% ../nbs/04_simota.ipynb #525074a1
 def check_values(
     boxes:Tensor, # [G, 4] xyxy in pixels
@@ -195,33 +187,29 @@ def check_values(
             row = bad.nonzero()[0].item()
             raise ValueError(f'{where}row {row}: {what} {values[row].tolist()}, but {rule}')
 
-# %% ../nbs/04_simota.ipynb #79e5d81d
+# %% ../nbs/04_simota.ipynb #5851767c
+def _check_image(scores, priors, boxes, gt_boxes, gt_labels): # The first four in at least fp32, and plain xyxy
+    if scores.ndim != 2: raise ValueError(f'pred_scores has shape {tuple(scores.shape)}: give [A, C], the scores of one image')
+    gt_boxes, A, G = as_xyxy(gt_boxes), len(scores), len(gt_labels)
+    for name, t, shape in [('output_grid_boxes', priors, (A, 4)), ('decoded_bboxes', boxes, (A, 4)), ('gt_labels', gt_labels, (G,)), ('gt_bboxes', gt_boxes, (G, 4))]:
+        if tuple(t.shape) != shape: raise ValueError(f'{name} has shape {tuple(t.shape)}: {A} cells and {G} labels need {shape}')
+    if gt_boxes.device.type == gt_labels.device.type == 'cpu': check_values(gt_boxes, gt_labels, scores.shape[1])
+    return *map(at_least_fp32, (scores, priors, boxes)), gt_boxes
+
+# %% ../nbs/04_simota.ipynb #1ff6cbb1
+@dataclass
 class SimOTAAssigner:
     "SimOTA with its settings"
-    def __init__(self,
-        center_radius:float=2.5, # Of the centre prior, in strides. Larger: more candidates
-        candidate_topk:int=10, # K: the most cells an object can get
-        iou_weight:float=3., # Of the box cost
-        cls_weight:float=1., # Of the class cost
-        *,
-        center_only:bool=False, # Candidates by closeness to the middle alone
-        iou_eps:float=1e-7 # Added to IoUs under the logarithm
-    ):
-        self.center_radius, self.candidate_topk, self.iou_weight, self.cls_weight = center_radius, candidate_topk, iou_weight, cls_weight
-        self.center_only, self.iou_eps = center_only, iou_eps
+    center_radius:float = 2.5 # Of the centre prior, in strides. Larger: more candidates
+    candidate_topk:int = 10 # K: the most cells an object can get
+    iou_weight:float = 3. # Of the box cost
+    cls_weight:float = 1. # Of the class cost
+    _:KW_ONLY
+    center_only:bool = False # Candidates by closeness to the middle alone
+    iou_eps:float = 1e-7 # Added to IoUs under the logarithm
 
-    def __repr__(self): return f'SimOTAAssigner({", ".join(f"{k}={v}" for k, v in vars(self).items())})'
-
-    def match(self,
-        scores:Tensor, # [B, A, C] probabilities, class times objectness
-        boxes:Tensor, # [B, A, 4] predicted, xyxy in pixels
-        priors:Tensor, # [A, 4] x, y, s, s of cell centres in pixels
-        gt_boxes:Tensor, # [B, G, 4] xyxy in pixels, padded
-        gt_labels:Tensor, # [B, G] int64, padded
-        valid:Tensor, # [B, G] bool, false for padding
-        eps:float=None # `iou_eps` unless given
-    ) -> Matches:
-        "Assign cells to the objects of a batch: `simota` with these settings."
+    def match(self, scores, boxes, priors, gt_boxes, gt_labels, valid, eps=None) -> Matches: # All as `simota` takes them
+        "Assign cells to the objects of a batch: `simota` with these settings, and `eps` for `iou_eps` if given."
         return simota(scores, boxes, priors, gt_boxes, gt_labels, valid, self.center_radius, self.candidate_topk, self.iou_weight,
                       self.cls_weight, self.center_only, self.iou_eps if eps is None else eps)
 
@@ -235,10 +223,7 @@ class SimOTAAssigner:
         eps:float=None # `iou_eps` unless given
     ) -> AssignResult:
         "Assign cells to the objects of one image: a batch of one."
-        pred_scores, output_grid_boxes, decoded_bboxes = map(at_least_fp32, (pred_scores, output_grid_boxes, decoded_bboxes))
-        gt_bboxes = as_xyxy(gt_bboxes)
-        _check_image(pred_scores, output_grid_boxes, decoded_bboxes, gt_bboxes, gt_labels)
-        if gt_bboxes.device.type == gt_labels.device.type == 'cpu': check_values(gt_bboxes, gt_labels, pred_scores.shape[1])
-        matches = self.match(pred_scores[None], decoded_bboxes[None], output_grid_boxes, *pad_objects([gt_bboxes], [gt_labels]), eps=eps)
-        regions = decoded_bboxes.new_zeros(0, 4) if gt_bboxes_ignore is None else as_xyxy(gt_bboxes_ignore)
-        return _result(matches, len(gt_labels), gt_labels, in_regions(output_grid_boxes, regions))
+        scores, priors, boxes, gt_bboxes = _check_image(pred_scores, output_grid_boxes, decoded_bboxes, gt_bboxes, gt_labels)
+        matches = self.match(scores[None], boxes[None], priors, *pad_objects([gt_bboxes], [gt_labels]), eps=eps)
+        regions = boxes.new_zeros(0, 4) if gt_bboxes_ignore is None else as_xyxy(gt_bboxes_ignore)
+        return _result(matches, len(gt_labels), gt_labels, in_regions(priors, regions))
