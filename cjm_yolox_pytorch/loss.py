@@ -144,63 +144,63 @@ class SamplingResult:
         labels = assignment_result.category_labels
         self.positive_ground_truth_labels = None if labels is None else labels[positive_indices]
 
-# %% ../nbs/05_loss.ipynb #9ec19d41
-class _ImageMethods:
-    "The methods of `YOLOXLoss` for one image"
-    def bbox_decode(self,
-        output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell *corners* in pixels
-        predicted_boxes:Tensor # [..., A, 4] raw predictions
-    ) -> Tensor: # [..., A, 4] xyxy in pixels
-        "Turn raw predictions into boxes: `decode`."
-        return decode(predicted_boxes, output_grid_boxes)
+# %% ../nbs/05_loss.ipynb #cf44c65d
+def _bbox_decode(
+    output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell *corners* in pixels
+    predicted_boxes:Tensor # [..., A, 4] raw predictions
+) -> Tensor: # [..., A, 4] xyxy in pixels
+    "Turn raw predictions into boxes: `decode`."
+    return decode(predicted_boxes, output_grid_boxes)
 
-    def get_l1_target(self,
-        l1_target:Tensor, # [P, 4] overwritten with the result
-        ground_truth_boxes:Tensor, # [P, 4] xyxy in pixels
-        output_grid_boxes:Tensor, # [P, 4] x, y, s, s of cell *corners* in pixels
-        epsilon:float=1e-8 # Added to sizes (in strides) under the logarithm
-    ) -> Tensor: # `l1_target`
-        "Write what positives have to predict into `l1_target`: `encode`."
-        return l1_target.copy_(encode(ground_truth_boxes, output_grid_boxes, epsilon))
+def _get_l1_target(
+    l1_target:Tensor, # [P, 4] overwritten with the result
+    ground_truth_boxes:Tensor, # [P, 4] xyxy in pixels
+    output_grid_boxes:Tensor, # [P, 4] x, y, s, s of cell *corners* in pixels
+    epsilon:float=1e-8 # Added to sizes (in strides) under the logarithm
+) -> Tensor: # `l1_target`
+    "Write what positives have to predict into `l1_target`: `encode`."
+    return l1_target.copy_(encode(ground_truth_boxes, output_grid_boxes, epsilon))
 
-    def flatten_and_concat(self,
-        tensors, # L maps [B, D, H, W]
-        batch_size:int, # B
-        reshape_dims:int=None # D, or None for maps of one channel
-    ) -> Tensor: # [B, A, D], or [B, A]
-        "Put the cells of all levels into one row: `flatten_levels`."
-        flat = flatten_levels(tensors)
-        return flat.reshape(batch_size, -1) if reshape_dims is None else flat.reshape(batch_size, -1, reshape_dims)
+# %% ../nbs/05_loss.ipynb #cee0ae33
+def _flatten_and_concat(
+    tensors, # L maps [B, D, H, W]
+    batch_size:int, # B
+    reshape_dims:int=None # D, or None for maps of one channel
+) -> Tensor: # [B, A, D], or [B, A]
+    "Put the cells of all levels into one row: `flatten_levels`."
+    flat = flatten_levels(tensors)
+    return flat.reshape(batch_size, -1) if reshape_dims is None else flat.reshape(batch_size, -1, reshape_dims)
 
-    def sample(self,
-        assignment_result:AssignResult,
-        bboxes:Tensor, # [A, 4] a box for each cell
-        ground_truth_boxes:Tensor # [G, 4] xyxy in pixels
-    ) -> SamplingResult:
-        "Divide cells into positives and negatives; ignored ones are neither."
-        index = assignment_result.ground_truth_box_indices
-        return SamplingResult((index > 0).nonzero()[:, 0], (index == 0).nonzero()[:, 0], bboxes, ground_truth_boxes,
-                              assignment_result, torch.zeros_like(index, dtype=torch.uint8))
+def _sample(
+    assignment_result:AssignResult,
+    bboxes:Tensor, # [A, 4] a box for each cell
+    ground_truth_boxes:Tensor # [G, 4] xyxy in pixels
+) -> SamplingResult:
+    "Divide cells into positives and negatives; ignored ones are neither."
+    index = assignment_result.ground_truth_box_indices
+    return SamplingResult((index > 0).nonzero()[:, 0], (index == 0).nonzero()[:, 0], bboxes, ground_truth_boxes,
+                          assignment_result, torch.zeros_like(index, dtype=torch.uint8))
 
-    @torch.no_grad()
-    def get_target_single(self,
-        class_preds:Tensor, # [A, C] logits
-        objectness_score:Tensor, # [A] or [A, 1] logits
-        output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell *corners* in pixels
-        decoded_bboxes:Tensor, # [A, 4] predicted, xyxy in pixels
-        ground_truth_bboxes:Tensor, # [G, 4] xyxy in pixels
-        ground_truth_labels:Tensor # [G] of any numeric dtype, from 0 to C-1
-    ) -> tuple: # Foreground [A], class targets [P, C], objectness targets [A, 1], box targets [P, 4], L1 targets [P, 4], P
-        "What each cell of one image is to learn."
-        if class_preds.shape[1:] != (self.num_classes,): raise ValueError(f'class_preds has shape {tuple(class_preds.shape)}, but [A, {self.num_classes}] was expected')
-        scores = at_least_fp32(class_preds).sigmoid() * at_least_fp32(objectness_score).reshape(-1, 1).sigmoid()
-        boxes = as_xyxy(ground_truth_bboxes).to(scores.dtype)
-        result = self.assigner.assign(scores, cell_centres(output_grid_boxes), at_least_fp32(decoded_bboxes), boxes, ground_truth_labels)
-        positives = self.sample(result, output_grid_boxes, boxes)
-        classes = class_targets(positives.positive_ground_truth_labels, result.max_iou_values[positives.positive_indices], self.num_classes)
-        foreground = result.ground_truth_box_indices > 0
-        return (foreground, classes, foreground.to(scores)[:, None], positives.positive_ground_truth_bboxes,
-                encode(positives.positive_ground_truth_bboxes, positives.positive_bboxes), len(positives.positive_indices))
+# %% ../nbs/05_loss.ipynb #06aa9957
+@torch.no_grad()
+def _get_target_single(self, # The loss
+    class_preds:Tensor, # [A, C] logits
+    objectness_score:Tensor, # [A] or [A, 1] logits
+    output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell *corners* in pixels
+    decoded_bboxes:Tensor, # [A, 4] predicted, xyxy in pixels
+    ground_truth_bboxes:Tensor, # [G, 4] xyxy in pixels
+    ground_truth_labels:Tensor # [G] of any numeric dtype, from 0 to C-1
+) -> tuple: # Foreground [A], class targets [P, C], objectness targets [A, 1], box targets [P, 4], L1 targets [P, 4], P
+    "What each cell of one image is to learn."
+    if class_preds.shape[1:] != (self.num_classes,): raise ValueError(f'class_preds has shape {tuple(class_preds.shape)}, but [A, {self.num_classes}] was expected')
+    scores = at_least_fp32(class_preds).sigmoid() * at_least_fp32(objectness_score).reshape(-1, 1).sigmoid()
+    boxes = as_xyxy(ground_truth_bboxes).to(scores.dtype)
+    result = self.assigner.assign(scores, cell_centres(output_grid_boxes), at_least_fp32(decoded_bboxes), boxes, ground_truth_labels)
+    positives = _sample(result, output_grid_boxes, boxes)
+    classes = class_targets(positives.positive_ground_truth_labels, result.max_iou_values[positives.positive_indices], self.num_classes)
+    foreground = result.ground_truth_box_indices > 0
+    return (foreground, classes, foreground.to(scores)[:, None], positives.positive_ground_truth_bboxes,
+            encode(positives.positive_ground_truth_bboxes, positives.positive_bboxes), len(positives.positive_indices))
 
 # %% ../nbs/05_loss.ipynb #d7aec298
 def _mean_over_ranks(num_positives): # Scalar float; the result is never less than 1
@@ -210,25 +210,46 @@ def _mean_over_ranks(num_positives): # Scalar float; the result is never less th
         num_positives = num_positives / dist.get_world_size()
     return num_positives.clamp(min=1)
 
-# %% ../nbs/05_loss.ipynb #99688b03
-class _BatchMethods:
-    "The method of `YOLOXLoss` for a batch whose inputs are tensors"
-    def _sums(self, classes, raw, objectness, corners, gt_boxes, gt_labels, valid, regions):
-        "Weighted sums of the losses, and the number of positives"
-        with torch.no_grad():
-            matches = self.assigner.match(classes.sigmoid()*objectness.sigmoid(), decode(raw, corners), cell_centres(corners), gt_boxes, gt_labels, valid)
-            positive = torch.zeros_like(objectness[..., 0]).scatter_reduce_(1, matches.cells, matches.positive.to(objectness.dtype), 'amax')
-            taken = None if regions is None else (positive.bool() | ~in_regions(cell_centres(corners), regions)).flatten()
-        rows, mask = _rows(matches, compact=raw.device.type == 'cpu' and not torch.compiler.is_compiling())
-        pairs = positive_pairs(classes, raw, corners, gt_boxes, gt_labels, *rows, mask)
-        sums = dict(loss_cls=self.class_loss_weight * _apply(self.class_loss_func, *pairs['cls'], mask),
-                    loss_bbox=self.bbox_loss_weight * _apply(self.bbox_loss_func, *pairs['bbox'], mask),
-                    loss_obj=self.objectness_loss_weight * _apply(self.objectness_loss_func, objectness.reshape(-1, 1), positive.view(-1, 1), taken))
-        if self.use_l1: sums['loss_l1'] = self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], mask)
-        return sums, matches.positive.sum().to(raw.dtype)
+# %% ../nbs/05_loss.ipynb #8b0c98cf
+def _sums(self, classes, raw, objectness, corners, gt_boxes, gt_labels, valid, regions):
+    "Weighted sums of the losses of `self`, and the number of positives"
+    with torch.no_grad():
+        matches = self.assigner.match(classes.sigmoid()*objectness.sigmoid(), decode(raw, corners), cell_centres(corners), gt_boxes, gt_labels, valid)
+        positive = torch.zeros_like(objectness[..., 0]).scatter_reduce_(1, matches.cells, matches.positive.to(objectness.dtype), 'amax')
+        taken = None if regions is None else (positive.bool() | ~in_regions(cell_centres(corners), regions)).flatten()
+    rows, mask = _rows(matches, compact=raw.device.type == 'cpu' and not torch.compiler.is_compiling())
+    pairs = positive_pairs(classes, raw, corners, gt_boxes, gt_labels, *rows, mask)
+    sums = dict(loss_cls=self.class_loss_weight * _apply(self.class_loss_func, *pairs['cls'], mask),
+                loss_bbox=self.bbox_loss_weight * _apply(self.bbox_loss_func, *pairs['bbox'], mask),
+                loss_obj=self.objectness_loss_weight * _apply(self.objectness_loss_func, objectness.reshape(-1, 1), positive.view(-1, 1), taken))
+    if self.use_l1: sums['loss_l1'] = self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], mask)
+    return sums, matches.positive.sum().to(raw.dtype)
 
-# %% ../nbs/05_loss.ipynb #2c1e7121
-class YOLOXLoss(_ImageMethods, _BatchMethods, nn.Module):
+# %% ../nbs/05_loss.ipynb #ba82f2d7
+def _forward(self, # The loss
+    class_scores, # L maps [B, C, H, W] of logits
+    predicted_bboxes, # L maps [B, 4, H, W], raw
+    objectness_scores, # L maps [B, 1, H, W] of logits
+    ground_truth_bboxes, # B tensors or `BoundingBoxes` [G, 4], xyxy in pixels of the network's input
+    ground_truth_labels, # B tensors [G] of any numeric dtype, from 0 to C-1
+    *,
+    ground_truth_bboxes_ignore=None # B tensors [I, 4], xyxy in pixels: crowds, where no background is taught
+) -> dict: # Scalars `loss_cls`, `loss_bbox`, `loss_obj` and, with `use_l1`, `loss_l1`
+    "Compare the maps of a network with the objects of each image."
+    _check_maps(class_scores, predicted_bboxes, objectness_scores, self.num_classes, self.strides)
+    _check_shapes(ground_truth_bboxes, ground_truth_labels, len(class_scores[0]))
+    maps = class_scores, predicted_bboxes, objectness_scores
+    device, dtype = class_scores[0].device, reduce(torch.promote_types, [m.dtype for levels in maps for m in levels], torch.float32)
+    corners = grid_priors([m.shape[2:] for m in class_scores], self.strides, device, dtype)
+    objects = _gather_objects(ground_truth_bboxes, ground_truth_labels, self.num_classes, self.check, device, dtype)
+    regions = _gather_regions(ground_truth_bboxes_ignore, len(ground_truth_bboxes), device, dtype)
+    flat = [flatten_levels([m.to(dtype) for m in levels]) for levels in maps]
+    sums, num_positives = _sums(self, *flat, corners, *objects, regions)
+    num_positives = _mean_over_ranks(num_positives)
+    return {name: total/num_positives for name, total in sums.items()}
+
+# %% ../nbs/05_loss.ipynb #5aecfddc
+class YOLOXLoss(nn.Module):
     "Class, box and objectness losses of a batch (and L1 if asked for), with cells assigned by SimOTA"
     def __init__(self,
         num_classes:int, # C
@@ -254,24 +275,5 @@ class YOLOXLoss(_ImageMethods, _BatchMethods, nn.Module):
         self.objectness_loss_func = SumLoss(partial(F.binary_cross_entropy_with_logits, reduction='none'))
         self.l1_loss_func = SumLoss(partial(F.l1_loss, reduction='none'))
 
-    def forward(self,
-        class_scores, # L maps [B, C, H, W] of logits
-        predicted_bboxes, # L maps [B, 4, H, W], raw
-        objectness_scores, # L maps [B, 1, H, W] of logits
-        ground_truth_bboxes, # B tensors or `BoundingBoxes` [G, 4], xyxy in pixels of the network's input
-        ground_truth_labels, # B tensors [G] of any numeric dtype, from 0 to C-1
-        *,
-        ground_truth_bboxes_ignore=None # B tensors [I, 4], xyxy in pixels: crowds, where no background is taught
-    ) -> dict: # Scalars `loss_cls`, `loss_bbox`, `loss_obj` and, with `use_l1`, `loss_l1`
-        "Compare the maps of a network with the objects of each image."
-        _check_maps(class_scores, predicted_bboxes, objectness_scores, self.num_classes, self.strides)
-        _check_shapes(ground_truth_bboxes, ground_truth_labels, len(class_scores[0]))
-        maps = class_scores, predicted_bboxes, objectness_scores
-        device, dtype = class_scores[0].device, reduce(torch.promote_types, [m.dtype for levels in maps for m in levels], torch.float32)
-        corners = grid_priors([m.shape[2:] for m in class_scores], self.strides, device, dtype)
-        objects = _gather_objects(ground_truth_bboxes, ground_truth_labels, self.num_classes, self.check, device, dtype)
-        regions = _gather_regions(ground_truth_bboxes_ignore, len(ground_truth_bboxes), device, dtype)
-        flat = [flatten_levels([m.to(dtype) for m in levels]) for levels in maps]
-        sums, num_positives = self._sums(*flat, corners, *objects, regions)
-        num_positives = _mean_over_ranks(num_positives)
-        return {name: total/num_positives for name, total in sums.items()}
+    forward, get_target_single = _forward, _get_target_single
+    bbox_decode, get_l1_target, flatten_and_concat, sample = map(staticmethod, (_bbox_decode, _get_l1_target, _flatten_and_concat, _sample))
