@@ -146,6 +146,6 @@ def test_real_nano_weights_score_what_they_should(shared):
     model = build_model(weights.model_type, weights.num_classes, pretrained=weights).eval()
     # The figures of the published weights; forty-five images leave AP75 some play
     metrics = average_precision(annotations, detect(model, annotations, 416, weights.mean, weights.std, min_score=.01))
-    assert [metrics[k] for k in ('AP', 'AP50', 'AP75')] == pytest.approx([.330, .484, .347], abs=.008)
+    assert abs(metrics['AP'] - .330) < .004 and abs(metrics['AP50'] - .484) < .004 and abs(metrics['AP75'] - .347) < .008
     metrics = average_precision(annotations, detect(model, annotations, 416, weights.mean, weights.std))
     assert [metrics[k] for k in ('AP_small', 'AP_medium', 'AP_large')] == pytest.approx([.080, .302, .611], abs=.004)
