@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BOX_LOSSES', 'squared_giou_loss', 'squared_iou_loss', 'giou_loss', 'ciou_loss', 'SumLoss', 'class_targets',
-           'positive_pairs', 'SamplingResult', 'YOLOXLoss']
+           'take_slots', 'positive_pairs', 'SamplingResult', 'YOLOXLoss']
 
-# %% ../nbs/05_loss.ipynb #612f6f0c
+# %% ../nbs/05_loss.ipynb #743361d6
 from functools import partial, reduce
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .boxes import as_xyxy, at_least_fp32, box_ciou, box_giou, box_iou, cell_centres, decode, encode, flatten_levels, grid_priors
-from .simota import AssignResult, SimOTAAssigner, check_values, in_regions, pad_objects
+from .simota import AssignResult, Matches, SimOTAAssigner, check_values, in_regions, pad_objects, take_cells
 
 # %% ../nbs/05_loss.ipynb #4fd771c8
 def squared_giou_loss(pred, target): return 1 - box_giou(pred, target).square()
@@ -69,13 +69,13 @@ def _check_shapes(boxes, labels, num_images):
         if l.numel() and l.ndim != 1: raise ValueError(f'image {i}: ground_truth_labels has shape {tuple(l.shape)}, but [G] was expected')
         if b.numel() != 4*l.numel(): raise ValueError(f'image {i}: {b.numel()//4} boxes but {l.numel()} labels')
 
-# %% ../nbs/05_loss.ipynb #320705ef
+# %% ../nbs/05_loss.ipynb #7e677905
 def _gather_objects(boxes, labels, num_classes, check, device, dtype):
     "[B, G, 4] boxes, [B, G] labels and [B, G] which of them are real"
     boxes, labels = [as_xyxy(b) for b in boxes], [l.detach().flatten() for l in labels]
-    if not torch.compiler.is_compiling():
-        for i, (b, l) in enumerate(zip(boxes, labels)):
-            if check or (check is None and b.device.type == l.device.type == 'cpu'): check_values(b, l, num_classes, image=i)
+    on_cpu = all(t.device.type == 'cpu' for t in boxes + labels)
+    if boxes and (check or (check is None and on_cpu)) and not torch.compiler.is_compiling():
+        check_values(torch.cat(boxes), torch.cat(labels), num_classes, counts=[len(l) for l in labels])
     padded = pad_objects([b.to(dtype) for b in boxes], labels)
     return [t.to(device, non_blocking=True) for t in padded]
 
@@ -89,33 +89,36 @@ def _gather_regions(regions, num_images, device, dtype):
         if r.ndim != 2 or r.shape[1] != 4: raise ValueError(f'image {i}: ground_truth_bboxes_ignore has shape {tuple(r.shape)}, but [I, 4] was expected')
     return pad_objects([r.to(dtype) for r in regions], [r[:, 0] for r in regions])[0].to(device, non_blocking=True)
 
-# %% ../nbs/05_loss.ipynb #93bec49b
+# %% ../nbs/05_loss.ipynb #20d86c9f
+def take_slots(
+    maps, # L tensors [B, D, A_l]
+    image:Tensor, # [B, 1] int64
+    cell:Tensor # [B, S] int64
+) -> Tensor: # [B, S, D], at least fp32
+    "What `maps` hold at the cells of slots, without asking how many lie in which level."
+    rows, first = None, 0
+    for m in maps:
+        level = at_least_fp32(m[image, :, (cell - first).remainder(m.shape[2])])
+        rows = level if rows is None else level.where((cell >= first)[..., None], rows)
+        first += m.shape[2]
+    return rows
+
+# %% ../nbs/05_loss.ipynb #0d8d01e1
 def positive_pairs(
-    classes:Tensor, # [B, A, C] logits
+    classes, # L maps [B, C, A_l] of logits
     raw:Tensor, # [B, A, 4] box predictions
     corners:Tensor, # [A, 4] x, y, s, s of cell corners in pixels
     gt_boxes:Tensor, # [B, G, 4] xyxy in pixels
     gt_labels:Tensor, # [B, G] int64
-    image:Tensor, # [P] int64 image of each positive; or [B, 1], and the rest [B, S]
-    cell:Tensor, # [P] int64 cell in the image
-    gt:Tensor, # [P] int64 object in the image
-    ious:Tensor, # [P] of the cell's box with the object
-    mask:Tensor=None # [P] bool, rows that count; all of them if None
+    matches:Matches # P, or B x S slots; then P below is [B, S]
 ) -> dict: # `cls`, `bbox` and `l1`: prediction and target, [P, C] or [P, 4] each
     "Pair what the positives predict with what they are to learn."
-    classes, raw, priors = classes[image, cell], raw[image, cell], corners[cell]
-    if mask is not None: classes, raw = (t.where(mask[..., None], 0) for t in (classes, raw))
+    image, cell, gt, ious, mask = matches
+    logits = (take_cells if mask is None else take_slots)(classes, image, cell).to(raw.dtype)
+    raw, priors = raw[image, cell], corners[cell]
+    if mask is not None: logits, raw = (t.where(mask[..., None], 0) for t in (logits, raw))
     labels, boxes = gt_labels[image, gt], gt_boxes[image, gt]
-    return dict(cls=(classes, class_targets(labels, ious, classes.shape[-1])), bbox=(decode(raw, priors), boxes), l1=(raw, encode(boxes, priors)))
-
-# %% ../nbs/05_loss.ipynb #d30983cf
-def _rows(matches, compact):
-    "Image, cell, object and IoU of the positives; and a mask of those that count, or None for all"
-    if compact:
-        image, slot = matches.positive.nonzero(as_tuple=True)
-        return (image, *(t[image, slot] for t in (matches.cells, matches.objects, matches.ious))), None
-    image = torch.arange(len(matches.cells), device=matches.cells.device)[:, None]
-    return (image, matches.cells, matches.objects, matches.ious), matches.positive
+    return dict(cls=(logits, class_targets(labels, ious, logits.shape[-1])), bbox=(decode(raw, priors), boxes), l1=(raw, encode(boxes, priors)))
 
 # %% ../nbs/05_loss.ipynb #47616069
 def _apply(func, pred, target, mask): # Scalar
@@ -210,22 +213,32 @@ def _mean_over_ranks(num_positives): # Scalar float; the result is never less th
         num_positives = num_positives / dist.get_world_size()
     return num_positives.clamp(min=1)
 
-# %% ../nbs/05_loss.ipynb #8b0c98cf
-def _sums(self, classes, raw, objectness, corners, gt_boxes, gt_labels, valid, regions):
-    "Weighted sums of the losses of `self`, and the number of positives"
-    with torch.no_grad():
-        matches = self.assigner.match(classes.sigmoid()*objectness.sigmoid(), decode(raw, corners), cell_centres(corners), gt_boxes, gt_labels, valid)
-        positive = torch.zeros_like(objectness[..., 0]).scatter_reduce_(1, matches.cells, matches.positive.to(objectness.dtype), 'amax')
-        taken = None if regions is None else (positive.bool() | ~in_regions(cell_centres(corners), regions)).flatten()
-    rows, mask = _rows(matches, compact=raw.device.type == 'cpu' and not torch.compiler.is_compiling())
-    pairs = positive_pairs(classes, raw, corners, gt_boxes, gt_labels, *rows, mask)
-    sums = dict(loss_cls=self.class_loss_weight * _apply(self.class_loss_func, *pairs['cls'], mask),
-                loss_bbox=self.bbox_loss_weight * _apply(self.bbox_loss_func, *pairs['bbox'], mask),
-                loss_obj=self.objectness_loss_weight * _apply(self.objectness_loss_func, objectness.reshape(-1, 1), positive.view(-1, 1), taken))
-    if self.use_l1: sums['loss_l1'] = self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], mask)
-    return sums, matches.positive.sum().to(raw.dtype)
+# %% ../nbs/05_loss.ipynb #7456390e
+def _objectness_target(matches, like): # [B, A]
+    image, cells, _, _, mask = matches
+    target = torch.zeros_like(like)
+    if mask is None: return target.index_put_((image, cells), target.new_ones(()))
+    return target.scatter_reduce_(1, cells, mask.to(like.dtype), 'amax') # An empty slot may name a cell that another slot makes positive
 
-# %% ../nbs/05_loss.ipynb #ba82f2d7
+# %% ../nbs/05_loss.ipynb #82101346
+def _sums(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions):
+    "Weighted sums of the losses of `self`, and the number of positives"
+    corners = grid_priors([m.shape[2:] for m in classes], self.strides, gt_boxes.device, gt_boxes.dtype)
+    raw, objectness = (flatten_levels([m.to(gt_boxes.dtype) for m in maps]) for maps in (raw, objectness))
+    objectness, centres = objectness[..., 0], cell_centres(corners)
+    with torch.no_grad():
+        matches = self.assigner.match([m.detach() for m in classes], objectness.detach(), decode(raw.detach(), corners), centres, gt_boxes, gt_labels, valid)
+        target = _objectness_target(matches, objectness)
+        taught = None if regions is None else (target.bool() | ~in_regions(centres, regions)).flatten()
+        num_positives = target.sum()
+    pairs = positive_pairs([m.flatten(2) for m in classes], raw, corners, gt_boxes, gt_labels, matches)
+    sums = dict(loss_cls=self.class_loss_weight * _apply(self.class_loss_func, *pairs['cls'], matches.positive),
+                loss_bbox=self.bbox_loss_weight * _apply(self.bbox_loss_func, *pairs['bbox'], matches.positive),
+                loss_obj=self.objectness_loss_weight * _apply(self.objectness_loss_func, objectness.reshape(-1, 1), target.view(-1, 1), taught))
+    if self.use_l1: sums['loss_l1'] = self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], matches.positive)
+    return sums, num_positives
+
+# %% ../nbs/05_loss.ipynb #b3252127
 def _forward(self, # The loss
     class_scores, # L maps [B, C, H, W] of logits
     predicted_bboxes, # L maps [B, 4, H, W], raw
@@ -240,11 +253,9 @@ def _forward(self, # The loss
     _check_shapes(ground_truth_bboxes, ground_truth_labels, len(class_scores[0]))
     maps = class_scores, predicted_bboxes, objectness_scores
     device, dtype = class_scores[0].device, reduce(torch.promote_types, [m.dtype for levels in maps for m in levels], torch.float32)
-    corners = grid_priors([m.shape[2:] for m in class_scores], self.strides, device, dtype)
     objects = _gather_objects(ground_truth_bboxes, ground_truth_labels, self.num_classes, self.check, device, dtype)
     regions = _gather_regions(ground_truth_bboxes_ignore, len(ground_truth_bboxes), device, dtype)
-    flat = [flatten_levels([m.to(dtype) for m in levels]) for levels in maps]
-    sums, num_positives = _sums(self, *flat, corners, *objects, regions)
+    sums, num_positives = _sums(self, *maps, *objects, regions)
     num_positives = _mean_over_ranks(num_positives)
     return {name: total/num_positives for name, total in sums.items()}
 

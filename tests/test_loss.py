@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 import cjm_yolox_pytorch.loss
+import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.boxes import box_iou, cell_centres, decode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, class_targets, squared_iou_loss
 from cjm_yolox_pytorch.simota import AssignResult, SimOTAAssigner
@@ -159,11 +160,11 @@ def test_check_looks_where_it_is_told_to():
 @pytest.mark.parametrize('where', ['meta', 'cpu'])
 def test_by_default_only_tensors_on_the_cpu_are_looked_at(where, monkeypatch):
     looked = []
-    monkeypatch.setattr(cjm_yolox_pytorch.loss, 'check_values', lambda *args, **kwargs: looked.append(kwargs['image']))
+    monkeypatch.setattr(cjm_yolox_pytorch.loss, 'check_values', lambda *args, counts: looked.append(counts))
     _, boxes, labels = batch([2, 2])
     objects = [t.to(where) for t in boxes], [t.to(where) for t in labels]
     for check in (None, True, False): cjm_yolox_pytorch.loss._gather_objects(*objects, C, check, where, torch.float32)
-    assert looked == ([0, 1, 0, 1] if where == 'cpu' else [0, 1])
+    assert looked == [[2, 2]]*(2 if where == 'cpu' else 1)
 
 
 def test_weights_count():
@@ -232,9 +233,8 @@ def test_ignored_regions_touch_objectness_alone():
 
 @pytest.fixture
 def padded(monkeypatch):
-    "Take positives out as an accelerator does: all slots, with a mask"
-    rows = cjm_yolox_pytorch.loss._rows
-    monkeypatch.setattr(cjm_yolox_pytorch.loss, '_rows', lambda matches, compact: rows(matches, False))
+    "Assign and take positives out as an accelerator does: all pairs, and slots with a mask"
+    monkeypatch.setattr(cjm_yolox_pytorch.simota, 'simota_sparse', cjm_yolox_pytorch.simota.simota)
 
 
 def test_own_loss_functions_get_the_positives_and_no_more(padded):
