@@ -6,8 +6,9 @@
 __all__ = ['BOX_LOSSES', 'squared_giou_loss', 'squared_iou_loss', 'giou_loss', 'ciou_loss', 'SumLoss', 'class_targets',
            'take_slots', 'positive_pairs', 'SamplingResult', 'YOLOXLoss']
 
-# %% ../nbs/05_loss.ipynb #743361d6
-from functools import partial, reduce
+# %% ../nbs/05_loss.ipynb #0d9edf4c
+import warnings
+from functools import cache, partial, reduce
 
 import torch
 import torch.distributed as dist
@@ -60,8 +61,9 @@ def _check_maps(class_scores, predicted_bboxes, objectness_scores, num_classes, 
                 wanted = (class_scores[0].shape[0], channels, *first.shape[2:]) if first.ndim == 4 else '[B, C, H, W]'
                 raise ValueError(f'{name}[{level}] has shape {tuple(m.shape)}, but {wanted} was expected')
 
-# %% ../nbs/05_loss.ipynb #67b0f49f
+# %% ../nbs/05_loss.ipynb #8da51f4f
 def _check_shapes(boxes, labels, num_images):
+    if num_images == 0: raise ValueError('class_scores has no images')
     if not num_images == len(boxes) == len(labels):
         raise ValueError(f'{len(boxes)} tensors of boxes and {len(labels)} of labels for a batch of {num_images} images')
     for i, (b, l) in enumerate(zip(boxes, labels)):
@@ -69,25 +71,29 @@ def _check_shapes(boxes, labels, num_images):
         if l.numel() and l.ndim != 1: raise ValueError(f'image {i}: ground_truth_labels has shape {tuple(l.shape)}, but [G] was expected')
         if b.numel() != 4*l.numel(): raise ValueError(f'image {i}: {b.numel()//4} boxes but {l.numel()} labels')
 
-# %% ../nbs/05_loss.ipynb #7e677905
-def _gather_objects(boxes, labels, num_classes, check, device, dtype):
+# %% ../nbs/05_loss.ipynb #70e43c22
+def _round_up(n): # To three binary digits, 8 at least
+    step = max(2, 2**(n.bit_length() - 3))
+    return max(8, -(-n//step)*step)
+
+def _gather_objects(boxes, labels, num_classes, check, device, dtype, rounded=False):
     "[B, G, 4] boxes, [B, G] labels and [B, G] which of them are real"
     boxes, labels = [as_xyxy(b) for b in boxes], [l.detach().flatten() for l in labels]
     on_cpu = all(t.device.type == 'cpu' for t in boxes + labels)
-    if boxes and (check or (check is None and on_cpu)) and not torch.compiler.is_compiling():
+    if (check or (check is None and on_cpu)) and not torch.compiler.is_compiling():
         check_values(torch.cat(boxes), torch.cat(labels), num_classes, counts=[len(l) for l in labels])
-    padded = pad_objects([b.to(dtype) for b in boxes], labels)
+    padded = pad_objects([b.to(dtype) for b in boxes], labels, _round_up(max(map(len, labels))) if rounded else 1)
     return [t.to(device, non_blocking=True) for t in padded]
 
-# %% ../nbs/05_loss.ipynb #cb0b0c90
-def _gather_regions(regions, num_images, device, dtype):
+# %% ../nbs/05_loss.ipynb #bc5a5d3c
+def _gather_regions(regions, num_images, device, dtype, rounded=False):
     "[B, I, 4] regions, padded with boxes without area, or None"
     if regions is None: return None
     regions = [as_xyxy(r) for r in regions]
     if len(regions) != num_images: raise ValueError(f'{len(regions)} tensors of ground_truth_bboxes_ignore for a batch of {num_images} images')
     for i, r in enumerate(regions):
         if r.ndim != 2 or r.shape[1] != 4: raise ValueError(f'image {i}: ground_truth_bboxes_ignore has shape {tuple(r.shape)}, but [I, 4] was expected')
-    return pad_objects([r.to(dtype) for r in regions], [r[:, 0] for r in regions])[0].to(device, non_blocking=True)
+    return pad_objects([r.to(dtype) for r in regions], [r[:, 0] for r in regions], _round_up(max(map(len, regions))) if rounded else 1)[0].to(device, non_blocking=True)
 
 # %% ../nbs/05_loss.ipynb #20d86c9f
 def take_slots(
@@ -238,7 +244,22 @@ def _sums(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions):
     if self.use_l1: sums['loss_l1'] = self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], matches.positive)
     return sums, num_positives
 
-# %% ../nbs/05_loss.ipynb #b3252127
+# %% ../nbs/05_loss.ipynb #f18170d6
+@cache
+def _compiled(): return torch.compile(_sums, fullgraph=True)
+
+def _compiled_sums(self, classes, raw, objectness, *objects):
+    "`_sums`, compiled if that is possible"
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException # Takes a second to import
+    for t in objects:
+        if t is not None: torch._dynamo.maybe_mark_dynamic(t, 1) # G
+    try: return _compiled()(self, classes, raw, objectness, *objects)
+    except (TorchDynamoException, FailOnRecompileLimitHit) as e:
+        self.compiled = False
+        warnings.warn(f'YOLOXLoss(compile=True) goes on without compiling: {(str(e).strip() or type(e).__name__).splitlines()[0]}', stacklevel=2)
+        return _sums(self, classes, raw, objectness, *objects)
+
+# %% ../nbs/05_loss.ipynb #f5a0b8da
 def _forward(self, # The loss
     class_scores, # L maps [B, C, H, W] of logits
     predicted_bboxes, # L maps [B, 4, H, W], raw
@@ -253,13 +274,14 @@ def _forward(self, # The loss
     _check_shapes(ground_truth_bboxes, ground_truth_labels, len(class_scores[0]))
     maps = class_scores, predicted_bboxes, objectness_scores
     device, dtype = class_scores[0].device, reduce(torch.promote_types, [m.dtype for levels in maps for m in levels], torch.float32)
-    objects = _gather_objects(ground_truth_bboxes, ground_truth_labels, self.num_classes, self.check, device, dtype)
-    regions = _gather_regions(ground_truth_bboxes_ignore, len(ground_truth_bboxes), device, dtype)
-    sums, num_positives = _sums(self, *maps, *objects, regions)
+    compiled = self.compiled and device.type != 'cpu' and not torch.compiler.is_compiling()
+    objects = _gather_objects(ground_truth_bboxes, ground_truth_labels, self.num_classes, self.check, device, dtype, rounded=compiled)
+    regions = _gather_regions(ground_truth_bboxes_ignore, len(ground_truth_bboxes), device, dtype, rounded=compiled)
+    sums, num_positives = (_compiled_sums if compiled else _sums)(self, *maps, *objects, regions)
     num_positives = _mean_over_ranks(num_positives)
     return {name: total/num_positives for name, total in sums.items()}
 
-# %% ../nbs/05_loss.ipynb #5aecfddc
+# %% ../nbs/05_loss.ipynb #100b95aa
 class YOLOXLoss(nn.Module):
     "Class, box and objectness losses of a batch (and L1 if asked for), with cells assigned by SimOTA"
     def __init__(self,
@@ -273,11 +295,12 @@ class YOLOXLoss(nn.Module):
         *,
         box_loss:str='squared_giou', # One of `BOX_LOSSES`
         assigner:SimOTAAssigner=None, # `SimOTAAssigner()` if None
-        check:bool=None # Look at the values of objects? None: only if they are on the CPU
+        check:bool=None, # Look at the values of objects? None: only if they are on the CPU
+        compile:bool=False # Compile assignment and losses for accelerators; a CPU is faster without
     ):
         super().__init__()
         if box_loss not in BOX_LOSSES: raise ValueError(f'box_loss={box_loss!r}: choose one of {list(BOX_LOSSES)}')
-        self.num_classes, self.strides, self.use_l1, self.check = num_classes, list(strides), use_l1, check
+        self.num_classes, self.strides, self.use_l1, self.check, self.compiled = num_classes, list(strides), use_l1, check, compile
         self.bbox_loss_weight, self.class_loss_weight = bbox_loss_weight, class_loss_weight
         self.objectness_loss_weight, self.l1_loss_weight = objectness_loss_weight, l1_loss_weight
         self.assigner = SimOTAAssigner() if assigner is None else assigner

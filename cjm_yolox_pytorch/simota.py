@@ -189,16 +189,16 @@ def simota(
     cells, objects, positive = settle(torch.cat(claimed, dim=1), torch.cat(k, dim=1), reduce(torch.minimum, favourite))
     return Matches(image, cells, objects, box_iou(gt_boxes[image, objects], boxes[image, cells]).nan_to_num(0), positive)
 
-# %% ../nbs/04_simota.ipynb #c1e592d1
+# %% ../nbs/04_simota.ipynb #38f06b4e
 def pad_objects(
     gt_boxes, # B tensors [G_b, 4]
-    gt_labels # B tensors [G_b]
-) -> tuple: # [B, G, 4] boxes, [B, G] int64 labels, [B, G] bool, where G is the largest G_b and at least 1
+    gt_labels, # B tensors [G_b]
+    size:int=1 # Least G
+) -> tuple: # [B, G, 4] boxes, [B, G] int64 labels, [B, G] bool, where G is the largest G_b or `size`
     "Stack the objects of several images, with a mask for those that are real."
-    none = gt_boxes[0].new_zeros(1, 4), gt_labels[0].new_zeros(1, dtype=torch.int64) # So that G is at least 1
-    boxes = pad_sequence([*gt_boxes, none[0]], batch_first=True)[:-1]
     padding = torch.iinfo(torch.int64).min # The mask is made where the labels are: to copy one there is to wait
-    labels = pad_sequence([*(l.long() for l in gt_labels), none[1]], batch_first=True, padding_value=padding)[:-1]
+    boxes = pad_sequence([*gt_boxes, gt_boxes[0].new_zeros(size, 4)], batch_first=True)[:-1]
+    labels = pad_sequence([*(l.long() for l in gt_labels), gt_labels[0].new_zeros(size, dtype=torch.int64)], batch_first=True, padding_value=padding)[:-1]
     return boxes, labels.clamp(min=0), labels != padding
 
 # %% ../nbs/04_simota.ipynb #34d6a889
