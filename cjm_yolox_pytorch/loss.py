@@ -211,13 +211,12 @@ def _get_target_single(self, # The loss
     return (foreground, classes, foreground.to(scores)[:, None], positives.positive_ground_truth_bboxes,
             encode(positives.positive_ground_truth_bboxes, positives.positive_bboxes), len(positives.positive_indices))
 
-# %% ../nbs/05_loss.ipynb #d7aec298
-def _mean_over_ranks(num_positives): # Scalar float; the result is never less than 1
-    if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
-        num_positives = num_positives.clone()
-        dist.all_reduce(num_positives)
-        num_positives = num_positives / dist.get_world_size()
-    return num_positives.clamp(min=1)
+# %% ../nbs/05_loss.ipynb #1a2aba26
+def _rank_factor(num_positives): # What this process divided by, over what all should divide by; never less than 1. Or None
+    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()): return None
+    mean = num_positives.clone()
+    dist.all_reduce(mean)
+    return num_positives.clamp(min=1) / (mean/dist.get_world_size()).clamp(min=1)
 
 # %% ../nbs/05_loss.ipynb #7456390e
 def _objectness_target(matches, like): # [B, A]
@@ -226,9 +225,9 @@ def _objectness_target(matches, like): # [B, A]
     if mask is None: return target.index_put_((image, cells), target.new_ones(()))
     return target.scatter_reduce_(1, cells, mask.to(like.dtype), 'amax') # An empty slot may name a cell that another slot makes positive
 
-# %% ../nbs/05_loss.ipynb #82101346
-def _sums(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions):
-    "Weighted sums of the losses of `self`, and the number of positives"
+# %% ../nbs/05_loss.ipynb #0967e224
+def _losses(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions):
+    "The losses of `self`, and the number of positives"
     corners = grid_priors([m.shape[2:] for m in classes], self.strides, gt_boxes.device, gt_boxes.dtype)
     raw, objectness = (flatten_levels([m.to(gt_boxes.dtype) for m in maps]) for maps in (raw, objectness))
     objectness, centres = objectness[..., 0], cell_centres(corners)
@@ -238,18 +237,18 @@ def _sums(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions):
         taught = None if regions is None else (target.bool() | ~in_regions(centres, regions)).flatten()
         num_positives = target.sum()
     pairs = positive_pairs([m.flatten(2) for m in classes], raw, corners, gt_boxes, gt_labels, matches)
-    sums = dict(loss_cls=self.class_loss_weight * _apply(self.class_loss_func, *pairs['cls'], matches.positive),
-                loss_bbox=self.bbox_loss_weight * _apply(self.bbox_loss_func, *pairs['bbox'], matches.positive),
-                loss_obj=self.objectness_loss_weight * _apply(self.objectness_loss_func, objectness.reshape(-1, 1), target.view(-1, 1), taught))
-    if self.use_l1: sums['loss_l1'] = self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], matches.positive)
-    return sums, num_positives
+    sums = [self.class_loss_weight * _apply(self.class_loss_func, *pairs['cls'], matches.positive),
+            self.bbox_loss_weight * _apply(self.bbox_loss_func, *pairs['bbox'], matches.positive),
+            self.objectness_loss_weight * _apply(self.objectness_loss_func, objectness.reshape(-1, 1), target.view(-1, 1), taught)]
+    if self.use_l1: sums.append(self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], matches.positive))
+    return [total/num_positives.clamp(min=1) for total in sums], num_positives
 
-# %% ../nbs/05_loss.ipynb #f18170d6
+# %% ../nbs/05_loss.ipynb #3e7fa8fb
 @cache
-def _compiled(): return torch.compile(_sums, fullgraph=True)
+def _compiled(): return torch.compile(_losses, fullgraph=True)
 
-def _compiled_sums(self, classes, raw, objectness, *objects):
-    "`_sums`, compiled if that is possible"
+def _compiled_losses(self, classes, raw, objectness, *objects):
+    "`_losses`, compiled if that is possible"
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException # Takes a second to import
     for t in objects:
         if t is not None: torch._dynamo.maybe_mark_dynamic(t, 1) # G
@@ -257,9 +256,9 @@ def _compiled_sums(self, classes, raw, objectness, *objects):
     except (TorchDynamoException, FailOnRecompileLimitHit) as e:
         self.compiled = False
         warnings.warn(f'YOLOXLoss(compile=True) goes on without compiling: {(str(e).strip() or type(e).__name__).splitlines()[0]}', stacklevel=2)
-        return _sums(self, classes, raw, objectness, *objects)
+        return _losses(self, classes, raw, objectness, *objects)
 
-# %% ../nbs/05_loss.ipynb #f5a0b8da
+# %% ../nbs/05_loss.ipynb #879a1b74
 def _forward(self, # The loss
     class_scores, # L maps [B, C, H, W] of logits
     predicted_bboxes, # L maps [B, 4, H, W], raw
@@ -277,9 +276,9 @@ def _forward(self, # The loss
     compiled = self.compiled and device.type != 'cpu' and not torch.compiler.is_compiling()
     objects = _gather_objects(ground_truth_bboxes, ground_truth_labels, self.num_classes, self.check, device, dtype, rounded=compiled)
     regions = _gather_regions(ground_truth_bboxes_ignore, len(ground_truth_bboxes), device, dtype, rounded=compiled)
-    sums, num_positives = (_compiled_sums if compiled else _sums)(self, *maps, *objects, regions)
-    num_positives = _mean_over_ranks(num_positives)
-    return {name: total/num_positives for name, total in sums.items()}
+    losses, num_positives = (_compiled_losses if compiled else _losses)(self, *maps, *objects, regions)
+    factor = _rank_factor(num_positives)
+    return dict(zip(('loss_cls', 'loss_bbox', 'loss_obj', 'loss_l1'), losses if factor is None else [loss*factor for loss in losses]))
 
 # %% ../nbs/05_loss.ipynb #100b95aa
 class YOLOXLoss(nn.Module):

@@ -8,7 +8,7 @@ __all__ = ['NOT_A_PAIR', 'PAIR_BYTES', 'IN_CACHE', 'centre_prior', 'quality', 'b
            'candidate_cells', 'preferred_pairs', 'take_cells', 'pairwise_iou', 'image_k', 'key_table', 'claim_lowest',
            'favourites', 'simota_sparse', 'AssignResult', 'in_regions', 'check_values', 'SimOTAAssigner']
 
-# %% ../nbs/04_simota.ipynb #89ab588a
+# %% ../nbs/04_simota.ipynb #802ff93a
 import math
 from dataclasses import KW_ONLY, dataclass
 from functools import reduce
@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .boxes import as_xyxy, at_least_fp32, box_iou
 
@@ -189,17 +188,18 @@ def simota(
     cells, objects, positive = settle(torch.cat(claimed, dim=1), torch.cat(k, dim=1), reduce(torch.minimum, favourite))
     return Matches(image, cells, objects, box_iou(gt_boxes[image, objects], boxes[image, cells]).nan_to_num(0), positive)
 
-# %% ../nbs/04_simota.ipynb #38f06b4e
+# %% ../nbs/04_simota.ipynb #c770fa38
 def pad_objects(
     gt_boxes, # B tensors [G_b, 4]
     gt_labels, # B tensors [G_b]
     size:int=1 # Least G
 ) -> tuple: # [B, G, 4] boxes, [B, G] int64 labels, [B, G] bool, where G is the largest G_b or `size`
     "Stack the objects of several images, with a mask for those that are real."
-    padding = torch.iinfo(torch.int64).min # The mask is made where the labels are: to copy one there is to wait
-    boxes = pad_sequence([*gt_boxes, gt_boxes[0].new_zeros(size, 4)], batch_first=True)[:-1]
-    labels = pad_sequence([*(l.long() for l in gt_labels), gt_labels[0].new_zeros(size, dtype=torch.int64)], batch_first=True, padding_value=padding)[:-1]
-    return boxes, labels.clamp(min=0), labels != padding
+    G = max([size, *map(len, gt_labels)])
+    counted = gt_labels[0].new_ones(G, dtype=torch.bool) # Made where the labels are: to copy a mask there is to wait
+    rows = lambda tensors, filler: torch.cat([t for own in tensors for t in (own, filler[len(own):])]).unflatten(0, (len(tensors), G))
+    return (rows(gt_boxes, gt_boxes[0].new_zeros(G, 4)), rows([l.long() for l in gt_labels], counted.long() - 1),
+            rows([counted[:len(l)] for l in gt_labels], ~counted))
 
 # %% ../nbs/04_simota.ipynb #34d6a889
 def axis_prior(
