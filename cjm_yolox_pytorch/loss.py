@@ -243,16 +243,19 @@ def _losses(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions)
     if self.use_l1: sums.append(self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], matches.positive))
     return [total/num_positives.clamp(min=1) for total in sums], num_positives
 
-# %% ../nbs/05_loss.ipynb #3e7fa8fb
+# %% ../nbs/05_loss.ipynb #e848c0fc
 @cache
-def _compiled(): return torch.compile(_losses, fullgraph=True)
+def _compiled(mode): return torch.compile(_losses, fullgraph=True, mode=mode)
 
 def _compiled_losses(self, classes, raw, objectness, *objects):
     "`_losses`, compiled if that is possible"
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException # Takes a second to import
     for t in objects:
         if t is not None: torch._dynamo.maybe_mark_dynamic(t, 1) # G
-    try: return _compiled()(self, classes, raw, objectness, *objects)
+    try:
+        losses, num_positives = _compiled(None if self.compiled is True else self.compiled)(self, classes, raw, objectness, *objects)
+        if self.compiled is not True: losses, num_positives = [loss.clone() for loss in losses], num_positives.clone() # The next step writes over them
+        return losses, num_positives
     except (TorchDynamoException, FailOnRecompileLimitHit) as e:
         self.compiled = False
         warnings.warn(f'YOLOXLoss(compile=True) goes on without compiling: {(str(e).strip() or type(e).__name__).splitlines()[0]}', stacklevel=2)
@@ -280,7 +283,7 @@ def _forward(self, # The loss
     factor = _rank_factor(num_positives)
     return dict(zip(('loss_cls', 'loss_bbox', 'loss_obj', 'loss_l1'), losses if factor is None else [loss*factor for loss in losses]))
 
-# %% ../nbs/05_loss.ipynb #100b95aa
+# %% ../nbs/05_loss.ipynb #afb21d69
 class YOLOXLoss(nn.Module):
     "Class, box and objectness losses of a batch (and L1 if asked for), with cells assigned by SimOTA"
     def __init__(self,
@@ -295,7 +298,7 @@ class YOLOXLoss(nn.Module):
         box_loss:str='squared_giou', # One of `BOX_LOSSES`
         assigner:SimOTAAssigner=None, # `SimOTAAssigner()` if None
         check:bool=None, # Look at the values of objects? None: only if they are on the CPU
-        compile:bool=False # Compile assignment and losses for accelerators; a CPU is faster without
+        compile:bool=False # Compile assignment and losses for accelerators (a CPU is faster without); a string is `torch.compile`'s mode
     ):
         super().__init__()
         if box_loss not in BOX_LOSSES: raise ValueError(f'box_loss={box_loss!r}: choose one of {list(BOX_LOSSES)}')
