@@ -125,6 +125,7 @@ IMPLEMENTATIONS = {
     'ours': ours,
     'ours, compile=True': lambda *args: ours(*args, compile=True),
     'ours, one compiled graph': lambda *args: ours(*args, graph=True), # What `compile=True` is on an accelerator
+    'ours, compile=reduce-overhead': lambda *args: ours(*args, compile='reduce-overhead'), # Does nothing on a CPU either
     'mmdetection': mmdetection,
     "ours, Megvii's preset": lambda *args: ours(*args, preset='megvii'),
     "ours, Megvii's preset, compile=True": lambda *args: ours(*args, preset='megvii', compile=True),
@@ -209,8 +210,8 @@ def gpu_bandwidth():
     return 2*source.numel()/statistics.median(times)
 
 
-def gpu_figures(run, batch, ms, bandwidth):
-    "Kernels and waits of a step, its peak memory in MB, and how much of its time the reading of maps and writing of gradients would take"
+def gpu_figures(run, batch, bandwidth):
+    "Peak memory in MB, kernels, waits, milliseconds in kernels, and how much of those the reading of maps and writing of gradients would take"
     for levels in batch[0]:
         for m in levels: m.grad = None
     torch.cuda.synchronize()
@@ -222,10 +223,10 @@ def gpu_figures(run, batch, ms, bandwidth):
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile: step(run, *batch)
     events = [e for e in profile.events()]
-    kernels = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+    kernels = [e.time_range.elapsed_us()/1000 for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
     waits = sum(e.name in ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize', 'cudaMemcpy') for e in events) - 1 # The profiler's own
     floor = 1000*2*sum(m.numel()*m.element_size() for levels in batch[0] for m in levels)/bandwidth
-    return dict(peak_mb=peak, kernels=kernels, waits=max(0, waits), floor=floor/ms)
+    return dict(peak_mb=peak, kernels=len(kernels), waits=max(0, waits), busy_ms=sum(kernels), floor=floor/sum(kernels))
 
 
 def installed(package):
@@ -244,14 +245,14 @@ def as_table(rows, device):
     "Rows as Markdown"
     peers = {'mmdetection': 'mmdetection', 'Megvii': 'Megvii (pixeltable-yolox)'}
     def ms(row, name): return next((r['ms'] for r in rows if r['workload'] == row['workload'] and r['implementation'] == name), None)
-    extra = [] if device == 'cpu' else ['kernels', 'waits', 'floor']
+    extra = [] if device == 'cpu' else ['kernels', 'waits', 'ms in kernels', 'floor']
     table = [f'| workload | implementation | ms | {" | ".join(f"times as fast as {p}" for p in peers)} | peak MB | {"".join(f"{e} | " for e in extra)}loss |', f'|---|---|{"--:|"*(len(peers) + len(extra) + 3)}']
     for row in rows:
         if row['failed']: cells = [f'failed: {row["failed"]}'] + ['']*(len(peers) + len(extra) + 2)
         else:
             ratios = [f'{ms(row, name)/row["ms"]:.1f}' if ms(row, name) and row['implementation'].startswith('ours') else '' for name in peers.values()]
             cells = [f'{row["ms"]:.2f}', *ratios, f'{row["peak_mb"]:.0f}' if row['peak_mb'] is not None else '?']
-            cells += ([f'{row["kernels"]}', f'{row["waits"]}', f'{100*row["floor"]:.0f} %'] if extra else []) + [f'{row["loss"]:.4f}']
+            cells += ([f'{row["kernels"]}', f'{row["waits"]}', f'{row["busy_ms"]:.2f}', f'{100*row["floor"]:.0f} %'] if extra else []) + [f'{row["loss"]:.4f}']
         table.append(f'| {" | ".join([row["workload"], row["implementation"], *cells])} |')
     return '\n'.join(table)
 
@@ -259,7 +260,7 @@ def as_table(rows, device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workloads', nargs='+', default=list(WORKLOADS), choices=list(WORKLOADS))
-    parser.add_argument('--only', nargs='+', default=list(IMPLEMENTATIONS), choices=list(IMPLEMENTATIONS))
+    parser.add_argument('--only', nargs='+', choices=list(IMPLEMENTATIONS), help='implementations (default: all that differ on the device)')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--rounds', type=int, default=7, help='timed steps of each, of which the median counts (default: 7)')
     parser.add_argument('--runs', type=int, default=3, help='times to repeat that; the least median counts (default: 3)')
@@ -269,6 +270,8 @@ def main():
     args = parser.parse_args()
     if args.memory: return print_memory(args.memory, args.workloads[0], args.images)
 
+    same = ['ours, compile=reduce-overhead'] if args.device == 'cpu' else ['ours, one compiled graph']
+    args.only = args.only or [name for name in IMPLEMENTATIONS if name not in same]
     rows, bandwidth = [], gpu_bandwidth() if args.device == 'cuda' else None
     for workload in args.workloads:
         torch._dynamo.reset() # Sizes of the workload before are no reason to compile for variable ones
@@ -277,7 +280,7 @@ def main():
         for name in args.only:
             row = dict(workload=workload, implementation=name, ms=times.get(name), loss=losses.get(name), failed=failed.get(name))
             if name in times and args.device == 'cpu': row['peak_mb'] = measure_memory(name, args, workload)
-            elif name in times: row.update(gpu_figures(ready[name], batch, times[name], bandwidth))
+            elif name in times: row.update(gpu_figures(ready[name], batch, bandwidth))
             rows.append(row)
             print(row, file=sys.stderr, flush=True)
     about = machine(args.device) | (dict(bandwidth_gb_s=round(bandwidth/1e9)) if bandwidth else {}) | dict(rounds=args.rounds, runs=args.runs)
