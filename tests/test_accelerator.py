@@ -132,7 +132,8 @@ def test_gpu_equals_cpu(settings, compile):
 def test_gpu_half_precision(dtype):
     maps, boxes, labels = batch([5, 0, 9], dtype=dtype)
     want = YOLOXLoss(C, use_l1=True)(*maps, boxes, labels)
-    got = YOLOXLoss(C, use_l1=True)(*to_device((maps, boxes, labels)))
+    there, *objects = to_device((maps, boxes, labels))
+    got = YOLOXLoss(C, use_l1=True)(*there, *objects)
     assert_close({k: v.cpu() for k, v in got.items()}, want)
 
 
