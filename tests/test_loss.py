@@ -10,15 +10,16 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import distance_box_iou_loss
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 import cjm_yolox_pytorch.loss
 import cjm_yolox_pytorch.simota
-from cjm_yolox_pytorch.boxes import box_iou, cell_centres, decode, flatten_levels, grid_priors
+from cjm_yolox_pytorch.boxes import box_iou, cell_centres, decode, encode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, class_targets, squared_iou_loss
-from cjm_yolox_pytorch.simota import AssignResult, SimOTAAssigner
+from cjm_yolox_pytorch.simota import AssignResult, SimOTAAssigner, pad_objects, simota, simota_sparse
 
 STRIDES, SIZES, C = [8, 16, 32], [(10, 12), (5, 6), (3, 3)], 4
 NAMES = ['loss_cls', 'loss_bbox', 'loss_obj', 'loss_l1']
@@ -345,3 +346,80 @@ def test_ranks_divide_by_their_mean_number_of_positives(tmp_path):
     # The mean over ranks, which is what distributed training makes of gradients, is the whole batch
     assert_close([sum(v)/2 for v in zip(*losses)], [v.item() for v in want.values()])
     for level, w in enumerate(want_grads): assert_close(torch.stack([torch.from_numpy(g[level])[0] for g in grads])/2, w)
+
+
+def tight(counts, seed, size=(2., 60.), noise=.15):
+    "Maps of a network that finds its objects: cells near one predict its box. Small and crowded objects lack preferred cells"
+    maps, boxes, labels = batch(counts, seed)
+    g = torch.Generator().manual_seed(seed)
+    corners = grid_priors(SIZES, STRIDES)
+    raw = []
+    for b, n in enumerate(counts):
+        corner = torch.rand(n, 2, generator=g)*torch.tensor([90., 74.])
+        boxes[b] = torch.cat([corner, corner + size[0] + (size[1] - size[0])*torch.rand(n, 2, generator=g)**4], 1)
+        nearest = (cell_centres(corners)[:, None, :2] - (boxes[b][:, :2] + boxes[b][:, 2:])/2).norm(dim=-1).argmin(1) if n else None
+        target = encode(boxes[b][nearest], corners) if n else torch.zeros(len(corners), 4)
+        raw.append(target + torch.randn(len(corners), 4, generator=g)*noise)
+    maps[1] = [m.mT.unflatten(2, size) for m, size in zip(torch.stack(raw).split([h*w for h, w in SIZES], dim=1), SIZES)]
+    return maps, boxes, labels
+
+
+def both_ways(assigner, maps, boxes, labels):
+    "(image, cell, object) and IoU of the positives, from the pairs that matter and from all pairs"
+    corners, (classes, raw, objectness), found = grid_priors(SIZES, STRIDES), maps, []
+    inputs = flatten_levels(objectness)[..., 0], decode(flatten_levels(raw), corners), cell_centres(corners), *pad_objects(boxes, labels)
+    settings = assigner.center_radius, assigner.candidate_topk, assigner.iou_weight, assigner.cls_weight, assigner.center_only, assigner.iou_eps, assigner.max_mb
+    for func in (simota_sparse, simota):
+        image, cells, objects, ious, on = func(classes, *inputs, *settings)
+        if on is not None: image, cells, objects, ious = (t[on] for t in (image.expand_as(cells), cells, objects, ious))
+        order = (image*len(corners) + cells).argsort()
+        found.append((torch.stack([image, cells, objects], 1)[order].tolist(), ious[order].tolist()))
+    return found
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(center_radius=1.5, center_only=True, iou_eps=1e-8), dict(center_radius=.3, candidate_topk=4), dict(max_mb=0), dict(cls_weight=0, iou_weight=1)])
+@pytest.mark.parametrize('seed', range(4))
+def test_the_pairs_that_matter_are_enough(kwargs, seed):
+    for data in (batch([0, 1, 12, 90], seed), tight([3, 0, 25, 60], seed), tight([40, 80], seed, size=(1., 6.), noise=.02)):
+        sparse, dense = both_ways(SimOTAAssigner(**kwargs), *data)
+        assert sparse == dense and len(sparse[0]) > 0
+
+
+def test_late_and_undecided_claims_happen(monkeypatch):
+    "The test above would prove little if its small objects did not lack preferred cells, and did not fight for others"
+    seen = dict(late=0, undecided=0)
+    prior, favourites = cjm_yolox_pytorch.simota.centre_prior, cjm_yolox_pytorch.simota.favourites
+    def spy_prior(*args): seen['late'] += 1; return prior(*args)
+    def spy_favourites(*args):
+        cells, objects = favourites(*args)
+        seen['undecided'] += int((objects < 0).sum())
+        return cells, objects
+    monkeypatch.setattr(cjm_yolox_pytorch.simota, 'centre_prior', spy_prior)
+    monkeypatch.setattr(cjm_yolox_pytorch.simota, 'favourites', spy_favourites)
+    for seed in range(4):
+        maps, *objects = tight([40, 80], seed, size=(1., 6.), noise=.02)
+        YOLOXLoss(C)(*maps, *objects)
+    assert seen['late'] >= 8 and seen['undecided'] >= 8, seen
+
+
+def test_groups_of_objects_bound_memory():
+    "The largest tensor with and without a limit; the results are the same"
+    class Largest(TorchDispatchMode):
+        bytes = 0
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for t in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(t, torch.Tensor): self.bytes = max(self.bytes, t.numel()*t.element_size())
+            return out
+    sizes, results, largest = [(64, 64), (32, 32)], [], []
+    corners = grid_priors(sizes, STRIDES[:2])
+    g = torch.Generator().manual_seed(0)
+    maps = [torch.randn(1, C, h, w, generator=g) for h, w in sizes]
+    objectness, raw = torch.randn(1, len(corners), generator=g), torch.randn(1, len(corners), 4, generator=g)
+    corner = torch.rand(1, 200, 2, generator=g)*400
+    objects = torch.cat([corner, corner + 5 + 80*torch.rand(1, 200, 2, generator=g)], 2), torch.randint(C, (1, 200), generator=g), torch.ones(1, 200, dtype=torch.bool)
+    for mb in (256, 4):
+        with Largest() as mode: results.append(simota(maps, objectness, decode(raw, corners), cell_centres(corners), *objects, max_mb=mb))
+        largest.append(mode.bytes)
+    assert_close(results[1], results[0])
+    assert largest[0] > 4*2**20 > largest[1]
