@@ -1,8 +1,8 @@
-# make demo: train on drawn shapes, as a first try.   make test: everything that CI checks.
+# make demo: train on drawn shapes, as a first try.   make test: everything that CI checks.   make bench: beside other implementations.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test readme clean
+.PHONY: demo test bench readme clean
 
 demo: .venv/installed
 	$(BIN)/yolox_demo --out runs/demo
@@ -11,12 +11,17 @@ test: .venv/installed-dev
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest tests
 
+# Half an hour on an otherwise idle machine. Tables go to runs/bench
+bench: .venv-bench/installed
+	.venv-bench/bin/python -W ignore benchmarks/loss.py --out runs/bench
+	.venv-bench/bin/python -W ignore benchmarks/train_step.py --out runs/bench
+
 # README.md from nbs/index.ipynb
 readme: .venv/installed-dev
 	$(BIN)/python docs/readme.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-bench
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, for example: make demo PYTHON=python3.12")'
@@ -29,3 +34,11 @@ clean:
 .venv/installed-dev: .venv/bin/pip settings.ini setup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/installed
+
+# Peers one by one: the tables name one that cannot be installed, and go on without it
+.venv-bench/installed: settings.ini setup.py
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --editable .
+	for peer in $$(sed -n 's/^bench_requirements = //p' settings.ini); do \
+		.venv-bench/bin/pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer could not be installed"; done
+	@touch $@

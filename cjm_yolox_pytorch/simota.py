@@ -6,7 +6,8 @@
 __all__ = ['NOT_A_PAIR', 'PAIR_BYTES', 'IN_CACHE', 'centre_prior', 'quality', 'background_cost', 'pair_cost', 'top', 'dynamic_k',
            'rank_key', 'key_index', 'Matches', 'claims', 'settle', 'simota', 'pad_objects', 'axis_prior',
            'candidate_cells', 'preferred_pairs', 'take_cells', 'pairwise_iou', 'image_k', 'key_table', 'claim_lowest',
-           'favourites', 'simota_sparse', 'AssignResult', 'in_regions', 'check_values', 'SimOTAAssigner']
+           'favourites', 'ListedBatch', 'late_claims', 'simota_sparse', 'AssignResult', 'in_regions', 'check_values',
+           'SimOTAAssigner']
 
 # %% ../nbs/04_simota.ipynb #802ff93a
 import math
@@ -329,7 +330,49 @@ def favourites(
     best = best[positive]
     return positive, torch.where(times[positive] == 1, only[positive], key_index(best).where(best < NOT_A_PAIR, -1))
 
-# %% ../nbs/04_simota.ipynb #4a9651ac
+# %% ../nbs/04_simota.ipynb #ea15003d
+class ListedBatch:
+    "The objects of a batch in one list, and what cells cost for them"
+    def __init__(self, classes, objectness, boxes, gt_boxes, gt_labels, valid, *weights): # As `simota` and `pair_cost` take them
+        self.maps, self.objectness, self.boxes, self.weights = [c.flatten(2) for c in classes], objectness, boxes, weights
+        self.image, self.number = valid.nonzero(as_tuple=True) # [N] of each object
+        self.gt_boxes, self.labels = gt_boxes[self.image, self.number], gt_labels[self.image, self.number] # [N, 4], [N]
+        self.rows = torch.arange(len(self.labels)).split(valid.sum(1).tolist()) # B tensors [G_b]
+
+    def quality(self, image, cell): # [P] each, cells ascending: [P, C]
+        objectness = None if self.objectness is None else self.objectness[image, cell][:, None]
+        return quality(take_cells(self.maps, image, cell), objectness)
+
+    def ious(self, objects, cells): # [P] each: [P]
+        return box_iou(self.gt_boxes[objects], self.boxes[self.image[objects], cells]).nan_to_num_(0)
+
+    def cost_list(self, objects, cells): # [M] each: [M]
+        (B, A), ids = self.boxes.shape[:2], cells*len(self.boxes) + self.image[objects]
+        used = torch.zeros(A*B, dtype=torch.bool).index_fill_(0, ids, True).nonzero()[:, 0]
+        place = torch.empty(A*B, dtype=torch.int64).scatter_(0, used, torch.arange(len(used)))[ids]
+        q = self.quality(used % B, used // B)
+        return pair_cost(q[place, self.labels[objects]], background_cost(q, dim=1)[place], self.ious(objects, cells), *self.weights)
+
+    def cost_table(self, rows, cells): # [G] objects of one image, [A] ascending: [G, A]
+        image = self.image[rows[:1]].expand(len(cells))
+        q, boxes = self.quality(image, cells), self.boxes[image, cells]
+        return pair_cost(q.T[self.labels[rows]], background_cost(q, dim=1), pairwise_iou(self.gt_boxes[rows], boxes.T), *self.weights)
+
+# %% ../nbs/04_simota.ipynb #dfc61ce0
+def late_claims(
+    batch:ListedBatch,
+    rows:Tensor, # [G] int64, objects of one image that lack preferred cells
+    cells:Tensor, # [A] int64, candidates of the image, ascending
+    preferred:Tensor, # [G, A] bool
+    lacking:Tensor, # [G] int64, how many cells
+    topk:int
+) -> tuple: # [Q] int64 objects, [Q] int64 cells
+    "The cheapest `cells` that are not `preferred`."
+    table = rank_key(batch.cost_table(rows, cells), False, cells).where(~preferred, NOT_A_PAIR)
+    row, claimed = claim_lowest(table, lacking, topk)
+    return rows[row], claimed
+
+# %% ../nbs/04_simota.ipynb #0e1a2207
 @torch.no_grad()
 def simota_sparse(
     classes, # L maps [B, C, H, W] of logits; or, without `objectness`, of probabilities (class times objectness)
@@ -348,48 +391,28 @@ def simota_sparse(
     max_mb:int=256 # Memory for pairs, in MB
 ) -> Matches: # Without empty slots
     "Assign cells to the objects of a batch, like `simota`, but look only at the pairs that matter."
-    (B, A), weights, sizes = boxes.shape[:2], (iou_weight, cls_weight, iou_eps), [c.shape[2:] for c in classes]
-    first = [sum(h*w for h, w in sizes[:l]) for l in range(len(sizes))]
-    grid = sizes, priors[first, 2].tolist(), radius, center_only
-    image, number = valid.nonzero(as_tuple=True)
-    gt, labels = gt_boxes[image, number], gt_labels[image, number] # [N,4], [N]
-    rows = torch.arange(len(gt)).split(valid.sum(1).tolist()) # of each image
+    (B, A), sizes = boxes.shape[:2], [c.shape[2:] for c in classes]
+    batch = ListedBatch(classes, objectness, boxes, gt_boxes, gt_labels, valid, iou_weight, cls_weight, iou_eps)
+    grid = sizes, [priors[sum(h*w for h, w in sizes[:l]), 2].item() for l in range(len(sizes))], radius, center_only
+    objects, cells = preferred_pairs(batch.gt_boxes, *grid)
+    cost, counts = batch.cost_list(objects, cells), torch.bincount(objects, minlength=len(batch.labels))
 
-    def qualities(image, cell): # [P,C]
-        return quality(take_cells([c.flatten(2) for c in classes], image, cell), None if objectness is None else objectness[image, cell][:, None])
-    def cost_table(rows, cell): # of objects of one image
-        b = image[rows[:1]].expand(len(cell))
-        q = qualities(b, cell)
-        return pair_cost(q.T[labels[rows]], background_cost(q, dim=1), pairwise_iou(gt[rows], boxes[b, cell].T), *weights)
-
-    objects, cells = preferred_pairs(gt, *grid)
-    ids = cells*B + image[objects]
-    used = torch.zeros(A*B, dtype=torch.bool).index_fill_(0, ids, True).nonzero()[:, 0]
-    place = torch.empty(A*B, dtype=torch.int64).scatter_(0, used, torch.arange(len(used)))[ids]
-    q = qualities(used % B, used // B)
-    ious = box_iou(gt[objects], boxes[image[objects], cells]).nan_to_num_(0)
-    cost = pair_cost(q[place, labels[objects]], background_cost(q, dim=1)[place], ious, *weights)
-
-    candidates = candidate_cells(gt_boxes, valid, *grid)
-    lists = [c.nonzero()[:, 0] for c in candidates]
-    k = torch.cat([image_k(gt[r], boxes[b, c].T.contiguous(), topk) for b, (r, c) in enumerate(zip(rows, lists))])
-    counts = torch.bincount(objects, minlength=len(gt))
+    lists = [c.nonzero()[:, 0] for c in candidate_cells(gt_boxes, valid, *grid)]
+    k = torch.cat([image_k(batch.gt_boxes[r], boxes[b, c].T.contiguous(), topk) for b, (r, c) in enumerate(zip(batch.rows, lists))])
     found = [claim_lowest(key_table(objects, rank_key(cost, False, cells), counts), k, topk)]
-    for r, c in zip(rows, lists):
-        late = r[counts[r] < k[r]]
-        for some in late.split(max(1, max_mb*2**20 // (PAIR_BYTES*max(1, len(c))))) if len(late) else []:
-            _, preferred = centre_prior(priors[c], gt[None, some], valid.new_ones(1, len(some)), radius, center_only)
-            table = rank_key(cost_table(some, c), False, c).where(~preferred[0], NOT_A_PAIR)
-            claimant, claimed = claim_lowest(table, (k - counts)[some], topk)
-            found.append((some[claimant], claimed))
+    for rows, c in zip(batch.rows, lists):
+        for r in rows[counts[rows] < k[rows]].split(max(1, max_mb*2**20 // (PAIR_BYTES*max(1, len(c))))):
+            if len(r) == 0: continue
+            _, preferred = centre_prior(priors[c], batch.gt_boxes[None, r], valid.new_ones(1, len(r)), radius, center_only)
+            found.append(late_claims(batch, r, c, preferred[0], (k - counts)[r], topk))
 
     claimant, claimed = map(torch.cat, zip(*found))
-    positive, owner = favourites(claimed*B + image[claimant], claimant, ids, rank_key(cost, False, objects), A*B)
-    for b in (positive[owner < 0] % B).unique().tolist():
-        undecided = (owner < 0) & (positive % B == b)
-        owner[undecided] = key_index(rank_key(cost_table(rows[b], positive[undecided] // B), False, rows[b][:, None]).amin(0))
-    image, cells = positive % B, positive // B
-    return Matches(image, cells, number[owner], box_iou(gt[owner], boxes[image, cells]).nan_to_num_(0))
+    ids, owner = favourites(claimed*B + batch.image[claimant], claimant, cells*B + batch.image[objects], rank_key(cost, False, objects), A*B)
+    image, cells = ids % B, ids // B
+    for b in image[owner < 0].unique().tolist():
+        undecided, rows = (owner < 0) & (image == b), batch.rows[b]
+        owner[undecided] = key_index(rank_key(batch.cost_table(rows, cells[undecided]), False, rows[:, None]).amin(0))
+    return Matches(image, cells, batch.number[owner], batch.ious(owner, cells))
 
 # %% ../nbs/04_simota.ipynb #2c6432d6
 @dataclass
