@@ -1,0 +1,26 @@
+"The benchmarks run, and go on without peers that are not installed."
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(name, *args): return subprocess.run([sys.executable, '-W', 'ignore', ROOT/'benchmarks'/name, *args], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_loss(tmp_path):
+    printed = run('loss.py', '--workloads', 'tiny', '--images', '2', '--only', 'ours', 'mmdetection', '--rounds', '1', '--runs', '1', '--out', tmp_path)
+    assert (tmp_path/'loss-cpu.md').read_text().startswith('| workload | implementation | ms |')
+    ours, peer = json.loads((tmp_path/'loss-cpu.json').read_text())['rows']
+    assert ours['ms'] > 0 and ours['loss'] > 0 and ours['peak_mb'] >= 0
+    if importlib.util.find_spec('mmdet') is None: assert peer['ms'] is None and "failed: ModuleNotFoundError: No module named 'mmdet" in printed
+
+
+def test_train_step(tmp_path):
+    run('train_step.py', '--workloads', 'tiny', '--images', '1', '--only', 'ours', 'pixeltable-yolox', '--rounds', '1', '--out', tmp_path)
+    ours, peer = json.loads((tmp_path/'train-step-cpu.json').read_text())['rows']
+    assert ours['images_per_s'] > 0 and ours['first_loss'] > 0
+    if importlib.util.find_spec('yolox') is None: assert peer['images_per_s'] is None and peer['failed'].startswith('ModuleNotFoundError')
