@@ -71,7 +71,7 @@ def _check_shapes(boxes, labels, num_images):
         if l.numel() and l.ndim != 1: raise ValueError(f'image {i}: ground_truth_labels has shape {tuple(l.shape)}, but [G] was expected')
         if b.numel() != 4*l.numel(): raise ValueError(f'image {i}: {b.numel()//4} boxes but {l.numel()} labels')
 
-# %% ../nbs/05_loss.ipynb #70e43c22
+# %% ../nbs/05_loss.ipynb #83afddd4
 def _round_up(n): # To three binary digits, 8 at least
     step = max(2, 2**(n.bit_length() - 3))
     return max(8, -(-n//step)*step)
@@ -81,11 +81,12 @@ def _gather_objects(boxes, labels, num_classes, check, device, dtype, rounded=Fa
     boxes, labels = [as_xyxy(b) for b in boxes], [l.detach().flatten() for l in labels]
     on_cpu = all(t.device.type == 'cpu' for t in boxes + labels)
     if (check or (check is None and on_cpu)) and not torch.compiler.is_compiling():
-        check_values(torch.cat(boxes), torch.cat(labels), num_classes, counts=[len(l) for l in labels])
+        together = labels if len({l.dtype for l in labels}) == 1 else [l.double() for l in labels]
+        check_values(torch.cat(boxes), torch.cat(together), num_classes, counts=[len(l) for l in labels])
     padded = pad_objects([b.to(dtype) for b in boxes], labels, _round_up(max(map(len, labels))) if rounded else 1)
-    return [t.to(device, non_blocking=True) for t in padded]
+    return [t.to(device, non_blocking=device.type != 'cpu') for t in padded] # A CPU would read before they are there
 
-# %% ../nbs/05_loss.ipynb #bc5a5d3c
+# %% ../nbs/05_loss.ipynb #036c92b7
 def _gather_regions(regions, num_images, device, dtype, rounded=False):
     "[B, I, 4] regions, padded with boxes without area, or None"
     if regions is None: return None
@@ -93,7 +94,7 @@ def _gather_regions(regions, num_images, device, dtype, rounded=False):
     if len(regions) != num_images: raise ValueError(f'{len(regions)} tensors of ground_truth_bboxes_ignore for a batch of {num_images} images')
     for i, r in enumerate(regions):
         if r.ndim != 2 or r.shape[1] != 4: raise ValueError(f'image {i}: ground_truth_bboxes_ignore has shape {tuple(r.shape)}, but [I, 4] was expected')
-    return pad_objects([r.to(dtype) for r in regions], [r[:, 0] for r in regions], _round_up(max(map(len, regions))) if rounded else 1)[0].to(device, non_blocking=True)
+    return pad_objects([r.to(dtype) for r in regions], [r[:, 0] for r in regions], _round_up(max(map(len, regions))) if rounded else 1)[0].to(device, non_blocking=device.type != 'cpu')
 
 # %% ../nbs/05_loss.ipynb #20d86c9f
 def take_slots(
@@ -211,8 +212,8 @@ def _get_target_single(self, # The loss
     return (foreground, classes, foreground.to(scores)[:, None], positives.positive_ground_truth_bboxes,
             encode(positives.positive_ground_truth_bboxes, positives.positive_bboxes), len(positives.positive_indices))
 
-# %% ../nbs/05_loss.ipynb #1a2aba26
-def _rank_factor(num_positives): # What this process divided by, over what all should divide by; never less than 1. Or None
+# %% ../nbs/05_loss.ipynb #0a27d303
+def _rank_factor(num_positives): # What this process divided by, over what all should divide by (both at least 1); or None
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()): return None
     mean = num_positives.clone()
     dist.all_reduce(mean)
@@ -243,25 +244,26 @@ def _losses(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions)
     if self.use_l1: sums.append(self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], matches.positive))
     return [total/num_positives.clamp(min=1) for total in sums], num_positives
 
-# %% ../nbs/05_loss.ipynb #e848c0fc
+# %% ../nbs/05_loss.ipynb #43f14604
 @cache
 def _compiled(mode): return torch.compile(_losses, fullgraph=True, mode=mode)
 
 def _compiled_losses(self, classes, raw, objectness, *objects):
     "`_losses`, compiled if that is possible"
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException # Takes a second to import
+    from torch._dynamo import exc # Takes a second to import
+    too_many = getattr(exc, 'FailOnRecompileLimitHit', None) or exc.FailOnCacheLimitHit # Its name until torch 2.6
     for t in objects:
         if t is not None: torch._dynamo.maybe_mark_dynamic(t, 1) # G
     try:
-        losses, num_positives = _compiled(None if self.compiled is True else self.compiled)(self, classes, raw, objectness, *objects)
-        if self.compiled is not True: losses, num_positives = [loss.clone() for loss in losses], num_positives.clone() # The next step writes over them
+        losses, num_positives = _compiled(None if self.compile_mode is True else self.compile_mode)(self, classes, raw, objectness, *objects)
+        if self.compile_mode is not True: losses, num_positives = [loss.clone() for loss in losses], num_positives.clone() # The next step writes over them
         return losses, num_positives
-    except (TorchDynamoException, FailOnRecompileLimitHit) as e:
-        self.compiled = False
-        warnings.warn(f'YOLOXLoss(compile=True) goes on without compiling: {(str(e).strip() or type(e).__name__).splitlines()[0]}', stacklevel=2)
+    except (exc.TorchDynamoException, too_many) as e:
+        warnings.warn(f'YOLOXLoss(compile={self.compile_mode!r}) goes on without compiling: {(str(e).strip() or type(e).__name__).splitlines()[0]}', stacklevel=2)
+        self.compile_mode = False
         return _losses(self, classes, raw, objectness, *objects)
 
-# %% ../nbs/05_loss.ipynb #879a1b74
+# %% ../nbs/05_loss.ipynb #46b52e4f
 def _forward(self, # The loss
     class_scores, # L maps [B, C, H, W] of logits
     predicted_bboxes, # L maps [B, 4, H, W], raw
@@ -276,14 +278,14 @@ def _forward(self, # The loss
     _check_shapes(ground_truth_bboxes, ground_truth_labels, len(class_scores[0]))
     maps = class_scores, predicted_bboxes, objectness_scores
     device, dtype = class_scores[0].device, reduce(torch.promote_types, [m.dtype for levels in maps for m in levels], torch.float32)
-    compiled = self.compiled and device.type != 'cpu' and not torch.compiler.is_compiling()
+    compiled = self.compile_mode and device.type != 'cpu' and not torch.compiler.is_compiling()
     objects = _gather_objects(ground_truth_bboxes, ground_truth_labels, self.num_classes, self.check, device, dtype, rounded=compiled)
     regions = _gather_regions(ground_truth_bboxes_ignore, len(ground_truth_bboxes), device, dtype, rounded=compiled)
     losses, num_positives = (_compiled_losses if compiled else _losses)(self, *maps, *objects, regions)
     factor = _rank_factor(num_positives)
     return dict(zip(('loss_cls', 'loss_bbox', 'loss_obj', 'loss_l1'), losses if factor is None else [loss*factor for loss in losses]))
 
-# %% ../nbs/05_loss.ipynb #afb21d69
+# %% ../nbs/05_loss.ipynb #6a771f65
 class YOLOXLoss(nn.Module):
     "Class, box and objectness losses of a batch (and L1 if asked for), with cells assigned by SimOTA"
     def __init__(self,
@@ -298,11 +300,11 @@ class YOLOXLoss(nn.Module):
         box_loss:str='squared_giou', # One of `BOX_LOSSES`
         assigner:SimOTAAssigner=None, # `SimOTAAssigner()` if None
         check:bool=None, # Look at the values of objects? None: only if they are on the CPU
-        compile:bool=False # Compile assignment and losses for accelerators (a CPU is faster without); a string is `torch.compile`'s mode
+        compile:bool|str=False # Compile assignment and losses for accelerators (a CPU is faster without); a string is `torch.compile`'s mode
     ):
         super().__init__()
         if box_loss not in BOX_LOSSES: raise ValueError(f'box_loss={box_loss!r}: choose one of {list(BOX_LOSSES)}')
-        self.num_classes, self.strides, self.use_l1, self.check, self.compiled = num_classes, list(strides), use_l1, check, compile
+        self.num_classes, self.strides, self.use_l1, self.check, self.compile_mode = num_classes, list(strides), use_l1, check, compile
         self.bbox_loss_weight, self.class_loss_weight = bbox_loss_weight, class_loss_weight
         self.objectness_loss_weight, self.l1_loss_weight = objectness_loss_weight, l1_loss_weight
         self.assigner = SimOTAAssigner() if assigner is None else assigner

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['NOT_A_PAIR', 'PAIR_BYTES', 'PAIRS_AT_ONCE', 'centre_prior', 'quality', 'background_cost', 'pair_cost', 'top',
-           'dynamic_k', 'rank_key', 'key_index', 'Matches', 'claims', 'settle', 'simota', 'pad_objects', 'axis_prior',
-           'candidate_cells', 'preferred_pairs', 'take_cells', 'pairwise_iou', 'image_k', 'key_table', 'claim_lowest',
-           'favourites', 'ListedBatch', 'late_claims', 'simota_sparse', 'AssignResult', 'in_regions', 'check_values',
-           'SimOTAAssigner']
+           'dynamic_k', 'rank_key', 'key_index', 'Matches', 'claims', 'settle', 'group_objects', 'simota',
+           'pad_objects', 'axis_prior', 'candidate_cells', 'preferred_pairs', 'take_cells', 'pairwise_iou', 'image_k',
+           'key_table', 'claim_lowest', 'favourites', 'ListedBatch', 'late_claims', 'simota_sparse', 'AssignResult',
+           'in_regions', 'check_values', 'SimOTAAssigner']
 
-# %% ../nbs/04_simota.ipynb #802ff93a
+# %% ../nbs/04_simota.ipynb #0891abe4
 import math
 from dataclasses import KW_ONLY, dataclass
 from functools import reduce
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import as_xyxy, at_least_fp32, box_iou
@@ -106,9 +107,9 @@ def rank_key(
 
 def key_index(key): return key & (2**24 - 1)
 
-# %% ../nbs/04_simota.ipynb #808aac03
+# %% ../nbs/04_simota.ipynb #91ec7a05
 class Matches(NamedTuple):
-    "Pairs of cells and objects, each cell in at most one: P of them; or S slots for each image, of which some are empty"
+    "Pairs of cells and objects, each cell in at most one: P of them, by ascending cells; or S slots for each image, of which some are empty"
     image:Tensor # [P] int64; or [B, 1]
     cells:Tensor # [P] or [B, S] int64, index of the cell in its image
     objects:Tensor # [P] or [B, S] int64, index of the object in its image
@@ -152,9 +153,26 @@ def settle(
     if cells.shape[1] >= A: return torch.arange(A, device=k.device).expand(B, -1), owner, low < G
     return cells, owner.gather(1, cells), counts & (low.gather(1, cells) == claimant)
 
-# %% ../nbs/04_simota.ipynb #10c98861
-PAIR_BYTES = 48 # Of the tensors that exist at once in `claims`, for each pair
+# %% ../nbs/04_simota.ipynb #af57725a
+PAIR_BYTES = 48 # Of the tensors that exist at once in `claims`, for each pair (fp32)
 
+def group_objects(
+    gt_boxes:Tensor, # [B, G, 4]
+    gt_labels:Tensor, # [B, G]
+    valid:Tensor, # [B, G] bool
+    num_cells:int, # In all images
+    max_mb:int # Memory for the pairs of a group, in MB
+) -> list: # Groups: [B, g, 4] boxes, [B, g] labels, [B, g] bool
+    "Divide objects into groups that fit into memory."
+    G, n = gt_boxes.shape[1], 1
+    while n < G and n*max_mb*2**20 < PAIR_BYTES*num_cells*G: n *= 2
+    if n == 1: return [(gt_boxes, gt_labels, valid)]
+    size = -(-G//n)
+    missing = n*size - G
+    padded = F.pad(gt_boxes, (0, 0, 0, missing)), F.pad(gt_labels, (0, missing)), F.pad(valid, (0, missing))
+    return [tuple(t[:, i*size:(i + 1)*size] for t in padded) for i in range(n)]
+
+# %% ../nbs/04_simota.ipynb #04ccd0be
 @torch.no_grad()
 def simota(
     classes, # L maps [B, C, H, W] or [B, C, H*W] of logits; or, without `objectness`, of probabilities (class times objectness)
@@ -173,23 +191,26 @@ def simota(
     max_mb:int=256 # Memory for pairs, in MB
 ) -> Matches:
     "Assign cells to the objects of a batch."
-    (B, A), G = boxes.shape[:2], gt_boxes.shape[1]
-    image, number = torch.arange(B, device=boxes.device)[:, None], torch.arange(G, device=boxes.device)
+    (B, A), image = boxes.shape[:2], torch.arange(len(boxes), device=boxes.device)[:, None]
     classes = [c.flatten(2) for c in classes]
     objectness = [None] if objectness is None else objectness[:, None].split([c.shape[2] for c in classes], dim=2)
     background = torch.cat([background_cost(quality(c, o), dim=1) for c, o in zip(classes, objectness)], dim=1)
-    step = max(1, max_mb*2**20 // (PAIR_BYTES*B*A))
-    groups = list(zip(gt_boxes.split(step, dim=1), *(t.split(step, dim=-1) for t in (gt_labels, valid, number))))
+    groups = group_objects(gt_boxes, gt_labels, valid, B*A, max_mb)
     def prior(b, v): return centre_prior(priors, b, v, radius, center_only)
-    candidates, found = reduce(torch.logical_or, [prior(b, v)[0] for b, _, v, _ in groups]), []
-    for b, l, v, n in groups:
+    looked, found, first = [prior(b, v) for b, _, v in groups[:1]], [], 0
+    candidates = reduce(torch.logical_or, [looked[0][0]] + [prior(b, v)[0] for b, _, v in groups[1:]])
+    for b, l, v in groups:
+        preferred = looked.pop()[1] if looked else prior(b, v)[1] # Once more, since all of them would be too much to keep
         own = torch.cat([quality(c[image, l], o) for c, o in zip(classes, objectness)], dim=2)
-        found.append(claims(own, background, boxes, candidates, prior(b, v)[1], b, v, n, topk, iou_weight, cls_weight, iou_eps))
+        number = first + torch.arange(b.shape[1], device=boxes.device)
+        found.append(claims(own, background, boxes, candidates, preferred, b, v, number, topk, iou_weight, cls_weight, iou_eps))
+        first += b.shape[1]
     claimed, k, favourite = zip(*found)
-    cells, objects, positive = settle(torch.cat(claimed, dim=1), torch.cat(k, dim=1), reduce(torch.minimum, favourite))
+    claimed, k = (torch.cat(t, dim=1)[:, :gt_boxes.shape[1]] for t in (claimed, k)) # Without the padding of groups
+    cells, objects, positive = settle(claimed, k, reduce(torch.minimum, favourite))
     return Matches(image, cells, objects, box_iou(gt_boxes[image, objects], boxes[image, cells]).nan_to_num(0), positive)
 
-# %% ../nbs/04_simota.ipynb #c770fa38
+# %% ../nbs/04_simota.ipynb #9a3da803
 def pad_objects(
     gt_boxes, # B tensors [G_b, 4]
     gt_labels, # B tensors [G_b]
@@ -199,10 +220,10 @@ def pad_objects(
     G = max([size, *map(len, gt_labels)])
     counted = gt_labels[0].new_ones(G, dtype=torch.bool) # Made where the labels are: to copy a mask there is to wait
     rows = lambda tensors, filler: torch.cat([t for own in tensors for t in (own, filler[len(own):])]).unflatten(0, (len(tensors), G))
-    return (rows(gt_boxes, gt_boxes[0].new_zeros(G, 4)), rows([l.long() for l in gt_labels], counted.long() - 1),
+    return (rows(gt_boxes, gt_boxes[0].new_zeros(G, 4)), rows([l.long() for l in gt_labels], torch.zeros_like(counted, dtype=torch.int64)),
             rows([counted[:len(l)] for l in gt_labels], ~counted))
 
-# %% ../nbs/04_simota.ipynb #34d6a889
+# %% ../nbs/04_simota.ipynb #6d160b82
 def axis_prior(
     low:Tensor, # [...] left or upper ends of boxes in pixels
     high:Tensor, # [...] right or lower ends
@@ -211,10 +232,11 @@ def axis_prior(
     radius:float # In strides
 ) -> tuple: # [...] bool: inside, near the middle
     "Where the centres of columns (or rows) `index` are: between `low` and `high`, and near their middle."
+    stride = low.new_tensor(stride) # As a tensor, so that rounding is that of `centre_prior`
     centre, middle, reach = index*stride + stride/2, (low + high)/2, radius*stride
     return (centre > low) & (centre < high), (centre > middle - reach) & (centre < middle + reach)
 
-# %% ../nbs/04_simota.ipynb #a9651672
+# %% ../nbs/04_simota.ipynb #7cc71e09
 def candidate_cells(
     gt_boxes:Tensor, # [B, G, 4] xyxy in pixels
     valid:Tensor, # [B, G] bool
@@ -226,13 +248,13 @@ def candidate_cells(
     "Which cells are candidates of any object."
     (x1, y1, x2, y2), levels = gt_boxes[..., None].unbind(2), []
     for (h, w), s in zip(sizes, strides):
-        columns, rows = (axis_prior(low, high, torch.arange(n), s, radius) for low, high, n in ((x1, x2, w), (y1, y2, h)))
+        columns, rows = (axis_prior(low, high, torch.arange(n, device=gt_boxes.device), s, radius) for low, high, n in ((x1, x2, w), (y1, y2, h)))
         kinds = [(columns[i] & valid[..., None], rows[i]) for i in ([1] if center_only else [0, 1])]
         columns, rows = (torch.cat(t, dim=1).float() for t in zip(*kinds)) # [B,2G,W], [B,2G,H]
         levels.append((rows.mT @ columns).flatten(1) > 0)
     return torch.cat(levels, dim=1)
 
-# %% ../nbs/04_simota.ipynb #bcf051af
+# %% ../nbs/04_simota.ipynb #f34cb3de
 def preferred_pairs(
     gt_boxes:Tensor, # [N, 4] xyxy in pixels
     sizes, # L pairs (height, width) of the maps
@@ -241,14 +263,15 @@ def preferred_pairs(
     center_only:bool
 ) -> tuple: # [M] int64 objects, ascending; [M] int64 cells
     "The pairs of an object and a cell that it prefers."
-    (x1, y1, x2, y2), window = gt_boxes[..., None].unbind(1), torch.arange(math.ceil(2*radius) + 1)
-    cells, preferred, first = [], [], 0
+    (x1, y1, x2, y2), cells, preferred, first = gt_boxes[..., None].unbind(1), [], [], 0
     for (h, w), s in zip(sizes, strides):
         axes = []
         for low, high, n in ((x1, x2, w), (y1, y2, h)):
-            index = (((low + high)/2 - radius*s)/s - .5).clamp(-len(window), n).floor().long() + window # [N,7]
+            width = min(n, math.ceil(min(2*radius, n)) + 1)
+            start = ((low + high)/2/s - radius - .5).clamp(0, n - width).floor().long() # [N,1]
+            index = start + torch.arange(width, device=start.device) # [N,width]
             inside, near = axis_prior(low, high, index, s, radius)
-            axes.append((index, near & (index >= 0) & (index < n) & (inside | center_only)))
+            axes.append((index, near & (inside | center_only)))
         (x, in_x), (y, in_y) = axes
         cells.append((first + y[:, :, None]*w + x[:, None]).flatten(1))
         preferred.append((in_y[:, :, None] & in_x[:, None]).flatten(1))
@@ -256,7 +279,7 @@ def preferred_pairs(
     objects, slot = torch.cat(preferred, dim=1).nonzero(as_tuple=True)
     return objects, torch.cat(cells, dim=1)[objects, slot]
 
-# %% ../nbs/04_simota.ipynb #e8f46034
+# %% ../nbs/04_simota.ipynb #0bc58c5e
 def take_cells(
     maps, # L tensors [B, D, A_l]
     image:Tensor, # [P] int64
@@ -265,7 +288,8 @@ def take_cells(
     "What `maps` hold at some cells."
     first = [0]
     for m in maps: first.append(first[-1] + m.shape[2])
-    ends = torch.searchsorted(cell, torch.tensor(first)).tolist()
+    if (cell.diff() < 0).any(): raise ValueError('cells are not in ascending order')
+    ends = torch.searchsorted(cell, torch.tensor(first, device=cell.device)).tolist()
     return torch.cat([at_least_fp32(m[image[a:b], :, cell[a:b] - f]) for m, f, a, b in zip(maps, first, ends, ends[1:])])
 
 # %% ../nbs/04_simota.ipynb #7d28749f
@@ -292,14 +316,14 @@ def image_k(
     "The `dynamic_k` of each of `gt_boxes`."
     return torch.cat([dynamic_k(pairwise_iou(g, boxes), topk) for g in gt_boxes.split(max(1, PAIRS_AT_ONCE//max(1, boxes.shape[1])))])
 
-# %% ../nbs/04_simota.ipynb #cb6e9458
+# %% ../nbs/04_simota.ipynb #63035113
 def key_table(
     objects:Tensor, # [M] int64, ascending
     key:Tensor, # [M] int64 of `rank_key`, with cells
     counts:Tensor # [N] int64, how many pairs each object has
 ) -> Tensor: # [N, R] int64, where R is the largest of `counts`
     "The keys of each object in a row, filled up with `NOT_A_PAIR`."
-    slot = torch.arange(len(key)) - (counts.cumsum(0) - counts)[objects]
+    slot = torch.arange(len(key), device=key.device) - (counts.cumsum(0) - counts)[objects]
     table = key.new_full((len(counts), max(counts.tolist(), default=0)), NOT_A_PAIR)
     table[objects, slot] = key
     return table
@@ -311,7 +335,7 @@ def claim_lowest(
 ) -> tuple: # [Q] int64 rows of `table`, [Q] int64 cells
     "The lowest `k` keys of each row."
     lowest = top(table, topk, largest=False)
-    row, rank = ((torch.arange(lowest.shape[1]) < k[:, None]) & (lowest < NOT_A_PAIR)).nonzero(as_tuple=True)
+    row, rank = ((torch.arange(lowest.shape[1], device=k.device) < k[:, None]) & (lowest < NOT_A_PAIR)).nonzero(as_tuple=True)
     return row, key_index(lowest[row, rank])
 
 # %% ../nbs/04_simota.ipynb #0c3f38a3
@@ -330,14 +354,14 @@ def favourites(
     best = best[positive]
     return positive, torch.where(times[positive] == 1, only[positive], key_index(best).where(best < NOT_A_PAIR, -1))
 
-# %% ../nbs/04_simota.ipynb #ea15003d
+# %% ../nbs/04_simota.ipynb #42dbab42
 class ListedBatch:
     "The objects of a batch in one list, and what cells cost for them"
     def __init__(self, classes, objectness, boxes, gt_boxes, gt_labels, valid, *weights): # As `simota` and `pair_cost` take them
         self.maps, self.objectness, self.boxes, self.weights = [c.flatten(2) for c in classes], objectness, boxes, weights
         self.image, self.number = valid.nonzero(as_tuple=True) # [N] of each object
         self.gt_boxes, self.labels = gt_boxes[self.image, self.number], gt_labels[self.image, self.number] # [N, 4], [N]
-        self.rows = torch.arange(len(self.labels)).split(valid.sum(1).tolist()) # B tensors [G_b]
+        self.rows = torch.arange(len(self.labels), device=valid.device).split(valid.sum(1).tolist()) # B tensors [G_b]
 
     def quality(self, image, cell): # [P] each, cells ascending: [P, C]
         objectness = None if self.objectness is None else self.objectness[image, cell][:, None]
@@ -348,8 +372,8 @@ class ListedBatch:
 
     def cost_list(self, objects, cells): # [M] each: [M]
         (B, A), ids = self.boxes.shape[:2], cells*len(self.boxes) + self.image[objects]
-        used = torch.zeros(A*B, dtype=torch.bool).index_fill_(0, ids, True).nonzero()[:, 0]
-        place = torch.empty(A*B, dtype=torch.int64).scatter_(0, used, torch.arange(len(used)))[ids]
+        used = ids.new_zeros(A*B, dtype=torch.bool).index_fill_(0, ids, True).nonzero()[:, 0]
+        place = ids.new_empty(A*B).scatter_(0, used, torch.arange(len(used), device=ids.device))[ids]
         q = self.quality(used % B, used // B)
         return pair_cost(q[place, self.labels[objects]], background_cost(q, dim=1)[place], self.ious(objects, cells), *self.weights)
 
@@ -372,7 +396,7 @@ def late_claims(
     row, claimed = claim_lowest(table, lacking, topk)
     return rows[row], claimed
 
-# %% ../nbs/04_simota.ipynb #0e1a2207
+# %% ../nbs/04_simota.ipynb #8086d912
 @torch.no_grad()
 def simota_sparse(
     classes, # L maps [B, C, H, W] of logits; or, without `objectness`, of probabilities (class times objectness)
@@ -397,11 +421,12 @@ def simota_sparse(
     objects, cells = preferred_pairs(batch.gt_boxes, *grid)
     cost, counts = batch.cost_list(objects, cells), torch.bincount(objects, minlength=len(batch.labels))
 
+    def step(cells): return max(1, max_mb*2**20 // (PAIR_BYTES*max(1, len(cells)))) # Objects in a group
     lists = [c.nonzero()[:, 0] for c in candidate_cells(gt_boxes, valid, *grid)]
     k = torch.cat([image_k(batch.gt_boxes[r], boxes[b, c].T.contiguous(), topk) for b, (r, c) in enumerate(zip(batch.rows, lists))])
     found = [claim_lowest(key_table(objects, rank_key(cost, False, cells), counts), k, topk)]
     for rows, c in zip(batch.rows, lists):
-        for r in rows[counts[rows] < k[rows]].split(max(1, max_mb*2**20 // (PAIR_BYTES*max(1, len(c))))):
+        for r in rows[counts[rows] < k[rows]].split(step(c)):
             if len(r) == 0: continue
             _, preferred = centre_prior(priors[c], batch.gt_boxes[None, r], valid.new_ones(1, len(r)), radius, center_only)
             found.append(late_claims(batch, r, c, preferred[0], (k - counts)[r], topk))
@@ -410,8 +435,9 @@ def simota_sparse(
     ids, owner = favourites(claimed*B + batch.image[claimant], claimant, cells*B + batch.image[objects], rank_key(cost, False, objects), A*B)
     image, cells = ids % B, ids // B
     for b in image[owner < 0].unique().tolist():
-        undecided, rows = (owner < 0) & (image == b), batch.rows[b]
-        owner[undecided] = key_index(rank_key(batch.cost_table(rows, cells[undecided]), False, rows[:, None]).amin(0))
+        undecided = (owner < 0) & (image == b)
+        keys = [rank_key(batch.cost_table(r, cells[undecided]), False, r[:, None]).amin(0) for r in batch.rows[b].split(step(cells[undecided]))]
+        owner[undecided] = key_index(reduce(torch.minimum, keys))
     return Matches(image, cells, batch.number[owner], batch.ious(owner, cells))
 
 # %% ../nbs/04_simota.ipynb #2c6432d6

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 import cjm_yolox_pytorch.loss
+import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.loss import YOLOXLoss, _compiled_losses, _gather_objects, _gather_regions, _losses
 from cjm_yolox_pytorch.simota import SimOTAAssigner
 from test_loss import C, batch, gradients, requiring_grad
@@ -47,7 +48,7 @@ def fake_step(loss, counts):
         return make_fx(step)(*leaves)
 
 
-@pytest.mark.parametrize('settings', SETTINGS)
+@pytest.mark.parametrize('settings', [*SETTINGS, dict(assigner=SimOTAAssigner(max_mb=0))]) # The last: every object in a group of its own
 def test_nothing_waits(settings):
     graph = fake_step(YOLOXLoss(C, use_l1=True, **settings), [5, 0, 9])
     assert len(graph.graph.nodes) > 100
@@ -63,8 +64,8 @@ def test_waiting_would_be_seen():
 
 
 def compiled(loss, maps, boxes, labels, regions=None): # As `forward` calls it where it compiles
-    objects = _gather_objects(boxes, labels, C, None, 'cpu', torch.float32, rounded=True)
-    return _compiled_losses(loss, *maps, *objects, _gather_regions(regions, len(boxes), 'cpu', torch.float32, rounded=True))
+    objects = _gather_objects(boxes, labels, C, None, torch.device('cpu'), torch.float32, rounded=True)
+    return _compiled_losses(loss, *maps, *objects, _gather_regions(regions, len(boxes), torch.device('cpu'), torch.float32, rounded=True))
 
 
 def test_one_graph_for_all_numbers_of_objects(monkeypatch):
@@ -72,12 +73,25 @@ def test_one_graph_for_all_numbers_of_objects(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(cjm_yolox_pytorch.loss, '_compiled', lambda mode: torch.compile(_losses, fullgraph=True, backend=counter))
     loss = YOLOXLoss(C, use_l1=True, compile=True)
-    for counts in ([1, 0], [3, 12], [0, 0], [14, 7], [5, 10]):
+    for counts in ([1, 0], [3, 12], [0, 0], [14, 7], [5, 10]): # With 16 objects there are more slots than cells
         maps, boxes, labels = batch(counts)
         got, _ = compiled(loss, maps, boxes, labels)
         want = YOLOXLoss(C, use_l1=True)(*maps, boxes, labels)
         assert_close(got, list(want.values()))
-    assert counter.frame_count == 1 and loss.compiled
+    assert counter.frame_count == 1 and loss.compile_mode
+
+
+def test_few_graphs_for_groups_of_objects(monkeypatch):
+    "Groups of 40 at most: one graph for each power of two, not for each number of objects"
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    monkeypatch.setattr(cjm_yolox_pytorch.loss, '_compiled', lambda mode: torch.compile(_losses, fullgraph=True, backend=counter))
+    monkeypatch.setattr(cjm_yolox_pytorch.simota, 'PAIR_BYTES', 2**20//(159*40))
+    loss = YOLOXLoss(C, compile=True, assigner=SimOTAAssigner(max_mb=1))
+    for count in (30, 36, 45, 60, 70, 75, 90, 120, 150):
+        maps, boxes, labels = batch([count])
+        assert_close(compiled(loss, maps, boxes, labels)[0], list(YOLOXLoss(C)(*maps, boxes, labels).values()))
+    assert counter.frame_count == 3 and loss.compile_mode
 
 
 def test_what_cannot_be_compiled_runs_and_says_so():
@@ -87,7 +101,7 @@ def test_what_cannot_be_compiled_runs_and_says_so():
     loss.bbox_loss_func = own
     maps, boxes, labels = batch([3, 2])
     with pytest.warns(UserWarning, match='goes on without compiling') as said: got, _ = compiled(loss, maps, boxes, labels)
-    assert len(said) == 1 and not loss.compiled
+    assert len(said) == 1 and not loss.compile_mode
     assert_close(got, list(loss(*maps, boxes, labels).values()))
 
 
@@ -100,7 +114,7 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter('always')
     got, _ = compiled(loss, maps, boxes, labels)
 said = [str(w.message) for w in said if 'YOLOXLoss' in str(w.message)]
-assert len(said) == 1 and 'No working C++ compiler' in said[0] and not loss.compiled, said
+assert len(said) == 1 and 'No working C++ compiler' in said[0] and not loss.compile_mode, said
 assert_close(got, list(loss(*maps, boxes, labels).values()))"""
     env = {**os.environ, 'CXX': '/nonexistent', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path)}
     subprocess.run([sys.executable, '-c', code], env=env, cwd=cjm_yolox_pytorch.loss.__file__.rsplit('/', 2)[0], check=True)
@@ -124,7 +138,7 @@ def test_gpu_equals_cpu(settings, compile):
             got, grads = gradients(there, maps, *objects, ground_truth_bboxes_ignore=REGIONS)
             assert_close({k: v.cpu() for k, v in got.items()}, want)
             assert_close([g.cpu() for g in grads], want_grads)
-    assert there.compiled == compile
+    assert there.compile_mode == compile
 
 
 @cuda
