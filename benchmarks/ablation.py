@@ -24,8 +24,8 @@ def from_one_tensor(maps, image, cell): return torch.cat(list(maps), 2).transpos
 TAKEN_BACK = {
     'nothing': [],
     'only pairs that matter': [(simota, 'simota_sparse', simota.simota)],
-    'class maps stay where they are': [(loss, 'take_cells', from_one_tensor)],
-    'log instead of log1p': [(simota, 'background_cost', with_log1p)],
+    'class maps stay where they are': [(module, 'take_cells', from_one_tensor) for module in (simota, loss)],
+    'log instead of log1p, at all classes': [(simota, 'background_cost', with_log1p)],
     'the best by columns': [(simota, 'top', whole_topk)],
     'IoUs in groups': [(simota, 'PAIRS_AT_ONCE', 2**40)]}
 
