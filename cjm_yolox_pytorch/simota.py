@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOT_A_PAIR', 'PAIR_BYTES', 'PAIRS_AT_ONCE', 'centre_prior', 'quality', 'background_cost', 'pair_cost', 'top',
-           'dynamic_k', 'rank_key', 'key_index', 'Matches', 'claims', 'settle', 'group_objects', 'simota',
-           'pad_objects', 'axis_prior', 'candidate_cells', 'preferred_pairs', 'take_cells', 'pairwise_iou', 'image_k',
-           'key_table', 'claim_lowest', 'favourites', 'ListedBatch', 'late_claims', 'simota_sparse', 'AssignResult',
-           'in_regions', 'check_values', 'SimOTAAssigner']
+           'dynamic_k', 'rank_key', 'key_index', 'Matches', 'claims', 'settle', 'group_objects', 'SimOTASettings',
+           'simota', 'pad_objects', 'axis_prior', 'candidate_cells', 'preferred_pairs', 'take_cells', 'pairwise_iou',
+           'image_k', 'key_table', 'claim_lowest', 'favourites', 'ListedBatch', 'late_claims', 'simota_sparse',
+           'AssignResult', 'in_regions', 'check_values', 'SimOTAAssigner']
 
-# %% ../nbs/04_simota.ipynb #0891abe4
+# %% ../nbs/04_simota.ipynb #c953ef0d
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -172,7 +172,23 @@ def group_objects(
     padded = F.pad(gt_boxes, (0, 0, 0, missing)), F.pad(gt_labels, (0, missing)), F.pad(valid, (0, missing))
     return [tuple(t[:, i*size:(i + 1)*size] for t in padded) for i in range(n)]
 
-# %% ../nbs/04_simota.ipynb #04ccd0be
+# %% ../nbs/04_simota.ipynb #0b54fef4
+@dataclass
+class SimOTASettings:
+    "How cells are assigned"
+    center_radius:float = 2.5 # Of the centre prior, in strides. Larger: more candidates
+    candidate_topk:int = 10 # K: the most cells an object can get
+    iou_weight:float = 3. # Of the box cost
+    cls_weight:float = 1. # Of the class cost
+    _:KW_ONLY
+    center_only:bool = False # Candidates by closeness to the middle alone
+    iou_eps:float = 1e-7 # Added to IoUs under the logarithm
+    max_mb:int = 256 # Memory for pairs of cells and objects, in MB; beyond it objects go through in groups
+
+    @property
+    def weights(self): return self.iou_weight, self.cls_weight, self.iou_eps # As `pair_cost` takes them
+
+# %% ../nbs/04_simota.ipynb #0996a307
 @torch.no_grad()
 def simota(
     classes, # L maps [B, C, H, W] or [B, C, H*W] of logits; or, without `objectness`, of probabilities (class times objectness)
@@ -182,28 +198,22 @@ def simota(
     gt_boxes:Tensor, # [B, G, 4] xyxy in pixels, padded with anything
     gt_labels:Tensor, # [B, G] int64, padded with any class
     valid:Tensor, # [B, G] bool, false for padding; G is at least 1
-    radius:float=2.5, # Of the centre prior, in strides
-    topk:int=10, # Most cells an object can get
-    iou_weight:float=3.,
-    cls_weight:float=1.,
-    center_only:bool=False, # Candidates by closeness to the middle alone
-    iou_eps:float=1e-7,
-    max_mb:int=256 # Memory for pairs, in MB
+    settings:SimOTASettings=SimOTASettings()
 ) -> Matches:
     "Assign cells to the objects of a batch."
     (B, A), image = boxes.shape[:2], torch.arange(len(boxes), device=boxes.device)[:, None]
     classes = [c.flatten(2) for c in classes]
     objectness = [None] if objectness is None else objectness[:, None].split([c.shape[2] for c in classes], dim=2)
     background = torch.cat([background_cost(quality(c, o), dim=1) for c, o in zip(classes, objectness)], dim=1)
-    groups = group_objects(gt_boxes, gt_labels, valid, B*A, max_mb)
-    def prior(b, v): return centre_prior(priors, b, v, radius, center_only)
+    groups = group_objects(gt_boxes, gt_labels, valid, B*A, settings.max_mb)
+    def prior(b, v): return centre_prior(priors, b, v, settings.center_radius, settings.center_only)
     looked, found, first = [prior(b, v) for b, _, v in groups[:1]], [], 0
     candidates = reduce(torch.logical_or, [looked[0][0]] + [prior(b, v)[0] for b, _, v in groups[1:]])
     for b, l, v in groups:
         preferred = looked.pop()[1] if looked else prior(b, v)[1] # Once more, since all of them would be too much to keep
         own = torch.cat([quality(c[image, l], o) for c, o in zip(classes, objectness)], dim=2)
         number = first + torch.arange(b.shape[1], device=boxes.device)
-        found.append(claims(own, background, boxes, candidates, preferred, b, v, number, topk, iou_weight, cls_weight, iou_eps))
+        found.append(claims(own, background, boxes, candidates, preferred, b, v, number, settings.candidate_topk, *settings.weights))
         first += b.shape[1]
     claimed, k, favourite = zip(*found)
     claimed, k = (torch.cat(t, dim=1)[:, :gt_boxes.shape[1]] for t in (claimed, k)) # Without the padding of groups
@@ -396,7 +406,7 @@ def late_claims(
     row, claimed = claim_lowest(table, lacking, topk)
     return rows[row], claimed
 
-# %% ../nbs/04_simota.ipynb #8086d912
+# %% ../nbs/04_simota.ipynb #8e038f95
 @torch.no_grad()
 def simota_sparse(
     classes, # L maps [B, C, H, W] of logits; or, without `objectness`, of probabilities (class times objectness)
@@ -406,29 +416,23 @@ def simota_sparse(
     gt_boxes:Tensor, # [B, G, 4] xyxy in pixels, padded with anything
     gt_labels:Tensor, # [B, G] int64, padded with any class
     valid:Tensor, # [B, G] bool, false for padding
-    radius:float=2.5, # Of the centre prior, in strides
-    topk:int=10, # Most cells an object can get
-    iou_weight:float=3.,
-    cls_weight:float=1.,
-    center_only:bool=False, # Candidates by closeness to the middle alone
-    iou_eps:float=1e-7,
-    max_mb:int=256 # Memory for pairs, in MB
+    settings:SimOTASettings=SimOTASettings()
 ) -> Matches: # Without empty slots
     "Assign cells to the objects of a batch, like `simota`, but look only at the pairs that matter."
-    (B, A), sizes = boxes.shape[:2], [c.shape[2:] for c in classes]
-    batch = ListedBatch(classes, objectness, boxes, gt_boxes, gt_labels, valid, iou_weight, cls_weight, iou_eps)
-    grid = sizes, [priors[sum(h*w for h, w in sizes[:l]), 2].item() for l in range(len(sizes))], radius, center_only
+    (B, A), sizes, topk, prior = boxes.shape[:2], [c.shape[2:] for c in classes], settings.candidate_topk, (settings.center_radius, settings.center_only)
+    batch = ListedBatch(classes, objectness, boxes, gt_boxes, gt_labels, valid, *settings.weights)
+    grid = sizes, [priors[sum(h*w for h, w in sizes[:l]), 2].item() for l in range(len(sizes))], *prior
     objects, cells = preferred_pairs(batch.gt_boxes, *grid)
     cost, counts = batch.cost_list(objects, cells), torch.bincount(objects, minlength=len(batch.labels))
 
-    def step(cells): return max(1, max_mb*2**20 // (PAIR_BYTES*max(1, len(cells)))) # Objects in a group
+    def step(cells): return max(1, settings.max_mb*2**20 // (PAIR_BYTES*max(1, len(cells)))) # Objects in a group
     lists = [c.nonzero()[:, 0] for c in candidate_cells(gt_boxes, valid, *grid)]
     k = torch.cat([image_k(batch.gt_boxes[r], boxes[b, c].T.contiguous(), topk) for b, (r, c) in enumerate(zip(batch.rows, lists))])
     found = [claim_lowest(key_table(objects, rank_key(cost, False, cells), counts), k, topk)]
     for rows, c in zip(batch.rows, lists):
         for r in rows[counts[rows] < k[rows]].split(step(c)):
             if len(r) == 0: continue
-            _, preferred = centre_prior(priors[c], batch.gt_boxes[None, r], valid.new_ones(1, len(r)), radius, center_only)
+            _, preferred = centre_prior(priors[c], batch.gt_boxes[None, r], valid.new_ones(1, len(r)), *prior)
             found.append(late_claims(batch, r, c, preferred[0], (k - counts)[r], topk))
 
     claimant, claimed = map(torch.cat, zip(*found))
@@ -496,25 +500,14 @@ def _check_image(scores, priors, boxes, gt_boxes, gt_labels): # The first four i
     if gt_boxes.device.type == gt_labels.device.type == 'cpu': check_values(gt_boxes, gt_labels, scores.shape[1])
     return *map(at_least_fp32, (scores, priors, boxes)), gt_boxes
 
-# %% ../nbs/04_simota.ipynb #59f7faa9
-@dataclass
-class SimOTAAssigner:
+# %% ../nbs/04_simota.ipynb #ff87da21
+class SimOTAAssigner(SimOTASettings):
     "SimOTA with its settings"
-    center_radius:float = 2.5 # Of the centre prior, in strides. Larger: more candidates
-    candidate_topk:int = 10 # K: the most cells an object can get
-    iou_weight:float = 3. # Of the box cost
-    cls_weight:float = 1. # Of the class cost
-    _:KW_ONLY
-    center_only:bool = False # Candidates by closeness to the middle alone
-    iou_eps:float = 1e-7 # Added to IoUs under the logarithm
-    max_mb:int = 256 # Memory for pairs of cells and objects, in MB; beyond it objects go through in groups
-
     def match(self, classes, objectness, boxes, priors, gt_boxes, gt_labels, valid, eps=None) -> Matches: # All as `simota` takes them
         "Assign cells to the objects of a batch with these settings, and `eps` for `iou_eps` if given."
         sparse = boxes.device.type == 'cpu' and classes[0].ndim == 4 and not torch.compiler.is_compiling()
-        return (simota_sparse if sparse else simota)(
-            classes, objectness, boxes, priors, gt_boxes, gt_labels, valid, self.center_radius, self.candidate_topk, self.iou_weight,
-            self.cls_weight, self.center_only, self.iou_eps if eps is None else eps, self.max_mb)
+        settings = self if eps is None else replace(self, iou_eps=eps)
+        return (simota_sparse if sparse else simota)(classes, objectness, boxes, priors, gt_boxes, gt_labels, valid, settings)
 
     def assign(self,
         pred_scores:Tensor, # [A, C] probabilities, class times objectness

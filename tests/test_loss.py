@@ -19,7 +19,7 @@ import cjm_yolox_pytorch.loss
 import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.boxes import box_iou, cell_centres, decode, encode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, class_targets, squared_iou_loss
-from cjm_yolox_pytorch.simota import AssignResult, Matches, SimOTAAssigner, pad_objects, simota, simota_sparse
+from cjm_yolox_pytorch.simota import AssignResult, Matches, SimOTAAssigner, SimOTASettings, pad_objects, simota, simota_sparse
 
 STRIDES, SIZES, C = [8, 16, 32], [(10, 12), (5, 6), (3, 3)], 4
 NAMES = ['loss_cls', 'loss_bbox', 'loss_obj', 'loss_l1']
@@ -368,9 +368,8 @@ def both_ways(assigner, maps, boxes, labels):
     "(image, cell, object) and IoU of the positives, from the pairs that matter and from all pairs"
     corners, (classes, raw, objectness), found = grid_priors(SIZES, STRIDES), maps, []
     inputs = flatten_levels(objectness)[..., 0], decode(flatten_levels(raw), corners), cell_centres(corners), *pad_objects(boxes, labels)
-    settings = assigner.center_radius, assigner.candidate_topk, assigner.iou_weight, assigner.cls_weight, assigner.center_only, assigner.iou_eps, assigner.max_mb
     for func in (simota_sparse, simota):
-        image, cells, objects, ious, on = func(classes, *inputs, *settings)
+        image, cells, objects, ious, on = func(classes, *inputs, assigner)
         if on is not None: image, cells, objects, ious = (t[on] for t in (image.expand_as(cells), cells, objects, ious))
         order = (image*len(corners) + cells).argsort()
         found.append((torch.stack([image, cells, objects], 1)[order].tolist(), ious[order].tolist()))
@@ -419,7 +418,7 @@ def test_groups_of_objects_bound_memory():
     corner = torch.rand(1, 200, 2, generator=g)*400
     objects = torch.cat([corner, corner + 5 + 80*torch.rand(1, 200, 2, generator=g)], 2), torch.randint(C, (1, 200), generator=g), torch.ones(1, 200, dtype=torch.bool)
     for mb in (256, 4):
-        with Largest() as mode: results.append(simota(maps, objectness, decode(raw, corners), cell_centres(corners), *objects, max_mb=mb))
+        with Largest() as mode: results.append(simota(maps, objectness, decode(raw, corners), cell_centres(corners), *objects, SimOTASettings(max_mb=mb)))
         largest.append(mode.bytes)
     assert_close(results[1], results[0])
     assert largest[0] > 4*2**20 and largest[1] < 2**20 # Several of them exist at once
@@ -438,7 +437,7 @@ def test_any_stride_and_radius(radius, center_only):
         objects = torch.cat([corner, corner + 1 + 50*torch.rand(1, 6, 2, generator=g)], 2), torch.randint(C, (1, 6), generator=g), torch.ones(1, 6, dtype=torch.bool)
         objects[0][0, 0] = torch.tensor([0, 0, 28.800003051757812, 60])
         inputs = maps, torch.randn(1, len(corners), generator=g), decode(torch.randn(1, len(corners), 4, generator=g), corners), cell_centres(corners), *objects
-        sparse, dense = simota_sparse(*inputs, radius=radius, center_only=center_only), simota(*inputs, radius=radius, center_only=center_only)
+        sparse, dense = (func(*inputs, SimOTASettings(radius, center_only=center_only)) for func in (simota_sparse, simota))
         assert sorted(zip(sparse.cells.tolist(), sparse.objects.tolist())) == sorted(zip(dense.cells[dense.positive].tolist(), dense.objects[dense.positive].tolist()))
 
 
