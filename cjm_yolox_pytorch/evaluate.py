@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'average_precision', 'detect', 'show_detections', 'choose_device', 'yolox_eval']
 
-# %% ../nbs/08_evaluate.ipynb #564cf2e2
+# %% ../nbs/08_evaluate.ipynb #ead55108
 import json
 import math
 from pathlib import Path
@@ -16,7 +16,8 @@ from fastcore.script import call_parse
 
 from .boxes import unletterbox
 from .checkpoints import load_weights
-from .data import Annotations, DetectionDataset, find_splits, make_loader, read_annotated, read_split, relabel
+from .batches import DetectionDataset, make_loader
+from .data import Annotations, find_splits, read_annotated, read_split, relabel
 from .inference import Detections, draw_boxes, nms, normalize, scored_boxes
 from .model import build_model
 

@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'AMP_DTYPES', 'LOSSES', 'COLUMNS', 'Recipe', 'lr_factor
            'amp_dtype', 'append_row', 'read_rows', 'plot_curves', 'Trainer', 'train_epoch', 'validate', 'save_trained',
            'fit', 'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #109c49c6
+# %% ../nbs/09_train.ipynb #7f7f7424
 import copy
 import csv
 import math
@@ -22,11 +22,13 @@ from torch import nn
 from torchvision.transforms import v2
 
 from .checkpoints import Weights, load_weights, save_weights
-from .data import Annotations, DetectionDataset, default_transforms, find_splits, make_loader, read_split, relabel, write_shapes
+from .batches import DetectionDataset, default_transforms, make_loader
+from .data import Annotations, find_splits, read_split, relabel
 from .evaluate import average_precision, choose_device, detect, show_detections, yolox_eval
 from .inference import normalize
 from .loss import YOLOXLoss
 from .model import NORM_STATS, build_model, pretrained_file
+from .shapes import write_shapes
 
 # %% ../nbs/09_train.ipynb #94aecf4d
 @dataclass

@@ -12,10 +12,11 @@ from torchvision.transforms import v2
 
 import cjm_yolox_pytorch.train
 from cjm_yolox_pytorch.checkpoints import Weights, load_weights
-from cjm_yolox_pytorch.data import find_splits, read_split, relabel, write_shapes
+from cjm_yolox_pytorch.data import find_splits, read_split, relabel
 from cjm_yolox_pytorch.evaluate import METRICS, average_precision, detect, yolox_eval
 from cjm_yolox_pytorch.export import yolox_export
 from cjm_yolox_pytorch.model import build_model
+from cjm_yolox_pytorch.shapes import write_shapes
 from cjm_yolox_pytorch.train import Recipe, Trainer, fit, read_rows, yolox_demo, yolox_train
 
 
