@@ -6,26 +6,30 @@
 __all__ = ['read_image', 'letterbox', 'normalize', 'scored_boxes', 'Detections', 'nms', 'predict', 'draw_boxes',
            'YOLOXInferenceWrapper']
 
-# %% ../nbs/06_inference.ipynb #5dccc784
+# %% ../nbs/06_inference.ipynb #0143493c
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms.v2 import functional as TF
 
 from .boxes import decode, flatten_levels, grid_priors, letterbox_size, unletterbox
 
-# %% ../nbs/06_inference.ipynb #041b8baa
+# %% ../nbs/06_inference.ipynb #710c226f
 def read_image(
     path, # File, or file-like object
     upright:bool=True # Rotate as the EXIF data says
 ) -> Tensor: # [3, H, W] uint8 RGB
     "Read an image in RGB."
     with Image.open(path) as image:
-        if upright: image = ImageOps.exif_transpose(image)
+        if image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and isinstance(path, (str, os.PathLike)):
+            return decode_jpeg(read_file(os.fspath(path)), ImageReadMode.RGB, apply_exif_orientation=upright)
+        if upright: ImageOps.exif_transpose(image, in_place=True)
         # Pillow would cut grey of 16 bits, which it may call I, off at 255
         if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
