@@ -63,7 +63,7 @@ def seeded(
     try: yield
     finally: torch.set_rng_state(before[0]); np.random.set_state(before[1]); random.setstate(before[2])
 
-# %% ../nbs/07b_batches.ipynb #2eb7db27
+# %% ../nbs/07b_batches.ipynb #81b1e43d
 @dataclass
 class Batch:
     "Images and their objects"
@@ -75,6 +75,10 @@ class Batch:
 
     def pin_memory(self): # Of the images, which a loader asks for: an accelerator fetches them faster
         return replace(self, images=self.images.pin_memory())
+
+    def split(self, parts): # List of batches, as equal as can be
+        n = -(-len(self.images) // parts)
+        return [Batch(*(v[i:i + n] for v in vars(self).values())) for i in range(0, len(self.images), n)]
 
 def collate(
     items # Pairs of image and target, of `DetectionDataset`

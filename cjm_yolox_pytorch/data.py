@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .inference import read_image
 
-# %% ../nbs/07_data.ipynb #6cf9a0c4
+# %% ../nbs/07_data.ipynb #6fbe7700
 @dataclass
 class Annotations:
     "The images of one split and the objects on them"
@@ -37,6 +37,11 @@ class Annotations:
     def objects(self, i): # Boxes, labels and crowd flags of one image
         part = slice(self.starts[i], self.starts[i+1])
         return self.boxes[part], self.labels[part], self.crowd[part]
+    def take(self, images): # Annotations of some of the images
+        images = list(images)
+        of = np.concatenate([np.arange(self.starts[i], self.starts[i+1]) for i in images] or [np.zeros(0, int)]).astype(int)
+        starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[images])]).astype(int)
+        return replace(self, paths=[self.paths[i] for i in images], sizes=self.sizes[images], starts=starts, boxes=self.boxes[of], labels=self.labels[of], crowd=self.crowd[of], areas=self.areas[of])
 
 # %% ../nbs/07_data.ipynb #6115ff94
 def read_annotated(

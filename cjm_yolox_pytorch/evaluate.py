@@ -57,7 +57,7 @@ def average_precision(
     return {**dict(zip(METRICS, map(mean, metrics))),
             'classes': {name: dict(AP=mean(everything[..., i]), AP50=mean(half[..., i])) for i, name in enumerate(annotations.names)}}
 
-# %% ../nbs/08_evaluate.ipynb #334a9ea5
+# %% ../nbs/08_evaluate.ipynb #dbc9b2b1
 @torch.no_grad()
 def detect(
     model, # With the outputs of `YOLOX`, in evaluation mode
@@ -70,6 +70,7 @@ def detect(
     strides=(8, 16, 32), # L strides in pixels
     amp_dtype=None, # torch.bfloat16 or torch.float16 for autocast
     progress=lambda batches: batches, # Wraps the batches, as tqdm does
+    watch=lambda outputs, batch: None, # Is shown what the network says of each batch, for instance to compute a loss
     **kwargs # Of `nms`; `min_score` is .001 unless given
 ) -> list: # One `Detections` for each image
     "Run `model` over the images of a split."
@@ -77,6 +78,7 @@ def detect(
     for batch in progress(make_loader(DetectionDataset(annotations, size), batch_size, workers=workers)):
         images = normalize(batch.images.to(device), mean, std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None): outputs = model(images)
+        watch(outputs, batch)
         found += [nms(b, s, **{'min_score': .001, **kwargs}) for b, s in zip(*scored_boxes(outputs, strides))]
     for d, hw in zip(found, annotations.sizes.tolist()): d.boxes = unletterbox(d.boxes, hw, (size, size))
     return found
