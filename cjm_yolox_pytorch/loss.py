@@ -212,12 +212,12 @@ def _get_target_single(self, # The loss
     return (foreground, classes, foreground.to(scores)[:, None], positives.positive_ground_truth_bboxes,
             encode(positives.positive_ground_truth_bboxes, positives.positive_bboxes), len(positives.positive_indices))
 
-# %% ../nbs/05_loss.ipynb #0a27d303
-def _rank_factor(num_positives): # What this process divided by, over what all should divide by (both at least 1); or None
+# %% ../nbs/05_loss.ipynb #b11287f3
+def _rank_factor(num_positives): # What this process divided by (at least 1), over what all should divide by; or None
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()): return None
-    mean = num_positives.clone()
-    dist.all_reduce(mean)
-    return num_positives.clamp(min=1) / (mean/dist.get_world_size()).clamp(min=1)
+    total = num_positives.clone()
+    dist.all_reduce(total)
+    return num_positives.clamp(min=1) / (total.clamp(min=1)/dist.get_world_size())
 
 # %% ../nbs/05_loss.ipynb #7456390e
 def _objectness_target(matches, like): # [B, A]

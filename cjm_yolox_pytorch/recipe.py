@@ -18,16 +18,18 @@ from torch import nn
 
 from .model import MODEL_TYPES
 
-# %% ../nbs/08a_recipe.ipynb #60c384a4
+# %% ../nbs/08a_recipe.ipynb #7bc9cf2a
+INPUT_SIZE = dict(yolox_nano=416, yolox_tiny=416) # Others: 640
+
 @dataclass
 class Recipe:
     "How to train; `lr` is for `batch` images a step"
-    model:str = 'yolox_tiny' # One of `MODEL_TYPES`
-    size:int = 416 # Side of the square canvas in pixels
+    model:str = 'yolox_tiny' # yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x
+    size:int = None # Side of the square canvas in pixels; that of the published weights unless given
     epochs:int = 40 # Times through the data
     batch:int = 8 # Images a step, over all processes
     accumulate:int = 1 # Parts in which a batch goes through the network; more need less memory
-    optimizer:str = 'adamw' # One of `OPTIMIZERS`
+    optimizer:str = 'adamw' # adamw or sgd
     lr:float = .002 # Largest learning rate
     decay:float = .05 # Weight decay, of convolution weights alone
     warmup:float = 3. # Epochs in which the learning rate rises; a quarter of all at most
@@ -61,6 +63,7 @@ class Recipe:
 
     def __post_init__(self):
         if self.model not in MODEL_TYPES: raise ValueError(f'model={self.model!r}: choose one of {list(MODEL_TYPES)}')
+        if self.size is None: self.size = INPUT_SIZE.get(self.model, 640)
         for name in ('size', 'epochs', 'batch', 'accumulate', 'every'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: at least 1 is needed')
         if self.batch % self.accumulate: raise ValueError(f'batch={self.batch} does not divide into accumulate={self.accumulate} parts')
@@ -68,15 +71,13 @@ class Recipe:
             raise ValueError(f'min_size={self.min_size}, max_size={self.max_size}: both are needed, multiples of 32, the least first')
         self.warmup, self.closing = min(self.warmup, self.epochs/4), min(self.closing, self.epochs//4)
 
-# %% ../nbs/08a_recipe.ipynb #bbbed5be
-INPUT_SIZE = dict(yolox_nano=416, yolox_tiny=416)
-
+# %% ../nbs/08a_recipe.ipynb #8575d19a
 def fine_tune_recipe(
     model:str='yolox_tiny', # One of `MODEL_TYPES`
     **changes # Other fields of `Recipe`
 ) -> Recipe:
     "From published weights to one's own photos, on whatever machine there is."
-    return Recipe(**{'model': model, 'size': INPUT_SIZE.get(model, 640), **changes})
+    return Recipe(model, **changes)
 
 def paper_recipe(
     model:str='yolox_s', # One of `MODEL_TYPES`
@@ -85,7 +86,7 @@ def paper_recipe(
     "YOLOX's own training: 300 epochs from random weights, on several accelerators."
     small = model in ('yolox_nano', 'yolox_tiny')
     scale, sizes = ((.5, 1.5), (320, 640)) if small else ((.1, 2.), (480, 800))
-    paper = dict(model=model, size=INPUT_SIZE.get(model, 640), epochs=300, batch=64, optimizer='sgd', lr=.01, decay=5e-4, warmup=5., closing=15, every=10,
+    paper = dict(model=model, epochs=300, batch=64, optimizer='sgd', lr=.01, decay=5e-4, warmup=5., closing=15, every=10,
                  mosaic=.5 if model == 'yolox_nano' else 1., mixup=0. if small else 1., min_scale=scale[0], max_scale=scale[1], min_size=sizes[0], max_size=sizes[1])
     return Recipe(**{**paper, **changes})
 

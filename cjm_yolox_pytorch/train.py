@@ -56,7 +56,7 @@ def rank_and_world():
     "Number of this process, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../nbs/09_train.ipynb #52de7d6c
+# %% ../nbs/09_train.ipynb #9164a3b3
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -70,6 +70,7 @@ class Trainer:
         if not (len(train) and len(train.labels)): raise ValueError(f'nothing to learn from: {train}')
         if not (len(val) and len(val.labels)): raise ValueError(f'nothing to validate on: {val}')
         if weights is not None and weights.model_type != recipe.model: raise ValueError(f'the weights are of {weights.model_type}, but model={recipe.model!r}')
+        if recipe.sync_bn and choose_device(device).type != 'cuda': raise ValueError('sync_bn works between GPUs alone: leave it out')
         torch.manual_seed(recipe.seed)
         self.recipe, self.train, self.names, self.device = recipe, train, train.names, choose_device(device)
         self.val, self.transforms = relabel(val, train.names), transforms
@@ -412,7 +413,7 @@ def _agree(trainer, value): # What the first process says
     if trainer.world > 1: dist.broadcast_object_list(values, 0, trainer.group)
     return values[0]
 
-# %% ../nbs/09_train.ipynb #1d559e2e
+# %% ../nbs/09_train.ipynb #681173ca
 def fit(
     trainer:Trainer,
     out, # Folder for everything that is written
@@ -429,11 +430,11 @@ def fit(
     with stop_signals(trainer.group) as stop, tqdm(total=r.epochs*len(trainer.batches), initial=trainer.steps, ncols=80, bar_format='{percentage:3.0f}% {remaining} left {postfix}',
                                                    disable=True if trainer.rank else None) as progress:
         while going:
-            start, lr, begun = time.time(), trainer.scheduler.get_last_lr()[0], trainer.done
+            start, begun = time.time(), trainer.done
             losses = train_epoch(trainer, progress, stop)
             if losses is not None:
                 speed = (len(trainer.batches) - begun)*r.batch/(time.time() - start)
-                going = finish_epoch(trainer, losses, dict(lr=lr, images_per_s=speed, memory_gb=memory_gb(trainer.device), seconds=time.time() - start), loggers)
+                going = finish_epoch(trainer, losses, dict(lr=trainer.scheduler.get_last_lr()[0], images_per_s=speed, memory_gb=memory_gb(trainer.device), seconds=time.time() - start), loggers)
                 if trainer.rank == 0: progress.write(_line(trainer.rows[-1], r.epochs)); sys.stdout.flush() # Also into a pipe
                 going = going and trainer.epoch < r.epochs
             if going and stop():
@@ -454,13 +455,13 @@ def _say(split, name, role): # What was read
     for reason in split.dropped[:5]: print(f'  left out: {reason}', flush=True)
     if len(split.dropped) > 5: print(f'  and {len(split.dropped) - 5} more', flush=True)
 
-# %% ../nbs/09_train.ipynb #8fd66a86
+# %% ../nbs/09_train.ipynb #919ffb7e
 def recipe_options(func):
     "Give a command an option for every field of `Recipe`, None unless given."
     told, signature = docments(Recipe), inspect.signature(func)
-    def option(f): return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Param(f'{told[f.name]} ({f.default})' if f.default != '' else told[f.name], f.type))
+    def option(f): return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Param(f'{told[f.name]} ({f.default})' if f.default else told[f.name], f.type))
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    func.__signature__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))])
+    func.__signature__, func.__delwrap__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))]), Recipe # Where fastcore looks for comments
     return func
 
 # %% ../nbs/09_train.ipynb #fcf4854c

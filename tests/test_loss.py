@@ -321,10 +321,10 @@ def test_pickle_and_deepcopy():
     for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)): assert_close(other(*maps, boxes, labels), loss(*maps, boxes, labels))
 
 
-def _rank(rank, world, port, results): # One of two processes, each with its own image
+def _rank(rank, world, port, results, counts): # One of two processes, each with its own image
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.distributed.init_process_group('gloo', rank=rank, world_size=world)
-    maps, boxes, labels = batch([8, 0])
+    maps, boxes, labels = batch(counts)
     losses, grads = gradients(YOLOXLoss(C), pick(maps, [rank]), boxes[rank:rank+1], labels[rank:rank+1])
     if rank == 0: # A validation on one rank alone must not wait for the other
         with torch.no_grad(): YOLOXLoss(C)(*pick(maps, [0]), boxes[:1], labels[:1])
@@ -332,16 +332,17 @@ def _rank(rank, world, port, results): # One of two processes, each with its own
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_divide_by_their_mean_number_of_positives(tmp_path):
+@pytest.mark.parametrize('counts', [[8, 0], [0, 0]])
+def test_ranks_divide_by_their_mean_number_of_positives(counts):
     import socket
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, (2, port, results), nprocs=2)
+        mp.spawn(_rank, (2, port, results, counts), nprocs=2)
         losses, grads = zip(*[results[r] for r in range(2)])
-    maps, boxes, labels = batch([8, 0])
+    maps, boxes, labels = batch(counts)
     want, want_grads = gradients(YOLOXLoss(C), maps, boxes, labels)
     # The mean over ranks, which is what distributed training makes of gradients, is the whole batch
     assert_close([sum(v)/2 for v in zip(*losses)], [v.item() for v in want.values()])

@@ -1,0 +1,168 @@
+"A training that is interrupted, and goes on, is the same training; several processes are one."
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, train_loader
+from cjm_yolox_pytorch.checkpoints import atomic, load_weights
+from cjm_yolox_pytorch.data import read_split
+from cjm_yolox_pytorch.recipe import Recipe
+from cjm_yolox_pytorch.shapes import write_shapes
+from cjm_yolox_pytorch.train import Trainer, finish_epoch, fit, load_state, read_rows, save_state, train_epoch
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = dict(model='yolox_nano', size=64, epochs=4, batch=4, amp='none', every=2, mixup=.5, clip=5.)
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('shapes')
+    write_shapes(folder, train=24, val=6, test=0, size=64)
+    return folder
+
+
+def command(data, out, *more):
+    options = [str(v) for k, v in SMALL.items() for v in (f'--{k}', v)]
+    return [Path(sys.executable).with_name('yolox_train'), data, '--device', 'cpu', '--out', out, *options, *more]
+
+
+def run(*args, **kwargs): return subprocess.run(command(*args, **kwargs), capture_output=True, text=True)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(shapes, tmp_path_factory):
+    out = tmp_path_factory.mktemp('whole')/'run'
+    done = run(shapes, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def assert_same_training(out, other):
+    for name in ('last', 'best'):
+        a, b = (load_weights(folder/f'{name}.safetensors').state for folder in (out, other))
+        assert all(torch.equal(a[k], b[k]) for k in b), name
+    speedless = [[{k: v for k, v in row.items() if k not in ('images_per_s', 'memory_gb', 'seconds')} for row in read_rows(folder/'metrics.csv')] for folder in (out, other)]
+    assert speedless[0] == speedless[1]
+
+
+@pytest.mark.parametrize('after', ['state.pt', 2.5, 6])
+def test_killed_at_any_moment(shapes, tmp_path, uninterrupted, after):
+    out = tmp_path/'run'
+    process = subprocess.Popen(command(shapes, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if isinstance(after, str): _wait_for(out/after, process)
+    else: time.sleep(after)
+    process.kill()
+    process.wait()
+    resumed = run(shapes, out, *['--resume']*(out/'state.pt').exists()) # Before the first state there is nothing to go on with
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_training(out, uninterrupted)
+
+
+def _wait_for(path, process):
+    for _ in range(1200):
+        if path.exists() or process.poll() is not None: return
+        time.sleep(.05)
+    raise TimeoutError(path)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop(shapes, tmp_path, uninterrupted, number):
+    out = tmp_path/'run'
+    process = subprocess.Popen(command(shapes, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    _wait_for(out/'state.pt', process)
+    process.send_signal(number)
+    printed = process.communicate()[0]
+    assert process.returncode == 130 and 'everything is saved in' in printed and 'add --resume to the same command' in printed, printed
+    refused = run(shapes, out)
+    assert refused.returncode and 'holds a training already' in refused.stderr
+    assert run(shapes, out, '--resume').returncode == 0
+    assert_same_training(out, uninterrupted)
+
+
+def test_stopped_in_the_middle_of_an_epoch(shapes, tmp_path):
+    train, val = read_split(shapes, 'train'), read_split(shapes, 'val')
+    recipe = Recipe(**SMALL)
+    whole, first, second = (Trainer(recipe, train, val, device='cpu') for _ in range(3))
+    train_epoch(whole)
+    steps = iter([False, False, True])
+    assert train_epoch(first, stop=lambda: next(steps)) is None and first.done == 3
+    save_state(first, tmp_path/'state.pt')
+    torch.rand(7) # Random numbers that have nothing to do with it
+    load_state(second, tmp_path/'state.pt')
+    losses = train_epoch(second)
+    assert all(map(torch.equal, second.model.state_dict().values(), whole.model.state_dict().values()))
+    assert all(map(torch.equal, second.ema.module.state_dict().values(), whole.ema.module.state_dict().values()))
+    assert second.batches.start == 3 and losses.keys() == {'loss_cls', 'loss_bbox', 'loss_obj'}
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    torch.save(dict(a=1), tmp_path/'state.pt')
+    code = f"""import resource, signal, torch
+from cjm_yolox_pytorch.checkpoints import atomic
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+with atomic({str(tmp_path/'state.pt')!r}) as path: torch.save(torch.zeros(100_000), path)"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and 'state.pt could not be written, and is as it was before' in done.stderr, done.stderr
+    assert torch.load(tmp_path/'state.pt') == dict(a=1) and os.listdir(tmp_path) == ['state.pt']
+
+
+def steps(folder, rank, world, accumulate=1, compile=False):
+    "Ten steps with norm layers in evaluation mode: losses and weights. Images of the second half of each batch are empty at first"
+    train = read_split(folder, 'train')
+    trainer = Trainer(Recipe('yolox_nano', size=64, batch=4, epochs=40, amp='none', accumulate=accumulate, warmup=0, lr=.001), train, train, device='cpu')
+    trainer.loader = train_loader(DetectionDataset(train, 64, []), trainer.batches)
+    losses = []
+    trainer.model.eval()
+    while len(losses) < 10:
+        for batch in trainer.loader:
+            if len(losses) < 3 and rank == world - 1: # The last process sees no object
+                half = slice(len(batch.boxes)//2 if world == 1 else 0, None)
+                for rows in (batch.boxes, batch.labels): rows[half] = [r[:0] for r in rows[half]]
+            step = torch.stack(list(trainer.step(batch).values()))
+            if world > 1: torch.distributed.all_reduce(step.div_(world))
+            losses.append(step)
+        trainer.batches.epoch += 1
+    return torch.stack(losses[:10]), {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def test_two_processes_are_one(shapes, tmp_path):
+    script = tmp_path/'two.py'
+    script.write_text(f"""import sys, torch
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT/'tests')!r}]
+from cjm_yolox_pytorch.train import processes, rank_and_world
+from test_resume import steps
+torch.set_num_threads(1)
+with processes():
+    rank, world = rank_and_world()
+    assert world == 2
+    result = steps({str(shapes)!r}, rank, world)
+    if rank == 0: torch.save(result, {str(tmp_path/'two.pt')!r})
+""")
+    done = subprocess.run([Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    losses, weights = torch.load(tmp_path/'two.pt')
+    expected, alone = steps(shapes, 0, 1)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
+    for k in alone: torch.testing.assert_close(weights[k], alone[k], rtol=1e-4, atol=1e-4)
+
+
+def test_torchrun(shapes, tmp_path):
+    "The same command, in two processes: one writes, no image is counted twice, and a stop is one for both"
+    out = tmp_path/'run'
+    launch = [Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', *command(shapes, out)]
+    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('training on train') == 1 and len(read_rows(out/'metrics.csv')) == 4
+    assert load_weights(out/'last.safetensors').names == read_split(shapes, 'train').names
+    alone = Trainer(Recipe(**SMALL), read_split(shapes, 'train'), read_split(shapes, 'val'), load_weights(out/'last.safetensors'), device='cpu')
+    from cjm_yolox_pytorch.train import validate
+    alone.epoch = 4
+    alone.loss_func.use_l1 = True
+    assert validate(alone)[0]['AP'] == pytest.approx(read_rows(out/'metrics.csv')[-1]['AP'], abs=1e-5)
