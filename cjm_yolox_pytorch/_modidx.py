@@ -353,6 +353,9 @@ d = { 'settings': { 'branch': 'main',
                                          'cjm_yolox_pytorch.train.validate': ('train.html#validate', 'cjm_yolox_pytorch/train.py'),
                                          'cjm_yolox_pytorch.train.yolox_demo': ('train.html#yolox_demo', 'cjm_yolox_pytorch/train.py'),
                                          'cjm_yolox_pytorch.train.yolox_train': ('train.html#yolox_train', 'cjm_yolox_pytorch/train.py')},
-            'cjm_yolox_pytorch.utils': { 'cjm_yolox_pytorch.utils.generate_output_grids': ( 'utils.html#generate_output_grids',
+            'cjm_yolox_pytorch.utils': { 'cjm_yolox_pytorch.utils._message': ('utils.html#_message', 'cjm_yolox_pytorch/utils.py'),
+                                         'cjm_yolox_pytorch.utils.generate_output_grids': ( 'utils.html#generate_output_grids',
                                                                                             'cjm_yolox_pytorch/utils.py'),
-                                         'cjm_yolox_pytorch.utils.multi_apply': ('utils.html#multi_apply', 'cjm_yolox_pytorch/utils.py')}}}
+                                         'cjm_yolox_pytorch.utils.multi_apply': ('utils.html#multi_apply', 'cjm_yolox_pytorch/utils.py'),
+                                         'cjm_yolox_pytorch.utils.shell_errors': ( 'utils.html#shell_errors',
+                                                                                   'cjm_yolox_pytorch/utils.py')}}}
