@@ -86,24 +86,26 @@ def precision_recall(
     "Precision of each class as recall grows, at an IoU of .5."
     return _count(annotations, detections)[0][0, ..., 0, -1]
 
-# %% ../nbs/08_evaluate.ipynb #82eb544a
+# %% ../nbs/08_evaluate.ipynb #e83bff75
 def plot_precision_recall(
-    curves:np.ndarray, # Of `precision_recall`
+    curves:np.ndarray, # [101, C] of `precision_recall`
     names:list, # C names of classes
+    counts:np.ndarray, # [C] numbers of objects
     path, # Picture to write
     most:int=10 # So many classes get a colour
 ):
     "Draw precision over recall, for each class."
     from matplotlib.figure import Figure
     areas, recalls = curves.mean(axis=0), np.linspace(0, 1, len(curves))
-    there = [c for c in np.argsort(areas, kind='stable') if areas[c] == areas[c]] # NaN is not equal to itself
+    there = [c for c in np.argsort(-counts, kind='stable') if counts[c]]
+    coloured = sorted(there[:most], key=lambda c: areas[c])
     ax = (fig := Figure(figsize=(8, 4.2), layout='constrained')).subplots()
     for c in there[most:]: ax.plot(recalls, curves[:, c], color='.8', lw=.8)
-    for n, c in enumerate(there[:most]): ax.plot(recalls, curves[:, c], color=f'C{(n if len(there) > most else c) % 10}', lw=1.5, label=f'{names[c]} {areas[c]:.3f}')
+    for n, c in enumerate(coloured): ax.plot(recalls, curves[:, c], color=f'C{(n if len(names) > 10 else c) % 10}', lw=1.5, label=f'{names[c][:24]} {areas[c]:.3f}')
     if there: ax.plot(recalls, curves[:, there].mean(axis=1), color='black', lw=2.5, label=f'mean of {len(there)}: {areas[there].mean():.3f}')
     ax.set(title='Precision over recall at an IoU of .5', xlabel='recall: how many objects are found', ylabel='precision: how many detections are right', xlim=(0, 1), ylim=(0, 1.02))
     ax.grid(alpha=.3)
-    if there: ax.legend(title='AP50, worst first' if len(there) <= most else f'AP50, the worst {most} of {len(there)}', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+    if there: ax.legend(title='AP50' if len(there) <= most else f'AP50 of the {most} classes\nwith most objects', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     fig.savefig(path, dpi=110)
 
 # %% ../nbs/08_evaluate.ipynb #c551a1cb
@@ -236,20 +238,20 @@ def plot_confusion(
     ax.set_title(title, fontsize=10)
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/08_evaluate.ipynb #caf6282e
-def _pairs(annotations, chosen, path, draw, title=None): # A picture with two panels for each image that is chosen
+# %% ../nbs/08_evaluate.ipynb #d2bbd945
+def _pairs(annotations, chosen, path, draw, columns=2, width=3, title=None): # A picture with two panels, `width` inches wide, for each image that is chosen
     from matplotlib.figure import Figure
-    columns = 2 if len(chosen) > 1 else 1
+    columns = min(columns, len(chosen))
     rows = -(-len(chosen) // columns)
     tall = np.median(annotations.sizes[:, 0] / annotations.sizes[:, 1])
-    fig = Figure(figsize=(6*columns, (3*tall + .3)*rows + .3*bool(title)), layout='constrained')
+    fig = Figure(figsize=(2*width*columns, (width*tall + .3)*rows + .3*bool(title)), layout='constrained')
     axs = fig.subplots(rows, 2*columns, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for n, i in enumerate(chosen): draw(*axs[n//columns, 2*(n % columns):][:2], i)
     if title: fig.suptitle(title, fontsize=10)
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/08_evaluate.ipynb #8bbd4bff
+# %% ../nbs/08_evaluate.ipynb #4b33a7f0
 RIGHT, WRONG, CONFUSED = 'limegreen', 'red', 'darkorange'
 
 def show_worst(
@@ -273,7 +275,7 @@ def show_worst(
         left.set_title(f'{annotations.paths[i].name[-30:]}: {o.missed.sum()} missed', fontsize=8)
         right.set_title(f'{o.false.sum()} false, {o.confused.sum()} confused', fontsize=8)
     worst = np.argsort([-o.mistakes for o in outcomes], kind='stable')[:count]
-    _pairs(annotations, worst, path, draw, 'Truth on the left, detections on the right. Green: right, red: missed or false, orange: confused')
+    _pairs(annotations, worst, path, draw, columns=1, width=4.5, title='Truth on the left, detections on the right. Green: right. Red: missed or false. Orange: confused')
 
 # %% ../nbs/08_evaluate.ipynb #a77f3bb9
 def show_detections(
@@ -293,7 +295,7 @@ def show_detections(
         right.set_title(f'found (score > {min_score})', fontsize=9)
     _pairs(annotations, np.unique(np.linspace(0, len(annotations) - 1, count).astype(int)), path, draw)
 
-# %% ../nbs/08_evaluate.ipynb #b94d1394
+# %% ../nbs/08_evaluate.ipynb #f943fb3f
 def report(
     annotations:Annotations, # The truth
     detections:list, # One `Detections` for each image, down to a score of .001 or so
@@ -311,7 +313,7 @@ def report(
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         (out/'metrics.json').write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False))
-        plot_precision_recall(precision[0, ..., 0, -1], annotations.names, out/'precision_recall.png')
+        plot_precision_recall(precision[0, ..., 0, -1], annotations.names, matrix[:-1].sum(axis=1), out/'precision_recall.png')
         plot_confusion(matrix, annotations.names, out/'confusion.png', f'What is there (rows), and what it was taken for (columns), score > {min_score:g}')
         show_worst(annotations, detections, outcomes, out/'worst.png')
         show_detections(annotations, detections, out/'detections.png', min_score=min_score)
@@ -331,7 +333,7 @@ def _everything(names, coco, voc, matrix, min_score): # One dictionary
             'in_use': dict(score=min_score, right=total[0], confused=total[1] - total[0] - missed, missed=missed, false=false, **ratios(*total)),
             'confusion': {n: {all_names[c]: int(row[c]) for c in row.nonzero()[0]} for n, row in zip(all_names, matrix) if row.any()}}
 
-# %% ../nbs/08_evaluate.ipynb #d2bd5a37
+# %% ../nbs/08_evaluate.ipynb #304715f5
 def table(
     metrics:dict # Of `report`, or of `average_precision`
 ) -> list: # Lines of at most 80 characters
@@ -344,8 +346,8 @@ def table(
                      f'({use["right"]} right, {use["confused"]} confused, {use["false"]} false, {use["missed"]} missed)')
         lines += _confusions(metrics['confusion'])
     if took := metrics.get('latency'): lines.append(f'an image alone takes {took["total"]:.3g} ms, of which the network {took["network"]:.3g} ms ({took["device"]})')
-    lines = [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  ')]
-    return lines + (_class_rows(metrics['classes']) if len(metrics['classes']) > 1 else [])
+    classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
+    return classes + [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  ')] # Last what should not scroll away
 
 def _row(metrics, **names): return '  '.join(f'{name:4} {_number(metrics[k])}' for name, k in names.items())
 
@@ -445,7 +447,7 @@ def _check_between(**options): # name=(value, least, most)
     for name, (value, least, most) in options.items():
         if not least <= value <= most: raise ValueError(f'{name}={value}: from {least} to {most} is possible' if math.isfinite(most) else f'{name}={value}: at least {least} is needed')
 
-# %% ../nbs/08_evaluate.ipynb #41d14b6e
+# %% ../nbs/08_evaluate.ipynb #9b1ae2c0
 @call_parse
 @shell_errors
 def yolox_eval(
@@ -477,7 +479,8 @@ def yolox_eval(
     found = detect(model, annotations, size, **stats, batch_size=batch, workers=workers, min_score=conf, **settings,
                    progress=lambda b: tqdm(b, desc=split, ncols=80, disable=None))
     metrics = report(annotations, found, out, max(conf, working_conf), split=split, size=size, latency=latency(model, annotations, size, **stats, **settings))
-    print(f'{loaded.model_type} at {size} on {split}: {len(annotations)} images, {len(annotations.labels)} objects', *table(metrics), sep='\n', flush=True)
+    objects = f'{(~annotations.crowd).sum()} objects' + f' and {annotations.crowd.sum()} crowds'*bool(annotations.crowd.any())
+    print(f'{loaded.model_type} at {size} on {split}: {len(annotations)} images, {objects}', *table(metrics), sep='\n', flush=True)
     if out:
         write_coco(annotations, found, out)
         print(f'written to {out}: {", ".join(sorted(p.name for p in Path(out).iterdir()))}', flush=True)

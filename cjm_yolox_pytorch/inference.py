@@ -116,7 +116,7 @@ def predict(
     for image, d in zip(images, found): d.boxes = unletterbox(d.boxes, image.shape[1:], (size, size))
     return found
 
-# %% ../nbs/06_inference.ipynb #e18a48e3
+# %% ../nbs/06_inference.ipynb #d749196f
 def draw_box(
     ax, # Axes of matplotlib that show an image
     box, # [4] xyxy in pixels
@@ -128,7 +128,7 @@ def draw_box(
     from matplotlib.patches import Rectangle
     x1, y1, x2, y2 = box
     ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **{'fill': False, 'color': colour, 'lw': 1.5, **kwargs}))
-    if text: ax.text(x1, y1, text, fontsize=6, color='white', va='bottom' if y1 > ax.get_ylim()[0]/12 else 'top', clip_on=True, bbox=dict(facecolor=colour, lw=0, pad=.8))
+    if text: ax.text(x1, y1, text, fontsize=6, color='white', va='bottom' if y1 > ax.get_ylim()[0]/12 else 'top', clip_on=True, bbox=dict(facecolor=colour, lw=0, pad=.8, alpha=.7))
 
 # %% ../nbs/06_inference.ipynb #2dc23d7a
 def draw_boxes(
