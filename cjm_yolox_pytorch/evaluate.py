@@ -86,7 +86,7 @@ def precision_recall(
     "Precision of each class as recall grows, at an IoU of .5."
     return _count(annotations, detections)[0][0, ..., 0, -1]
 
-# %% ../nbs/08_evaluate.ipynb #e83bff75
+# %% ../nbs/08_evaluate.ipynb #10de8b6c
 def plot_precision_recall(
     curves:np.ndarray, # [101, C] of `precision_recall`
     names:list, # C names of classes
@@ -101,12 +101,14 @@ def plot_precision_recall(
     coloured = sorted(there[:most], key=lambda c: areas[c])
     ax = (fig := Figure(figsize=(8, 4.2), layout='constrained')).subplots()
     for c in there[most:]: ax.plot(recalls, curves[:, c], color='.8', lw=.8)
-    for n, c in enumerate(coloured): ax.plot(recalls, curves[:, c], color=f'C{(n if len(names) > 10 else c) % 10}', lw=1.5, label=f'{names[c][:24]} {areas[c]:.3f}')
+    for n, c in enumerate(coloured): ax.plot(recalls, curves[:, c], color=f'C{(n if len(names) > 10 else c) % 10}', lw=1.5, label=f'{_short(names[c])} {areas[c]:.3f}')
     if there: ax.plot(recalls, curves[:, there].mean(axis=1), color='black', lw=2.5, label=f'mean of {len(there)}: {areas[there].mean():.3f}')
     ax.set(title='Precision over recall at an IoU of .5', xlabel='recall: how many objects are found', ylabel='precision: how many detections are right', xlim=(0, 1), ylim=(0, 1.02))
     ax.grid(alpha=.3)
     if there: ax.legend(title='AP50' if len(there) <= most else f'AP50 of the {most} classes\nwith most objects', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     fig.savefig(path, dpi=110)
+
+def _short(name, most=28): return name if len(name) <= most else name[:most - 1] + '…'
 
 # %% ../nbs/08_evaluate.ipynb #c551a1cb
 def _voc_areas(
@@ -211,7 +213,7 @@ def confusion_matrix(
         np.add.at(matrix, (C, found[o.false]), 1)
     return matrix
 
-# %% ../nbs/08_evaluate.ipynb #52d1152f
+# %% ../nbs/08_evaluate.ipynb #fd27e971
 def plot_confusion(
     matrix:np.ndarray, # Of `confusion_matrix`
     names:list, # C names of classes
@@ -221,7 +223,7 @@ def plot_confusion(
     "Draw a confusion matrix."
     from matplotlib.figure import Figure
     there = np.append((matrix.sum(axis=0) + matrix.sum(axis=1))[:-1] > 0, True)
-    counts, names = matrix[there][:, there], [n for n, t in zip(names, there) if t]
+    counts, names = matrix[there][:, there], [_short(n) for n, t in zip(names, there) if t]
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     share[-1] = counts[-1] / np.maximum(1, counts.sum(axis=0))
     N, cell = len(counts), float(np.clip(8/len(counts), .17, .75)) # inches
@@ -353,7 +355,7 @@ def _row(metrics, **names): return '  '.join(f'{name:4} {_number(metrics[k])}' f
 
 def _number(value): return '-' if value != value else f'{value:.3f}' # NaN is not equal to itself
 
-# %% ../nbs/08_evaluate.ipynb #af11f25f
+# %% ../nbs/08_evaluate.ipynb #14a63f23
 def _confusions(confusion, most=5): # A line about those that happen most often, if any do
     pairs = [(count, f'{found} for {there}') for there, row in confusion.items() for found, count in row.items() if BACKGROUND not in (there, found) and found != there]
     top = sorted(pairs, key=lambda pair: -pair[0])[:most]
@@ -361,9 +363,9 @@ def _confusions(confusion, most=5): # A line about those that happen most often,
 
 def _class_rows(classes): # Those with objects or detections
     columns = [k for k in ('objects', 'AP', 'AP50', 'AP75', 'precision', 'recall') if k in next(iter(classes.values()))]
-    width = min(30, max(5, *map(len, classes)))
+    width = max(5, *(len(_short(n)) for n in classes))
     def cells(row): return ' '.join(f'{row[k] if k == "objects" else _number(row[k]):>{max(6, len(k))}}' for k in columns)
-    rows = [f'{n[:width]:{width}} {cells(row)}' for n, row in classes.items() if any(row[k] == row[k] for k in columns if k != 'objects')]
+    rows = [f'{_short(n):{width}} {cells(row)}' for n, row in classes.items() if any(row[k] == row[k] for k in columns if k != 'objects')]
     return [f'{"class":{width}} {" ".join(f"{k:>6}" for k in columns)}', *rows]
 
 # %% ../nbs/08_evaluate.ipynb #334a9ea5
@@ -429,7 +431,7 @@ def write_coco(
     for name, content in dict(truth=_coco_truth(annotations), detections=_coco_results(detections)).items():
         (Path(folder)/f'{name}.json').write_text(json.dumps(content))
 
-# %% ../nbs/08_evaluate.ipynb #a7df7587
+# %% ../nbs/08_evaluate.ipynb #06b3fdb4
 def _same_classes(weights, annotations, path): # The annotations with the labels that the weights use
     if weights.names: return relabel(annotations, weights.names)
     if weights.num_classes == len(annotations.names): return annotations
@@ -439,7 +441,10 @@ def choose_device(
     name:str=None # As torch calls it; the fastest there is if None
 ) -> torch.device:
     "The device that `name` says, or the fastest one."
-    if name: return torch.device(name)
+    if name:
+        try: torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError) as e: raise ValueError(f'device={name!r} does not work here: {str(e).splitlines()[0]}') from e
+        return torch.device(name)
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
@@ -447,7 +452,7 @@ def _check_between(**options): # name=(value, least, most)
     for name, (value, least, most) in options.items():
         if not least <= value <= most: raise ValueError(f'{name}={value}: from {least} to {most} is possible' if math.isfinite(most) else f'{name}={value}: at least {least} is needed')
 
-# %% ../nbs/08_evaluate.ipynb #9b1ae2c0
+# %% ../nbs/08_evaluate.ipynb #e6337152
 @call_parse
 @shell_errors
 def yolox_eval(
@@ -455,10 +460,10 @@ def yolox_eval(
     data:str, # Folder of a data set (Pascal VOC or COCO), or a COCO file
     split:str=None, # Which part of the data; the test split unless given, or val where there is none
     size:int=None, # Side of the canvas in pixels; that of training unless given (published weights: 416 for nano and tiny, or 640)
-    conf:float=.001, # Detections of a higher score count for average precision
+    conf:float=.001, # Detections of a higher score count for average precision; a larger value lowers it
     working_conf:float=.25, # Detections of a higher score count for precision, recall and confusions, and are drawn
     iou:float=.65, # Of boxes of a class that overlap by more, the best stays
-    max_detections:int=300, # In an image; COCO counts 100 of each class
+    max_detections:int=300, # At most so many in an image; COCO counts 100 of each class
     multi_label:bool=False, # A box may be of several classes; raises AP a little where there are many
     out:str=None, # Folder for figures (metrics.json), pictures (*.png), and COCO files of detections and truth
     batch:int=16, # Images a batch
