@@ -452,7 +452,7 @@ def _check_between(**options): # name=(value, least, most)
     for name, (value, least, most) in options.items():
         if not least <= value <= most: raise ValueError(f'{name}={value}: from {least} to {most} is possible' if math.isfinite(most) else f'{name}={value}: at least {least} is needed')
 
-# %% ../nbs/08_evaluate.ipynb #e6337152
+# %% ../nbs/08_evaluate.ipynb #a756a8e8
 @call_parse
 @shell_errors
 def yolox_eval(
@@ -476,6 +476,7 @@ def yolox_eval(
     splits = find_splits(data)
     split = split or next((s for s in ('test', 'val', 'all') if s in splits), next(iter(splits)))
     annotations, loaded = read_split(data, split), load_weights(weights)
+    if not len(annotations): raise ValueError(f'{data}: there are no images in the split {split!r}')
     annotations = _same_classes(loaded, annotations, weights)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Now rather than after all the work
     model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()

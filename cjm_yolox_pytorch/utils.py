@@ -38,7 +38,7 @@ def multi_apply(
     if len(set(lengths)) > 1: raise ValueError(f'multi_apply: the arguments have lengths {lengths}, which must be equal')
     return tuple(map(list, zip(*map(partial(func, **kwargs), *args))))
 
-# %% ../nbs/00_utils.ipynb #58997a53
+# %% ../nbs/00_utils.ipynb #825d824f
 def shell_errors(
     func # A function with the name of its command
 ):
@@ -46,7 +46,7 @@ def shell_errors(
     @wraps(func)
     def run(*args, **kwargs):
         try: return func(*args, **kwargs)
-        except (ValueError, ArithmeticError, OSError, ImportError) as e:
+        except (ValueError, FloatingPointError, OSError, ImportError) as e:
             message = _message(e, func.__module__.partition('.')[0])
             if message is None or Path(sys.argv[0]).stem != func.__name__: raise
             sys.exit(f'{func.__name__}: error: {message}')

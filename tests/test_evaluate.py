@@ -16,7 +16,7 @@ from PIL import Image
 
 from cjm_yolox_pytorch.checkpoints import Weights, load_weights, save_weights
 from cjm_yolox_pytorch.data import Annotations, read_split
-from cjm_yolox_pytorch.evaluate import (BACKGROUND, METRICS, _coco_results, _coco_truth, _count, average_precision, confusion_matrix, detect, match,
+from cjm_yolox_pytorch.evaluate import (BACKGROUND, METRICS, VOC_METRICS, _coco_results, _coco_truth, _count, average_precision, confusion_matrix, detect, match,
                                         report, table, voc_average_precision, write_coco, yolox_eval)
 from cjm_yolox_pytorch.inference import Detections
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
@@ -158,9 +158,9 @@ def test_voc_against_slow_counting(bccd, coco, decimals):
         found = made_up(truth, 5, decimals=decimals)
         metrics = voc_average_precision(truth, found)
         slow = np.array([slow_voc(truth, found, c) for c in range(len(truth.names))])
-        fast = [[metrics['classes'][n][k] for k in ('VOC_AP50', 'VOC_AP50_11')] for n in truth.names]
+        fast = [[metrics['classes'][n][k] for k in VOC_METRICS] for n in truth.names]
         np.testing.assert_allclose(fast, slow, atol=1e-12)
-        np.testing.assert_allclose([metrics['VOC_AP50'], metrics['VOC_AP50_11']], np.nanmean(slow, axis=0), atol=1e-12)
+        np.testing.assert_allclose([metrics[k] for k in VOC_METRICS], np.nanmean(slow, axis=0), atol=1e-12)
 
 
 @pytest.mark.parametrize('seed, score', [(0, .25), (1, .6), (None, .25)])
@@ -191,7 +191,7 @@ def found_of(rows): # (x1, y1, x2, y2, label, score)
     return Detections(rows[:, :4], rows[:, 5], rows[:, 4].long())
 
 
-PICTURES = {'report': {'metrics.json', 'precision_recall.png', 'confusion.png', 'worst.png', 'detections.png'}}
+REPORT = {'metrics.json', 'precision_recall.png', 'confusion.png', 'worst.png', 'detections.png'}
 
 
 def test_reports_of_odd_data(tmp_path):
@@ -203,7 +203,7 @@ def test_reports_of_odd_data(tmp_path):
     for n, (sizes, objects, found, names) in enumerate(cases):
         annotations, found = tiny(tmp_path, sizes, objects, names), list(map(found_of, found))
         metrics = report(annotations, found, tmp_path/f'{n}')
-        assert {p.name for p in (tmp_path/f'{n}').iterdir()} == PICTURES['report']
+        assert {p.name for p in (tmp_path/f'{n}').iterdir()} == REPORT
         assert max(map(len, table(metrics))) <= 80 and not any('nan' in line for line in table(metrics))
         json.loads((tmp_path/f'{n}/metrics.json').read_text(), parse_constant=pytest.fail)
     use = metrics['in_use']
@@ -225,9 +225,12 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('shapes')
     write_shapes(folder, train=4, val=6, test=8, size=96)
     torch.manual_seed(0)
-    model = build_model('yolox_nano', 5, pretrained=False).eval()
-    for convs in (model.bbox_head.multi_level_conv_obj, model.bbox_head.multi_level_conv_cls): # Scores as far apart as those of a trained one
-        for conv in convs: conv.bias.data.fill_(-1); conv.weight.data.mul_(40)
+    model = build_model('yolox_nano', 5, pretrained=False)
+    for module in model.modules(): # Norm layers that have seen something, and scores as far apart as those of a trained network
+        if isinstance(module, torch.nn.BatchNorm2d): module.momentum = None
+    with torch.no_grad(): model(torch.randn(8, 3, 96, 96))
+    for convs in (model.bbox_head.multi_level_conv_obj, model.bbox_head.multi_level_conv_cls):
+        for conv in convs: conv.bias.data.fill_(-1); conv.weight.data.mul_(3)
     save_weights(Weights(model.state_dict(), 'yolox_nano', 5, **NORM_STATS['yolox_nano'], names=read_split(folder, 'val').names, size=96), folder/'nano.safetensors')
     return folder
 
@@ -240,10 +243,10 @@ def test_the_command(shapes, tmp_path):
     done = command(shapes/'nano.safetensors', shapes, '--out', tmp_path/'out', '--working_conf', .2)
     assert done.returncode == 0, done.stderr
     assert 'yolox_nano at 96 on test: 8 images' in done.stdout and all(len(line) <= 80 for line in done.stdout.splitlines() if str(tmp_path) not in line)
-    assert {p.name for p in (tmp_path/'out').iterdir()} == PICTURES['report'] | {'truth.json', 'detections.json'}
+    assert {p.name for p in (tmp_path/'out').iterdir()} == REPORT | {'truth.json', 'detections.json'}
     metrics = json.loads((tmp_path/'out/metrics.json').read_text())
-    assert set(metrics) == {*METRICS, 'VOC_AP50', 'VOC_AP50_11', 'classes', 'in_use', 'confusion', 'split', 'size', 'latency'}
-    assert set(metrics['classes']['disc']) == {*METRICS, 'VOC_AP50', 'VOC_AP50_11', 'objects', 'precision', 'recall'}
+    assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', 'in_use', 'confusion', 'split', 'size', 'latency'}
+    assert set(metrics['classes']['disc']) == {*METRICS, *VOC_METRICS, 'objects', 'precision', 'recall'}
     assert metrics['in_use']['score'] == .2 and metrics['in_use']['false'] > 0 and metrics['split'] == 'test' and 0 < metrics['latency']['network'] < metrics['latency']['total']
     found, truth = (json.loads((tmp_path/f'out/{name}.json').read_text()) for name in ('detections', 'truth'))
     stats, _ = official(truth, found)
@@ -255,7 +258,8 @@ def evaluate(shapes, out, **options):
     return printed.getvalue(), json.loads((out/'detections.json').read_text()), json.loads((out/'metrics.json').read_text())
 
 
-def test_the_options_do_something(shapes, tmp_path):
+def test_the_options_do_something(shapes, tmp_path, monkeypatch):
+    for name in ('plot_precision_recall', 'plot_confusion', 'show_worst', 'show_detections'): monkeypatch.setattr(f'cjm_yolox_pytorch.evaluate.{name}', lambda *args, **kwargs: None) # Faster
     printed, found, _ = evaluate(shapes, tmp_path, split='val', size=64)
     assert 'yolox_nano at 64 on val: 6 images' in printed and len({r['image_id'] for r in found}) == 6
     _, surer, metrics = evaluate(shapes, tmp_path, split='val', size=64, conf=.3)
@@ -276,7 +280,7 @@ def test_bad_input_is_one_line_at_the_shell(shapes, tmp_path):
                           ((weights, tmp_path/'nowhere'), 'nowhere: no such folder or file of data'),
                           ((weights, shapes, '--split', 'testing'), "has no split 'testing': choose one of"),
                           ((weights, shapes, '--iou', 65), 'iou=65.0: from 0 to 1 is possible'),
-                          ((weights, tmp_path/'empty.json'), 'there are no images to measure on'),
+                          ((weights, tmp_path/'empty.json'), "empty.json: there are no images in the split 'all'"),
                           ((weights, tmp_path/'wrong.json', '--workers', 1), 'a.png is 50x50 pixels, but its boxes are for 96x96')]:
         done = command(*args)
         assert done.returncode == 1 and done.stdout == ''
