@@ -213,12 +213,12 @@ def confusion_matrix(
         np.add.at(matrix, (C, found[o.false]), 1)
     return matrix
 
-# %% ../nbs/08_evaluate.ipynb #fd27e971
+# %% ../nbs/08_evaluate.ipynb #22d59252
 def plot_confusion(
     matrix:np.ndarray, # Of `confusion_matrix`
     names:list, # C names of classes
     path, # Picture to write
-    title:str='What is there (rows), and what it was taken for (columns)'
+    title:str='Confusions'
 ):
     "Draw a confusion matrix."
     from matplotlib.figure import Figure
@@ -237,7 +237,7 @@ def plot_confusion(
     ax.set_xticks(np.arange(N + 1) - .5, minor=True); ax.set_yticks(np.arange(N + 1) - .5, minor=True)
     ax.grid(which='minor', color='.9', lw=.5); ax.tick_params(which='both', length=0)
     ax.axhline(N - 1.5, color='black', lw=1); ax.axvline(N - 1.5, color='black', lw=1)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=10); ax.set(ylabel='what is there', xlabel='what it was taken for')
     fig.savefig(path, dpi=110)
 
 # %% ../nbs/08_evaluate.ipynb #d2bbd945
@@ -253,7 +253,7 @@ def _pairs(annotations, chosen, path, draw, columns=2, width=3, title=None): # A
     if title: fig.suptitle(title, fontsize=10)
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/08_evaluate.ipynb #4b33a7f0
+# %% ../nbs/08_evaluate.ipynb #0cd3fded
 RIGHT, WRONG, CONFUSED = 'limegreen', 'red', 'darkorange'
 
 def show_worst(
@@ -272,7 +272,7 @@ def show_worst(
         for n in o.objects[o.confused]: draw_box(left, boxes[n], names[labels[n]], CONFUSED)
         for n in np.flatnonzero(o.missed): draw_box(left, boxes[n], names[labels[n]], WRONG)
         for n in np.flatnonzero(o.right | o.confused | o.false):
-            text = '' if o.right[n] else f'{names[d.labels[n]]} {d.scores[n]:.2f}'
+            text = '' if o.right[n] else f'{names[int(d.labels[n])]} {d.scores[n]:.2f}'
             draw_box(right, d.boxes[n].tolist(), text, RIGHT if o.right[n] else CONFUSED if o.confused[n] else WRONG, lw=1 if o.right[n] else 1.5)
         left.set_title(f'{annotations.paths[i].name[-30:]}: {o.missed.sum()} missed', fontsize=8)
         right.set_title(f'{o.false.sum()} false, {o.confused.sum()} confused', fontsize=8)
@@ -297,7 +297,7 @@ def show_detections(
         right.set_title(f'found (score > {min_score})', fontsize=9)
     _pairs(annotations, np.unique(np.linspace(0, len(annotations) - 1, count).astype(int)), path, draw)
 
-# %% ../nbs/08_evaluate.ipynb #f943fb3f
+# %% ../nbs/08_evaluate.ipynb #d014bf05
 def report(
     annotations:Annotations, # The truth
     detections:list, # One `Detections` for each image, down to a score of .001 or so
@@ -316,7 +316,7 @@ def report(
         out.mkdir(parents=True, exist_ok=True)
         (out/'metrics.json').write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False))
         plot_precision_recall(precision[0, ..., 0, -1], annotations.names, matrix[:-1].sum(axis=1), out/'precision_recall.png')
-        plot_confusion(matrix, annotations.names, out/'confusion.png', f'What is there (rows), and what it was taken for (columns), score > {min_score:g}')
+        plot_confusion(matrix, annotations.names, out/'confusion.png', f'Confusions, score > {min_score:g}')
         show_worst(annotations, detections, outcomes, out/'worst.png')
         show_detections(annotations, detections, out/'detections.png', min_score=min_score)
     return metrics
@@ -335,7 +335,7 @@ def _everything(names, coco, voc, matrix, min_score): # One dictionary
             'in_use': dict(score=min_score, right=total[0], confused=total[1] - total[0] - missed, missed=missed, false=false, **ratios(*total)),
             'confusion': {n: {all_names[c]: int(row[c]) for c in row.nonzero()[0]} for n, row in zip(all_names, matrix) if row.any()}}
 
-# %% ../nbs/08_evaluate.ipynb #304715f5
+# %% ../nbs/08_evaluate.ipynb #a599d252
 def table(
     metrics:dict # Of `report`, or of `average_precision`
 ) -> list: # Lines of at most 80 characters
@@ -344,10 +344,9 @@ def table(
              _row(metrics, AR='AR_100', AR10='AR_10', AR1='AR_1', small='AR_small', medium='AR_medium', large='AR_large')]
     if 'VOC_AP50' in metrics: lines.append(f'Pascal VOC: AP50 {_number(metrics["VOC_AP50"])}, by eleven points {_number(metrics["VOC_AP50_11"])}')
     if use := metrics.get('in_use'):
-        lines.append(f'score > {use["score"]:g}: precision {_number(use["precision"])}, recall {_number(use["recall"])} '
-                     f'({use["right"]} right, {use["confused"]} confused, {use["false"]} false, {use["missed"]} missed)')
-        lines += _confusions(metrics['confusion'])
-    if took := metrics.get('latency'): lines.append(f'an image alone takes {took["total"]:.3g} ms, of which the network {took["network"]:.3g} ms ({took["device"]})')
+        lines += [f'score > {use["score"]:g}: precision {_number(use["precision"])}, recall {_number(use["recall"])}',
+                  f'{use["right"]} right, {use["confused"]} confused, {use["false"]} false, {use["missed"]} missed', *_confusions(metrics['confusion'])]
+    if took := metrics.get('latency'): lines.append(f'an image alone takes {took["total"]:.1f} ms, of which the network {took["network"]:.1f} ms ({took["device"]})')
     classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
     return classes + [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  ')] # Last what should not scroll away
 
@@ -355,11 +354,11 @@ def _row(metrics, **names): return '  '.join(f'{name:4} {_number(metrics[k])}' f
 
 def _number(value): return '-' if value != value else f'{value:.3f}' # NaN is not equal to itself
 
-# %% ../nbs/08_evaluate.ipynb #14a63f23
-def _confusions(confusion, most=5): # A line about those that happen most often, if any do
-    pairs = [(count, f'{found} for {there}') for there, row in confusion.items() for found, count in row.items() if BACKGROUND not in (there, found) and found != there]
+# %% ../nbs/08_evaluate.ipynb #ecc5d3a5
+def _confusions(confusion, most=3): # A line about those that happen most often, if any do
+    pairs = [(count, f'{there} as {found}') for there, row in confusion.items() for found, count in row.items() if BACKGROUND not in (there, found) and found != there]
     top = sorted(pairs, key=lambda pair: -pair[0])[:most]
-    return ['most often taken for another: ' + ', '.join(f'{text} {count}' for count, text in top)] if top else []
+    return ['most often confused: ' + ', '.join(f'{text} ({count})' for count, text in top)] if top else []
 
 def _class_rows(classes): # Those with objects or detections
     columns = [k for k in ('objects', 'AP', 'AP50', 'AP75', 'precision', 'recall') if k in next(iter(classes.values()))]
