@@ -86,7 +86,7 @@ def precision_recall(
     "Precision of each class as recall grows, at an IoU of .5."
     return _count(annotations, detections)[0][0, ..., 0, -1]
 
-# %% ../nbs/08_evaluate.ipynb #10de8b6c
+# %% ../nbs/08_evaluate.ipynb #621a390f
 def plot_precision_recall(
     curves:np.ndarray, # [101, C] of `precision_recall`
     names:list, # C names of classes
@@ -101,11 +101,14 @@ def plot_precision_recall(
     coloured = sorted(there[:most], key=lambda c: areas[c])
     ax = (fig := Figure(figsize=(8, 4.2), layout='constrained')).subplots()
     for c in there[most:]: ax.plot(recalls, curves[:, c], color='.8', lw=.8)
-    for n, c in enumerate(coloured): ax.plot(recalls, curves[:, c], color=f'C{(n if len(names) > 10 else c) % 10}', lw=1.5, label=f'{_short(names[c])} {areas[c]:.3f}')
+    for n, c in enumerate(coloured):
+        ax.plot(recalls, curves[:, c], color=f'C{n if len(names) > 10 else c}', lw=1.5, label=f'{_short(names[c])} {areas[c]:.3f}')
     if there: ax.plot(recalls, curves[:, there].mean(axis=1), color='black', lw=2.5, label=f'mean of {len(there)}: {areas[there].mean():.3f}')
-    ax.set(title='Precision over recall at an IoU of .5', xlabel='recall: how many objects are found', ylabel='precision: how many detections are right', xlim=(0, 1), ylim=(0, 1.02))
+    ax.set(title='Precision over recall at an IoU of .5', xlabel='recall: how many objects are found',
+           ylabel='precision: how many detections are right', xlim=(0, 1), ylim=(0, 1.02))
     ax.grid(alpha=.3)
-    if there: ax.legend(title='AP50' if len(there) <= most else f'AP50 of the {most} classes\nwith most objects', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+    title = 'AP50' if len(there) <= most else f'AP50 of the {most} classes\nwith most objects'
+    if there: ax.legend(title=title, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     fig.savefig(path, dpi=110)
 
 def _short(name, most=28): return name if len(name) <= most else name[:most - 1] + '…'
@@ -253,7 +256,7 @@ def _pairs(annotations, chosen, path, draw, columns=2, width=3, title=None): # A
     if title: fig.suptitle(title, fontsize=10)
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/08_evaluate.ipynb #0cd3fded
+# %% ../nbs/08_evaluate.ipynb #4cf31cd1
 RIGHT, WRONG, CONFUSED = 'limegreen', 'red', 'darkorange'
 
 def show_worst(
@@ -277,7 +280,8 @@ def show_worst(
         left.set_title(f'{annotations.paths[i].name[-30:]}: {o.missed.sum()} missed', fontsize=8)
         right.set_title(f'{o.false.sum()} false, {o.confused.sum()} confused', fontsize=8)
     worst = np.argsort([-o.mistakes for o in outcomes], kind='stable')[:count]
-    _pairs(annotations, worst, path, draw, columns=1, width=4.5, title='Truth on the left, detections on the right. Green: right. Red: missed or false. Orange: confused')
+    _pairs(annotations, worst, path, draw, columns=1, width=4.5,
+           title='Truth on the left, detections on the right. Green: right. Red: missed or false. Orange: confused')
 
 # %% ../nbs/08_evaluate.ipynb #a77f3bb9
 def show_detections(
@@ -324,11 +328,11 @@ def report(
 def _finite(metrics): # JSON has no NaN, so it becomes null
     return {k: _finite(v) if isinstance(v, dict) else None if v != v else v for k, v in metrics.items()}
 
-# %% ../nbs/08_evaluate.ipynb #b790049c
+# %% ../nbs/08_evaluate.ipynb #cf27824c
 def _everything(names, coco, voc, matrix, min_score): # One dictionary
     right, objects, counted = matrix.diagonal()[:-1], matrix[:-1].sum(axis=1), matrix[:, :-1].sum(axis=0)
     def ratios(right, objects, counted): return dict(precision=right/counted if counted else math.nan, recall=right/objects if objects else math.nan)
-    of_class = [dict(objects=o, **ratios(r, o, c)) for r, o, c in zip(right.tolist(), objects.tolist(), counted.tolist())]
+    of_class = [dict(objects=o, **ratios(r, o, c)) for r, o, c in zip(*(part.tolist() for part in (right, objects, counted)))]
     all_names, total = [*names, BACKGROUND], [int(part.sum()) for part in (right, objects, counted)]
     missed, false = int(matrix[:-1, -1].sum()), int(matrix[-1].sum())
     return {**coco, **voc, 'classes': {n: {**c, **coco['classes'][n], **voc['classes'][n]} for n, c in zip(names, of_class)},
@@ -354,9 +358,10 @@ def _row(metrics, **names): return '  '.join(f'{name:4} {_number(metrics[k])}' f
 
 def _number(value): return '-' if value != value else f'{value:.3f}' # NaN is not equal to itself
 
-# %% ../nbs/08_evaluate.ipynb #ecc5d3a5
+# %% ../nbs/08_evaluate.ipynb #b2ecabfb
 def _confusions(confusion, most=3): # A line about those that happen most often, if any do
-    pairs = [(count, f'{there} as {found}') for there, row in confusion.items() for found, count in row.items() if BACKGROUND not in (there, found) and found != there]
+    pairs = [(count, f'{there} as {found}') for there, row in confusion.items() for found, count in row.items()
+             if BACKGROUND not in (there, found) and found != there]
     top = sorted(pairs, key=lambda pair: -pair[0])[:most]
     return ['most often confused: ' + ', '.join(f'{text} ({count})' for count, text in top)] if top else []
 
@@ -430,7 +435,7 @@ def write_coco(
     for name, content in dict(truth=_coco_truth(annotations), detections=_coco_results(detections)).items():
         (Path(folder)/f'{name}.json').write_text(json.dumps(content))
 
-# %% ../nbs/08_evaluate.ipynb #06b3fdb4
+# %% ../nbs/08_evaluate.ipynb #e0a8f344
 def _same_classes(weights, annotations, path): # The annotations with the labels that the weights use
     if weights.names: return relabel(annotations, weights.names)
     if weights.num_classes == len(annotations.names): return annotations
@@ -449,9 +454,9 @@ def choose_device(
 
 def _check_between(**options): # name=(value, least, most)
     for name, (value, least, most) in options.items():
-        if not least <= value <= most: raise ValueError(f'{name}={value}: from {least} to {most} is possible' if math.isfinite(most) else f'{name}={value}: at least {least} is needed')
+        if not least <= value <= most: raise ValueError(f'{name}={value}: ' + (f'from {least} to {most} is possible' if most < math.inf else f'at least {least} is needed'))
 
-# %% ../nbs/08_evaluate.ipynb #a756a8e8
+# %% ../nbs/08_evaluate.ipynb #7b733bbb
 @call_parse
 @shell_errors
 def yolox_eval(
@@ -471,7 +476,8 @@ def yolox_eval(
 ):
     "Measure how good WEIGHTS are on a split of DATA"
     from tqdm import tqdm
-    _check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf), batch=(batch, 1, math.inf), size=(size or 1, 1, math.inf))
+    _check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1),
+                   max_detections=(max_detections, 1, math.inf), batch=(batch, 1, math.inf), size=(32 if size is None else size, 1, math.inf))
     splits = find_splits(data)
     split = split or next((s for s in ('test', 'val', 'all') if s in splits), next(iter(splits)))
     annotations, loaded = read_split(data, split), load_weights(weights)
