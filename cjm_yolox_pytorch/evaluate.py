@@ -456,7 +456,7 @@ def _check_between(**options): # name=(value, least, most)
     for name, (value, least, most) in options.items():
         if not least <= value <= most: raise ValueError(f'{name}={value}: ' + (f'from {least} to {most} is possible' if most < math.inf else f'at least {least} is needed'))
 
-# %% ../nbs/08_evaluate.ipynb #7b733bbb
+# %% ../nbs/08_evaluate.ipynb #284d70a6
 @call_parse
 @shell_errors
 def yolox_eval(
@@ -494,4 +494,4 @@ def yolox_eval(
     print(f'{loaded.model_type} at {size} on {split}: {len(annotations)} images, {objects}', *table(metrics), sep='\n', flush=True)
     if out:
         write_coco(annotations, found, out)
-        print(f'written to {out}: {", ".join(sorted(p.name for p in Path(out).iterdir()))}', flush=True)
+        print(f'written to {out}', flush=True)
