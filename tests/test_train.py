@@ -46,7 +46,7 @@ def test_commands(shapes, tmp_path):
 
     printed = command('yolox_eval', out/'last.safetensors', shapes, '--out', tmp_path/'eval', '--device', 'cpu')
     assert 'yolox_nano at 96 on test: 8 images' in printed
-    assert set(json.loads((tmp_path/'eval/metrics.json').read_text())) == {*METRICS, 'classes'}
+    assert {*METRICS, 'classes'} <= set(json.loads((tmp_path/'eval/metrics.json').read_text())) # All of it: test_evaluate
 
     again = command('yolox_train', shapes, '--model', 'yolox_nano', '--size', 96, '--epochs', 1, '--weights', out/'last.safetensors', '--out', tmp_path/'more', '--device', 'cpu')
     assert 'best: epoch 1' in again
