@@ -53,24 +53,6 @@ class Annotations:
 
 def _name(path): return os.path.basename(path)
 
-# %% ../nbs/07_data.ipynb #b444464e
-def read_annotated(
-    annotations:Annotations,
-    i:int # Number of the image
-) -> Tensor: # [3, H, W] uint8 RGB
-    "Read image `i` as the annotations mean it."
-    path, size = annotations.paths[i], tuple(annotations.sizes[i].tolist())
-    image = _decode(path)
-    # Boxes may have been drawn on the picture as it is stored, lying on its side
-    if tuple(image.shape[1:]) == size[::-1]: image = _decode(path, upright=size[0] == size[1])
-    if tuple(image.shape[1:]) != size: raise ValueError(f'{path} is {image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}')
-    return image
-
-def _decode(path, upright=True): # `read_image`, whose errors do not always say which image they are about
-    try: return read_image(path, upright)
-    except FileNotFoundError: raise
-    except Exception as e: raise OSError(f'{path} cannot be decoded as an image ({e}): mend it, or leave it out of the data') from e
-
 # %% ../nbs/07_data.ipynb #1bdcd2eb
 def _refuse(what, found, cure): # Stop if anything was found
     if not found: return
@@ -106,7 +88,25 @@ def _present(paths): # The same, if they are there
     if missing: raise FileNotFoundError(f'{len(missing)} of {len(paths)} images are missing, such as {", ".join(missing[:3])}')
     return paths
 
-# %% ../nbs/07_data.ipynb #0421af21
+# %% ../nbs/07_data.ipynb #b444464e
+def read_annotated(
+    annotations:Annotations,
+    i:int # Number of the image
+) -> Tensor: # [3, H, W] uint8 RGB
+    "Read image `i` as the annotations mean it."
+    path, size = annotations.paths[i], tuple(annotations.sizes[i].tolist())
+    image = _decode(path)
+    # Boxes may have been drawn on the picture as it is stored, lying on its side
+    if tuple(image.shape[1:]) == size[::-1]: image = _decode(path, upright=size[0] == size[1])
+    if tuple(image.shape[1:]) != size: raise ValueError(f'{path} is {image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}')
+    return image
+
+def _decode(path, upright=True): # `read_image`, whose errors do not always say which image they are about
+    try: return read_image(path, upright)
+    except FileNotFoundError: raise
+    except Exception as e: raise OSError(f'{path} cannot be decoded as an image ({e}): mend it, or leave it out of the data') from e
+
+# %% ../nbs/07_data.ipynb #9a8d97dd
 def read_coco(
     path, # The JSON file
     folder=None # Where the images are; looked for if None
@@ -135,7 +135,9 @@ def read_coco(
     boxes[:, 2:] += boxes[:, :2]
     columns = [np.array([known[a[key]] for a in objects], dtype=np.int64) for key, known in [('image_id', place), ('category_id', label)]]
     crowd = np.array([bool(a.get('iscrowd')) for a in objects], dtype=bool)
-    return _collect(path, names, _present([folder/f for f in files]), sizes, columns[0], boxes, columns[1], crowd, areas, notes)
+    found = _collect(path, names, [folder/f for f in files], sizes, columns[0], boxes, columns[1], crowd, areas, notes)
+    _present(found.paths)
+    return found
 
 # %% ../nbs/07_data.ipynb #8a47d672
 def _json(path): # What is in it, but for outlines
