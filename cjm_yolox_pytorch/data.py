@@ -420,7 +420,7 @@ def read_split(
     if found not in splits: raise ValueError(f'{path} has no split {split!r}: choose one of {sorted(splits)}')
     return splits[found]()
 
-# %% ../nbs/07_data.ipynb #6cb3cd7a
+# %% ../nbs/07_data.ipynb #ab2cc447
 @dataclass
 class Fault:
     "Something that is not as it should be"
@@ -434,7 +434,8 @@ def check(
 ) -> list: # `Fault`s
     "What is odd about a split, as far as annotations tell."
     a, image = annotations, np.repeat(np.arange(len(annotations)), np.diff(annotations.starts))
-    faults = [Fault('box left out', d.partition(': box ')[0], d) for d in a.dropped] + [Fault('settled', '', note) for note in a.notes]
+    path = {_name(p): str(p) for p in a.paths} if a.dropped else {}
+    faults = [Fault('box left out', path[d.partition(': box ')[0]], d) for d in a.dropped] + [Fault('settled', '', note) for note in a.notes]
     if not len(a.labels): faults.append(Fault('nothing to learn', '', f'{len(a)} images and no objects', stops=True))
     over = (a.boxes[:, :2] < -1).any(1) | (a.boxes[:, 2:] > a.sizes[image][:, ::-1] + 1).any(1) # By more than a pixel
     columns = np.column_stack([image, a.labels, a.crowd, a.boxes])

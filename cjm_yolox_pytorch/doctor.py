@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'look_at_images', 'Report', 'examine', 'summary', 'report_lines', 'draw_report', 'yolox_doctor']
 
-# %% ../nbs/07c_doctor.ipynb #c0152369
+# %% ../nbs/07c_doctor.ipynb #41896c97
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +16,10 @@ from pathlib import Path
 from textwrap import wrap
 
 import numpy as np
+import torch
 from fastcore.script import call_parse
 
-from .boxes import letterbox_scale
+from .boxes import letterbox_scale, letterbox_size
 from .data import Fault, check, check_splits, find_splits, read_annotated
 from .inference import letterbox, read_image
 
@@ -50,7 +51,7 @@ def look_at_images(
 
 def _short(path): return '/'.join(Path(path).parts[-2:])
 
-# %% ../nbs/07c_doctor.ipynb #5d08478e
+# %% ../nbs/07c_doctor.ipynb #927a2adf
 @dataclass
 class Report:
     "What a data set is like"
@@ -76,7 +77,7 @@ def examine(
         try: splits[split] = readers[split]()
         except (OSError, ValueError) as e: faults.append(Fault('cannot be read', split, f'{split}: {e}', stops=True))
     for n, (split, a) in enumerate(splits.items()): # A test split may wait for its objects
-        faults += [replace(f, text=f'{split}: {f.text}', stops=f.stops and (n == 0 or split == 'val')) for f in [*check(a), *_hard(a, size)]]
+        faults += [replace(f, text=f'{split}: {f.text}', stops=f.stops and (n == 0 or split == 'val')) for f in check(a) + (_hard(a, size) if n == 0 else [])]
     faults += (check_splits(splits) if splits else []) + look_at_images(splits, progress)
     return Report(str(data), size, splits, sorted(faults, key=lambda f: not f.stops))
 
@@ -108,7 +109,7 @@ def _numbers(a, size):
                 classes=dict(zip(a.names, count)), image_sizes={f'{w}x{h}': n for (h, w), n in Counter(map(tuple, a.sizes.tolist())).most_common()},
                 box_sizes=shares(a.areas[~a.crowd]), box_sizes_in_training=shares((a.areas*scale**2)[~a.crowd]))
 
-# %% ../nbs/07c_doctor.ipynb #02007c42
+# %% ../nbs/07c_doctor.ipynb #65debc8f
 def report_lines(
     report:Report
 ): # Lines of text
@@ -122,9 +123,9 @@ def report_lines(
         names = [*dict.fromkeys(name for s in found.values() for name in s['classes'])]
         for n, name in enumerate(names[:100]): yield _row(f'{n:3} {name}', [found[s]['classes'].get(name, '-') for s in [*found][:5]])
         if len(names) > 100: yield f'    and {len(names) - 100} more'
-        yield f'\nsizes of objects, in the images and at {report.size}'
-        for name, text in zip(SIZES, ('under 32 pixels', '32 to 96 pixels', 'over 96 pixels')):
-            yield _row(text, [f'{_share(s["box_sizes"], name)} {_share(s["box_sizes_in_training"], name)}' for s in [*found.values()][:5]])
+        yield '\nsizes of objects (small: up to 32 x 32 pixels; large: from 96 x 96)'
+        for key, when in [('box_sizes', ''), ('box_sizes_in_training', f' at {report.size}')]:
+            for name in SIZES: yield _row(name + when, [f'{100*s[key][name]/max(1, s["objects"]):.0f}%' for s in [*found.values()][:5]])
         sizes = sum((Counter(s['image_sizes']) for s in found.values()), Counter())
         yield f'\nsizes of images: {", ".join(f"{size} ({n})" for size, n in sizes.most_common(3))}' + f' and {len(sizes) - 3} more'*(len(sizes) > 3)
     for title, faults in _grouped(report.faults):
@@ -132,19 +133,18 @@ def report_lines(
         for kind, n in Counter(f.kind for f in faults).items():
             yield f'  {kind}: {n}'
             for f in [f for f in faults if f.kind == kind][:3]: yield from wrap(f.text, 80, initial_indent='    ', subsequent_indent='      ', break_on_hyphens=False)
-    yield '\ntraining would go well' if report.sound else '\ntraining would go wrong'
+            if n > 3: yield '    ...'
+    yield '\ntraining would go well' if report.sound else '\ntraining would go wrong, or its figures would mislead'
 
-# %% ../nbs/07c_doctor.ipynb #9f77a5d5
+# %% ../nbs/07c_doctor.ipynb #294b104c
 def _row(name, values): return f'{name[:18]:18}' + ''.join(f'{v:>12}' for v in values)
-
-def _share(counts, name): return f'{100*counts[name]/max(1, sum(counts.values())):.0f}%'.rjust(5)
 
 def _grouped(faults): # Title and faults
     settled = [f for f in faults if f.kind in ('box left out', 'settled') and not f.stops]
     groups = {'to be mended': [f for f in faults if f.stops], 'settled while reading': settled, 'worth a look': [f for f in faults if not f.stops and f not in settled]}
     return [(title, group) for title, group in groups.items() if group]
 
-# %% ../nbs/07c_doctor.ipynb #767a06ec
+# %% ../nbs/07c_doctor.ipynb #a897fb0a
 def draw_report(
     report:Report,
     path, # Picture to write
@@ -155,7 +155,8 @@ def draw_report(
     from matplotlib.figure import Figure
     faulty, classes = _faulty_cells(report, 2*columns), _class_cells(report, columns, rows)
     cells = faulty + [None]*(-len(faulty) % columns) + classes
-    height = 2.25*len(cells)/columns
+    tall = np.median(np.concatenate([a.sizes[:, 0]/a.sizes[:, 1] for a in report.splits.values()] + [np.ones(1)])).clip(.4, 1.6)
+    height = (1.9*tall + .35)*len(cells)/columns
     fig = Figure(figsize=(2*columns, 3.4 + height), layout='constrained')
     top, *below = fig.subfigures(1 + bool(cells), 1, height_ratios=[3.4, height][:1 + bool(cells)], squeeze=False)[:, 0]
     for draw, ax in zip((_draw_classes, _draw_sizes, _draw_crowding), top.subplots(1, 3)): draw(ax, report)
@@ -164,7 +165,7 @@ def draw_report(
         if cell: _draw_cell(ax, *cell)
     fig.savefig(path, dpi=100)
 
-# %% ../nbs/07c_doctor.ipynb #35c713a0
+# %% ../nbs/07c_doctor.ipynb #f4e6f1bb
 def _faulty_cells(report, most, each=3): # (annotations, image, class or None, title), at most `each` of a kind
     places, cells, kinds = {}, [], Counter()
     for a in report.splits.values():
@@ -175,33 +176,34 @@ def _faulty_cells(report, most, each=3): # (annotations, image, class or None, t
             cells.append((*places[f.where], None, f.kind))
     return cells
 
-def _class_cells(report, columns, rows): # The same, for some images of each class, spread over the first split that has them
+def _class_cells(report, columns, rows): # The same, for some images of each class in the first split that has them, from where it is largest to where it is of middle size
     cells, names = [], [*dict.fromkeys(name for a in report.splits.values() for name in a.names)]
     each = next(n for n in (columns, columns//2, columns//3, 1) if n == 1 or n*len(names) <= rows*columns)
     for name in names:
         for a in report.splits.values():
             label = a.names.index(name) if name in a.names else -1
-            images = np.unique(np.repeat(np.arange(len(a)), np.diff(a.starts))[(a.labels == label) & ~a.crowd])
-            if len(images): break
+            mine = np.flatnonzero((a.labels == label) & ~a.crowd)
+            if len(mine): break
         else: continue
-        chosen = images[np.unique(np.linspace(0, len(images) - 1, each).astype(int))]
+        images = [*dict.fromkeys(np.repeat(np.arange(len(a)), np.diff(a.starts))[mine[np.argsort(-a.areas[mine])]].tolist())]
+        chosen = [images[k] for k in np.unique(np.linspace(0, (len(images) - 1)/2, each).astype(int))]
         cells += [(a, i, label, name) for i in chosen] + [None]*(each - len(chosen))
     return (cells + [None]*(-len(cells) % columns))[:rows*columns]
 
-# %% ../nbs/07c_doctor.ipynb #ba6dbaef
+# %% ../nbs/07c_doctor.ipynb #473a7065
 def _draw_cell(ax, a, i, label, title, side=240): # An image with its boxes, those of one class or all
     from matplotlib.patches import Rectangle
     ax.set_title(title[:24], fontsize=9, color='crimson' if label is None else f'C{label % 10}')
     try: image = read_annotated(a, i)
     except ValueError: image, label = read_image(a.paths[i]), -1 # Boxes for another size tell nothing
-    except OSError: return ax.text(.5, .5, os.path.basename(a.paths[i]), ha='center', wrap=True, fontsize=7, transform=ax.transAxes)
-    scale, (boxes, labels, _) = letterbox_scale(image.shape[1:], (side, side)).numpy(), a.objects(i)
-    ax.imshow(letterbox(image, (side, side), fill=255).permute(1, 2, 0), extent=(0, side, side, 0))
+    except OSError: image, label = torch.full((3, *a.sizes[i].tolist()), 225, dtype=torch.uint8), -1
+    scale, (boxes, labels, _), (height, width) = letterbox_scale(image.shape[1:], (side, side)).numpy(), a.objects(i), letterbox_size(image.shape[1:], (side, side))
+    ax.imshow(letterbox(image, (height, width)).permute(1, 2, 0), extent=(0, width, height, 0))
     for (x1, y1, x2, y2), c in zip((boxes*scale).tolist(), labels.tolist()):
         if label in (None, c): ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=f'C{c % 10}', lw=1.2))
-    if label is None: ax.text(0, side, os.path.basename(a.paths[i])[-32:], fontsize=6, va='bottom', bbox=dict(facecolor='white', alpha=.8, lw=0, pad=.5))
+    if label in (None, -1): ax.text(0, height, os.path.basename(a.paths[i])[-32:], fontsize=6, va='bottom', bbox=dict(facecolor='white', alpha=.8, lw=0, pad=.5))
 
-# %% ../nbs/07c_doctor.ipynb #cb927f7b
+# %% ../nbs/07c_doctor.ipynb #bcac2a32
 def _draw_classes(ax, report, most=24):
     counts = {split: Counter(numbers['classes']) for split, numbers in summary(report)['splits'].items()}
     names = [name for name, _ in sum(counts.values(), Counter()).most_common()]
@@ -214,7 +216,7 @@ def _draw_classes(ax, report, most=24):
     ax.invert_yaxis()
     ax.tick_params(axis='y', labelsize=9 if len(shown) < 12 else 6)
     ax.set_title('How much is there of what?' if shown == names else f'Commonest and rarest of {len(names)} classes')
-    if shown: ax.legend(fontsize=8)
+    if shown: ax.legend(fontsize=8, loc='lower right')
 
 def _draw_sizes(ax, report, most=4000):
     sides = np.concatenate([np.zeros((0, 2))] + [_at(a, report.size)[~a.crowd] for a in report.splits.values()])
@@ -224,7 +226,9 @@ def _draw_sizes(ax, report, most=4000):
     ax.set(title=f'How large are objects at {report.size}?', xlabel='width in pixels (dotted: 32 x 32 and 96 x 96)', ylabel='height in pixels')
 
 def _draw_crowding(ax, report):
-    for split, a in report.splits.items(): ax.hist(np.diff(a.starts), bins=30, histtype='step', label=split, weights=np.full(len(a), 100/max(1, len(a))))
+    most = max((np.diff(a.starts).max(initial=0) for a in report.splits.values()), default=0)
+    bins = np.arange(0, most + 2, -(-most//40) or 1) - .5
+    for split, a in report.splits.items(): ax.hist(np.diff(a.starts), bins=bins, histtype='step', label=split, weights=np.full(len(a), 100/max(1, len(a))))
     ax.set(title='How many in one image?', xlabel='objects', ylabel='percent of the images')
     if report.splits: ax.legend(fontsize=8)
 
