@@ -321,7 +321,7 @@ def _yolo_object(numbers, label): # Label and corners
     else: corners = shape[0] - shape[2]/2, shape[1] - shape[3]/2, shape[0] + shape[2]/2, shape[1] + shape[3]/2
     return int(c) if label is None else label[c], *corners
 
-# %% ../nbs/07_data.ipynb #6597b88c
+# %% ../nbs/07_data.ipynb #53bf3859
 def _yolo_config(path): # The root, the names of classes, and what is said about each split
     if path.suffix == '.data':
         config = dict(map(str.strip, line.split('=', 1)) for line in path.read_text(encoding='utf-8').splitlines() if '=' in line)
@@ -331,7 +331,9 @@ def _yolo_config(path): # The root, the names of classes, and what is said about
     if names is not None and not (isinstance(names, (list, dict)) and len(names) == int(config.get('nc', len(names)))):
         raise ValueError(f'{path}: names are {textwrap.shorten(str(names), 80)}, which is not a list of {config.get("nc", "them")}')
     if 'kpt_shape' in config: raise ValueError(f'{path}: kpt_shape says that these are poses. Export boxes for detection')
-    return root if root.is_dir() else path.parent, names, _by_split(path, [(s, config[s]) for s in ('train', 'val', 'valid', 'validation', 'test') if config.get(s)])
+    splits = _by_split(path, [(s, config[s]) for s in ('train', 'val', 'valid', 'validation', 'test') if config.get(s)])
+    if not splits: raise ValueError(f'{path}: says nothing of train, val or test. Write there where their images are')
+    return root if root.is_dir() else path.parent, names, splits
 
 def _yaml(path):
     import yaml
@@ -378,10 +380,11 @@ def _named_like_images(folder, suffix): # Whether there are files of this kind w
     stems = {kind: {os.path.splitext(name)[0] for _, _, names in os.walk(folder, followlinks=True) for name in names if name.lower().endswith(kind)} for kind in (suffix, *IMAGE_SUFFIXES)}
     return any(stems[suffix] & stems[kind] for kind in IMAGE_SUFFIXES)
 
-# %% ../nbs/07_data.ipynb #e073639d
+# %% ../nbs/07_data.ipynb #44bd67be
 def _yolo_splits(path):
     if path.is_file(): config = path if path.suffix in ('.yaml', '.yml', '.data') else None
-    else: config = next((p for pattern in ('data.yaml', '*.yaml', '*.yml', '*.data') for p in sorted(path.glob(pattern)) if 'train' in p.read_text(encoding='utf-8')), None)
+    else: config = next((p for pattern in ('data.yaml', '*.yaml', '*.yml', '*.data') for p in sorted(path.glob(pattern))
+                         if p.name == 'data.yaml' or re.search(r'^(train|val) *[:=]', p.read_text(encoding='utf-8'), re.MULTILINE)), None)
     if config:
         root, names, entries = _yolo_config(config)
         if 'test' in entries and isinstance(entries['test'], str) and not _entry(config, root, entries['test']).exists(): del entries['test'] # Roboflow promises more than it writes
