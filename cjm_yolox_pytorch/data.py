@@ -423,7 +423,7 @@ def read_split(
     if found not in splits: raise ValueError(f'{path} has no split {split!r}: choose one of {sorted(splits)}')
     return splits[found]()
 
-# %% ../nbs/07_data.ipynb #ab2cc447
+# %% ../nbs/07_data.ipynb #6c4910e6
 @dataclass
 class Fault:
     "Something that is not as it should be"
@@ -438,7 +438,7 @@ def check(
     "What is odd about a split, as far as annotations tell."
     a, image = annotations, np.repeat(np.arange(len(annotations)), np.diff(annotations.starts))
     path = {_name(p): str(p) for p in a.paths} if a.dropped else {}
-    faults = [Fault('box left out', path[d.partition(': box ')[0]], d) for d in a.dropped] + [Fault('settled', '', note) for note in a.notes]
+    faults = [Fault('box left out', path[d.partition(': box ')[0]], d) for d in a.dropped] + [Fault('note', '', note) for note in a.notes]
     if not len(a.labels): faults.append(Fault('nothing to learn', '', f'{len(a)} images and no objects', stops=True))
     over = (a.boxes[:, :2] < -1).any(1) | (a.boxes[:, 2:] > a.sizes[image][:, ::-1] + 1).any(1) # By more than a pixel
     columns = np.column_stack([image, a.labels, a.crowd, a.boxes])

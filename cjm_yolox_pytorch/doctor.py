@@ -51,7 +51,7 @@ def look_at_images(
 
 def _short(path): return '/'.join(Path(path).parts[-2:])
 
-# %% ../nbs/07c_doctor.ipynb #927a2adf
+# %% ../nbs/07c_doctor.ipynb #4d2756b4
 @dataclass
 class Report:
     "What a data set is like"
@@ -78,13 +78,14 @@ def examine(
         except (OSError, ValueError) as e: faults.append(Fault('cannot be read', split, f'{split}: {e}', stops=True))
     for n, (split, a) in enumerate(splits.items()): # A test split may wait for its objects
         faults += [replace(f, text=f'{split}: {f.text}', stops=f.stops and (n == 0 or split == 'val')) for f in check(a) + (_hard(a, size) if n == 0 else [])]
+    if len(splits) == 1: faults.append(Fault('one split', split, f'there is only {split!r}, but training needs a split to learn from and another to validate on'))
     faults += (check_splits(splits) if splits else []) + look_at_images(splits, progress)
     return Report(str(data), size, splits, sorted(faults, key=lambda f: not f.stops))
 
 def _hard(a, size, pixels=4, few=10): # What can be learnt with difficulty
     boxes, count = _at(a, size)[~a.crowd], np.bincount(a.labels[~a.crowd], minlength=len(a.names)).tolist()
     narrow = (boxes.min(1) < pixels).sum()
-    faults = [Fault('rare class', name, f'{name} has {n} objects') for name, n in zip(a.names, count) if 0 < n < few]
+    faults = [Fault('rare class', name, f'{name}: only {n}') for name, n in zip(a.names, count) if 0 < n < few]
     return faults + [Fault('hardly visible', '', f'{narrow} of {len(boxes)} boxes are narrower than {pixels} pixels at {size}; train larger (--size)')][:narrow]
 
 def _at(a, size): # [T, 2] width and height of boxes on the canvas
@@ -136,11 +137,11 @@ def report_lines(
             if n > 3: yield '    ...'
     yield '\ntraining would go well' if report.sound else '\ntraining would go wrong, or its figures would mislead'
 
-# %% ../nbs/07c_doctor.ipynb #294b104c
+# %% ../nbs/07c_doctor.ipynb #5d8bfd38
 def _row(name, values): return f'{name[:18]:18}' + ''.join(f'{v:>12}' for v in values)
 
 def _grouped(faults): # Title and faults
-    settled = [f for f in faults if f.kind in ('box left out', 'settled') and not f.stops]
+    settled = [f for f in faults if f.kind in ('box left out', 'note') and not f.stops]
     groups = {'to be mended': [f for f in faults if f.stops], 'settled while reading': settled, 'worth a look': [f for f in faults if not f.stops and f not in settled]}
     return [(title, group) for title, group in groups.items() if group]
 

@@ -129,7 +129,7 @@ def test_every_layout_is_read_as_it_comes(name, tmp_path):
     assert read_split(tmp_path/'data', 'valid' if 'val' in splits else 'default').names == NAMES
     report = examine(tmp_path/'data')
     assert report.sound and set(report.splits) == set(splits)
-    assert {f.kind for f in report.faults} <= {'rare class', 'class without objects', 'settled'}
+    assert {f.kind for f in report.faults} <= {'rare class', 'class without objects', 'note', 'one split'}
     assert all(len(line) <= 80 for text in report_lines(report) for line in text.splitlines() if str(tmp_path) not in line)
     json.dumps(summary(report), allow_nan=False)
 
@@ -141,7 +141,7 @@ def test_what_was_settled_is_said(tmp_path):
     assert read_split(tmp_path/'voc', 'all').notes == ['pixels are counted from 0, since some box begins there']
     every('.', '{name}.txt', yolo)(tmp_path/'yolo')
     nameless = read_split(tmp_path/'yolo', 'all')
-    assert nameless.names == ['0', '1'] and [f.kind for f in check(nameless)] == ['settled']
+    assert nameless.names == ['0', '1'] and [f.kind for f in check(nameless)] == ['note']
     every('images', 'labels/{name}.txt', yolo)(tmp_path/'lost')
     (tmp_path/'lost/images/a.png').unlink()
     assert '1 label files without an image are left out' in read_split(tmp_path/'lost', 'all').notes[0]
