@@ -23,7 +23,7 @@ from .boxes import letterbox_scale, letterbox_size
 from .data import Fault, check, check_splits, find_splits, read_annotated
 from .inference import letterbox, read_image
 
-# %% ../nbs/07c_doctor.ipynb #84951ce0
+# %% ../nbs/07c_doctor.ipynb #a37000f7
 def _look(annotations, i): # Hash of the pixels, or what is wrong
     path = str(annotations.paths[i])
     try: image = read_annotated(annotations, i)
@@ -44,8 +44,8 @@ def look_at_images(
         if isinstance(look, Fault): continue
         path = str(a.paths[i])
         other, where = seen.setdefault(look, (path, split))
-        if os.path.realpath(other) == os.path.realpath(path): continue # `check_splits` tells
         apart = split != where
+        if other == path or apart and os.path.realpath(other) == os.path.realpath(path): continue # `check_splits` tells
         faults.append(Fault('picture in two splits' if apart else 'picture twice', path, f'{_short(path)} in {split} has the same pixels as {_short(other)} in {where}', stops=apart))
     return faults
 

@@ -180,8 +180,8 @@ BAD_COCO = {
     'NaN': (dict(annotations=dict(bbox=[1, float('nan'), 3, 4])), r'not finite: a.png: box \[1, nan, 4, nan\]. Mend'),
     'infinite': (dict(annotations=dict(bbox=[1, 2, float('inf'), 4])), r'not finite: a.png: box \[1, 2, inf, 6\]'),
     'negative size': (dict(annotations=dict(bbox=[9, 9, -3, 4])), r'boxes of negative size: a.png: box \[9, 9, 6, 13\]. Mend the file'),
-    'unknown class': (dict(annotations=dict(category_id=9)), 'a category_id that the file does not define: annotation 0 has 9. Define it'),
-    'unknown image': (dict(annotations=dict(image_id='0')), 'a image_id that the file does not define: annotation 0 has 0. Define it'),
+    'unknown class': (dict(annotations=dict(category_id=9)), 'whose category_id the file does not define: annotation 0 has 9. Define it'),
+    'unknown image': (dict(annotations=dict(image_id='0')), 'whose image_id the file does not define: annotation 0 has 0. Define it'),
     'size in words': (dict(images=dict(width='wide')), 'images whose height and width are not numbers'),
     'no size': (dict(images=dict(width=0)), 'images without height or width: '),
     'parent folder': (dict(images=dict(file_name='../../etc/passwd')), '../../etc/passwd leaves the folder of the data. Write it relative'),
@@ -303,7 +303,7 @@ def test_a_root_elsewhere_and_links_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize('write_data, message', [
-    (lambda root: picture(root, 'a'), r'looks neither like COCO \(\*.json.*nor Pascal VOC .*nor YOLO'),
+    (lambda root: picture(root, 'a'), r'does not look like any format. Looked for \*.json.*Pascal VOC.*YOLO'),
     (both(LAYOUTS['voc in one folder'][0], LAYOUTS['yolo in one folder'][0]), r'looks like voc and like yolo. Say which to read, with format \(--format\)'),
     (both(LAYOUTS['voc roboflow'][0], every('{split}', '{split}/{name}.xml', voc)), 'more than one part for a split: val. Leave only one')])
 def test_what_is_no_data_set_or_two(write_data, message, tmp_path):
@@ -389,9 +389,13 @@ def test_pictures_in_two_splits_are_found_by_their_pixels(tmp_path):
     Image.fromarray(pixels('a')).save(tmp_path/'JPEGImages/c.png', compress_level=0) # Other bytes, same pixels
     faults = [f for f in examine(tmp_path).faults if f.stops]
     assert [f.kind for f in faults] == ['picture in two splits'] and 'c.png in val has the same pixels as JPEGImages/a.png in train' in faults[0].text
+    (tmp_path/'JPEGImages/c.png').unlink()
+    (tmp_path/'JPEGImages/c.png').symlink_to(tmp_path/'JPEGImages/a.png')
+    assert [f.kind for f in examine(tmp_path).faults if f.stops] == ['image in two splits']
+    write(tmp_path/'ImageSets/Main/train.txt', 'a\nb\nc\n')
     write(tmp_path/'ImageSets/Main/val.txt', 'b\n')
     report = examine(tmp_path)
-    assert [f.kind for f in report.faults if f.stops] == ['nothing to learn', 'image in two splits']
+    assert [f.kind for f in report.faults if f.stops or f.kind == 'picture twice'] == ['nothing to learn', 'image in two splits', 'picture twice']
     assert list(fault_lines(check_splits(report.splits))) == ['image in two splits (1): b.png is in train and in val']
 
 
