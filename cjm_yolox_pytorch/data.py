@@ -144,7 +144,7 @@ def read_coco(
     _present(found.paths)
     return found
 
-# %% ../nbs/07_data.ipynb #8a47d672
+# %% ../nbs/07_data.ipynb #37d0eeea
 def _json(path): # What is in it, but for outlines
     def lean(entry):
         entry.pop('segmentation', None)
@@ -155,7 +155,8 @@ def _json(path): # What is in it, but for outlines
 def _entries(path, coco, key, *needs): # The list under `key`, whose entries have what they need
     entries = coco.get(key) if isinstance(coco, dict) else None
     if not isinstance(entries, list): raise ValueError(f'{path}: no list {key!r}, so it is not a COCO file for detection')
-    _refuse(f'{path}: {key} that lack one of {", ".join(needs)}', [e for e in entries if not (isinstance(e, dict) and e.keys() >= {*needs})], 'Complete or remove them')
+    lacking = [e for e in entries if not (isinstance(e, dict) and e.keys() >= {*needs})]
+    _refuse(f'{path}: {key} that lack one of {", ".join(needs)}', lacking, 'Complete or remove them')
     return entries
 
 def _table(what, entries, rows, columns): # [len(rows), columns] float64
@@ -304,7 +305,7 @@ def read_yolo(
     image = table[:, 0].astype(np.int64)
     return _collect(where, names, paths, sizes, image, table[:, 2:] * np.tile(sizes[image][:, ::-1], 2), table[:, 1], notes=notes)
 
-# %% ../nbs/07_data.ipynb #38852819
+# %% ../nbs/07_data.ipynb #859b30a5
 def _label_file(image): # Where its objects are: labels/x.txt for images/x.jpg, or beside it
     head, images, tail = f'{os.sep}{image}'.rpartition(f'{os.sep}images{os.sep}')
     places = [Path(head[1:])/'labels'/tail, image] if images else [image]
@@ -322,7 +323,8 @@ def _yolo_file(path, n, label, rows, bad): # Adds rows of `n`, label and corners
 
 def _yolo_object(numbers, label): # Label and corners
     c, *shape = numbers
-    if len(shape) != 4 and (len(shape) < 6 or len(shape) % 2): raise ValueError(f'{len(numbers)} numbers. 5 are a class and its box; 7, 9 or more a class and its outline')
+    if len(shape) != 4 and (len(shape) < 6 or len(shape) % 2):
+        raise ValueError(f'{len(numbers)} numbers. 5 are a class and its box; 7, 9 or more a class and its outline')
     if not (c in label if label is not None else c >= 0 and c.is_integer()):
         raise ValueError(f'class {c:g} has no name' + f'; there are names for {textwrap.shorten(", ".join(map(str, label or [])), 60)}'*(label is not None))
     if max(map(abs, shape)) > 2: raise ValueError(f'{max(shape, key=abs):g} is no fraction of the width or height of an image')
@@ -436,7 +438,7 @@ def read_split(
     if found not in splits: raise ValueError(f'{path} has no split {split!r}: choose one of {sorted(splits)}')
     return splits[found]()
 
-# %% ../nbs/07_data.ipynb #6c4910e6
+# %% ../nbs/07_data.ipynb #21d1804d
 @dataclass
 class Fault:
     "Something that is not as it should be"
@@ -458,7 +460,8 @@ def check(
     order = np.lexsort(columns.T)
     again = order[1:][(columns[order[1:]] == columns[order[:-1]]).all(1)]
     for kind, rows, text in [('box over the border', np.flatnonzero(over), 'reach over the border'), ('box twice', again, 'are there twice')]:
-        for i, count in zip(*np.unique(image[rows], return_counts=True)): faults.append(Fault(kind, str(a.paths[i]), f'{_name(a.paths[i])}: {count} of {len(a.objects(i)[1])} boxes {text}'))
+        for i, count in zip(*np.unique(image[rows], return_counts=True)):
+            faults.append(Fault(kind, str(a.paths[i]), f'{_name(a.paths[i])}: {count} of {len(a.objects(i)[1])} boxes {text}'))
     count = np.bincount(a.labels[~a.crowd], minlength=len(a.names))
     return faults + [Fault('class without objects', name, f'{name} has no objects') for name, n in zip(a.names, count) if not n and len(a.labels)]
 

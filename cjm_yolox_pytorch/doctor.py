@@ -23,7 +23,7 @@ from .boxes import letterbox_scale, letterbox_size
 from .data import Fault, check, check_splits, find_splits, read_annotated
 from .inference import letterbox, read_image
 
-# %% ../nbs/07c_doctor.ipynb #a37000f7
+# %% ../nbs/07c_doctor.ipynb #2c919e8b
 def _look(annotations, i): # Hash of the pixels, or what is wrong
     path = str(annotations.paths[i])
     try: image = read_annotated(annotations, i)
@@ -46,7 +46,8 @@ def look_at_images(
         other, where = seen.setdefault(look, (path, split))
         apart = split != where
         if other == path or apart and os.path.realpath(other) == os.path.realpath(path): continue # `check_splits` tells
-        faults.append(Fault('picture in two splits' if apart else 'picture twice', path, f'{_short(path)} in {split} has the same pixels as {_short(other)} in {where}', stops=apart))
+        text = f'{_short(path)} in {split} has the same pixels as {_short(other)} in {where}'
+        faults.append(Fault('picture in two splits' if apart else 'picture twice', path, text, stops=apart))
     return faults
 
 def _short(path): return '/'.join(Path(path).parts[-2:])
@@ -110,7 +111,7 @@ def _numbers(a, size):
                 classes=dict(zip(a.names, count)), image_sizes={f'{w}x{h}': n for (h, w), n in Counter(map(tuple, a.sizes.tolist())).most_common()},
                 box_sizes=shares(a.areas[~a.crowd]), box_sizes_in_training=shares((a.areas*scale**2)[~a.crowd]))
 
-# %% ../nbs/07c_doctor.ipynb #65debc8f
+# %% ../nbs/07c_doctor.ipynb #536f37b1
 def report_lines(
     report:Report
 ): # Lines of text
@@ -133,17 +134,18 @@ def report_lines(
         yield f'\n{title}'
         for kind, n in Counter(f.kind for f in faults).items():
             yield f'  {kind}: {n}'
-            for f in [f for f in faults if f.kind == kind][:3]: yield from wrap(f.text, 80, initial_indent='    ', subsequent_indent='      ', break_on_hyphens=False)
+            for f in [f for f in faults if f.kind == kind][:3]:
+                yield from wrap(f.text, 80, initial_indent='    ', subsequent_indent='      ', break_on_hyphens=False)
             if n > 3: yield '    ...'
     yield '\ntraining would go well' if report.sound else '\ntraining would go wrong, or its figures would mislead'
 
-# %% ../nbs/07c_doctor.ipynb #5d8bfd38
+# %% ../nbs/07c_doctor.ipynb #dca3292c
 def _row(name, values): return f'{name[:18]:18}' + ''.join(f'{v:>12}' for v in values)
 
 def _grouped(faults): # Title and faults
-    settled = [f for f in faults if f.kind in ('box left out', 'note') and not f.stops]
-    groups = {'to be mended': [f for f in faults if f.stops], 'settled while reading': settled, 'worth a look': [f for f in faults if not f.stops and f not in settled]}
-    return [(title, group) for title, group in groups.items() if group]
+    def title(f): return 'to be mended' if f.stops else 'settled while reading' if f.kind in ('box left out', 'note') else 'worth a look'
+    groups = {t: [f for f in faults if title(f) == t] for t in ('to be mended', 'settled while reading', 'worth a look')}
+    return [(t, group) for t, group in groups.items() if group]
 
 # %% ../nbs/07c_doctor.ipynb #a897fb0a
 def draw_report(
@@ -166,7 +168,7 @@ def draw_report(
         if cell: _draw_cell(ax, *cell)
     fig.savefig(path, dpi=100)
 
-# %% ../nbs/07c_doctor.ipynb #f4e6f1bb
+# %% ../nbs/07c_doctor.ipynb #492c117f
 def _faulty_cells(report, most, each=3): # (annotations, image, class or None, title), at most `each` of a kind
     places, cells, kinds = {}, [], Counter()
     for a in report.splits.values():
@@ -177,7 +179,7 @@ def _faulty_cells(report, most, each=3): # (annotations, image, class or None, t
             cells.append((*places[f.where], None, f.kind))
     return cells
 
-def _class_cells(report, columns, rows): # The same, for some images of each class in the first split that has them, from where it is largest to where it is of middle size
+def _class_cells(report, columns, rows): # The same, of each class, from where it is largest to where it is of middle size
     cells, names = [], [*dict.fromkeys(name for a in report.splits.values() for name in a.names)]
     each = next(n for n in (columns, columns//2, columns//3, 1) if n == 1 or n*len(names) <= rows*columns)
     for name in names:
