@@ -1,0 +1,436 @@
+"Data sets as people have them: every layout of every format, and all that can be wrong with them."
+import gc
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cjm_yolox_pytorch.data import Annotations, check, check_splits, fault_lines, find_splits, read_annotated, read_coco, read_split, read_yolo
+from cjm_yolox_pytorch.doctor import examine, look_at_images, report_lines, summary
+
+WIDTH, HEIGHT = 80, 60
+NAMES = ['ant', 'bee']
+OBJECTS = {'a': [('bee', 8, 6, 40, 30), ('ant', 0, 0, 16, 12)], 'b': [], 'c': [('ant', 40, 30, 80, 60)]} # xyxy in pixels
+SPLITS = dict(train=['a', 'b'], val=['c'])
+
+
+def pixels(name): return np.random.default_rng(ord(name)).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+
+
+def picture(folder, name):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(name)).save(folder/f'{name}.png')
+
+
+def coco(names, first=1, kind=False, folder=''):
+    "COCO's dictionary for the images `names`"
+    categories = [dict(id=n + first, name=c, supercategory='insects') for n, c in enumerate(NAMES)]
+    images = [dict(id=n, file_name=f'{folder}{name}.png', width=WIDTH, height=HEIGHT) for n, name in enumerate(names)]
+    boxes = [(n, *o) for n, name in enumerate(names) for o in OBJECTS[name]]
+    return dict(images=images, categories=([dict(id=0, name='insects', supercategory='none')] if kind else []) + categories,
+                annotations=[dict(id=i, image_id=n, category_id=NAMES.index(c) + first, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1), iscrowd=0,
+                                  segmentation=[]) for i, (n, c, x1, y1, x2, y2) in enumerate(boxes)])
+
+
+def voc(name, first=1, filename=None):
+    "XML for an image, counting pixels from `first`"
+    rows = ''.join(f'<object><name>{c}</name><bndbox><xmin>{x1 + first}</xmin><ymin>{y1 + first}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>' for c, x1, y1, x2, y2 in OBJECTS[name])
+    return f'<annotation><filename>{filename or name + ".png"}</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>{rows}</annotation>'
+
+
+def yolo(name, first=0, outline=False):
+    "Lines for an image"
+    def line(c, x1, y1, x2, y2):
+        box = [x1, y1, x2, y1, x2, y2, x1, y2] if outline else [(x1 + x2)/2, (y1 + y2)/2, x2 - x1, y2 - y1]
+        return ' '.join(map(str, [NAMES.index(c) + first] + [v / (HEIGHT if n % 2 else WIDTH) for n, v in enumerate(box)]))
+    return '\n'.join(line(*o) for o in OBJECTS[name]) + '\n'*bool(OBJECTS[name])
+
+
+def every(pictures, annotations=None, text=None):
+    "Write images and annotations into the folders that are named after `split` and `name`"
+    def layout(root):
+        for split, names in SPLITS.items():
+            for name in names:
+                picture(root/pictures.format(split=split), name)
+                if annotations: write(root/annotations.format(split=split, name=name), text(name))
+    return layout
+
+
+def both(*layouts):
+    def layout(root):
+        for each in layouts: each(root) if callable(each) else write(root/each[0], each[1])
+    return layout
+
+
+VALID = {'train': 'train', 'val': 'valid'}
+def roboflow(pictures, annotations=None, text=None):
+    "With a folder `valid`"
+    def layout(root):
+        every(pictures, annotations, text)(root)
+        (root/'val').rename(root/'valid')
+    return layout
+
+
+EVERYTHING = ['a', 'b', 'c']
+LAYOUTS = { # What is written, and which splits it has
+    'coco roboflow': (both(roboflow('{split}'), *[(f'{VALID[s]}/_annotations.coco.json', coco(n, 1, kind=True)) for s, n in SPLITS.items()], ('README.roboflow.txt', 'x')), SPLITS),
+    'coco cvat task': (both(every('images'), ('annotations/instances_default.json', coco(EVERYTHING))), dict(all=EVERYTHING)),
+    'coco cvat project': (both(every('images/{split}'), ('annotations/instances_Train.json', coco(SPLITS['train'], folder='train/')), ('annotations/instances_Validation.json', coco(SPLITS['val'], folder='val/'))), SPLITS),
+    'coco official': (both(every('{split}2017'), ('annotations/captions_val2017.json', dict(annotations=[])), *[(f'annotations/instances_{s}2017.json', coco(n, 7)) for s, n in SPLITS.items()]), SPLITS),
+    'coco one file': (both(every('images'), ('annotations.json', coco(EVERYTHING, folder='images\\')), ('package.json', {})), dict(all=EVERYTHING)),
+    'voc official': (both(every('JPEGImages', 'Annotations/{name}.xml', voc), *[(f'ImageSets/Main/{s}.txt', '\n'.join(n)) for s, n in SPLITS.items()], ('ImageSets/Main/ant_train.txt', 'a  1\nb -1')), SPLITS),
+    'voc cvat': (both(every('JPEGImages', 'Annotations/{name}.xml', lambda name: voc(name, 0)), ('ImageSets/Main/default.txt', 'a\nb\nc\n'), ('labelmap.txt', '# label:color_rgb:parts:actions')), dict(all=EVERYTHING)),
+    'voc roboflow': (roboflow('{split}', '{split}/{name}.xml', voc), SPLITS),
+    'voc without lists': (every('images', 'annotations/{name}.xml', voc), dict(all=EVERYTHING)),
+    'voc folders of both': (every('{split}/JPEGImages', '{split}/Annotations/{name}.xml', voc), SPLITS),
+    'voc in one folder': (every('.', '{name}.xml', voc), dict(all=EVERYTHING)),
+    'yolo roboflow': (both(roboflow('{split}/images', '{split}/labels/{name}.txt', yolo), ('data.yaml', "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\nnames: ['ant', 'bee']\n\nroboflow:\n  version: 3")), SPLITS),
+    'yolo outlines': (both(roboflow('{split}/images', '{split}/labels/{name}.txt', lambda name: yolo(name, outline=True)), ('data.yaml', 'train: train/images\nval: valid/images\nnames: [ant, bee]')), SPLITS),
+    'yolo ids from 1': (both(every('images/{split}', 'labels/{split}/{name}.txt', lambda name: yolo(name, 1)), ('my.yaml', 'path: ../nowhere\ntrain: [images/train]\nval: images/val\nnames:\n  1: ant\n  2: bee')), SPLITS),
+    'yolo cvat ultralytics': (both(every('images/{split}', 'labels/{split}/{name}.txt', yolo), ('data.yaml', 'path: ./\ntrain: train.txt\nval: val.txt\nnames:\n  0: ant\n  1: bee'),
+                                   *[(f'{s}.txt', '\n'.join(f'images/{s}/{name}.png' for name in n)) for s, n in SPLITS.items()]), SPLITS),
+    'yolo cvat 1.1': (both(every('obj_{split}_data', 'obj_{split}_data/{name}.txt', yolo), ('obj.data', 'classes = 2\ntrain = data/train.txt\nvalid = data/val.txt\nnames = data/obj.names\nbackup = backup/\n'), ('obj.names', 'ant\nbee\n'),
+                           *[(f'{s}.txt', '\n'.join(f'data/obj_{s}_data/{name}.png' for name in n)) for s, n in SPLITS.items()]), SPLITS),
+    'yolo images/train': (both(every('images/{split}', 'labels/{split}/{name}.txt', yolo), ('classes.txt', 'ant\nbee\n')), SPLITS),
+    'yolo train/images': (both(roboflow('{split}/images', '{split}/labels/{name}.txt', yolo), ('classes.txt', 'ant\nbee\n')), SPLITS),
+    'yolo roboflow darknet': (both(roboflow('{split}', '{split}/{name}.txt', yolo), ('train/_darknet.labels', 'ant\nbee')), SPLITS),
+    'yolo label studio': (both(every('images', 'labels/{name}.txt', yolo), ('classes.txt', 'ant\nbee\n'), ('notes.json', dict(categories=[]))), dict(all=EVERYTHING)),
+    'yolo in one folder': (both(every('.', '{name}.txt', yolo), ('classes.txt', 'ant\nbee\n')), dict(all=EVERYTHING)),
+}
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_every_layout_is_read_as_it_comes(name, tmp_path):
+    "The same images, boxes and names from each, found by looking and by naming the format; and the doctor has nothing to say against it"
+    layout, splits = LAYOUTS[name]
+    layout(tmp_path/'data')
+    found = find_splits(tmp_path/'data')
+    assert set(found) == set(splits) == set(find_splits(tmp_path/'data', name.split()[0]))
+    for split, images in splits.items():
+        annotations = found[split]()
+        assert annotations.names == NAMES and [Path(p).stem for p in annotations.paths] == images
+        for i, image in enumerate(images):
+            boxes, labels, crowd = annotations.objects(i)
+            assert [(NAMES[l], *b) for l, b in zip(labels, boxes.round(3).tolist())] == OBJECTS[image] and not crowd.any()
+            assert np.array_equal(read_annotated(annotations, i).permute(1, 2, 0), pixels(image))
+    assert read_split(tmp_path/'data', 'valid' if 'val' in splits else 'default').names == NAMES
+    report = examine(tmp_path/'data')
+    assert report.sound and set(report.splits) == set(splits)
+    assert {f.kind for f in report.faults} <= {'rare class', 'class without objects', 'note', 'one split'}
+    assert all(len(line) <= 80 for text in report_lines(report) for line in text.splitlines() if str(tmp_path) not in line)
+    json.dumps(summary(report), allow_nan=False)
+
+
+def test_what_was_settled_is_said(tmp_path):
+    LAYOUTS['coco roboflow'][0](tmp_path/'coco')
+    assert read_split(tmp_path/'coco', 'train').notes == ["class 'insects' is left out: it is the kind of the other classes, and has no objects"]
+    LAYOUTS['voc cvat'][0](tmp_path/'voc')
+    assert read_split(tmp_path/'voc', 'all').notes == ['pixels are counted from 0, since some box begins there']
+    every('.', '{name}.txt', yolo)(tmp_path/'yolo')
+    nameless = read_split(tmp_path/'yolo', 'all')
+    assert nameless.names == ['0', '1'] and [f.kind for f in check(nameless)] == ['note']
+    every('images', 'labels/{name}.txt', yolo)(tmp_path/'lost')
+    (tmp_path/'lost/images/a.png').unlink()
+    assert '1 label files without an image are left out' in read_split(tmp_path/'lost', 'all').notes[0]
+    every('.', '{name}.xml', voc)(tmp_path/'bare')
+    (tmp_path/'bare/c.xml').unlink()
+    assert '1 images without an XML file are left out' in read_split(tmp_path/'bare', 'all').notes[0]
+
+
+def test_yolo_images_without_a_file_have_no_objects(tmp_path):
+    every('images', 'labels/{name}.txt', yolo)(tmp_path)
+    (tmp_path/'labels/c.txt').unlink()
+    assert np.diff(read_split(tmp_path, 'all').starts).tolist() == [2, 0, 0]
+    for path in (tmp_path/'labels').iterdir(): path.unlink()
+    with pytest.raises(FileNotFoundError, match='no image has a label file'): read_yolo(tmp_path/'images')
+
+
+def test_as_many_objects_as_there_are(tmp_path):
+    picture(tmp_path, 'a')
+    write(tmp_path/'a.txt', '\n'.join(f'0 {x/100:.2f} .5 .01 .01' for x in range(5, 95) for _ in range(30)))
+    assert len(read_yolo(tmp_path, ['ant']).labels) == 2700
+
+
+# What is wrong
+
+def changed(path, **values):
+    "Change the first annotation, image or category (by name) of a COCO file"
+    data = json.loads(path.read_text())
+    for name, change in values.items(): data[name][0].update(change)
+    path.write_text(json.dumps(data))
+
+
+BAD_COCO = {
+    'strings': (dict(annotations=dict(bbox=['1', '2', '3', '4'])), 'annotations whose bbox is not 4 numbers: .*Write plain numbers'),
+    'three numbers': (dict(annotations=dict(bbox=[1, 2, 3])), 'annotations whose bbox is not 4 numbers'),
+    'nothing': (dict(annotations=dict(bbox=None)), 'annotations whose bbox is not 4 numbers'),
+    'NaN': (dict(annotations=dict(bbox=[1, float('nan'), 3, 4])), r'not finite: a.png: box \[1, nan, 4, nan\]. Mend'),
+    'infinite': (dict(annotations=dict(bbox=[1, 2, float('inf'), 4])), r'not finite: a.png: box \[1, 2, inf, 6\]'),
+    'negative size': (dict(annotations=dict(bbox=[9, 9, -3, 4])), r'boxes of negative size: a.png: box \[9, 9, 6, 13\]. Mend the file'),
+    'unknown class': (dict(annotations=dict(category_id=9)), 'whose category_id the file does not define: annotation 0 has 9. Define it'),
+    'unknown image': (dict(annotations=dict(image_id='0')), 'whose image_id the file does not define: annotation 0 has 0. Define it'),
+    'size in words': (dict(images=dict(width='wide')), 'images whose height and width are not numbers'),
+    'no size': (dict(images=dict(width=0)), 'images without height or width: '),
+    'parent folder': (dict(images=dict(file_name='../../etc/passwd')), '../../etc/passwd leaves the folder of the data. Write it relative'),
+    'absolute': (dict(images=dict(file_name='/etc/passwd')), '/etc/passwd leaves the folder'),
+    'drive': (dict(images=dict(file_name='C:\\photos\\a.png')), 'leaves the folder'),
+    'missing': (dict(images=dict(file_name='z.png')), '1 of 3 images are missing, such as .*z.png'),
+    'same id': (dict(images=dict(id=1)), 'several images have the same id: 1. Give each'),
+    'same file': (dict(images=dict(file_name='b.png')), 'listed more than once: .*b.png. List each once'),
+    'same class': (dict(categories=dict(name='bee')), 'several classes have the same name: bee'),
+    'class without a name': (dict(categories=dict(name=None)), 'names of classes that are not text: None'),
+}
+
+
+@pytest.mark.parametrize('name', BAD_COCO)
+def test_bad_coco(name, tmp_path):
+    LAYOUTS['coco cvat task'][0](tmp_path)
+    change, message = BAD_COCO[name]
+    changed(tmp_path/'annotations/instances_default.json', **change)
+    with pytest.raises((ValueError, FileNotFoundError), match=message): read_split(tmp_path, 'all')
+    report = examine(tmp_path)
+    assert not report.sound and [f.kind for f in report.faults] == ['cannot be read'] and re.search(message, report.faults[0].text)
+
+
+@pytest.mark.parametrize('text, message', [('{"images": [', 'instances_default.json: not JSON: .*line 1 column 13.*cut off'), ('', 'not JSON'), ('[]', "no list 'images'"), ('{"images": 3}', "no list 'images'"), ('['*100000, 'not JSON'),
+                                           ('{"images": [], "annotations": [3], "categories": []}', 'annotations that lack one of .*: 3. Complete'), ('\x00', 'not JSON')])
+def test_unreadable_json(text, message, tmp_path):
+    write(tmp_path/'annotations/instances_default.json', text)
+    with pytest.raises(ValueError, match=message): read_split(tmp_path, 'all')
+
+
+def test_many_faults_are_named_at_once(tmp_path):
+    LAYOUTS['coco cvat task'][0](tmp_path)
+    data = coco(EVERYTHING)
+    data['annotations'] = [dict(data['annotations'][0], id=n, category_id=100 + n) for n in range(12)]
+    write(tmp_path/'annotations/instances_default.json', data)
+    with pytest.raises(ValueError, match='does not define: 12, such as annotation 0 has 100; annotation 1 has 101; annotation 2 has 102. Define'): read_split(tmp_path, 'all')
+
+
+BAD_XML = {
+    'cut off': ('<annotation><object>', 'a.xml: not XML: no element found: line 1, column 20. It may have been cut off'),
+    'empty': ('', 'a.xml: not XML'),
+    'binary': ('\x00\x01', 'a.xml: not XML'),
+    'laughs': ('<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>', 'a.xml: declares a document type or entities.*Remove them'),
+    'another kind': ('<annotations><image/></annotations>', 'a.xml: begins with <annotations> and not with <annotation>'),
+    'no name': ('<annotation><object/></annotation>', 'a.xml: <object> has no <name>'),
+    'no box': ('<annotation><object><name>ant</name></object></annotation>', 'a.xml: <object> has no <bndbox/xmin>'),
+    'word': (voc('a').replace('<xmin>9<', '<xmin>left<'), "a.xml: <bndbox/xmin> is 'left' and not a number"),
+    'NaN': (voc('a').replace('<xmin>9<', '<xmin>nan<'), r'not finite: a.png: box \[nan'),
+    'negative size': (voc('a').replace('<xmin>9<', '<xmin>70<'), r'boxes of negative size: a.png: box \[70, 7, 40, 30\]'),
+    'size': (voc('a').replace(f'<width>{WIDTH}<', '<width>wide<'), "a.xml: <size/width> is 'wide'"),
+}
+
+
+@pytest.mark.parametrize('name', BAD_XML)
+def test_bad_voc(name, tmp_path):
+    LAYOUTS['voc official'][0](tmp_path)
+    text, message = BAD_XML[name]
+    write(tmp_path/'Annotations/a.xml', text)
+    with pytest.raises(ValueError, match=message): read_split(tmp_path, 'train')
+    assert not examine(tmp_path).sound
+
+
+def test_voc_looks_for_images_in_its_folders_alone(tmp_path):
+    LAYOUTS['voc official'][0](tmp_path/'data')
+    for filename in ('../../etc/passwd', '/etc/passwd'):
+        write(tmp_path/'data/Annotations/a.xml', voc('a', filename=filename))
+        assert read_split(tmp_path/'data', 'train').paths[0] == str(tmp_path/'data/JPEGImages/a.png') # What `filename` says is not followed
+    picture(tmp_path, 'b')
+    write(tmp_path/'b.xml', voc('b'))
+    write(tmp_path/'data/ImageSets/Main/train.txt', '../b\na\n')
+    with pytest.raises(FileNotFoundError, match='train.txt: 1 of the 2 names lack an XML file in .*Annotations or an image in .*JPEGImages, such as ../b'): read_split(tmp_path/'data', 'train')
+    write(tmp_path/'data/ImageSets/Main/train.txt', 'a\na\n')
+    with pytest.raises(ValueError, match='listed more than once'): read_split(tmp_path/'data', 'train')
+
+
+BAD_YOLO = {
+    'unknown class': ('2 .5 .5 .1 .1', r'a.txt line 1: class 2 has no name; there are names for 0, 1. Mend'),
+    'half a class': ('0.5 .5 .5 .1 .1', 'a.txt line 1: class 0.5 has no name'),
+    'negative class': ('\n-1 .5 .5 .1 .1', 'a.txt line 2: class -1 has no name'),
+    'word': ('ant .5 .5 .1 .1', "a.txt line 1: could not convert string to float: 'ant'"),
+    'NaN': ('0 nan .5 .1 .1', r'not finite: a.png'),
+    'infinite': ('0 inf .5 .1 .1', 'a.txt line 1: inf is no fraction'),
+    'pixels': ('0 40 30 20 10', 'a.txt line 1: 40 is no fraction of the width or height'),
+    'negative size': ('0 .5 .5 -.1 .1', r'boxes of negative size: a.png'),
+    'score': ('0 .5 .5 .1 .1 .9', 'a.txt line 1: 6 numbers. 5 are a class and its box'),
+    'cut off': ('0 .5 .5 .1', 'a.txt line 1: 4 numbers'),
+}
+
+
+@pytest.mark.parametrize('name', BAD_YOLO)
+def test_bad_yolo(name, tmp_path):
+    LAYOUTS['yolo roboflow'][0](tmp_path)
+    text, message = BAD_YOLO[name]
+    write(tmp_path/'train/labels/a.txt', text)
+    with pytest.raises(ValueError, match=message): read_split(tmp_path, 'train')
+
+
+@pytest.mark.parametrize('text, message', [
+    ('train: [a', 'data.yaml: not YAML: .*line 1'), ('3', 'data.yaml: no description'), ('names: [ant, bee]', 'data.yaml: says nothing of train, val or test'), ('train: /etc\nnames: [ant, bee]', '/etc leaves the folder'), ('train: ../../etc\nnames: [ant, bee]', 'leaves the folder'),
+    ('train: images/../../etc\nnames: [ant, bee]', 'leaves the folder'), ('train: train/pictures\nnames: [ant, bee]', 'data.yaml: train/pictures is not in .*say with path:'), ('train: train/images\nnames: [no, yes]', 'names of classes that are not text: False; True. Put them in quotes'),
+    ('train: train/images\nnc: 3\nnames: [ant, bee]', 'which is not a list of 3'), ('train: train/images\nnames: [ant, ant]', 'the same name: ant'), ('train: train/images\nkpt_shape: [4, 3]\nnames: [ant, bee]', 'these are poses'),
+    ('train: list.txt\nnames: [ant, bee]', '/etc/passwd leaves the folder')])
+def test_bad_yaml(text, message, tmp_path):
+    LAYOUTS['yolo roboflow'][0](tmp_path)
+    write(tmp_path/'data.yaml', text)
+    write(tmp_path/'list.txt', 'train/images/a.png\n/etc/passwd\n')
+    with pytest.raises((ValueError, FileNotFoundError), match=message): read_split(tmp_path, 'train', 'yolo')
+
+
+def test_a_root_elsewhere_and_links_are_followed(tmp_path):
+    LAYOUTS['yolo roboflow'][0](tmp_path/'data')
+    write(tmp_path/'elsewhere/data.yaml', f'path: {tmp_path}/data\ntrain: train/images\nnames: [ant, bee]')
+    assert len(read_split(tmp_path/'elsewhere/data.yaml', 'train')) == 2
+    (tmp_path/'link').symlink_to(tmp_path/'data')
+    (tmp_path/'data/extra').mkdir()
+    (tmp_path/'data/train').rename(tmp_path/'far')
+    (tmp_path/'data/train').symlink_to(tmp_path/'far')
+    assert len(read_split(tmp_path/'link', 'train')) == 2
+
+
+@pytest.mark.parametrize('write_data, message', [
+    (lambda root: picture(root, 'a'), r'does not look like any format. Looked for \*.json.*Pascal VOC.*YOLO'),
+    (both(LAYOUTS['voc in one folder'][0], LAYOUTS['yolo in one folder'][0]), r'looks like voc and like yolo. Say which to read, with format \(--format\)'),
+    (both(LAYOUTS['voc roboflow'][0], every('{split}', '{split}/{name}.xml', voc)), 'more than one part for a split: val. Leave only one')])
+def test_what_is_no_data_set_or_two(write_data, message, tmp_path):
+    write_data(tmp_path)
+    with pytest.raises(ValueError, match=message): find_splits(tmp_path)
+    report = examine(tmp_path)
+    assert not report.sound and re.search(message, report.faults[0].text)
+
+
+def test_empty_splits_can_be_read_and_are_named(tmp_path):
+    both(LAYOUTS['voc official'][0], ('ImageSets/Main/train.txt', ''))(tmp_path/'voc')
+    (tmp_path/'yolo/train/images').mkdir(parents=True)
+    write(tmp_path/'yolo/data.yaml', 'train: train/images\nnames: [ant, bee]')
+    write(tmp_path/'coco/annotations/instances_train.json', coco([]))
+    for name in ('voc', 'yolo', 'coco'):
+        annotations = read_split(tmp_path/name, 'train')
+        assert (len(annotations), annotations.boxes.shape, annotations.starts.tolist(), annotations.names) == (0, (0, 4), [0], NAMES)
+        assert [(f.kind, f.stops) for f in check(annotations)] == [('nothing to learn', True)]
+        assert not examine(tmp_path/name).sound
+
+
+# Images
+
+def one(path, size):
+    return Annotations(['ant'], np.array([str(path)]), np.array([size]), np.array([0, 1]), np.array([[0, 0, 1, 1]], dtype=np.float32), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool), np.ones(1, dtype=np.float32))
+
+
+KINDS = {'gray.png': lambda i: i.convert('L'), 'gray.jpg': lambda i: i.convert('L'), 'rgba.png': lambda i: i.convert('RGBA'), 'palette.png': lambda i: i.quantize(), 'palette.gif': lambda i: i.quantize(), 'cmyk.jpg': lambda i: i.convert('CMYK'),
+         'bits.png': lambda i: i.convert('1'), '16.png': lambda i: Image.fromarray(np.asarray(i.convert('L'), dtype=np.uint16)*257), '16.tif': lambda i: Image.fromarray(np.asarray(i.convert('L'), dtype=np.uint16)*257), 'rgb.webp': lambda i: i, 'rgb.bmp': lambda i: i}
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_images_of_every_kind(name, tmp_path):
+    smooth = Image.fromarray(np.linspace(0, 255, WIDTH).astype(np.uint8)[None, :, None].repeat(HEIGHT, 0).repeat(3, 2)) # Grey from black to white
+    KINDS[name](smooth).save(tmp_path/name)
+    image = read_annotated(one(tmp_path/name, (HEIGHT, WIDTH)), 0)
+    assert image.shape == (3, HEIGHT, WIDTH) and image.dtype == torch.uint8
+    if name != 'bits.png': assert np.abs(image.numpy().astype(int) - np.asarray(smooth).transpose(2, 0, 1)).max() <= 16
+    assert not look_at_images(dict(train=one(tmp_path/name, (HEIGHT, WIDTH))))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_rotated_images(orientation, tmp_path):
+    "The size in YOLO's format is that of the upright image, and COCO's may be either"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels('a')).save(tmp_path/'a.jpg', exif=exif)
+    write(tmp_path/'a.txt', '0 .25 .25 .5 .5')
+    upright = (HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT)
+    found = read_yolo(tmp_path, ['ant'])
+    assert tuple(found.sizes[0]) == upright and found.boxes.tolist() == [[0, 0, upright[1]/2, upright[0]/2]]
+    for size in {upright, (HEIGHT, WIDTH)}: assert read_annotated(one(tmp_path/'a.jpg', size), 0).shape[1:] == size
+
+
+def test_one_pixel(tmp_path):
+    Image.new('RGB', (1, 1), (1, 2, 3)).save(tmp_path/'a.png')
+    write(tmp_path/'a.txt', '0 .5 .5 1 1')
+    found = read_yolo(tmp_path, ['ant'])
+    assert read_annotated(found, 0).flatten().tolist() == [1, 2, 3] and found.boxes.tolist() == [[0, 0, 1, 1]]
+
+
+def broken(kind):
+    data = io.BytesIO()
+    Image.fromarray(pixels('a')).save(data, 'jpeg' if kind == 'jpg' else kind)
+    data = data.getvalue()
+    return {'half': data[:len(data)//2], 'noise': b'\x00'*999, 'empty': b'', 'holes': data[:200] + b'\xff'*200 + data[400:len(data)//2]}
+
+
+@pytest.mark.parametrize('kind', ['jpg', 'png'])
+@pytest.mark.parametrize('how', ['half', 'noise', 'empty', 'holes'])
+def test_images_that_do_not_decode_are_named(kind, how, tmp_path):
+    path = tmp_path/f'a.{kind}'
+    path.write_bytes(broken(kind)[how])
+    with pytest.raises(OSError, match=rf'a.{kind} cannot be decoded as an image .*: mend it, or leave it out'): read_annotated(one(path, (HEIGHT, WIDTH)), 0)
+    assert [(f.kind, f.stops) for f in look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))] == [('image does not decode', True)]
+    write(tmp_path/'a.txt', '0 .5 .5 1 1')
+    if how in ('noise', 'empty'): # Not even a head, where YOLO's format needs one
+        with pytest.raises(ValueError, match=f'files that cannot be opened as images: .*a.{kind}.*Mend them'): read_yolo(tmp_path, ['ant'])
+
+
+def test_pictures_in_two_splits_are_found_by_their_pixels(tmp_path):
+    LAYOUTS['voc official'][0](tmp_path)
+    Image.fromarray(pixels('a')).save(tmp_path/'JPEGImages/c.png', compress_level=0) # Other bytes, same pixels
+    faults = [f for f in examine(tmp_path).faults if f.stops]
+    assert [f.kind for f in faults] == ['picture in two splits'] and 'c.png in val has the same pixels as JPEGImages/a.png in train' in faults[0].text
+    (tmp_path/'JPEGImages/c.png').unlink()
+    (tmp_path/'JPEGImages/c.png').symlink_to(tmp_path/'JPEGImages/a.png')
+    assert [f.kind for f in examine(tmp_path).faults if f.stops] == ['image in two splits']
+    write(tmp_path/'ImageSets/Main/train.txt', 'a\nb\nc\n')
+    write(tmp_path/'ImageSets/Main/val.txt', 'b\n')
+    report = examine(tmp_path)
+    assert [f.kind for f in report.faults if f.stops or f.kind == 'picture twice'] == ['nothing to learn', 'image in two splits', 'picture twice']
+    assert list(fault_lines(check_splits(report.splits))) == ['image in two splits (1): b.png is in train and in val']
+
+
+def test_the_doctor_as_a_command(tmp_path):
+    LAYOUTS['yolo roboflow'][0](tmp_path/'data')
+    write(tmp_path/'yolox_doctor.py', 'from cjm_yolox_pytorch.doctor import yolox_doctor\nyolox_doctor()')
+    def run(*args): return subprocess.run([sys.executable, tmp_path/'yolox_doctor.py', *map(str, args)], capture_output=True, text=True)
+    done = run(tmp_path/'data', '--out', tmp_path/'out')
+    assert done.returncode == 0 and done.stdout.endswith('training would go well\n')
+    assert json.loads((tmp_path/'out/doctor.json').read_text())['splits']['train']['classes'] == dict(ant=1, bee=1) and Image.open(tmp_path/'out/doctor.png').size[0] == 1200
+    done = run(tmp_path/'data', '--format', 'coco', '--json')
+    assert done.returncode == 1 and 'does not look like coco' in json.loads(done.stdout)['faults'][0]['text'] and 'Traceback' not in done.stderr
+    (tmp_path/'data/train/images/a.png').write_bytes(broken('png')['half'])
+    done = run(tmp_path/'data')
+    assert done.returncode == 1 and 'a.png cannot be decoded' in re.sub(r'\s+', ' ', done.stdout) and 'Traceback' not in done.stderr
+
+
+# Host memory
+
+def test_workers_do_not_copy_annotations():
+    "Arrays hold all that there is many of, so that a forked process that reads every object gets no pages of its own"
+    if not Path('/proc/self/smaps_rollup').exists(): pytest.skip('measures with Linux')
+    N, each = 100_000, 7
+    a = Annotations(['ant'], np.array([f'/a/folder/{i:012}.jpg' for i in range(N)]), np.full((N, 2), 480), np.arange(N + 1)*each, np.zeros((N*each, 4), dtype=np.float32), np.zeros(N*each, dtype=np.int64), np.zeros(N*each, dtype=bool), np.zeros(N*each, dtype=np.float32))
+    assert sum(v.nbytes for v in vars(a).values() if isinstance(v, np.ndarray)) < 50e6 and len(a.names) + len(a.dropped) + len(a.notes) == 1
+    def private(): return 1024*int(re.search(r'Private_Dirty:\s+(\d+)', Path('/proc/self/smaps_rollup').read_text())[1])
+    def grown(touch): # Bytes of its own that a forked process has after it has touched every image
+        gc.collect()
+        read, end = os.pipe()
+        if (child := os.fork()) == 0:
+            before = private()
+            for i in range(N): touch(i)
+            os.write(end, str(private() - before).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        return int(os.read(read, 99))
+    objects = [Path(p) for p in a.paths.tolist()]
+    assert grown(lambda i: (a.paths[i], a.sizes[i], a.objects(i))) < 4e6 < grown(lambda i: objects[i])
