@@ -256,7 +256,7 @@ def _pairs(annotations, chosen, path, draw, columns=2, width=3, title=None): # A
     if title: fig.suptitle(title, fontsize=10)
     fig.savefig(path, dpi=110)
 
-# %% ../nbs/08_evaluate.ipynb #4cf31cd1
+# %% ../nbs/08_evaluate.ipynb #48068fcf
 RIGHT, WRONG, CONFUSED = 'limegreen', 'red', 'darkorange'
 
 def show_worst(
@@ -277,7 +277,7 @@ def show_worst(
         for n in np.flatnonzero(o.right | o.confused | o.false):
             text = '' if o.right[n] else f'{names[int(d.labels[n])]} {d.scores[n]:.2f}'
             draw_box(right, d.boxes[n].tolist(), text, RIGHT if o.right[n] else CONFUSED if o.confused[n] else WRONG, lw=1 if o.right[n] else 1.5)
-        left.set_title(f'{annotations.paths[i].name[-30:]}: {o.missed.sum()} missed', fontsize=8)
+        left.set_title(f'{Path(annotations.paths[i]).name[-30:]}: {o.missed.sum()} missed', fontsize=8)
         right.set_title(f'{o.false.sum()} false, {o.confused.sum()} confused', fontsize=8)
     worst = np.argsort([-o.mistakes for o in outcomes], kind='stable')[:count]
     _pairs(annotations, worst, path, draw, columns=1, width=4.5,

@@ -6,9 +6,10 @@
 __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_world', 'Trainer', 'recipe_transforms',
            'check_finite', 'train_epoch', 'memory_gb', 'validate', 'save_trained', 'save_state', 'load_state',
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
-           'finish_epoch', 'fit', 'recipe_options', 'yolox_train', 'yolox_demo']
+           'finish_epoch', 'fit', 'measure_best', 'hold_out', 'splits_to_use', 'recipe_options', 'yolox_train',
+           'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #0377ea86
+# %% ../nbs/09_train.ipynb #f47e90b2
 import csv
 import inspect
 import math
@@ -22,6 +23,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from fastcore.docments import docments
@@ -33,13 +35,14 @@ from torchvision.transforms import v2
 from .augment import yolox_transforms
 from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
 from .checkpoints import Weights, atomic, load_weights, save_weights
-from .data import Annotations, find_splits, read_split, relabel
-from .evaluate import average_precision, choose_device, detect, show_detections, yolox_eval
+from .data import Annotations, check, check_splits, fault_lines, find_splits, read_split, relabel
+from .evaluate import average_precision, choose_device, detect, report, show_detections, table, yolox_eval
 from .inference import normalize
 from .loss import YOLOXLoss
 from .model import NORM_STATS, build_model, pretrained_file
 from .recipe import EMA, RECIPES, Recipe, amp_dtype, canvas_size, fine_tune_recipe, freeze, make_optimizer, make_scheduler
 from .shapes import write_shapes
+from .utils import shell_errors
 
 # %% ../nbs/09_train.ipynb #b2347ead
 @contextmanager
@@ -442,18 +445,56 @@ def fit(
                 raise KeyboardInterrupt(f'stopped after {trainer.epoch} epochs and {trainer.done} of {len(trainer.batches)} steps; everything is saved in {trainer.out}')
     return trainer.best
 
-# %% ../nbs/09_train.ipynb #a086e7e4
-def _choose(splits, given, wanted, data): # Name of a split
-    if given: return given
-    for name in wanted:
-        if name in splits: return name
-    raise ValueError(f'{data} has the splits {sorted(splits)}: say which to take with --train and --val')
+# %% ../nbs/09_train.ipynb #d2bdc1ba
+def measure_best(
+    trainer:Trainer # After `fit`
+) -> dict: # Metrics of `report`
+    "Write metrics and pictures of the best weights beside them."
+    best, r = load_weights(trainer.out/'best.safetensors'), trainer.recipe
+    trainer.ema.module.load_state_dict(best.state)
+    found = detect(trainer.ema.module, trainer.val, r.size, **trainer.stats, batch_size=r.batch//r.accumulate, workers=r.workers,
+                   strides=trainer.model.bbox_head.strides, amp_dtype=trainer.dtype)
+    return report(trainer.val, found, trainer.out, epoch=best.notes['epoch'])
 
-def _say(split, name, role): # What was read
+# %% ../nbs/09_train.ipynb #8601d83f
+def hold_out(
+    annotations:Annotations,
+    share:float=.1 # Of the images; at least one
+) -> tuple: # `Annotations` of the rest, and of the share
+    "Set some images aside to validate on, the same ones each time."
+    order = np.random.default_rng(0).permutation(len(annotations))
+    count = max(1, round(share*len(annotations)))
+    return annotations.take(np.sort(order[count:])), annotations.take(np.sort(order[:count]))
+
+# %% ../nbs/09_train.ipynb #89b4562f
+def _choose(splits, given, wanted): # Name of a split, or None
+    return given or next((name for name in wanted if name in splits), None)
+
+def splits_to_use(
+    data, # Folder or file of a data set
+    format:str=None, # coco, voc or yolo; what it looks like if None
+    train:str=None, # Split to learn from; train, trainval or the only one if None
+    val:str=None # Split to validate on; val, test, or a tenth held out if None
+) -> dict: # Role -> name of a split and its `Annotations`, for training and validation
+    "Read what there is to learn from and to validate on."
+    splits = find_splits(data, format)
+    train = _choose(splits, train, ('train', 'trainval') if len(splits) > 1 else splits)
+    if train is None: raise ValueError(f'{data} has the splits {sorted(splits)}: say which to take with --train and --val')
+    val = _choose([s for s in splits if s != train], val, ('val', 'test'))
+    if val: return dict(training=(train, read_split(data, train, format)), validation=(val, read_split(data, val, format)))
+    rest, held = hold_out(read_split(data, train, format))
+    return dict(training=(train, rest), validation=(f'a tenth of {train}', held))
+
+# %% ../nbs/09_train.ipynb #d59d6f57
+def _say(role, name, split): # What was read
     names = ', '.join(split.names[:8]) + ' ...'*(len(split.names) > 8)
     print(f'{role} on {name}: {len(split)} images, {len(split.labels)} objects of {len(split.names)} classes: {names}', flush=True)
-    for reason in split.dropped[:5]: print(f'  left out: {reason}', flush=True)
-    if len(split.dropped) > 5: print(f'  and {len(split.dropped) - 5} more', flush=True)
+    for line in fault_lines(check(split)): print(f'  {line}', flush=True)
+
+def _refuse(used): # What would go wrong
+    faults = [f for _, split in used.values() for f in check(split)] + check_splits({role: split for role, (_, split) in used.items()})
+    stops = [f for f in faults if f.stops]
+    if stops: raise ValueError('; '.join(fault_lines(stops)) + '. yolox_doctor says more')
 
 # %% ../nbs/09_train.ipynb #919ffb7e
 def recipe_options(func):
@@ -464,8 +505,9 @@ def recipe_options(func):
     func.__signature__, func.__delwrap__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))]), Recipe # Where fastcore looks for comments
     return func
 
-# %% ../nbs/09_train.ipynb #fcf4854c
+# %% ../nbs/09_train.ipynb #bb11bd33
 @call_parse
+@shell_errors
 @recipe_options
 def yolox_train(
     data:str, # Folder of a data set, or a COCO file
@@ -484,26 +526,27 @@ def yolox_train(
     if recipe not in RECIPES: raise ValueError(f'recipe={recipe!r}: choose one of {list(RECIPES)}')
     changes = {k: v for k, v in changes.items() if v is not None and v is not False}
     plan = RECIPES[recipe](**changes)
-    out, splits = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}'), find_splits(data)
+    out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     if not resume: _must_be_new(out)
-    train, val = _choose(splits, train, ('train', 'trainval'), data), _choose(splits, val, ('val', 'test'), data)
-    learn, check = read_split(data, train), read_split(data, val)
+    used = splits_to_use(data, format, train, val)
     with processes() as chosen:
-        if rank_and_world()[0] == 0: _say(learn, train, 'training'); _say(check, val, 'validation')
+        first = rank_and_world()[0] == 0
+        if first:
+            for role, (name, split) in used.items(): _say(role, name, split)
+        _refuse(used)
         start = load_weights(pretrained_file(plan.model) if weights == 'coco' else weights) if weights else None
-        trainer = Trainer(plan, learn, check, start, chosen or device)
-        loggers = [LOGGERS[log](out)] if log and trainer.rank == 0 else []
-        try: best = fit(trainer, out, resume, loggers)
+        trainer = Trainer(plan, *(split for _, split in used.values()), start, chosen or device)
+        try: best = fit(trainer, out, resume, [LOGGERS[log](out)] if log and first else [])
         except KeyboardInterrupt as e:
             if not e.args: raise
-            if trainer.rank == 0: print(f'{e}\nto go on, add --resume to the same command', flush=True)
+            if first: print(f'{e}\nto go on, add --resume to the same command', flush=True)
             sys.exit(130)
-        if trainer.rank == 0:
-            print(f'best: epoch {best["epoch"]}, AP {best["AP"]:.3f}, AP50 {best["AP50"]:.3f} on {val}',
-                  f'weights, metrics and pictures are in {out}', sep='\n', flush=True)
+        if first:
+            print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), f'weights, metrics and pictures are in {out}', sep='\n', flush=True)
 
-# %% ../nbs/09_train.ipynb #d0637ebe
+# %% ../nbs/09_train.ipynb #0a14c1b6
 @call_parse
+@shell_errors
 def yolox_demo(
     out:str='runs/demo', # Folder for everything; what an earlier demo left there is replaced
     images:int=2400, # Training images to draw
@@ -518,7 +561,7 @@ def yolox_demo(
     print(f'drawing shapes into {out/"shapes"}', flush=True)
     write_shapes(out/'shapes', train=images, val=100, test=200, size=96)
     train, val = (read_split(out/'shapes', split) for split in ('train', 'val'))
-    _say(train, 'train', 'training')
+    _say('training', 'train', train)
     recipe = fine_tune_recipe('yolox_tiny', size=96, epochs=epochs, batch=16, lr=.006, warmup=.5, closing=1, every=2)
     fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
     print('on images that took no part:', flush=True)
