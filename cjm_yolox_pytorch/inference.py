@@ -6,34 +6,38 @@
 __all__ = ['read_image', 'letterbox', 'normalize', 'scored_boxes', 'Detections', 'nms', 'predict', 'draw_box', 'draw_boxes',
            'YOLOXInferenceWrapper']
 
-# %% ../nbs/06_inference.ipynb #0143493c
-import os
+# %% ../nbs/06_inference.ipynb #5dccc784
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms.v2 import functional as TF
 
 from .boxes import decode, flatten_levels, grid_priors, letterbox_size, unletterbox
 
-# %% ../nbs/06_inference.ipynb #710c226f
+# %% ../nbs/06_inference.ipynb #e6bdeee1
 def read_image(
     path, # File, or file-like object
     upright:bool=True # Rotate as the EXIF data says
 ) -> Tensor: # [3, H, W] uint8 RGB
     "Read an image in RGB."
     with Image.open(path) as image:
-        if image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and isinstance(path, (str, os.PathLike)):
-            return decode_jpeg(read_file(os.fspath(path)), ImageReadMode.RGB, apply_exif_orientation=upright)
+        if image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and image.filename:
+            if (pixels := _decode_jpeg(path, upright)) is not None: return torch.from_numpy(pixels).permute(2, 0, 1)
         if upright: ImageOps.exif_transpose(image, in_place=True)
         # Pillow would cut grey of 16 bits, which it may call I, off at 255
         if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
+
+def _decode_jpeg(path, upright): # [H, W, 3], or None if the file does not end as it should
+    import cv2
+    data = np.fromfile(path, dtype=np.uint8)
+    if data[-2:].tobytes() != b'\xff\xd9': return None
+    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION))
 
 # %% ../nbs/06_inference.ipynb #a74ce3bf
 def letterbox(

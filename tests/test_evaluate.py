@@ -96,7 +96,7 @@ def test_real_detections_as_the_official_program_counts_them(shared, coco, nano,
     categories = {c['name']: c['id'] for c in file['categories']}
     several = detect(nano[0], coco, 416, **nano[1], multi_label=True)
     for found in (nano_detections, several):
-        rows = [dict(r, image_id=images[coco.paths[r['image_id']].name], category_id=categories[coco.names[r['category_id']]]) for r in _coco_results(found)]
+        rows = [dict(r, image_id=images[Path(coco.paths[r['image_id']]).name], category_id=categories[coco.names[r['category_id']]]) for r in _coco_results(found)]
         stats, of_class = official(file, rows)
         assert_same_as_official(average_precision(coco, found), [c['name'] for c in sorted(file['categories'], key=lambda c: c['id'])], stats, of_class)
     assert sum(map(len, several)) > sum(map(len, nano_detections)) and average_precision(coco, several)['AP'] > average_precision(coco, nano_detections)['AP']
