@@ -262,7 +262,7 @@ def save_state(
     data = dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels))
     with atomic(path) as partial: torch.save(dict(state, random=random, counts=counts, data=data, recipe=asdict(trainer.recipe)), partial)
 
-# %% ../nbs/09_train.ipynb #8f4497f7
+# %% ../nbs/09_train.ipynb #81c95630
 MAY_CHANGE = {'workers'} # Fields of a recipe that do not change what is learnt
 
 def load_state(
@@ -270,6 +270,7 @@ def load_state(
     path # File of `save_state`
 ):
     "Bring `trainer` to where the training in `path` was."
+    if not Path(path).exists(): raise FileNotFoundError(f'{path}: there is no training to go on with')
     state = torch.load(path, map_location='cpu', weights_only=True)
     now = dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels))
     for what, old, new in [('recipe', state['recipe'], asdict(trainer.recipe)), ('data', state['data'], now)]:
@@ -456,15 +457,17 @@ def measure_best(
                    strides=trainer.model.bbox_head.strides, amp_dtype=trainer.dtype)
     return report(trainer.val, found, trainer.out, epoch=best.notes['epoch'])
 
-# %% ../nbs/09_train.ipynb #8601d83f
+# %% ../nbs/09_train.ipynb #20e54605
 def hold_out(
     annotations:Annotations,
-    share:float=.1 # Of the images; at least one
+    share:float=.1 # Of the images with objects, and of those without
 ) -> tuple: # `Annotations` of the rest, and of the share
-    "Set some images aside to validate on, the same ones each time."
-    order = np.random.default_rng(0).permutation(len(annotations))
-    count = max(1, round(share*len(annotations)))
-    return annotations.take(np.sort(order[count:])), annotations.take(np.sort(order[:count]))
+    "Set some images aside to validate on, the same ones each time; at least one of those with objects."
+    counts, held = np.diff(annotations.starts), np.zeros(len(annotations), dtype=bool)
+    for chosen in (counts > 0, counts == 0):
+        images = np.random.default_rng(0).permutation(np.flatnonzero(chosen))
+        held[images[:max(round(share*len(images)), counts[chosen].any())]] = True
+    return annotations.take(np.flatnonzero(~held)), annotations.take(np.flatnonzero(held))
 
 # %% ../nbs/09_train.ipynb #89b4562f
 def _choose(splits, given, wanted): # Name of a split, or None
@@ -505,7 +508,7 @@ def recipe_options(func):
     func.__signature__, func.__delwrap__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))]), Recipe # Where fastcore looks for comments
     return func
 
-# %% ../nbs/09_train.ipynb #bb11bd33
+# %% ../nbs/09_train.ipynb #ee3adf23
 @call_parse
 @shell_errors
 @recipe_options
@@ -524,6 +527,7 @@ def yolox_train(
 ):
     "Train a YOLOX on DATA"
     if recipe not in RECIPES: raise ValueError(f'recipe={recipe!r}: choose one of {list(RECIPES)}')
+    if log and log not in LOGGERS: raise ValueError(f'log={log!r}: choose one of {list(LOGGERS)}')
     changes = {k: v for k, v in changes.items() if v is not None and v is not False}
     plan = RECIPES[recipe](**changes)
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')

@@ -12,6 +12,7 @@ from fastcore.docments import docments
 import cjm_yolox_pytorch.train
 from cjm_yolox_pytorch.checkpoints import Weights, load_weights
 from cjm_yolox_pytorch.data import find_splits, read_split, relabel
+from cjm_yolox_pytorch.doctor import yolox_doctor
 from cjm_yolox_pytorch.evaluate import METRICS, average_precision, detect, yolox_eval
 from cjm_yolox_pytorch.export import yolox_export
 from cjm_yolox_pytorch.model import build_model
@@ -59,7 +60,7 @@ def test_demo(tmp_path):
     assert len(read_rows(tmp_path/'demo/metrics.csv')) == 1
 
 
-@pytest.mark.parametrize('name, func', dict(yolox_train=yolox_train, yolox_eval=yolox_eval, yolox_demo=yolox_demo, yolox_export=yolox_export).items())
+@pytest.mark.parametrize('name, func', dict(yolox_train=yolox_train, yolox_eval=yolox_eval, yolox_demo=yolox_demo, yolox_doctor=yolox_doctor, yolox_export=yolox_export).items())
 def test_help_explains_every_option(name, func):
     explained = docments(func)
     explained.pop('return', None)
@@ -157,3 +158,109 @@ def test_real_nano_weights_score_what_they_should(shared):
     assert abs(metrics['AP'] - .330) < .004 and abs(metrics['AP50'] - .484) < .004 and abs(metrics['AP75'] - .347) < .008
     metrics = average_precision(annotations, detect(model, annotations, 416, weights.mean, weights.std))
     assert [metrics[k] for k in ('AP_small', 'AP_medium', 'AP_large')] == pytest.approx([.080, .302, .611], abs=.004)
+
+
+def small(shapes, transforms=None, **changes):
+    train = read_split(shapes, 'train')
+    return Trainer(Recipe(**{**dict(model='yolox_nano', size=96, epochs=2, batch=4, amp='none', every=1), **changes}), train, read_split(shapes, 'val'), device='cpu', transforms=transforms)
+
+
+def first_batch(trainer):
+    trainer.start_epoch()
+    return next(iter(trainer.loader))
+
+
+def test_parts_of_a_batch_add_up(shapes):
+    "Gradients of a batch in two parts are the mean of the gradients of its halves"
+    whole, halves = small(shapes, [], accumulate=2, optimizer='sgd', clip=0.), small(shapes, [], optimizer='sgd')
+    batch = first_batch(whole)
+    for trainer in (whole, halves): trainer.model.eval() # Otherwise norm layers see other batches
+    losses = whole.step(batch)
+    parts = [halves.losses(part) for part in batch.split(2)]
+    (sum(sum(p.values()) for p in parts)/2).backward()
+    for a, b in zip(whole.model.parameters(), halves.model.parameters()): torch.testing.assert_close(a.grad, b.grad)
+    for k, v in losses.items(): torch.testing.assert_close(v, (parts[0][k] + parts[1][k])/2)
+
+
+def test_what_is_frozen_stays(shapes):
+    trainer = small(shapes, freeze='backbone,neck')
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.step(first_batch(trainer))
+    changed = {k.split('.')[0] for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {'bbox_head'} # Statistics of norm layers, too
+
+
+def test_clipping_bounds_the_gradient(shapes):
+    def norm(**changes):
+        trainer = small(shapes, **changes)
+        trainer.step(first_batch(trainer))
+        return torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm().item()
+    assert norm() > .5 and norm(clip=.5) == pytest.approx(.5, rel=1e-4)
+
+
+def test_multi_scale(shapes):
+    trainer = small(shapes, min_size=64, max_size=128, mosaic=0.)
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
+    for trainer.epoch in range(8): # Ten steps of each size
+        for trainer.done in range(0, 6, 5): trainer.losses(first_batch(trainer))
+    assert set(seen) <= {64, 96, 128} and len(set(seen)) > 1
+
+
+def test_early_stopping(shapes, tmp_path, monkeypatch):
+    real = cjm_yolox_pytorch.train.validate
+    scores = iter([.1, .3, .2, .25, .29, .9])
+    def validate(trainer):
+        metrics, found = real(trainer)
+        return {**metrics, 'AP': next(scores)}, found
+    monkeypatch.setattr(cjm_yolox_pytorch.train, 'validate', validate)
+    best = fit(small(shapes, epochs=6, patience=3), tmp_path)
+    assert (best['epoch'], best['AP'], len(read_rows(tmp_path/'metrics.csv'))) == (2, .3, 5)
+
+
+@pytest.mark.parametrize('amp', ['bf16', 'fp16'])
+def test_half_precision(shapes, amp):
+    trainer, exact = small(shapes, [], amp=amp), small(shapes, [])
+    batch = first_batch(trainer)
+    losses, expected = trainer.step(batch), exact.step(batch)
+    assert all(v.dtype == torch.float32 for v in losses.values())
+    assert sum(losses.values()).item() == pytest.approx(sum(expected.values()).item(), rel=.15) # Some cells learn another object
+    assert trainer.scaler.is_enabled() == (amp == 'fp16')
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_tensorboard(shapes, tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    command('yolox_train', shapes, '--model', 'yolox_nano', '--size', 96, '--epochs', 1, '--out', tmp_path/'run', '--device', 'cpu', '--log', 'tensorboard')
+    events = accumulator.EventAccumulator(str(tmp_path/'run/tensorboard')).Reload()
+    row = read_rows(tmp_path/'run/metrics.csv')[0]
+    assert events.Scalars('loss_obj')[0].value == pytest.approx(row['loss_obj'], rel=1e-4) and events.Tags()['images'] == ['detections']
+
+
+def test_wandb(tmp_path, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    (tmp_path/'run').mkdir()
+    log = cjm_yolox_pytorch.train.wandb_logger(tmp_path/'run')
+    log(dict(epoch=1, loss_obj=2.), tmp_path/'run')
+    assert wandb.run.summary['loss_obj'] == 2
+    wandb.finish()
+
+
+def test_a_missing_logger_says_what_to_install(tmp_path, monkeypatch):
+    for name, module in dict(tensorboard='torch.utils.tensorboard', wandb='wandb').items():
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ImportError, match=r"pip install 'cjm-yolox-pytorch\[log\]'"): cjm_yolox_pytorch.train.LOGGERS[name](tmp_path)
+
+
+def test_one_split_is_enough(shapes, tmp_path):
+    "A tenth is held out, and bad values are one line"
+    only = tmp_path/'only'
+    only.mkdir()
+    (only/'train').symlink_to(shapes/'train')
+    printed = command('yolox_train', only, '--model', 'yolox_nano', '--size', 96, '--epochs', 1, '--out', tmp_path/'run', '--device', 'cpu')
+    assert 'training on train: 22 images' in printed and 'validation on a tenth of train: 2 images' in printed
+    for args, message in [(('--format', 'xml'), "format='xml': choose one of"), (('--train', 'fold'), "has no split 'fold'"), (('--log', 'paper'), "log='paper': choose one of ['tensorboard', 'wandb']"),
+                          (('--resume',), 'state.pt: there is no training to go on with'), (('--weights', tmp_path/'no.pth'), 'no.pth: no such file of weights'), (('--size', '0'), 'size=0: at least 1 is needed')]:
+        done = subprocess.run([Path(sys.executable).with_name('yolox_train'), only, '--model', 'yolox_nano', '--out', tmp_path/'new', '--device', 'cpu', *args], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith('yolox_train: error: ') and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
