@@ -15,6 +15,7 @@ test: .venv/installed-dev
 bench: .venv-bench/installed
 	.venv-bench/bin/python -W ignore benchmarks/loss.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/train_step.py --out runs/bench
+	.venv-bench/bin/python -W ignore benchmarks/loader.py --out runs/bench
 
 # README.md from nbs/index.ipynb
 readme: .venv/installed-dev

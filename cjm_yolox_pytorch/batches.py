@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['DetectionDataset', 'seeded', 'Batch', 'collate', 'resize_batch', 'EpochBatches', 'make_loader', 'train_loader']
 
-# %% ../nbs/07b_batches.ipynb #57a34dc9
+# %% ../nbs/07b_batches.ipynb #8479127e
 import random
+import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -123,13 +124,14 @@ class EpochBatches:
             seeds = [np.random.SeedSequence([self.seed, self.epoch, int(place)]).generate_state(1)[0] for place in places]
             yield [(int(i), int(s)) for i, s in zip(order[places % self.count], seeds)]
 
-# %% ../nbs/07b_batches.ipynb #797ffed6
-def _one_thread(worker):
+# %% ../nbs/07b_batches.ipynb #7b584efe
+def _begin_worker(worker):
     import cv2
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C reaches all processes, and is for the one that trains
 
 def _loader(dataset, workers, **kwargs):
-    return DataLoader(dataset, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=_one_thread, pin_memory=torch.cuda.is_available(), **kwargs)
+    return DataLoader(dataset, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=_begin_worker, pin_memory=torch.cuda.is_available(), **kwargs)
 
 def make_loader(
     dataset:DetectionDataset,

@@ -158,14 +158,14 @@ def recipe_transforms(
     every = yolox_transforms(r.size, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
     return every[2:] if closing else every # Neither mosaic nor mixup
 
-# %% ../nbs/09_train.ipynb #19ae90d2
+# %% ../nbs/09_train.ipynb #5750487a
 def check_finite(
     trainer:Trainer,
     batch:Batch,
     losses:dict # Scalars by name
 ):
     "Raise a `FloatingPointError` if one of the `losses` of the `batch` is not a number."
-    values = {k: v.item() for k, v in losses.items()}
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
     if all(map(math.isfinite, values.values())): return
     paths = [str(trainer.train.paths[i]) for sources in batch.sources for i in sources]
     kept = ''

@@ -24,3 +24,10 @@ def test_train_step(tmp_path):
     ours, peer = json.loads((tmp_path/'train-step-cpu.json').read_text())['rows']
     assert ours['images_per_s'] > 0 and ours['first_loss'] > 0
     if importlib.util.find_spec('yolox') is None: assert peer['images_per_s'] is None and peer['failed'].startswith('ModuleNotFoundError')
+
+
+def test_loader(tmp_path):
+    printed = run('loader.py', '--size', '96', '--rounds', '1', '--only', 'ours', 'pixeltable-yolox', '--out', tmp_path)
+    ours = next(row for row in json.loads((tmp_path/'loader.json').read_text())['rows'] if row['loader'] == 'ours')
+    assert ours['images_per_s'] > 0 and '| ours |' in printed
+    if importlib.util.find_spec('yolox') is None: assert "failed: ModuleNotFoundError: No module named 'yolox" in printed

@@ -73,10 +73,11 @@ def _wait_for(path, process):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop(shapes, tmp_path, uninterrupted, number):
+    "Ctrl-C reaches workers as well; SIGTERM is for one process"
     out = tmp_path/'run'
-    process = subprocess.Popen(command(shapes, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command(shapes, out, '--workers', '1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     _wait_for(out/'state.pt', process)
-    process.send_signal(number)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     printed = process.communicate()[0]
     assert process.returncode == 130 and 'everything is saved in' in printed and 'add --resume to the same command' in printed, printed
     refused = run(shapes, out)
@@ -166,3 +167,16 @@ def test_torchrun(shapes, tmp_path):
     alone.epoch = 4
     alone.loss_func.use_l1 = True
     assert validate(alone)[0]['AP'] == pytest.approx(read_rows(out/'metrics.csv')[-1]['AP'], abs=1e-5)
+
+
+def test_torchrun_stops_and_goes_on(shapes, tmp_path):
+    out = tmp_path/'run'
+    launch = [Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', *command(shapes, out)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    _wait_for(out/'state.pt', process)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate()[0]
+    assert 'everything is saved in' in printed and len(read_rows(out/'metrics.csv')) < 4, printed
+    resumed = subprocess.run([*launch, '--resume'], capture_output=True, text=True, env=environment)
+    assert resumed.returncode == 0 and len(read_rows(out/'metrics.csv')) == 4, resumed.stderr
