@@ -52,7 +52,7 @@ def look_at_images(
 
 def _short(path): return '/'.join(Path(path).parts[-2:])
 
-# %% ../nbs/07c_doctor.ipynb #4d2756b4
+# %% ../nbs/07c_doctor.ipynb #d4028e7d
 @dataclass
 class Report:
     "What a data set is like"
@@ -79,7 +79,7 @@ def examine(
         except (OSError, ValueError) as e: faults.append(Fault('cannot be read', split, f'{split}: {e}', stops=True))
     for n, (split, a) in enumerate(splits.items()): # A test split may wait for its objects
         faults += [replace(f, text=f'{split}: {f.text}', stops=f.stops and (n == 0 or split == 'val')) for f in check(a) + (_hard(a, size) if n == 0 else [])]
-    if len(splits) == 1: faults.append(Fault('one split', split, f'there is only {split!r}, but training needs a split to learn from and another to validate on'))
+    if len(splits) == 1: faults.append(Fault('one split', split, f'there is only {split!r}, of which training will hold a tenth out to validate on'))
     faults += (check_splits(splits) if splits else []) + look_at_images(splits, progress)
     return Report(str(data), size, splits, sorted(faults, key=lambda f: not f.stops))
 

@@ -31,3 +31,10 @@ def test_loader(tmp_path):
     ours = next(row for row in json.loads((tmp_path/'loader.json').read_text())['rows'] if row['loader'] == 'ours')
     assert ours['images_per_s'] > 0 and '| ours |' in printed
     if importlib.util.find_spec('yolox') is None: assert "failed: ModuleNotFoundError: No module named 'yolox" in printed
+
+
+def test_box_loss(tmp_path):
+    from cjm_yolox_pytorch.shapes import write_shapes
+    write_shapes(tmp_path/'shapes', train=8, val=4, test=0, size=64)
+    printed = run('box_loss.py', tmp_path/'shapes', '--size', '64', '--epochs', '1', '--seeds', '2', '--only', 'giou', '--out', tmp_path)
+    assert '| giou | 0.' in printed and len(json.loads((tmp_path/'box-loss.json').read_text())['rows']) == 2

@@ -1,0 +1,64 @@
+"""Which box loss? Short trainings of each, with several seeds, measured on the validation split.
+
+Example: python benchmarks/box_loss.py path/to/data --weights yolox_nano.pth --out runs/bench
+"""
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
+from loss import machine
+
+from cjm_yolox_pytorch.checkpoints import load_weights
+from cjm_yolox_pytorch.data import read_split
+from cjm_yolox_pytorch.recipe import fine_tune_recipe
+from cjm_yolox_pytorch.train import Trainer, train_epoch, validate
+
+LOSSES = ['squared_iou', 'squared_giou', 'giou', 'ciou']
+METRICS = ['AP', 'AP50', 'AP75']
+
+
+def train(data, weights, model, box_loss, seed, size, epochs):
+    recipe = fine_tune_recipe(model, size=size, epochs=epochs, box_loss=box_loss, seed=seed)
+    trainer = Trainer(recipe, read_split(data, 'train'), read_split(data, 'val'), load_weights(weights) if weights else None)
+    for _ in range(epochs): train_epoch(trainer)
+    metrics, _ = validate(trainer)
+    return {k: metrics[k] for k in METRICS}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('data', type=Path, help='folder of a data set with the splits train and val')
+    parser.add_argument('--weights', type=Path, help='to start from (default: random)')
+    parser.add_argument('--model', default='yolox_nano', help='default: yolox_nano')
+    parser.add_argument('--size', type=int, default=320, help='side of the canvas in pixels (default: 320)')
+    parser.add_argument('--epochs', type=int, default=12, help='default: 12')
+    parser.add_argument('--seeds', type=int, default=3, help='default: 3')
+    parser.add_argument('--only', nargs='+', default=LOSSES, choices=LOSSES)
+    parser.add_argument('--out', type=Path, help='folder for box-loss.md and box-loss.json')
+    args = parser.parse_args()
+
+    rows = []
+    for seed in range(args.seeds): # A run that is cut short has compared all losses
+        for box_loss in args.only:
+            metrics = train(args.data, args.weights, args.model, box_loss, seed, args.size, args.epochs)
+            rows.append(dict(box_loss=box_loss, seed=seed, **metrics))
+            print(rows[-1], file=sys.stderr, flush=True)
+    table = [f'| box loss | {" | ".join(METRICS)} |', '|---|' + '--:|'*len(METRICS)]
+    for box_loss in args.only:
+        cells = []
+        for k in METRICS:
+            values = [row[k] for row in rows if row['box_loss'] == box_loss]
+            cells.append(f'{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})')
+        table.append(f'| {box_loss} | {" | ".join(cells)} |')
+    about = machine('cpu') | dict(data=args.data.name, weights=args.weights and args.weights.name, model=args.model, size=args.size, epochs=args.epochs, seeds=args.seeds)
+    print(*table, '', json.dumps(about), sep='\n')
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out/'box-loss.md').write_text('\n'.join(table) + f'\n\n{", ".join(f"{k} {v}" for k, v in about.items())}\n')
+        (args.out/'box-loss.json').write_text(json.dumps(dict(about=about, rows=rows), indent=1) + '\n')
+
+
+if __name__ == '__main__': main()
