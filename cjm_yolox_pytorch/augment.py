@@ -18,7 +18,7 @@ from torchvision.tv_tensors import Image as ImageTensor
 
 from .boxes import letterbox_size
 
-# %% ../nbs/07a_augment.ipynb #b16a63ce
+# %% ../nbs/07a_augment.ipynb #c62920d8
 def as_sample(
     image, # [H, W, 3] uint8 RGB, an array
     boxes, # [G, 4] xyxy in pixels
@@ -26,8 +26,9 @@ def as_sample(
     crowd=None # [G] bool; none is a crowd if None
 ) -> tuple: # Image of `tv_tensors` [3, H, W] uint8, dict of boxes (`BoundingBoxes`), labels [G] int64 and crowd [G] bool
     "What transforms take and return: an image and its target."
-    image, boxes, labels = torch.from_numpy(image), torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.as_tensor(labels, dtype=torch.int64)
-    crowd = torch.zeros(len(labels), dtype=torch.bool) if crowd is None else torch.as_tensor(crowd)
+    # Copies, which transforms may change
+    image, boxes, labels = torch.from_numpy(image), torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64)
+    crowd = torch.zeros(len(labels), dtype=torch.bool) if crowd is None else torch.tensor(crowd)
     return ImageTensor(image.permute(2, 0, 1)), dict(boxes=BoundingBoxes(boxes, format='XYXY', canvas_size=image.shape[:2]), labels=labels, crowd=crowd)
 
 # %% ../nbs/07a_augment.ipynb #8a093f9b
@@ -36,7 +37,7 @@ def _pixels(image): # [H, W, 3] array on the memory of a tensor [3, H, W]
 
 def _uniform(low, high): return low + (high - low)*torch.rand(()).item()
 
-# %% ../nbs/07a_augment.ipynb #f4119e42
+# %% ../nbs/07a_augment.ipynb #b0a2aa4e
 def _shift(x, y): return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.]])
 
 def move_points(
@@ -59,7 +60,12 @@ def paste(
     x2, y2 = np.ceil(corners.max(0)).clip(0, canvas.shape[1::-1]).astype(int)
     if x1 == x2 or y1 == y2: return
     middle = _shift(-.5 - x1, -.5 - y1) @ matrix @ _shift(.5, .5)
-    cv2.warpAffine(image, middle[:2], (int(x2 - x1), int(y2 - y1)), dst=canvas[y1:y2, x1:x2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
+    there, upright = canvas[y1:y2, x1:x2], matrix[0, 1] == matrix[1, 0] == 0
+    drawn = cv2.warpAffine(image, middle[:2], (int(x2 - x1), int(y2 - y1)), dst=there if upright else None, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    if upright: return
+    mask, outline = np.zeros(there.shape[:2], np.uint8), (corners[[0, 1, 3, 2]] - [x1 + .5, y1 + .5]) * 256
+    cv2.fillConvexPoly(mask, outline.round().astype(np.int32), 255, shift=8) # Of four corners that are given in 256ths of a pixel
+    cv2.copyTo(drawn, mask, there)
 
 # %% ../nbs/07a_augment.ipynb #de5068d5
 def move_boxes(
@@ -142,7 +148,7 @@ class Mosaic(RandomAffine):
             placed.append((*sample, moved @ _shift(-w * (n % 2 == 0), -h * (n < 2)) @ fit))
         return compose(placed, (self.size, self.size))
 
-# %% ../nbs/07a_augment.ipynb #4db21f57
+# %% ../nbs/07a_augment.ipynb #64f1008d
 class MixUp:
     "Blend another image into this one, half and half"
     draws = True
@@ -154,14 +160,15 @@ class MixUp:
     def __call__(self, image, target, draw):
         import cv2
         if torch.rand(()) >= self.p: return image, target
-        hw = tuple(image.shape[1:])
-        other, there = RandomAffine(max(hw), self.scale, degrees=0, translate=.25, shear=0)(*draw())
-        there = cut(there, hw)
-        mixed = cv2.addWeighted(_pixels(image), .5, _pixels(other)[:hw[0], :hw[1]], .5, 0)
+        hw, other = tuple(image.shape[1:]), draw()
+        r = _uniform(*self.scale) * min(n/m for n, m in zip(hw, other[0].shape[1:]))
+        y, x = (n*_uniform(.25, .75) - m*r/2 for n, m in zip(hw, other[0].shape[1:])) # Its middle lies in the middle half
+        other, there = compose([(*other, _shift(x, y) @ np.diag([r, r, 1]))], hw)
+        mixed = cv2.addWeighted(_pixels(image), .5, _pixels(other), .5, 0)
         both = {k: torch.cat([target[k].as_subclass(Tensor), there[k].as_subclass(Tensor)]) for k in there}
         return ImageTensor(torch.from_numpy(mixed).permute(2, 0, 1)), {**both, 'boxes': BoundingBoxes(both['boxes'], format='XYXY', canvas_size=hw)}
 
-# %% ../nbs/07a_augment.ipynb #061799f0
+# %% ../nbs/07a_augment.ipynb #74b9804d
 class RandomHSV:
     "Change hue, saturation and value at random"
     def __init__(self,
@@ -173,12 +180,13 @@ class RandomHSV:
     def __call__(self, image, target):
         import cv2
         h, s, v = ((torch.rand(3)*2 - 1) * self.gains * torch.randint(2, (3,))).round().int().tolist()
+        if not (h or s or v): return image, target
         steps = np.arange(256)
         table = np.stack([(steps + h) % 180, (steps + s).clip(0, 255), (steps + v).clip(0, 255)], axis=1).astype(np.uint8)
         hsv = cv2.LUT(cv2.cvtColor(_pixels(image), cv2.COLOR_RGB2HSV), table[None])
         return ImageTensor(torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).permute(2, 0, 1)), target
 
-# %% ../nbs/07a_augment.ipynb #64332dce
+# %% ../nbs/07a_augment.ipynb #0f5f6787
 def yolox_transforms(
     size:int, # Side of the square canvas in pixels
     mosaic:float=1., # Probability of four images in one
@@ -194,10 +202,11 @@ def yolox_transforms(
     return [Mosaic(size, mosaic, scale=scale, degrees=degrees, translate=translate, shear=shear), MixUp(mixup), RandomHSV(*hsv), v2.RandomHorizontalFlip(flip)]
 
 def apply(
-    transforms:list, # Functions of image and target, or with `draws` of image, target and `draw`
+    transforms, # Functions of image and target, or with `draws` of image, target and `draw`; a list, or one
     sample:tuple, # Image and target
     draw # Function that returns another sample
 ) -> tuple: # Image and target
     "Apply `transforms` in their order."
+    if callable(transforms): transforms = [transforms]
     for transform in transforms: sample = transform(*sample, draw) if getattr(transform, 'draws', False) else transform(*sample)
     return sample

@@ -132,16 +132,18 @@ def atomic(
     except (OSError, RuntimeError) as e: raise OSError(f'{path} could not be written, and is as it was before: {e}') from e
     finally: partial.unlink(missing_ok=True)
 
-# %% ../nbs/02_checkpoints.ipynb #dc36d4cd
+# %% ../nbs/02_checkpoints.ipynb #2ec717cb
 def save_weights(
     weights:Weights,
     path # File to write, usually `*.safetensors`
 ):
     "Write `weights` with all that is known about them to `path`."
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     known = {k: v for k, v in vars(weights).items() if k != 'state'}
     with atomic(path) as partial:
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.state.items()}, partial, metadata=dict(cjm_yolox_pytorch=json.dumps(known)))
+        try: save_file({k: v.detach().cpu().contiguous() for k, v in weights.state.items()}, partial, metadata=dict(cjm_yolox_pytorch=json.dumps(known)))
+        except SafetensorError as e: raise OSError(str(e)) from e
 
 # %% ../nbs/02_checkpoints.ipynb #8312a086
 def load_weights(

@@ -9,12 +9,11 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
            'finish_epoch', 'fit', 'measure_best', 'hold_out', 'splits_to_use', 'recipe_options', 'yolox_train',
            'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #f47e90b2
+# %% ../nbs/09_train.ipynb #fa3de9a2
 import csv
 import inspect
 import math
 import os
-import resource
 import signal
 import sys
 import threading
@@ -44,12 +43,14 @@ from .recipe import EMA, RECIPES, Recipe, amp_dtype, canvas_size, fine_tune_reci
 from .shapes import write_shapes
 from .utils import shell_errors
 
-# %% ../nbs/09_train.ipynb #b2347ead
+# %% ../nbs/09_train.ipynb #f01406e6
 @contextmanager
-def processes(): # -> device of this process, or None for whatever is best
+def processes(
+    device:str=None # As a person asked for it
+): # -> device of this process
     "Join the processes that torchrun started, if it did."
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1: yield None; return
-    cuda, local = torch.cuda.is_available(), int(os.environ['LOCAL_RANK'])
+    if not dist.is_torchelastic_launched(): yield device; return
+    cuda, local = choose_device(device).type == 'cuda', int(os.environ['LOCAL_RANK'])
     if cuda: torch.cuda.set_device(local)
     dist.init_process_group('nccl' if cuda else 'gloo')
     try: yield f'cuda:{local}' if cuda else 'cpu'
@@ -59,7 +60,7 @@ def rank_and_world():
     "Number of this process, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../nbs/09_train.ipynb #9164a3b3
+# %% ../nbs/09_train.ipynb #06acbe72
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -70,8 +71,8 @@ class Trainer:
         device:str=None, # The fastest if None
         transforms=None # List of transforms of the training images; those of `recipe` if None
     ):
-        if not (len(train) and len(train.labels)): raise ValueError(f'nothing to learn from: {train}')
-        if not (len(val) and len(val.labels)): raise ValueError(f'nothing to validate on: {val}')
+        if train.crowd.all(): raise ValueError(f'nothing to learn from: {train}')
+        if val.crowd.all(): raise ValueError(f'nothing to validate on: {val}')
         if weights is not None and weights.model_type != recipe.model: raise ValueError(f'the weights are of {weights.model_type}, but model={recipe.model!r}')
         if recipe.sync_bn and choose_device(device).type != 'cuda': raise ValueError('sync_bn works between GPUs alone: leave it out')
         torch.manual_seed(recipe.seed)
@@ -80,8 +81,9 @@ class Trainer:
         self.rank, self.world = rank_and_world()
         self.model = build_model(recipe.model, len(train.names), pretrained=weights or False).to(self.device, memory_format=torch.channels_last)
         self.stats = NORM_STATS[recipe.model] if weights is None else dict(mean=weights.mean, std=weights.std)
-        self.frozen = freeze(self.model, recipe.freeze)
+        if recipe.batch % (recipe.accumulate*self.world): raise ValueError(f'batch={recipe.batch} does not divide into accumulate={recipe.accumulate} parts for each of {self.world} processes')
         if recipe.sync_bn and self.world > 1: self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.frozen = freeze(self.model, recipe.freeze)
         self.network = self._wrap(self.model)
         self.loss_func = YOLOXLoss(len(train.names), box_loss=recipe.box_loss, compile=recipe.compile)
         self.optimizer, self.ema = make_optimizer(self.model, recipe), EMA(self.model, recipe.ema, recipe.ema_early)
@@ -138,7 +140,7 @@ def step(self:Trainer,
     self.done += 1
     return total
 
-# %% ../nbs/09_train.ipynb #f739bec1
+# %% ../nbs/09_train.ipynb #46bf3719
 @patch
 def start_epoch(self:Trainer):
     "Make everything ready for the present epoch, from step `done` on."
@@ -146,35 +148,45 @@ def start_epoch(self:Trainer):
     self.model.train()
     for module in self.frozen: module.eval()
     if self.loader is None or self.loss_func.use_l1 != self.closing:
-        transforms = recipe_transforms(self.recipe, self.closing) if self.transforms is None else self.transforms
+        transforms = recipe_transforms(self.recipe) if self.transforms is None else self.transforms
+        if self.closing and not callable(transforms): transforms = [t for t in transforms if not getattr(t, 'draws', False)] # Neither mosaic nor mixup
         self.loader = train_loader(DetectionDataset(self.train, self.recipe.size, transforms), self.batches, self.recipe.workers)
     self.loss_func.use_l1 = self.closing
 
 def recipe_transforms(
-    r:Recipe,
-    closing:bool=False # For the closing epochs
+    r:Recipe
 ) -> list: # Transforms
     "What training images go through."
-    every = yolox_transforms(r.size, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
-    return every[2:] if closing else every # Neither mosaic nor mixup
+    return yolox_transforms(r.size, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
 
-# %% ../nbs/09_train.ipynb #5750487a
+# %% ../nbs/09_train.ipynb #dc7dc36a
 def check_finite(
     trainer:Trainer,
     batch:Batch,
-    losses:dict # Scalars by name
+    losses:dict, # Numbers by name
+    step:int # Which step of the epoch it was
 ):
     "Raise a `FloatingPointError` if one of the `losses` of the `batch` is not a number."
-    values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
-    if all(map(math.isfinite, values.values())): return
+    if all(map(math.isfinite, losses.values())): return
     paths = [str(trainer.train.paths[i]) for sources in batch.sources for i in sources]
     kept = ''
     if trainer.out:
-        kept = f' It is kept in {trainer.out/"bad-batch.pt"}.'
-        with atomic(trainer.out/'bad-batch.pt') as path: torch.save(dict(vars(batch), losses=values, paths=paths), path)
-    raise FloatingPointError(f'epoch {trainer.epoch + 1}, before step {trainer.done}: the losses are {values}. The batch was made of {", ".join(sorted(set(paths)))}.{kept} A smaller lr, clip=10 or amp=none may help')
+        path = trainer.out/(f'bad-batch-{trainer.rank}.pt' if trainer.rank else 'bad-batch.pt')
+        kept = f' It is kept in {path}.'
+        with atomic(path) as partial: torch.save(dict(vars(batch), losses=losses, paths=paths), partial)
+    raise FloatingPointError(f'epoch {trainer.epoch + 1}, step {step}: the losses are {losses}. The batch was made of {", ".join(sorted(set(paths)))}.{kept} '
+                             'To go on with clip=10 or amp=none may help, or to begin again with a smaller lr')
 
-# %% ../nbs/09_train.ipynb #69696ac2
+def _fetch(losses): # A function that gives them as numbers. They are on their way at once, so that to call it a step later is not to wait
+    values = torch.stack(list(losses.values())).to('cpu', non_blocking=True)
+    there = torch.cuda.Event() if next(iter(losses.values())).is_cuda else None
+    if there: there.record()
+    def get():
+        if there: there.synchronize()
+        return dict(zip(losses, values.tolist()))
+    return get
+
+# %% ../nbs/09_train.ipynb #04cae625
 def train_epoch(
     trainer:Trainer,
     progress=None, # A bar of tqdm, which counts steps
@@ -184,14 +196,15 @@ def train_epoch(
     trainer.start_epoch()
     every, last, start, begun = max(1, len(trainer.batches)//10), None, time.time(), trainer.done
     for batch in trainer.loader:
-        if last: check_finite(trainer, *last)
-        last = batch, trainer.step(batch)
-        for name, loss in last[1].items(): trainer.totals[name] = trainer.totals.get(name, 0) + loss
+        losses = trainer.step(batch)
+        for name, loss in losses.items(): trainer.totals[name] = trainer.totals.get(name, 0) + loss
+        if last: check_finite(trainer, last[0], last[1](), last[2])
+        last = batch, _fetch(losses), trainer.done
         if progress is not None:
             progress.update()
-            if trainer.done % every == 0: progress.set_postfix_str(_state_line(trainer, (trainer.done - begun)/(time.time() - start)))
+            if trainer.done % every == 0: progress.set_description_str(_state_line(trainer, (trainer.done - begun)/(time.time() - start)))
         if stop(): break
-    check_finite(trainer, *last)
+    check_finite(trainer, last[0], last[1](), last[2])
     if trainer.done < len(trainer.batches): return None
     means = torch.stack(list(trainer.totals.values())) / trainer.done
     if trainer.world > 1: dist.all_reduce(means.div_(trainer.world))
@@ -199,19 +212,21 @@ def train_epoch(
     trainer.epoch, trainer.done, trainer.totals = trainer.epoch + 1, 0, {}
     return losses
 
-# %% ../nbs/09_train.ipynb #c5b5d9b3
+# %% ../nbs/09_train.ipynb #986380ef
 def _state_line(trainer, speed): # For the bar: losses, learning rate, images a second, memory
     losses = ' '.join(f'{k[5:]} {v.item()/trainer.done:.2f}' for k, v in trainer.totals.items())
-    return f'{losses} lr {trainer.scheduler.get_last_lr()[0]:.1e} {speed*trainer.recipe.batch:.0f} img/s {memory_gb(trainer.device):.1f} GB'
+    return f'{trainer.epoch + 1}/{trainer.recipe.epochs} {losses} lr {trainer.scheduler.get_last_lr()[0]:.0e} {speed*trainer.recipe.batch:.0f} img/s {memory_gb(trainer.device):.1f} GB'
 
 def memory_gb(
     device:torch.device
 ) -> float: # In 10**9 bytes
     "The most memory that was in use: of the accelerator where there is one, of this process otherwise."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
+    try: import resource
+    except ImportError: return math.nan # Windows does not tell
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)/1e9
 
-# %% ../nbs/09_train.ipynb #4face4dd
+# %% ../nbs/09_train.ipynb #d83c2974
 def validate(
     trainer:Trainer
 ) -> tuple: # Metrics of `average_precision` with the losses, and one `Detections` for each image; in the first process
@@ -227,6 +242,7 @@ def validate(
     found = detect(model, val, r.size, **trainer.stats, batch_size=max(1, r.batch//r.accumulate//trainer.world), workers=r.workers,
                    strides=model.bbox_head.strides, amp_dtype=trainer.dtype, watch=add) if len(val) else []
     if trainer.world > 1:
+        found = [replace(d, boxes=d.boxes.cpu(), scores=d.scores.cpu(), labels=d.labels.cpu()) for d in found]
         parts = [None]*trainer.world
         dist.all_gather_object(parts, (found, sums), trainer.group)
         found, sums = [None]*len(trainer.val), {}
@@ -247,7 +263,7 @@ def save_trained(
     save_weights(Weights(trainer.ema.module.state_dict(), trainer.recipe.model, len(trainer.names), **trainer.stats,
                          names=trainer.names, size=trainer.recipe.size, notes=notes), path)
 
-# %% ../nbs/09_train.ipynb #04d96a22
+# %% ../nbs/09_train.ipynb #7c35e2f9
 def _parts(trainer): # What has a state
     return dict(model=trainer.model, average=trainer.ema.module, optimizer=trainer.optimizer, scheduler=trainer.scheduler, scaler=trainer.scaler)
 
@@ -257,28 +273,36 @@ def save_state(
 ):
     "Write all that it takes to go on."
     state = {name: part.state_dict() for name, part in _parts(trainer).items()}
-    random = dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
+    random = dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state(trainer.device) if trainer.device.type == 'cuda' else None)
     counts = dict(epoch=trainer.epoch, done=trainer.done, totals=trainer.totals, average_steps=trainer.ema.steps, rows=trainer.rows, best=trainer.best)
-    data = dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels))
-    with atomic(path) as partial: torch.save(dict(state, random=random, counts=counts, data=data, recipe=asdict(trainer.recipe)), partial)
+    with atomic(path) as partial: torch.save(dict(state, random=random, counts=counts, data=_data(trainer), recipe=asdict(trainer.recipe)), partial)
 
-# %% ../nbs/09_train.ipynb #81c95630
-MAY_CHANGE = {'workers'} # Fields of a recipe that do not change what is learnt
+def _data(trainer): # What is learnt from and measured on, in short
+    return dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels), val_images=len(trainer.val), val_objects=len(trainer.val.labels))
+
+# %% ../nbs/09_train.ipynb #9268f1a8
+def _agree(trainer, value): # What the first process says
+    values = [value]
+    if trainer.world > 1: dist.broadcast_object_list(values, 0, trainer.group)
+    return values[0]
+
+MAY_CHANGE = {'workers', 'every', 'patience', 'accumulate', 'clip', 'amp', 'compile'} # Fields of a recipe that may be others when a training goes on
 
 def load_state(
     trainer:Trainer, # Of the same recipe, on the same data
     path # File of `save_state`
 ):
     "Bring `trainer` to where the training in `path` was."
-    if not Path(path).exists(): raise FileNotFoundError(f'{path}: there is no training to go on with')
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    now = dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels))
-    for what, old, new in [('recipe', state['recipe'], asdict(trainer.recipe)), ('data', state['data'], now)]:
+    if trainer.rank == 0 and not Path(path).exists(): raise FileNotFoundError(f'{path}: there is no training to go on with')
+    # The first process reads it for all, since others may have other disks
+    state = _agree(trainer, None if trainer.rank else torch.load(path, map_location='cpu', weights_only=True))
+    for what, old, new in [('recipe', state['recipe'], asdict(trainer.recipe)), ('data', state['data'], _data(trainer))]:
         differ = [f'{k}={new.get(k)!r} (was {v!r})' for k, v in old.items() if new.get(k) != v and k not in MAY_CHANGE]
         if differ: raise ValueError(f'{path} is of a training with another {what}: {", ".join(differ)}. Go on with the same, or begin in another folder')
-    for name, part in _parts(trainer).items(): part.load_state_dict(state[name])
+    for name, part in _parts(trainer).items():
+        if state[name] or name != 'scaler': part.load_state_dict(state[name]) # Nothing was scaled before
     torch.set_rng_state(state['random']['cpu'])
-    if state['random']['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['random']['cuda'])
+    if state['random']['cuda'] is not None and trainer.device.type == 'cuda': torch.cuda.set_rng_state(state['random']['cuda'], trainer.device)
     for name in ('epoch', 'done', 'rows', 'best'): setattr(trainer, name, state['counts'][name])
     trainer.totals = {k: v.to(trainer.device) for k, v in state['counts']['totals'].items()}
     trainer.ema.steps = state['counts']['average_steps']
@@ -303,7 +327,7 @@ def read_rows(
     "Read the metrics of a training."
     with open(path, newline='') as f: return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
 
-# %% ../nbs/09_train.ipynb #1022a5de
+# %% ../nbs/09_train.ipynb #aab61dae
 def plot_curves(
     rows:list, # Of `read_rows`
     path # Picture to write
@@ -325,9 +349,9 @@ def plot_curves(
         if ax.lines: ax.legend()
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=.3)
-    fig.savefig(path, dpi=110)
+    with atomic(path) as partial: fig.savefig(partial, format='png', dpi=110)
 
-# %% ../nbs/09_train.ipynb #1a969ffa
+# %% ../nbs/09_train.ipynb #37be3291
 def tensorboard_logger(
     out # Folder of the training; files go into `tensorboard` there
 ):
@@ -343,12 +367,15 @@ def tensorboard_logger(
     return log
 
 def wandb_logger(
-    out # Folder of the training, whose name the run gets
+    out # Folder of the training, whose name the run gets; `wandb-id` there says which run to go on with
 ):
     "Send metrics and pictures to Weights & Biases."
     try: import wandb
     except ImportError as e: raise ImportError("wandb is not installed: pip install 'cjm-yolox-pytorch[log]'") from e
-    run = wandb.init(project='yolox', name=Path(out).name, id=Path(out).name, dir=str(out), resume='allow')
+    name = Path(out)/'wandb-id'
+    Path(out).mkdir(parents=True, exist_ok=True)
+    if not name.exists(): name.write_text(wandb.util.generate_id())
+    run = wandb.init(project='yolox', name=Path(out).name, id=name.read_text(), dir=str(out), resume='allow')
     def log(row, out):
         pictures = dict(detections=wandb.Image(str(Path(out)/'detections.png'))) if 'AP' in row else {}
         run.log({**row, **pictures}, step=row['epoch'])
@@ -356,16 +383,16 @@ def wandb_logger(
 
 LOGGERS = dict(tensorboard=tensorboard_logger, wandb=wandb_logger)
 
-# %% ../nbs/09_train.ipynb #4275829f
+# %% ../nbs/09_train.ipynb #493a0897
 def _must_be_new(out): # A folder that holds no other training
-    if any((out/name).exists() for name in ('metrics.csv', 'state.pt')): raise FileExistsError(f'{out} holds a training already: choose another folder, or go on with --resume')
+    if (out/'state.pt').exists(): raise FileExistsError(f'{out} holds a training already: choose another folder, or go on with --resume')
 
 def _line(row, epochs): # What is printed after an epoch, within 80 columns
     losses = '  '.join(f'{k[5:]} {row[k]:.3f}' for k in LOSSES if k in row)
     scores = f'  AP {row["AP"]:.3f}  AP50 {row["AP50"]:.3f}' if 'AP' in row else ''
     return f'{row["epoch"]:3}/{epochs}  {losses}{scores}'
 
-# %% ../nbs/09_train.ipynb #d41a55d4
+# %% ../nbs/09_train.ipynb #da617d86
 @contextmanager
 def stop_signals(
     group=None # Of processes, which stop together
@@ -374,10 +401,12 @@ def stop_signals(
     asked = torch.zeros(1, dtype=torch.int32)
     def remember(number, frame):
         asked.fill_(1)
+        print('finishing this step, then saving; once more to stop at once', file=sys.stderr, flush=True)
         for s, handler in before.items(): signal.signal(s, handler)
     def stop():
-        if group is not None: dist.all_reduce(asked, dist.ReduceOp.MAX, group)
-        return bool(asked)
+        said = asked.clone() # A signal that comes while processes exchange it counts next time, for all
+        if group is not None: dist.all_reduce(said, dist.ReduceOp.MAX, group)
+        return bool(said)
     # Only the main thread may receive signals
     here = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)} if here else {}
@@ -385,7 +414,7 @@ def stop_signals(
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/09_train.ipynb #e0cdbee8
+# %% ../nbs/09_train.ipynb #99b5b867
 def finish_epoch(
     trainer:Trainer,
     losses:dict, # Of `train_epoch`
@@ -396,7 +425,7 @@ def finish_epoch(
     r, out, row = trainer.recipe, trainer.out, dict(epoch=trainer.epoch, **losses, **row)
     due = trainer.epoch % r.every == 0 or trainer.epoch == r.epochs
     metrics, found = validate(trainer) if due else (None, None)
-    if trainer.rank: return _agree(trainer, None)
+    if trainer.rank: return _agree(trainer, None) # What the first process says
     if due:
         row.update({k: metrics[k] for k in metrics if k in COLUMNS})
         if not metrics['AP'] <= trainer.best['AP']: # Also the first, and NaN
@@ -407,17 +436,15 @@ def finish_epoch(
     save_trained(trainer, out/'last.safetensors', row)
     write_rows(out/'metrics.csv', trainer.rows)
     plot_curves(trainer.rows, out/'curves.png')
-    for log in loggers: log(row, out)
-    waited = sum('AP' in row for row in trainer.rows if row['epoch'] > trainer.best.get('epoch', 0))
     save_state(trainer, out/'state.pt')
-    return _agree(trainer, not (r.patience and waited >= r.patience))
+    for log in loggers: log(row, out)
+    return _agree(trainer, _goes_on(trainer))
 
-def _agree(trainer, value): # What the first process says
-    values = [value]
-    if trainer.world > 1: dist.broadcast_object_list(values, 0, trainer.group)
-    return values[0]
+def _goes_on(trainer): # Whether there is any point in another epoch
+    waited = sum('AP' in row for row in trainer.rows if row['epoch'] > trainer.best.get('epoch', 0))
+    return trainer.epoch < trainer.recipe.epochs and not 0 < trainer.recipe.patience <= waited
 
-# %% ../nbs/09_train.ipynb #681173ca
+# %% ../nbs/09_train.ipynb #d4fc4efd
 def fit(
     trainer:Trainer,
     out, # Folder for everything that is written
@@ -430,8 +457,8 @@ def fit(
     if resume: load_state(trainer, trainer.out/'state.pt')
     else: _must_be_new(trainer.out)
     trainer.out.mkdir(parents=True, exist_ok=True)
-    going = trainer.epoch < r.epochs
-    with stop_signals(trainer.group) as stop, tqdm(total=r.epochs*len(trainer.batches), initial=trainer.steps, ncols=80, bar_format='{percentage:3.0f}% {remaining} left {postfix}',
+    going = _goes_on(trainer)
+    with stop_signals(trainer.group) as stop, tqdm(total=r.epochs*len(trainer.batches), initial=trainer.steps, ncols=80, bar_format='{remaining} left, {desc}',
                                                    disable=True if trainer.rank else None) as progress:
         while going:
             start, begun = time.time(), trainer.done
@@ -440,20 +467,20 @@ def fit(
                 speed = (len(trainer.batches) - begun)*r.batch/(time.time() - start)
                 going = finish_epoch(trainer, losses, dict(lr=trainer.scheduler.get_last_lr()[0], images_per_s=speed, memory_gb=memory_gb(trainer.device), seconds=time.time() - start), loggers)
                 if trainer.rank == 0: progress.write(_line(trainer.rows[-1], r.epochs)); sys.stdout.flush() # Also into a pipe
-                going = going and trainer.epoch < r.epochs
             if going and stop():
                 if trainer.rank == 0: save_state(trainer, trainer.out/'state.pt')
+                _agree(trainer, None) # None leaves before all is saved
                 raise KeyboardInterrupt(f'stopped after {trainer.epoch} epochs and {trainer.done} of {len(trainer.batches)} steps; everything is saved in {trainer.out}')
     return trainer.best
 
-# %% ../nbs/09_train.ipynb #d2bdc1ba
+# %% ../nbs/09_train.ipynb #48de7d9c
 def measure_best(
     trainer:Trainer # After `fit`
 ) -> dict: # Metrics of `report`
     "Write metrics and pictures of the best weights beside them."
     best, r = load_weights(trainer.out/'best.safetensors'), trainer.recipe
     trainer.ema.module.load_state_dict(best.state)
-    found = detect(trainer.ema.module, trainer.val, r.size, **trainer.stats, batch_size=r.batch//r.accumulate, workers=r.workers,
+    found = detect(trainer.ema.module, trainer.val, r.size, **trainer.stats, batch_size=max(1, r.batch//r.accumulate//trainer.world), workers=r.workers,
                    strides=trainer.model.bbox_head.strides, amp_dtype=trainer.dtype)
     return report(trainer.val, found, trainer.out, epoch=best.notes['epoch'])
 
@@ -508,14 +535,14 @@ def recipe_options(func):
     func.__signature__, func.__delwrap__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))]), Recipe # Where fastcore looks for comments
     return func
 
-# %% ../nbs/09_train.ipynb #ee3adf23
+# %% ../nbs/09_train.ipynb #21ab064b
 @call_parse
 @shell_errors
 @recipe_options
 def yolox_train(
     data:str, # Folder of a data set, or a COCO file
     weights:str=None, # Start from this file, or from published weights if it is "coco"; random unless given
-    recipe:str='fine_tune', # fine_tune or paper: what holds where no option below says otherwise
+    recipe:str='fine_tune', # fine_tune, whose values stand in brackets below, or paper: what holds where no option says otherwise
     format:str=None, # coco, voc or yolo; found by looking unless given
     train:str=None, # Split to learn from; train unless given
     val:str=None, # Split to validate on; val unless given, or test where there is none
@@ -533,13 +560,13 @@ def yolox_train(
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     if not resume: _must_be_new(out)
     used = splits_to_use(data, format, train, val)
-    with processes() as chosen:
+    with processes(device) as device:
         first = rank_and_world()[0] == 0
         if first:
             for role, (name, split) in used.items(): _say(role, name, split)
         _refuse(used)
         start = load_weights(pretrained_file(plan.model) if weights == 'coco' else weights) if weights else None
-        trainer = Trainer(plan, *(split for _, split in used.values()), start, chosen or device)
+        trainer = Trainer(plan, *(split for _, split in used.values()), start, device)
         try: best = fit(trainer, out, resume, [LOGGERS[log](out)] if log and first else [])
         except KeyboardInterrupt as e:
             if not e.args: raise

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, train_loader
-from cjm_yolox_pytorch.checkpoints import atomic, load_weights
+from cjm_yolox_pytorch.batches import DetectionDataset, train_loader
+from cjm_yolox_pytorch.checkpoints import load_weights
 from cjm_yolox_pytorch.data import read_split
 from cjm_yolox_pytorch.recipe import Recipe
 from cjm_yolox_pytorch.shapes import write_shapes
-from cjm_yolox_pytorch.train import Trainer, finish_epoch, fit, load_state, read_rows, save_state, train_epoch
+from cjm_yolox_pytorch.train import Trainer, fit, load_state, read_rows, save_state, train_epoch, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(model='yolox_nano', size=64, epochs=4, batch=4, amp='none', every=2, mixup=.5, clip=5.)
@@ -51,12 +51,14 @@ def assert_same_training(out, other):
     assert speedless[0] == speedless[1]
 
 
-@pytest.mark.parametrize('after', ['state.pt', 2.5, 6])
+@pytest.mark.parametrize('after', ['best.safetensors.partial', 'metrics.csv', 'state.pt', 3.])
 def test_killed_at_any_moment(shapes, tmp_path, uninterrupted, after):
     out = tmp_path/'run'
     process = subprocess.Popen(command(shapes, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if isinstance(after, str): _wait_for(out/after, process)
-    else: time.sleep(after)
+    else: # Somewhere in the second epoch or later
+        _wait_for(out/'state.pt', process)
+        time.sleep(after/10)
     process.kill()
     process.wait()
     resumed = run(shapes, out, *['--resume']*(out/'state.pt').exists()) # Before the first state there is nothing to go on with
@@ -65,19 +67,19 @@ def test_killed_at_any_moment(shapes, tmp_path, uninterrupted, after):
 
 
 def _wait_for(path, process):
-    for _ in range(1200):
+    for _ in range(30_000):
         if path.exists() or process.poll() is not None: return
-        time.sleep(.05)
+        time.sleep(.002)
     raise TimeoutError(path)
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop(shapes, tmp_path, uninterrupted, number):
-    "Ctrl-C reaches workers as well; SIGTERM is for one process"
+    "Also when it reaches workers"
     out = tmp_path/'run'
     process = subprocess.Popen(command(shapes, out, '--workers', '1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     _wait_for(out/'state.pt', process)
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    os.killpg(process.pid, number)
     printed = process.communicate()[0]
     assert process.returncode == 130 and 'everything is saved in' in printed and 'add --resume to the same command' in printed, printed
     refused = run(shapes, out)
@@ -86,10 +88,12 @@ def test_asked_to_stop(shapes, tmp_path, uninterrupted, number):
     assert_same_training(out, uninterrupted)
 
 
-def test_stopped_in_the_middle_of_an_epoch(shapes, tmp_path):
+@pytest.mark.parametrize('changes', [{}, dict(min_size=64, max_size=128, workers=1), dict(closing=1, epochs=4), dict(amp='fp16')])
+def test_stopped_in_the_middle_of_an_epoch(shapes, tmp_path, changes):
     train, val = read_split(shapes, 'train'), read_split(shapes, 'val')
-    recipe = Recipe(**SMALL)
+    recipe = Recipe(**{**SMALL, **changes})
     whole, first, second = (Trainer(recipe, train, val, device='cpu') for _ in range(3))
+    if 'closing' in changes: whole.epoch = first.epoch = 3 # The last
     train_epoch(whole)
     steps = iter([False, False, True])
     assert train_epoch(first, stop=lambda: next(steps)) is None and first.done == 3
@@ -99,22 +103,25 @@ def test_stopped_in_the_middle_of_an_epoch(shapes, tmp_path):
     losses = train_epoch(second)
     assert all(map(torch.equal, second.model.state_dict().values(), whole.model.state_dict().values()))
     assert all(map(torch.equal, second.ema.module.state_dict().values(), whole.ema.module.state_dict().values()))
-    assert second.batches.start == 3 and losses.keys() == {'loss_cls', 'loss_bbox', 'loss_obj'}
+    assert second.batches.start == 3 and losses.keys() == {'loss_cls', 'loss_bbox', 'loss_obj', *['loss_l1']*('closing' in changes)}
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path):
+@pytest.mark.parametrize('write', ["with atomic(file) as path: torch.save(torch.zeros(100_000), path)",
+                                   "save_weights(Weights(dict(a=torch.zeros(100_000)), 'yolox_nano', 5, (0, 0, 0), (1, 1, 1)), file)"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, write):
     torch.save(dict(a=1), tmp_path/'state.pt')
     code = f"""import resource, signal, torch
-from cjm_yolox_pytorch.checkpoints import atomic
+from cjm_yolox_pytorch.checkpoints import Weights, atomic, save_weights
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-with atomic({str(tmp_path/'state.pt')!r}) as path: torch.save(torch.zeros(100_000), path)"""
+file = {str(tmp_path/'state.pt')!r}
+{write}"""
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and 'state.pt could not be written, and is as it was before' in done.stderr, done.stderr
     assert torch.load(tmp_path/'state.pt') == dict(a=1) and os.listdir(tmp_path) == ['state.pt']
 
 
-def steps(folder, rank, world, accumulate=1, compile=False):
+def steps(folder, rank, world, accumulate=1):
     "Ten steps with norm layers in evaluation mode: losses and weights. Images of the second half of each batch are empty at first"
     train = read_split(folder, 'train')
     trainer = Trainer(Recipe('yolox_nano', size=64, batch=4, epochs=40, amp='none', accumulate=accumulate, warmup=0, lr=.001), train, train, device='cpu')
@@ -133,7 +140,8 @@ def steps(folder, rank, world, accumulate=1, compile=False):
     return torch.stack(losses[:10]), {k: v.clone() for k, v in trainer.model.state_dict().items()}
 
 
-def test_two_processes_are_one(shapes, tmp_path):
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_two_processes_are_one(shapes, tmp_path, accumulate):
     script = tmp_path/'two.py'
     script.write_text(f"""import sys, torch
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT/'tests')!r}]
@@ -143,12 +151,13 @@ torch.set_num_threads(1)
 with processes():
     rank, world = rank_and_world()
     assert world == 2
-    result = steps({str(shapes)!r}, rank, world)
+    result = steps({str(shapes)!r}, rank, world, {accumulate})
     if rank == 0: torch.save(result, {str(tmp_path/'two.pt')!r})
 """)
     done = subprocess.run([Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     losses, weights = torch.load(tmp_path/'two.pt')
+    if accumulate > 1: return # Each part is divided by its own positives, so it is another training, which only has to run
     expected, alone = steps(shapes, 0, 1)
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
     for k in alone: torch.testing.assert_close(weights[k], alone[k], rtol=1e-4, atol=1e-4)
@@ -163,20 +172,38 @@ def test_torchrun(shapes, tmp_path):
     assert done.stdout.count('training on train') == 1 and len(read_rows(out/'metrics.csv')) == 4
     assert load_weights(out/'last.safetensors').names == read_split(shapes, 'train').names
     alone = Trainer(Recipe(**SMALL), read_split(shapes, 'train'), read_split(shapes, 'val'), load_weights(out/'last.safetensors'), device='cpu')
-    from cjm_yolox_pytorch.train import validate
     alone.epoch = 4
     alone.loss_func.use_l1 = True
     assert validate(alone)[0]['AP'] == pytest.approx(read_rows(out/'metrics.csv')[-1]['AP'], abs=1e-5)
 
 
-def test_torchrun_stops_and_goes_on(shapes, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_torchrun_stops_and_goes_on(shapes, tmp_path, number):
     out = tmp_path/'run'
-    launch = [Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', *command(shapes, out)]
+    launch = [Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', *command(shapes, out, '--workers', '1')]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     process = subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     _wait_for(out/'state.pt', process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     printed = process.communicate()[0]
     assert 'everything is saved in' in printed and len(read_rows(out/'metrics.csv')) < 4, printed
     resumed = subprocess.run([*launch, '--resume'], capture_output=True, text=True, env=environment)
     assert resumed.returncode == 0 and len(read_rows(out/'metrics.csv')) == 4, resumed.stderr
+
+
+def test_patience_is_resumed(shapes, tmp_path, monkeypatch):
+    "A training that stopped early has nothing left to do"
+    import cjm_yolox_pytorch.train as module
+    real, scores = module.validate, iter([.3, .2, .1, .4])
+    monkeypatch.setattr(module, 'validate', lambda trainer: ({**real(trainer)[0], 'AP': next(scores)}, real(trainer)[1]))
+    train, recipe = read_split(shapes, 'train'), Recipe(**{**SMALL, 'every': 1, 'patience': 2})
+    fit(Trainer(recipe, train, train, device='cpu'), tmp_path)
+    best = fit(Trainer(recipe, train, train, device='cpu'), tmp_path, resume=True)
+    assert best['epoch'] == 1 and len(read_rows(tmp_path/'metrics.csv')) == 3
+
+
+def test_a_failing_logger_loses_nothing(shapes, tmp_path):
+    train, recipe = read_split(shapes, 'train'), Recipe(**SMALL)
+    def fails(row, out): raise ConnectionError('no network')
+    with pytest.raises(ConnectionError): fit(Trainer(recipe, train, train, device='cpu'), tmp_path, loggers=[fails])
+    assert fit(Trainer(recipe, train, train, device='cpu'), tmp_path, resume=True)['epoch'] in (2, 4)
