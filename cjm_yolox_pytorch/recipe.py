@@ -18,7 +18,7 @@ from torch import nn
 from .loss import BOX_LOSSES
 from .model import MODEL_TYPES
 
-# %% ../nbs/08a_recipe.ipynb #ab2e9deb
+# %% ../nbs/08a_recipe.ipynb #8f6f0e4d
 OPTIMIZERS = dict(
     adamw=lambda groups, lr: torch.optim.AdamW(groups, lr, fused=True),
     sgd=lambda groups, lr: torch.optim.SGD(groups, lr, momentum=.9, nesterov=True, fused=True))
@@ -37,22 +37,22 @@ class Recipe:
     batch:int = 8 # Images a step, over all processes
     accumulate:int = 1 # Parts in which a batch goes through the network; more need less memory
     optimizer:str = 'adamw' # adamw or sgd
-    lr:float = .002 # Largest learning rate, for this batch: change them together
+    lr:float = .004 # Largest learning rate, for this batch: change them together
     decay:float = .05 # Weight decay, of convolution weights alone
     warmup:float = 3. # Epochs in which the learning rate rises; a quarter of all at most
-    closing:int = 5 # Last epochs: least rate, no mosaic or mixup, L1 loss; a quarter of all at most
+    closing:int = 10 # Last epochs: least rate, no mosaic or mixup, L1 loss; a quarter of all at most
     least:float = .05 # Least learning rate, as a share of the largest
     clip:float = 0. # Largest norm of the gradient; 0 for any
     ema:float = .9998 # How much averaged weights keep of themselves in each step, in the long run
-    ema_early:float = 2000. # Steps after which that is so
+    ema_early:float = 700. # Steps after which that is so
     box_loss:str = 'squared_iou' # squared_iou, squared_giou, giou or ciou
-    mosaic:float = 1. # Probability of four images in one
+    mosaic:float = 0. # Probability of four images in one
     mixup:float = 0. # Probability of another image shining through
-    min_scale:float = .5 # Least factor of size
-    max_scale:float = 1.5 # Largest factor
-    degrees:float = 10. # Turn by at most so much
+    min_scale:float = .7 # Least factor of size
+    max_scale:float = 1.3 # Largest factor
+    degrees:float = 0. # Turn by at most so much
     translate:float = .1 # Shift by at most this share of the canvas
-    shear:float = 2. # Slant by at most so many degrees
+    shear:float = 0. # Slant by at most so many degrees
     hue:float = 5. # Largest change of hue, of 180
     saturation:float = 30. # Largest change of saturation, of 255
     value:float = 30. # Largest change of brightness, of 255
@@ -82,7 +82,7 @@ class Recipe:
             raise ValueError(f'min_size={self.min_size}, max_size={self.max_size}: both are needed, multiples of 32, the least first')
         self.warmup, self.closing = min(self.warmup, self.epochs/4), min(self.closing, self.epochs//4)
 
-# %% ../nbs/08a_recipe.ipynb #8575d19a
+# %% ../nbs/08a_recipe.ipynb #d085a581
 def fine_tune_recipe(
     model:str='yolox_tiny', # One of `MODEL_TYPES`
     **changes # Other fields of `Recipe`
@@ -97,7 +97,7 @@ def paper_recipe(
     "YOLOX's own training: 300 epochs from random weights, on several accelerators."
     small = model in ('yolox_nano', 'yolox_tiny')
     scale, sizes = ((.5, 1.5), (320, 640)) if small else ((.1, 2.), (480, 800))
-    paper = dict(model=model, epochs=300, batch=64, optimizer='sgd', lr=.01, decay=5e-4, warmup=5., closing=15, every=10,
+    paper = dict(model=model, epochs=300, batch=64, optimizer='sgd', lr=.01, decay=5e-4, warmup=5., closing=15, every=10, ema_early=2000., degrees=10., shear=2.,
                  mosaic=.5 if model == 'yolox_nano' else 1., mixup=0. if small else 1., min_scale=scale[0], max_scale=scale[1], min_size=sizes[0], max_size=sizes[1])
     return Recipe(**{**paper, **changes})
 

@@ -17,6 +17,7 @@ from cjm_yolox_pytorch.shapes import write_shapes
 from cjm_yolox_pytorch.train import Trainer, fit, load_state, read_rows, save_state, train_epoch, validate
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'} # The networks are small, and processes share the machine
 SMALL = dict(model='yolox_nano', size=64, epochs=4, batch=4, amp='none', every=2, mixup=.5, clip=5.)
 
 
@@ -32,7 +33,7 @@ def command(data, out, *more):
     return [Path(sys.executable).with_name('yolox_train'), data, '--device', 'cpu', '--out', out, *options, *more]
 
 
-def run(*args, **kwargs): return subprocess.run(command(*args, **kwargs), capture_output=True, text=True)
+def run(*args, **kwargs): return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +55,7 @@ def assert_same_training(out, other):
 @pytest.mark.parametrize('after', ['best.safetensors.partial', 'metrics.csv', 'state.pt', 3.])
 def test_killed_at_any_moment(shapes, tmp_path, uninterrupted, after):
     out = tmp_path/'run'
-    process = subprocess.Popen(command(shapes, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(shapes, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     if isinstance(after, str): _wait_for(out/after, process)
     else: # Somewhere in the second epoch or later
         _wait_for(out/'state.pt', process)
@@ -77,7 +78,7 @@ def _wait_for(path, process):
 def test_asked_to_stop(shapes, tmp_path, uninterrupted, number):
     "Also when it reaches workers"
     out = tmp_path/'run'
-    process = subprocess.Popen(command(shapes, out, '--workers', '1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(command(shapes, out, '--workers', '1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=ENVIRONMENT)
     _wait_for(out/'state.pt', process)
     os.killpg(process.pid, number)
     printed = process.communicate()[0]
@@ -116,7 +117,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 file = {str(tmp_path/'state.pt')!r}
 {write}"""
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode and 'state.pt could not be written, and is as it was before' in done.stderr, done.stderr
     assert torch.load(tmp_path/'state.pt') == dict(a=1) and os.listdir(tmp_path) == ['state.pt']
 
@@ -154,7 +155,7 @@ with processes():
     result = steps({str(shapes)!r}, rank, world, {accumulate})
     if rank == 0: torch.save(result, {str(tmp_path/'two.pt')!r})
 """)
-    done = subprocess.run([Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', script], capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', script], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     losses, weights = torch.load(tmp_path/'two.pt')
     if accumulate > 1: return # Each part is divided by its own positives, so it is another training, which only has to run
@@ -167,7 +168,7 @@ def test_torchrun(shapes, tmp_path):
     "The same command, in two processes: one writes, no image is counted twice, and a stop is one for both"
     out = tmp_path/'run'
     launch = [Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', *command(shapes, out)]
-    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    done = subprocess.run(launch, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('training on train') == 1 and len(read_rows(out/'metrics.csv')) == 4
     assert load_weights(out/'last.safetensors').names == read_split(shapes, 'train').names
@@ -181,13 +182,12 @@ def test_torchrun(shapes, tmp_path):
 def test_torchrun_stops_and_goes_on(shapes, tmp_path, number):
     out = tmp_path/'run'
     launch = [Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', *command(shapes, out, '--workers', '1')]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    process = subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
     _wait_for(out/'state.pt', process)
     process.send_signal(number)
     printed = process.communicate()[0]
     assert 'everything is saved in' in printed and len(read_rows(out/'metrics.csv')) < 4, printed
-    resumed = subprocess.run([*launch, '--resume'], capture_output=True, text=True, env=environment)
+    resumed = subprocess.run([*launch, '--resume'], capture_output=True, text=True, env=ENVIRONMENT)
     assert resumed.returncode == 0 and len(read_rows(out/'metrics.csv')) == 4, resumed.stderr
 
 
