@@ -6,11 +6,15 @@
 __all__ = ['check_sample', 'DetectionDataset', 'seeded', 'Batch', 'collate', 'resize_batch', 'EpochBatches', 'make_loader',
            'train_loader']
 
-# %% ../nbs/07b_batches.ipynb #5516bc50
+# %% ../nbs/07b_batches.ipynb #778aa8f1
+import atexit
+import multiprocessing
+import os
 import random
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -138,15 +142,22 @@ class EpochBatches:
             seeds = [np.random.SeedSequence([self.seed, self.epoch, int(place)]).generate_state(1)[0] for place in places]
             yield [(int(i), int(s)) for i, s in zip(order[places % self.count], seeds)]
 
-# %% ../nbs/07b_batches.ipynb #7e991503
-def _begin_worker(worker):
+# %% ../nbs/07b_batches.ipynb #50c357d3
+@cache
+def _leaving(): # A flag that workers see: this process is about to end
+    flag = multiprocessing.RawValue('b', False)
+    atexit.register(setattr, flag, 'value', True)
+    return flag
+
+def _begin_worker(leaving, worker):
     import cv2
     cv2.setNumThreads(0)
-    # What asks a training to stop reaches all of its processes; the one that trains decides, and workers end with it
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+    # What asks a training to stop may reach all of its processes. The one that trains decides, and workers end with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
 
 def _loader(dataset, workers, **kwargs):
-    return DataLoader(dataset, collate_fn=collate, num_workers=workers, worker_init_fn=_begin_worker, pin_memory=torch.cuda.is_available(), **kwargs)
+    return DataLoader(dataset, collate_fn=collate, num_workers=workers, worker_init_fn=partial(_begin_worker, _leaving()) if workers else None, pin_memory=torch.cuda.is_available(), **kwargs)
 
 def make_loader(
     dataset:DetectionDataset,
