@@ -45,8 +45,10 @@ def code_cells(notebook): return [c for c in json.loads(notebook.read_text(encod
 @pytest.mark.parametrize('module', NOTEBOOKS)
 def test_a_notebook_imports_only_lower_numbered_ones(module):
     for cell in code_cells(ROOT/f'nbs/{NOTEBOOKS[module]}_{module}.ipynb'):
-        for other in re.findall(rf'^\s*(?:from|import) {PACKAGE}\.(\w+)', ''.join(cell['source']), re.M):
-            assert NOTEBOOKS[other] < NOTEBOOKS[module], f'{module} imports {other}'
+        source = ''.join(cell['source'])
+        shown_first = source.startswith('#| echo: false') # A page may begin with a picture of what it is going to make
+        for other in re.findall(rf'^\s*(?:from|import) {PACKAGE}\.(\w+)', source, re.M):
+            assert NOTEBOOKS[other] < NOTEBOOKS[module] or (shown_first and other == module), f'{module} imports {other}'
 
 
 @pytest.mark.parametrize('notebook', sorted((ROOT/'nbs').rglob('*.ipynb')), ids=lambda p: p.stem)

@@ -72,14 +72,14 @@ def test_help_explains_every_option(name, func):
 def test_a_few_images_are_learnt_by_heart(shapes, tmp_path):
     "On eight images without changes, a working loop finds the objects; one in which anything is broken does not"
     train = read_split(shapes, 'val')
-    recipe = Recipe('yolox_nano', size=96, epochs=100, batch=4, lr=.004, closing=25, amp='none', every=100)
+    recipe = Recipe('yolox_nano', size=96, epochs=160, batch=4, lr=.004, closing=40, amp='none', every=160)
     trainer = Trainer(recipe, train, train, device='cpu', transforms=[])
     best = fit(trainer, tmp_path)
     rows = read_rows(tmp_path/'metrics.csv')
     assert best['AP50'] > .5 and rows[-1]['loss_obj'] < .4*rows[0]['loss_obj']
-    assert ['loss_l1' in row for row in rows] == [False]*75 + [True]*25
+    assert ['loss_l1' in row for row in rows] == [False]*120 + [True]*40
     rates = [row['lr'] for row in rows]
-    assert rates[0] < rates[2] > rates[40] > rates[70] and rates[75:] == pytest.approx([.0002]*25)
+    assert rates[0] < rates[2] > rates[40] > rates[110] and rates[120:] == pytest.approx([.0002]*40)
     command('yolox_export', tmp_path/'best.safetensors')
     assert (tmp_path/'best.onnx').stat().st_size > 1e6
 
@@ -118,7 +118,7 @@ def test_classes_in_another_order_are_the_same_classes(shapes):
     with pytest.raises(ValueError, match="the weights are of yolox_s, but model='yolox_nano'"): Trainer(Recipe('yolox_nano'), train, val, weights, device='cpu')
 
 
-def _nothing(annotations): return replace(annotations, paths=[], sizes=annotations.sizes[:0], starts=annotations.starts[:1], labels=annotations.labels[:0], boxes=annotations.boxes[:0])
+def _nothing(annotations): return annotations.take([])
 
 
 def _again(trainer):
