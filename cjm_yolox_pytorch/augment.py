@@ -6,7 +6,7 @@
 __all__ = ['MIN_VISIBLE', 'as_sample', 'move_points', 'paste', 'move_boxes', 'cut', 'compose', 'RandomAffine', 'Mosaic', 'MixUp',
            'RandomHSV', 'yolox_transforms', 'apply']
 
-# %% ../nbs/07a_augment.ipynb #5541ed22
+# %% ../nbs/07a_augment.ipynb #f89f3b2c
 import math
 
 import numpy as np
@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 from torchvision.tv_tensors import Image as ImageTensor
 
-from .boxes import letterbox_size
+from .boxes import as_hw, letterbox_size
 
 # %% ../nbs/07a_augment.ipynb #c62920d8
 def as_sample(
@@ -101,38 +101,38 @@ def compose(
     labels, crowd = (torch.cat([target[k] for _, target, _ in placed]) for k in ('labels', 'crowd'))
     return ImageTensor(torch.from_numpy(canvas).permute(2, 0, 1)), cut(dict(boxes=torch.from_numpy(boxes), labels=labels, crowd=crowd), canvas_hw)
 
-# %% ../nbs/07a_augment.ipynb #864cac11
+# %% ../nbs/07a_augment.ipynb #9916e3b0
 class RandomAffine:
     "Turn, scale, shear and shift an image on a canvas"
     def __init__(self,
-        size:int, # Side of the square canvas in pixels
+        size, # Side of the square canvas in pixels, or its height and width
         scale:tuple=(.5, 1.5), # Least and largest factor of size; at 1 the image fills the canvas
         degrees:float=10., # Turn by at most so much, either way
-        translate:float=.1, # Shift by at most this share of `size`
+        translate:float=.1, # Shift by at most this share of the canvas
         shear:float=2. # Slant each axis by at most so many degrees
-    ): self.size, self.scale, self.degrees, self.translate, self.shear = size, scale, degrees, translate, shear
+    ): self.canvas, self.scale, self.degrees, self.translate, self.shear = as_hw(size), scale, degrees, translate, shear
 
     def matrix(self): # [3, 3] at random, from the plane whose origin is the middle to the canvas
         angle, factor = math.radians(_uniform(-self.degrees, self.degrees)), _uniform(*self.scale)
         sx, sy = (math.tan(math.radians(_uniform(-self.shear, self.shear))) for _ in range(2))
         turn = factor * np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1/factor]])
-        x, y = (self.size * (.5 + _uniform(-self.translate, self.translate)) for _ in range(2))
+        x, y = (n * (.5 + _uniform(-self.translate, self.translate)) for n in reversed(self.canvas))
         return _shift(x, y) @ np.array([[1, sx, 0], [sy, 1, 0], [0, 0, 1]]) @ turn
 
     def fit(self, image): # Height and width of an image on the canvas, and the matrix that brings it there
-        h, w = letterbox_size(image.shape[1:], (self.size, self.size))
+        h, w = letterbox_size(image.shape[1:], self.canvas)
         return h, w, np.diag([w/image.shape[2], h/image.shape[1], 1])
 
     def __call__(self, image, target):
         h, w, fit = self.fit(image)
-        return compose([(image, target, self.matrix() @ _shift(-w/2, -h/2) @ fit)], (self.size, self.size))
+        return compose([(image, target, self.matrix() @ _shift(-w/2, -h/2) @ fit)], self.canvas)
 
-# %% ../nbs/07a_augment.ipynb #2cc3c253
+# %% ../nbs/07a_augment.ipynb #86680cd5
 class Mosaic(RandomAffine):
     "Put four images around a point, then move them all; otherwise move one"
     draws = True
     def __init__(self,
-        size:int, # Side of the square canvas in pixels
+        size, # Side of the square canvas in pixels, or its height and width
         p:float=1., # Probability of four images
         **kwargs # Of `RandomAffine`
     ):
@@ -141,12 +141,12 @@ class Mosaic(RandomAffine):
 
     def __call__(self, image, target, draw):
         if torch.rand(()) >= self.p: return super().__call__(image, target)
-        moved = self.matrix() @ _shift(*(self.size * _uniform(-.5, .5) for _ in range(2)))
+        moved = self.matrix() @ _shift(*(n * _uniform(-.5, .5) for n in reversed(self.canvas)))
         placed = []
         for n, sample in enumerate([(image, target), *(draw() for _ in range(3))]):
             h, w, fit = self.fit(sample[0])
             placed.append((*sample, moved @ _shift(-w * (n % 2 == 0), -h * (n < 2)) @ fit))
-        return compose(placed, (self.size, self.size))
+        return compose(placed, self.canvas)
 
 # %% ../nbs/07a_augment.ipynb #64f1008d
 class MixUp:
@@ -186,14 +186,14 @@ class RandomHSV:
         hsv = cv2.LUT(cv2.cvtColor(_pixels(image), cv2.COLOR_RGB2HSV), table[None])
         return ImageTensor(torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).permute(2, 0, 1)), target
 
-# %% ../nbs/07a_augment.ipynb #0f5f6787
+# %% ../nbs/07a_augment.ipynb #af5ebe15
 def yolox_transforms(
-    size:int, # Side of the square canvas in pixels
+    size, # Side of the square canvas in pixels, or its height and width
     mosaic:float=1., # Probability of four images in one
     mixup:float=1., # Probability of another image shining through
     scale:tuple=(.1, 2.), # Least and largest factor of size
     degrees:float=10., # Turn by at most so much, either way
-    translate:float=.1, # Shift by at most this share of `size`
+    translate:float=.1, # Shift by at most this share of the canvas
     shear:float=2., # Slant by at most so many degrees
     hsv:tuple=(5., 30., 30.), # Largest changes of hue (of 180), saturation and value (of 255)
     flip:float=.5 # Probability of mirroring

@@ -9,7 +9,7 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
            'finish_epoch', 'fit', 'measure_best', 'hold_out', 'splits_to_use', 'recipe_options', 'yolox_train',
            'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #fa3de9a2
+# %% ../nbs/09_train.ipynb #ddf29a51
 import csv
 import inspect
 import math
@@ -32,7 +32,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from .augment import yolox_transforms
-from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
+from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, tight_canvas, train_loader
 from .checkpoints import Weights, atomic, load_weights, save_weights
 from .data import Annotations, check, check_splits, fault_lines, find_splits, read_split, relabel
 from .evaluate import average_precision, choose_device, detect, report, show_detections, table, yolox_eval
@@ -60,7 +60,7 @@ def rank_and_world():
     "Number of this process, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../nbs/09_train.ipynb #06acbe72
+# %% ../nbs/09_train.ipynb #c07e7aaa
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -78,6 +78,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.train, self.names, self.device = recipe, train, train.names, choose_device(device)
         self.val, self.transforms = relabel(val, train.names), transforms
+        self.canvas = recipe.size if recipe.mosaic else tight_canvas(train, recipe.size)
         self.rank, self.world = rank_and_world()
         self.model = build_model(recipe.model, len(train.names), pretrained=weights or False).to(self.device, memory_format=torch.channels_last)
         self.stats = NORM_STATS[recipe.model] if weights is None else dict(mean=weights.mean, std=weights.std)
@@ -140,7 +141,7 @@ def step(self:Trainer,
     self.done += 1
     return total
 
-# %% ../nbs/09_train.ipynb #46bf3719
+# %% ../nbs/09_train.ipynb #3ea14bd4
 @patch
 def start_epoch(self:Trainer):
     "Make everything ready for the present epoch, from step `done` on."
@@ -148,16 +149,17 @@ def start_epoch(self:Trainer):
     self.model.train()
     for module in self.frozen: module.eval()
     if self.loader is None or self.loss_func.use_l1 != self.closing:
-        transforms = recipe_transforms(self.recipe) if self.transforms is None else self.transforms
+        transforms = recipe_transforms(self.recipe, self.canvas) if self.transforms is None else self.transforms
         if self.closing and not callable(transforms): transforms = [t for t in transforms if not getattr(t, 'draws', False)] # Neither mosaic nor mixup
-        self.loader = train_loader(DetectionDataset(self.train, self.recipe.size, transforms), self.batches, self.recipe.workers)
+        self.loader = train_loader(DetectionDataset(self.train, self.canvas, transforms), self.batches, self.recipe.workers)
     self.loss_func.use_l1 = self.closing
 
 def recipe_transforms(
-    r:Recipe
+    r:Recipe,
+    canvas # Side of the square canvas in pixels, or its height and width
 ) -> list: # Transforms
     "What training images go through."
-    return yolox_transforms(r.size, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
+    return yolox_transforms(canvas, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
 
 # %% ../nbs/09_train.ipynb #dc7dc36a
 def check_finite(
