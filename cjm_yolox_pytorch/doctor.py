@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'look_at_images', 'Report', 'examine', 'summary', 'report_lines', 'draw_report', 'yolox_doctor']
 
-# %% ../nbs/07c_doctor.ipynb #41896c97
+# %% ../nbs/07c_doctor.ipynb #1024277f
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +17,11 @@ from textwrap import wrap
 
 import numpy as np
 import torch
-from fastcore.script import call_parse
 
 from .boxes import letterbox_scale, letterbox_size
 from .data import Fault, check, check_splits, find_splits, read_annotated
 from .inference import letterbox, read_image
+from .utils import command
 
 # %% ../nbs/07c_doctor.ipynb #2c919e8b
 def _look(annotations, i): # Hash of the pixels, or what is wrong
@@ -235,8 +235,8 @@ def _draw_crowding(ax, report):
     ax.set(title='How many in one image?', xlabel='objects', ylabel='percent of the images')
     if report.splits: ax.legend(fontsize=8)
 
-# %% ../nbs/07c_doctor.ipynb #087100fa
-@call_parse
+# %% ../nbs/07c_doctor.ipynb #873bde32
+@command
 def yolox_doctor(
     data:str, # Folder of a data set (COCO, Pascal VOC or YOLO), or its JSON or YAML
     format:str=None, # coco, voc or yolo; what it looks like unless given

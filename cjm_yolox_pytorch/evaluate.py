@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['METRICS', 'VOC_METRICS', 'BACKGROUND', 'RIGHT', 'WRONG', 'CONFUSED', 'average_precision', 'precision_recall',
            'plot_precision_recall', 'voc_average_precision', 'Outcome', 'match', 'confusion_matrix', 'plot_confusion',
-           'show_worst', 'show_detections', 'report', 'table', 'detect', 'latency', 'write_coco', 'choose_device',
-           'yolox_eval']
+           'show_worst', 'show_detections', 'report', 'table', 'detect', 'latency', 'write_coco', 'yolox_eval']
 
-# %% ../nbs/08_evaluate.ipynb #19df0b30
+# %% ../nbs/08_evaluate.ipynb #c86dfa05
 import json
 import math
 import textwrap
@@ -18,15 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.script import call_parse
 
 from .boxes import box_iou, unletterbox
-from .checkpoints import load_weights
+from .checkpoints import atomic, load_weights
 from .batches import DetectionDataset, make_loader
-from .data import Annotations, find_splits, read_annotated, read_split, relabel
+from .data import Annotations, check, fault_lines, find_splits, hold_out, read_annotated, read_split, relabel
 from .inference import Detections, draw_box, draw_boxes, letterbox, nms, normalize, scored_boxes
 from .model import build_model
-from .utils import shell_errors
+from .utils import check_between, choose_device, command
 
 # %% ../nbs/08_evaluate.ipynb #1221d88e
 def _coco_truth(annotations): # Annotations as COCO's dictionary
@@ -86,7 +84,7 @@ def precision_recall(
     "Precision of each class as recall grows, at an IoU of .5."
     return _count(annotations, detections)[0][0, ..., 0, -1]
 
-# %% ../nbs/08_evaluate.ipynb #621a390f
+# %% ../nbs/08_evaluate.ipynb #601c7b1a
 def plot_precision_recall(
     curves:np.ndarray, # [101, C] of `precision_recall`
     names:list, # C names of classes
@@ -109,7 +107,7 @@ def plot_precision_recall(
     ax.grid(alpha=.3)
     title = 'AP50' if len(there) <= most else f'AP50 of the {most} classes\nwith most objects'
     if there: ax.legend(title=title, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
-    fig.savefig(path, dpi=110)
+    with atomic(path) as partial: fig.savefig(partial, format='png', dpi=110)
 
 def _short(name, most=28): return name if len(name) <= most else name[:most - 1] + '…'
 
@@ -216,7 +214,7 @@ def confusion_matrix(
         np.add.at(matrix, (C, found[o.false]), 1)
     return matrix
 
-# %% ../nbs/08_evaluate.ipynb #22d59252
+# %% ../nbs/08_evaluate.ipynb #8753010b
 def plot_confusion(
     matrix:np.ndarray, # Of `confusion_matrix`
     names:list, # C names of classes
@@ -241,9 +239,9 @@ def plot_confusion(
     ax.grid(which='minor', color='.9', lw=.5); ax.tick_params(which='both', length=0)
     ax.axhline(N - 1.5, color='black', lw=1); ax.axvline(N - 1.5, color='black', lw=1)
     ax.set_title(title, fontsize=10); ax.set(ylabel='what is there', xlabel='what it was taken for')
-    fig.savefig(path, dpi=110)
+    with atomic(path) as partial: fig.savefig(partial, format='png', dpi=110)
 
-# %% ../nbs/08_evaluate.ipynb #d2bbd945
+# %% ../nbs/08_evaluate.ipynb #40504750
 def _pairs(annotations, chosen, path, draw, columns=2, width=3, title=None): # A picture with two panels, `width` inches wide, for each image that is chosen
     from matplotlib.figure import Figure
     columns = min(columns, len(chosen))
@@ -254,7 +252,7 @@ def _pairs(annotations, chosen, path, draw, columns=2, width=3, title=None): # A
     for ax in axs.flat: ax.axis('off')
     for n, i in enumerate(chosen): draw(*axs[n//columns, 2*(n % columns):][:2], i)
     if title: fig.suptitle(title, fontsize=10)
-    fig.savefig(path, dpi=110)
+    with atomic(path) as partial: fig.savefig(partial, format='png', dpi=110)
 
 # %% ../nbs/08_evaluate.ipynb #48068fcf
 RIGHT, WRONG, CONFUSED = 'limegreen', 'red', 'darkorange'
@@ -301,7 +299,7 @@ def show_detections(
         right.set_title(f'found (score > {min_score})', fontsize=9)
     _pairs(annotations, np.unique(np.linspace(0, len(annotations) - 1, count).astype(int)), path, draw)
 
-# %% ../nbs/08_evaluate.ipynb #d014bf05
+# %% ../nbs/08_evaluate.ipynb #063a3f16
 def report(
     annotations:Annotations, # The truth
     detections:list, # One `Detections` for each image, down to a score of .001 or so
@@ -318,7 +316,7 @@ def report(
     if out is not None:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        (out/'metrics.json').write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False))
+        with atomic(out/'metrics.json') as partial: partial.write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False))
         plot_precision_recall(precision[0, ..., 0, -1], annotations.names, matrix[:-1].sum(axis=1), out/'precision_recall.png')
         plot_confusion(matrix, annotations.names, out/'confusion.png', f'Confusions, score > {min_score:g}')
         show_worst(annotations, detections, outcomes, out/'worst.png')
@@ -427,7 +425,7 @@ def latency(
     total, network = np.median(times[2:], axis=0) * 1000
     return dict(total=float(total), network=float(network), device=torch.cuda.get_device_name() if device.type == 'cuda' else device.type)
 
-# %% ../nbs/08_evaluate.ipynb #ff16b7f5
+# %% ../nbs/08_evaluate.ipynb #5537714e
 def write_coco(
     annotations:Annotations, # The truth
     detections:list, # One `Detections` for each image
@@ -435,36 +433,32 @@ def write_coco(
 ):
     "Write truth and detections for COCO's own and other programs."
     for name, content in dict(truth=_coco_truth(annotations), detections=_coco_results(detections)).items():
-        (Path(folder)/f'{name}.json').write_text(json.dumps(content))
+        with atomic(Path(folder)/f'{name}.json') as partial: partial.write_text(json.dumps(content))
 
-# %% ../nbs/08_evaluate.ipynb #e0a8f344
+# %% ../nbs/08_evaluate.ipynb #b39fadf2
 def _same_classes(weights, annotations, path): # The annotations with the labels that the weights use
     if weights.names: return relabel(annotations, weights.names)
     if weights.num_classes == len(annotations.names): return annotations
     raise ValueError(f'{path} tells {weights.num_classes} classes apart (without names), but the data has {len(annotations.names)}: {annotations.names}')
 
-def choose_device(
-    name:str=None # As torch calls it; the fastest there is if None
-) -> torch.device:
-    "The device that `name` says, or the fastest one."
-    if name:
-        try: torch.zeros(1, device=name)
-        except (RuntimeError, AssertionError) as e: raise ValueError(f'device={name!r} does not work here: {str(e).splitlines()[0]}') from e
-        return torch.device(name)
-    if torch.cuda.is_available(): return torch.device('cuda')
-    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+# %% ../nbs/08_evaluate.ipynb #12cef1aa
+def _to_measure_on(data, split, format, notes): # Name and annotations
+    splits = find_splits(data, format)
+    name = split or next((s for s in ('test', 'val') if s in splits), next(iter(splits)))
+    annotations = read_split(data, name, format)
+    if not len(annotations): raise ValueError(f'{data}: there are no images in the split {name!r}')
+    held = f'a tenth of {name}'
+    if split is None and notes.get('validation') == held: return held, hold_out(annotations)[1]
+    if split is None and notes.get('training') == name: print(f'there is nothing but {name!r} to measure on, which the network has learnt from: figures will be too good', flush=True)
+    return name, annotations
 
-def _check_between(**options): # name=(value, least, most)
-    for name, (value, least, most) in options.items():
-        if not least <= value <= most: raise ValueError(f'{name}={value}: ' + (f'from {least} to {most} is possible' if most < math.inf else f'at least {least} is needed'))
-
-# %% ../nbs/08_evaluate.ipynb #284d70a6
-@call_parse
-@shell_errors
+# %% ../nbs/08_evaluate.ipynb #719fdac4
+@command
 def yolox_eval(
     weights:str, # File of weights
-    data:str, # Folder of a data set (Pascal VOC or COCO), or a COCO file
-    split:str=None, # Which part of the data; the test split unless given, or val where there is none
+    data:str, # Folder of a data set, or a COCO file
+    split:str=None, # Which part of the data; the test split unless given, or val; of a single one, what training held out
+    format:str=None, # coco, voc or yolo; found by looking unless given
     size:int=None, # Side of the canvas in pixels; that of training unless given (published weights: 416 for nano and tiny, or 640)
     conf:float=.001, # Detections of a higher score count for average precision; a larger value lowers it
     working_conf:float=.25, # Detections of a higher score count for precision, recall and confusions, and are drawn
@@ -478,12 +472,12 @@ def yolox_eval(
 ):
     "Measure how good WEIGHTS are on a split of DATA"
     from tqdm import tqdm
-    _check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1),
-                   max_detections=(max_detections, 1, math.inf), batch=(batch, 1, math.inf), size=(32 if size is None else size, 1, math.inf))
-    splits = find_splits(data)
-    split = split or next((s for s in ('test', 'val', 'all') if s in splits), next(iter(splits)))
-    annotations, loaded = read_split(data, split), load_weights(weights)
-    if not len(annotations): raise ValueError(f'{data}: there are no images in the split {split!r}')
+    check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1),
+                   max_detections=(max_detections, 1, math.inf), batch=(batch, 1, math.inf), workers=(workers, 0, math.inf), size=(32 if size is None else size, 1, math.inf))
+    if out and (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training, whose pictures would be replaced: choose another folder')
+    loaded = load_weights(weights)
+    split, annotations = _to_measure_on(data, split, format, loaded.notes)
+    for line in fault_lines(check(annotations)): print(f'  {line}', flush=True)
     annotations = _same_classes(loaded, annotations, weights)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Now rather than after all the work
     model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()

@@ -71,7 +71,7 @@ def _check_shapes(boxes, labels, num_images):
         if l.numel() and l.ndim != 1: raise ValueError(f'image {i}: ground_truth_labels has shape {tuple(l.shape)}, but [G] was expected')
         if b.numel() != 4*l.numel(): raise ValueError(f'image {i}: {b.numel()//4} boxes but {l.numel()} labels')
 
-# %% ../nbs/05_loss.ipynb #83afddd4
+# %% ../nbs/05_loss.ipynb #3d61f2d5
 def _round_up(n): # To three binary digits, 8 at least
     step = max(2, 2**(n.bit_length() - 3))
     return max(8, -(-n//step)*step)
@@ -84,9 +84,9 @@ def _gather_objects(boxes, labels, num_classes, check, device, dtype, rounded=Fa
         together = labels if len({l.dtype for l in labels}) == 1 else [l.double() for l in labels]
         check_values(torch.cat(boxes), torch.cat(together), num_classes, counts=[len(l) for l in labels])
     padded = pad_objects([b.to(dtype) for b in boxes], labels, _round_up(max(map(len, labels))) if rounded else 1)
-    return [t.to(device, non_blocking=device.type != 'cpu') for t in padded] # A CPU would read before they are there
+    return [t.to(device, non_blocking=device.type == 'cuda') for t in padded] # Others would read before they are there
 
-# %% ../nbs/05_loss.ipynb #036c92b7
+# %% ../nbs/05_loss.ipynb #d1130538
 def _gather_regions(regions, num_images, device, dtype, rounded=False):
     "[B, I, 4] regions, padded with boxes without area, or None"
     if regions is None: return None
@@ -94,7 +94,7 @@ def _gather_regions(regions, num_images, device, dtype, rounded=False):
     if len(regions) != num_images: raise ValueError(f'{len(regions)} tensors of ground_truth_bboxes_ignore for a batch of {num_images} images')
     for i, r in enumerate(regions):
         if r.ndim != 2 or r.shape[1] != 4: raise ValueError(f'image {i}: ground_truth_bboxes_ignore has shape {tuple(r.shape)}, but [I, 4] was expected')
-    return pad_objects([r.to(dtype) for r in regions], [r[:, 0] for r in regions], _round_up(max(map(len, regions))) if rounded else 1)[0].to(device, non_blocking=device.type != 'cpu')
+    return pad_objects([r.to(dtype) for r in regions], [r[:, 0] for r in regions], _round_up(max(map(len, regions))) if rounded else 1)[0].to(device, non_blocking=device.type == 'cuda')
 
 # %% ../nbs/05_loss.ipynb #20d86c9f
 def take_slots(

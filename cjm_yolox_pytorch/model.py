@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NORM_CFG', 'PRIOR_BIAS', 'MODEL_TYPES', 'NORM_STATS', 'CSP_DARKNET_CFGS', 'PAFPN_CFGS', 'HEAD_CFGS', 'MODEL_CFGS',
-           'HUGGINGFACE_CKPT_URL', 'PRETRAINED_URLS', 'ConvModule', 'DepthwiseSeparableConvModule', 'Focus',
-           'DarknetBottleneck', 'CSPLayer', 'SPPBottleneck', 'CSPDarknet', 'YOLOXPAFPN', 'YOLOXHead', 'init_head',
-           'YOLOX', 'pretrained_file', 'load_matching', 'build_model']
+           'HUGGINGFACE_CKPT_URL', 'PUBLISHED', 'PRETRAINED_URLS', 'ConvModule', 'DepthwiseSeparableConvModule',
+           'Focus', 'DarknetBottleneck', 'CSPLayer', 'SPPBottleneck', 'CSPDarknet', 'YOLOXPAFPN', 'YOLOXHead',
+           'init_head', 'YOLOX', 'pretrained_file', 'load_matching', 'build_model', 'fuse']
 
-# %% ../nbs/03_model.ipynb #45a4de81
+# %% ../nbs/03_model.ipynb #7dc8c23a
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import SIZES, Weights, load_weights
+from .checkpoints import SIZES, Weights, download, focus_filters, load_weights
 from .utils import multi_apply
 
 # %% ../nbs/03_model.ipynb #a9f4ab36
@@ -232,54 +233,81 @@ MODEL_CFGS = {name: dict(
     **{f'neck_{k}': PAFPN_CFGS[name][k] for k in ('in_channels', 'out_channels', 'num_csp_blocks')},
     **{f'head_{k}': HEAD_CFGS[name][k] for k in ('in_channels', 'feat_channels')}) for name in SIZES}
 
-# %% ../nbs/03_model.ipynb #a86a76bf
+# %% ../nbs/03_model.ipynb #19e49a29
 HUGGINGFACE_CKPT_URL = 'https://huggingface.co/cj-mills/yolox-coco-baseline-pytorch/resolve/main/'
-PRETRAINED_URLS = {name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in SIZES if name != 'yolox_nano'}
-PRETRAINED_URLS['yolox_nano'] = 'https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/yolox_nano.pth'
+_MEGVII_URL = 'https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/'
+_MMYOLO_URL = 'https://download.openmmlab.com/mmyolo/v0/yolox/yolox_{0}_fast_8xb32-300e-rtmdet-hyp_coco/yolox_{0}_fast_8xb32-300e-rtmdet-hyp_coco_{1}.pth'
+PUBLISHED = dict(
+    cjm={name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in SIZES if name != 'yolox_nano'},
+    megvii={name: f'{_MEGVII_URL}{name}.pth' for name in SIZES},
+    mmyolo={f'yolox_{size}': _MMYOLO_URL.format(size, version) for size, version in
+            [('tiny', '20230210_143637-4c338102'), ('s', '20230210_134645-3a8dfbd7'), ('m', '20230210_144328-e657e182')]})
+PRETRAINED_URLS = PUBLISHED['cjm'] | dict(yolox_nano=PUBLISHED['megvii']['yolox_nano'])
 
+# %% ../nbs/03_model.ipynb #785ba33f
 def pretrained_file(
     model_type:str, # One of `MODEL_TYPES`
-    checkpoint_dir='./pretrained_checkpoints/' # Where it is kept
+    checkpoint_dir='./pretrained_checkpoints/', # Where it is kept
+    family:str=None # One of `PUBLISHED`; the usual one if None
 ) -> Path: # Of the file with published COCO weights
     "Fetch the published weights of a size, unless they are there."
-    if model_type not in PRETRAINED_URLS: raise ValueError(f'model_type={model_type!r}: choose one of {MODEL_TYPES}')
-    url = PRETRAINED_URLS[model_type]
-    path = Path(checkpoint_dir) / url.rpartition('/')[2]
-    if path.exists(): return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try: torch.hub.download_url_to_file(url, str(path))
-    except OSError as e: raise OSError(f'{url} could not be downloaded ({e}). Download it elsewhere and put it at {path}') from e
-    return path
+    if model_type not in SIZES: raise ValueError(f'model_type={model_type!r}: choose one of {MODEL_TYPES}')
+    if family is None: return download(PRETRAINED_URLS[model_type], checkpoint_dir)
+    if model_type not in PUBLISHED.get(family, ()): raise ValueError(f'{family} has published no {model_type}: choose from {({f: list(urls) for f, urls in PUBLISHED.items()})}')
+    return download(PUBLISHED[family][model_type], Path(checkpoint_dir)/family)
 
-# %% ../nbs/03_model.ipynb #da68b7b1
+# %% ../nbs/03_model.ipynb #c110c35a
 def load_matching(
     model:YOLOX, # Changed in place
     weights:Weights
-):
+) -> str: # What was loaded, made anew, and left over
     "Load `weights` into `model`; its class convolutions stay as they are if they are for other classes."
-    state, own, cls = dict(weights.state), model.state_dict(), 'bbox_head.multi_level_conv_cls.'
-    if weights.num_classes != model.bbox_head.num_classes: state.update({k: v for k, v in own.items() if k.startswith(cls)})
+    state, own, cls, C = dict(weights.state), model.state_dict(), 'bbox_head.multi_level_conv_cls.', model.bbox_head.num_classes
+    remade = [k for k in own if k.startswith(cls)] if weights.num_classes != C else []
+    state.update({k: own[k] for k in remade})
+    for k in own: # Older files do not count batches
+        if k.endswith('num_batches_tracked'): state.setdefault(k, own[k])
     wrong = [f'{k} {tuple(state[k].shape)}' for k in state if k in own and state[k].shape != own[k].shape]
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if wrong or missing or unknown: raise ValueError(f'weights of a {weights.model_type} do not fit: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {wrong[:5]}')
     model.load_state_dict(state)
+    anew = f'; those of the classes made anew, for {C} instead of {weights.num_classes}' * bool(remade)
+    left = f'; left over: {len(weights.left_over)} such as {", ".join(weights.left_over[:3])}' * bool(weights.left_over)
+    return f'{weights.model_type} of {weights.family}: {len(own) - len(remade)} of {len(own)} tensors loaded{anew}{left}'
 
-# %% ../nbs/03_model.ipynb #24059ea3
+# %% ../nbs/03_model.ipynb #f6f66458
 def build_model(
     model_type:str, # One of `MODEL_TYPES`
     num_classes:int, # C
-    pretrained=True, # Start from published COCO weights; or `Weights`, or the path of a file; False for random ones
+    pretrained=True, # True for published COCO weights; or whose (megvii, mmyolo, cjm), the path or address of a file, or `Weights`; False for random ones
     checkpoint_dir='./pretrained_checkpoints/' # Where published weights are kept
 ) -> YOLOX:
     "Build a YOLOX of a given size."
     if model_type not in SIZES: raise ValueError(f'model_type={model_type!r}: choose one of {MODEL_TYPES}')
     model = YOLOX(CSPDarknet(**CSP_DARKNET_CFGS[model_type]), YOLOXPAFPN(**PAFPN_CFGS[model_type]),
                   YOLOXHead(num_classes, **HEAD_CFGS[model_type]))
-    if pretrained is True: pretrained = pretrained_file(model_type, checkpoint_dir)
     if not pretrained: return model
+    if pretrained is True: pretrained = pretrained_file(model_type, checkpoint_dir)
+    elif isinstance(pretrained, str) and pretrained in PUBLISHED: pretrained = pretrained_file(model_type, checkpoint_dir, pretrained)
     weights = pretrained if isinstance(pretrained, Weights) else load_weights(pretrained)
     load_matching(model, weights)
     stats = dict(mean=tuple(weights.mean), std=tuple(weights.std))
     if weights is not pretrained and stats != NORM_STATS[model_type]:
         warnings.warn(f'{pretrained} wants images normalised with {stats}, not with NORM_STATS[{model_type!r}]')
     return model
+
+# %% ../nbs/03_model.ipynb #b67dda11
+def fuse(
+    model:YOLOX # Stays as it is
+) -> YOLOX: # In evaluation mode, without norm layers and Focus
+    "A copy of `model` for inference alone."
+    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in fused.modules():
+        if isinstance(module, ConvModule) and not isinstance(module.bn, nn.Identity):
+            module.conv, module.bn = torch.nn.utils.fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+    stem = fused.backbone.stem
+    if isinstance(stem, Focus):
+        conv = nn.Conv2d(3, stem.conv.conv.out_channels, 6, 2, 2).to(stem.conv.conv.weight)
+        conv.load_state_dict(dict(weight=focus_filters(stem.conv.conv.weight), bias=stem.conv.conv.bias))
+        stem.conv.conv, fused.backbone.stem = conv.requires_grad_(False), stem.conv
+    return fused

@@ -64,10 +64,10 @@ def _area(polygon): # Of a polygon, by the shoelace formula
     x, y = polygon.T
     return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
 
-# %% ../nbs/06a_shapes.ipynb #30345905
+# %% ../nbs/06a_shapes.ipynb #50f51fef
 def write_shapes(
     folder, # Made if needed; gets `train`, `val` and `test`, each with images and a COCO file
-    train:int=800, # Numbers of images
+    train:int=800, # Numbers of images; no split for 0
     val:int=100,
     test:int=200,
     size:int=160, # Side of the images in pixels
@@ -75,6 +75,7 @@ def write_shapes(
 ):
     "Draw a data set of shapes, in COCO format."
     for n, (split, count) in enumerate(dict(train=train, val=val, test=test).items()):
+        if not count: continue
         coco, path = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(SHAPES)]), Path(folder)/split
         path.mkdir(parents=True, exist_ok=True)
         for i in range(count):

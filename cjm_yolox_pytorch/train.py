@@ -6,11 +6,11 @@
 __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_world', 'Trainer', 'recipe_transforms',
            'check_finite', 'train_epoch', 'memory_gb', 'validate', 'save_trained', 'save_state', 'load_state',
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
-           'finish_epoch', 'fit', 'measure_best', 'hold_out', 'splits_to_use', 'recipe_options', 'yolox_train',
-           'yolox_demo']
+           'finish_epoch', 'fit', 'measure_best', 'splits_to_use', 'recipe_options', 'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #ddf29a51
+# %% ../nbs/09_train.ipynb #79dce897
 import csv
+import hashlib
 import inspect
 import math
 import os
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from fastcore.docments import docments
-from fastcore.script import Param, call_parse
+from fastcore.script import Param
 from torch import distributed as dist
 from torch import nn
 from torchvision.transforms import v2
@@ -34,14 +34,14 @@ from torchvision.transforms import v2
 from .augment import yolox_transforms
 from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, tight_canvas, train_loader
 from .checkpoints import Weights, atomic, load_weights, save_weights
-from .data import Annotations, check, check_splits, fault_lines, find_splits, read_split, relabel
-from .evaluate import average_precision, choose_device, detect, report, show_detections, table, yolox_eval
+from .data import Annotations, check, check_splits, fault_lines, find_splits, hold_out, read_split, relabel
+from .evaluate import average_precision, detect, report, show_detections, table, yolox_eval
 from .inference import normalize
 from .loss import YOLOXLoss
-from .model import NORM_STATS, build_model, pretrained_file
+from .model import NORM_STATS, build_model, load_matching, pretrained_file
 from .recipe import EMA, RECIPES, Recipe, amp_dtype, canvas_size, fine_tune_recipe, freeze, make_optimizer, make_scheduler
 from .shapes import write_shapes
-from .utils import shell_errors
+from .utils import choose_device, command
 
 # %% ../nbs/09_train.ipynb #f01406e6
 @contextmanager
@@ -60,7 +60,7 @@ def rank_and_world():
     "Number of this process, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../nbs/09_train.ipynb #c07e7aaa
+# %% ../nbs/09_train.ipynb #7149120b
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -80,7 +80,9 @@ class Trainer:
         self.val, self.transforms = relabel(val, train.names), transforms
         self.canvas = recipe.size if recipe.mosaic else tight_canvas(train, recipe.size)
         self.rank, self.world = rank_and_world()
-        self.model = build_model(recipe.model, len(train.names), pretrained=weights or False).to(self.device, memory_format=torch.channels_last)
+        model = build_model(recipe.model, len(train.names), pretrained=False)
+        self.loaded = weights and load_matching(model, weights) # What was, in words
+        self.model = model.to(self.device, memory_format=torch.channels_last)
         self.stats = NORM_STATS[recipe.model] if weights is None else dict(mean=weights.mean, std=weights.std)
         if recipe.batch % (recipe.accumulate*self.world): raise ValueError(f'batch={recipe.batch} does not divide into accumulate={recipe.accumulate} parts for each of {self.world} processes')
         if recipe.sync_bn and self.world > 1: self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -94,7 +96,7 @@ class Trainer:
         self.scheduler, self.loader = make_scheduler(self.optimizer, recipe, len(self.batches)), None
         self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For what is not on an accelerator
         self.epoch, self.done, self.totals = 0, 0, {} # Epochs completed, steps of the present one, and its sums of losses
-        self.rows, self.best, self.out = [], dict(AP=-1.), None # Metrics of all epochs, and of the best; folder
+        self.rows, self.best, self.out, self.notes = [], dict(AP=-1.), None, {} # Metrics of all epochs, and of the best; folder; what to say in files of weights
 
     def _wrap(self, model): # For several processes, and for speed
         if self.world > 1: model = nn.parallel.DistributedDataParallel(model, device_ids=[self.device] if self.device.type == 'cuda' else None)
@@ -104,19 +106,24 @@ class Trainer:
     def steps(self): return self.epoch*len(self.batches) + self.done # Of the whole training
 
     @property
-    def closing(self): return self.epoch >= self.recipe.epochs - self.recipe.closing # The last epochs are others
+    def closing(self): return self.epoch >= self.recipe.epochs - self.recipe.closing_epochs # The last epochs are others
 
-# %% ../nbs/09_train.ipynb #85b206d1
+# %% ../nbs/09_train.ipynb #97dffcf7
 @patch
 def losses(self:Trainer,
     batch:Batch
 ) -> dict: # Scalars by name
     "The losses of a `batch`."
-    images = batch.images.to(self.device, non_blocking=True)
+    images = batch.images.to(self.device, non_blocking=self.device.type == 'cuda')
     batch = resize_batch(replace(batch, images=images), canvas_size(self.recipe, self.steps))
-    images = normalize(batch.images, **self.stats).contiguous(memory_format=torch.channels_last)
+    images = normalize(batch.images, **self._pixels()).contiguous(memory_format=torch.channels_last)
     with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None): outputs = self.network(images)
     return self.loss_func(*outputs, batch.boxes, batch.labels, ground_truth_bboxes_ignore=batch.crowds)
+
+@patch
+def _pixels(self:Trainer): # `stats` where the network is: to send them there in each step would be to wait for it
+    if getattr(self, '_sent', (None,))[0] is not self.stats: self._sent = self.stats, {k: torch.tensor(v, device=self.device) for k, v in self.stats.items()}
+    return self._sent[1]
 
 @patch
 def step(self:Trainer,
@@ -161,7 +168,7 @@ def recipe_transforms(
     "What training images go through."
     return yolox_transforms(canvas, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
 
-# %% ../nbs/09_train.ipynb #dc7dc36a
+# %% ../nbs/09_train.ipynb #9ea30dbd
 def check_finite(
     trainer:Trainer,
     batch:Batch,
@@ -180,8 +187,9 @@ def check_finite(
                              'To go on with clip=10 or amp=none may help, or to begin again with a smaller lr')
 
 def _fetch(losses): # A function that gives them as numbers. They are on their way at once, so that to call it a step later is not to wait
-    values = torch.stack(list(losses.values())).to('cpu', non_blocking=True)
-    there = torch.cuda.Event() if next(iter(losses.values())).is_cuda else None
+    values = torch.stack(list(losses.values()))
+    there = torch.cuda.Event() if values.is_cuda else None
+    values = values.to('cpu', non_blocking=values.is_cuda)
     if there: there.record()
     def get():
         if there: there.synchronize()
@@ -254,18 +262,18 @@ def validate(
         if trainer.rank: return None, None
     return {**average_precision(trainer.val, found), **{f'val_{k[5:]}': v/len(trainer.val) for k, v in sums.items()}}, found
 
-# %% ../nbs/09_train.ipynb #18d98d55
+# %% ../nbs/09_train.ipynb #c6b8bb18
 def save_trained(
     trainer:Trainer,
     path, # File to write
     row:dict # Metrics of the epoch
 ):
     "Write the averaged weights with all that is known about them."
-    notes = dict(recipe=asdict(trainer.recipe), **{k: row[k] for k in ('epoch', 'AP', 'AP50') if k in row})
+    notes = dict(trainer.notes, recipe=asdict(trainer.recipe), **{k: row[k] for k in ('epoch', 'AP', 'AP50') if k in row})
     save_weights(Weights(trainer.ema.module.state_dict(), trainer.recipe.model, len(trainer.names), **trainer.stats,
                          names=trainer.names, size=trainer.recipe.size, notes=notes), path)
 
-# %% ../nbs/09_train.ipynb #7c35e2f9
+# %% ../nbs/09_train.ipynb #301909d6
 def _parts(trainer): # What has a state
     return dict(model=trainer.model, average=trainer.ema.module, optimizer=trainer.optimizer, scheduler=trainer.scheduler, scaler=trainer.scaler)
 
@@ -276,13 +284,15 @@ def save_state(
     "Write all that it takes to go on."
     state = {name: part.state_dict() for name, part in _parts(trainer).items()}
     random = dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state(trainer.device) if trainer.device.type == 'cuda' else None)
-    counts = dict(epoch=trainer.epoch, done=trainer.done, totals=trainer.totals, average_steps=trainer.ema.steps, rows=trainer.rows, best=trainer.best)
+    counts = dict(epoch=trainer.epoch, done=trainer.done, totals=trainer.totals, average_steps=trainer.ema.steps, rows=trainer.rows, best=trainer.best, stats=trainer.stats)
     with atomic(path) as partial: torch.save(dict(state, random=random, counts=counts, data=_data(trainer), recipe=asdict(trainer.recipe)), partial)
 
 def _data(trainer): # What is learnt from and measured on, in short
-    return dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels), val_images=len(trainer.val), val_objects=len(trainer.val.labels))
+    def files(split): return hashlib.sha256('\n'.join(Path(p).name for p in split.paths).encode()).hexdigest()[:16]
+    return dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels), files=files(trainer.train),
+                val_images=len(trainer.val), val_objects=len(trainer.val.labels), val_files=files(trainer.val))
 
-# %% ../nbs/09_train.ipynb #9268f1a8
+# %% ../nbs/09_train.ipynb #01ef0882
 def _agree(trainer, value): # What the first process says
     values = [value]
     if trainer.world > 1: dist.broadcast_object_list(values, 0, trainer.group)
@@ -305,7 +315,7 @@ def load_state(
         if state[name] or name != 'scaler': part.load_state_dict(state[name]) # Nothing was scaled before
     torch.set_rng_state(state['random']['cpu'])
     if state['random']['cuda'] is not None and trainer.device.type == 'cuda': torch.cuda.set_rng_state(state['random']['cuda'], trainer.device)
-    for name in ('epoch', 'done', 'rows', 'best'): setattr(trainer, name, state['counts'][name])
+    for name in ('epoch', 'done', 'rows', 'best', 'stats'): setattr(trainer, name, state['counts'][name])
     trainer.totals = {k: v.to(trainer.device) for k, v in state['counts']['totals'].items()}
     trainer.ema.steps = state['counts']['average_steps']
 
@@ -385,9 +395,10 @@ def wandb_logger(
 
 LOGGERS = dict(tensorboard=tensorboard_logger, wandb=wandb_logger)
 
-# %% ../nbs/09_train.ipynb #493a0897
+# %% ../nbs/09_train.ipynb #aeeb35ac
 def _must_be_new(out): # A folder that holds no other training
-    if (out/'state.pt').exists(): raise FileExistsError(f'{out} holds a training already: choose another folder, or go on with --resume')
+    if any((out/name).exists() for name in ('state.pt', 'best.safetensors', 'last.safetensors', 'metrics.csv')):
+        raise FileExistsError(f'{out} holds a training already: choose another folder' + ', or go on with --resume'*(out/'state.pt').exists())
 
 def _line(row, epochs): # What is printed after an epoch, within 80 columns
     losses = '  '.join(f'{k[5:]} {row[k]:.3f}' for k in LOSSES if k in row)
@@ -416,7 +427,7 @@ def stop_signals(
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/09_train.ipynb #99b5b867
+# %% ../nbs/09_train.ipynb #c28c92bd
 def finish_epoch(
     trainer:Trainer,
     losses:dict, # Of `train_epoch`
@@ -433,12 +444,12 @@ def finish_epoch(
         if not metrics['AP'] <= trainer.best['AP']: # Also the first, and NaN
             trainer.best = row
             save_trained(trainer, out/'best.safetensors', row)
-        show_detections(trainer.val, found, out/'detections.png')
     trainer.rows.append(row)
     save_trained(trainer, out/'last.safetensors', row)
     write_rows(out/'metrics.csv', trainer.rows)
     plot_curves(trainer.rows, out/'curves.png')
     save_state(trainer, out/'state.pt')
+    if due: show_detections(trainer.val, found, out/'detections.png')
     for log in loggers: log(row, out)
     return _agree(trainer, _goes_on(trainer))
 
@@ -486,18 +497,6 @@ def measure_best(
                    strides=trainer.model.bbox_head.strides, amp_dtype=trainer.dtype)
     return report(trainer.val, found, trainer.out, epoch=best.notes['epoch'])
 
-# %% ../nbs/09_train.ipynb #20e54605
-def hold_out(
-    annotations:Annotations,
-    share:float=.1 # Of the images with objects, and of those without
-) -> tuple: # `Annotations` of the rest, and of the share
-    "Set some images aside to validate on, the same ones each time; at least one of those with objects."
-    counts, held = np.diff(annotations.starts), np.zeros(len(annotations), dtype=bool)
-    for chosen in (counts > 0, counts == 0):
-        images = np.random.default_rng(0).permutation(np.flatnonzero(chosen))
-        held[images[:max(round(share*len(images)), counts[chosen].any())]] = True
-    return annotations.take(np.flatnonzero(~held)), annotations.take(np.flatnonzero(held))
-
 # %% ../nbs/09_train.ipynb #89b4562f
 def _choose(splits, given, wanted): # Name of a split, or None
     return given or next((name for name in wanted if name in splits), None)
@@ -528,6 +527,18 @@ def _refuse(used): # What would go wrong
     stops = [f for f in faults if f.stops]
     if stops: raise ValueError('; '.join(fault_lines(stops)) + '. yolox_doctor says more')
 
+# %% ../nbs/09_train.ipynb #301368e7
+def _say_start(trainer, start): # What it begins with
+    r = trainer.recipe
+    if start: print(f'weights: {trainer.loaded}', flush=True)
+    share = r.batch//r.accumulate//trainer.world
+    if share < 4 and not r.sync_bn: print(f'norm layers see {share} images at a time, which is few: choose a larger --batch{", or --sync_bn" * (trainer.world > 1)}', flush=True)
+
+# %% ../nbs/09_train.ipynb #40d5d8bd
+def _spare_cores(): # For workers of this process
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(8, cores//2//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+
 # %% ../nbs/09_train.ipynb #919ffb7e
 def recipe_options(func):
     "Give a command an option for every field of `Recipe`, None unless given."
@@ -537,9 +548,8 @@ def recipe_options(func):
     func.__signature__, func.__delwrap__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))]), Recipe # Where fastcore looks for comments
     return func
 
-# %% ../nbs/09_train.ipynb #21ab064b
-@call_parse
-@shell_errors
+# %% ../nbs/09_train.ipynb #ef540e6e
+@command
 @recipe_options
 def yolox_train(
     data:str, # Folder of a data set, or a COCO file
@@ -558,17 +568,20 @@ def yolox_train(
     if recipe not in RECIPES: raise ValueError(f'recipe={recipe!r}: choose one of {list(RECIPES)}')
     if log and log not in LOGGERS: raise ValueError(f'log={log!r}: choose one of {list(LOGGERS)}')
     changes = {k: v for k, v in changes.items() if v is not None and v is not False}
-    plan = RECIPES[recipe](**changes)
+    plan = RECIPES[recipe](**{'workers': _spare_cores(), **changes})
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     if not resume: _must_be_new(out)
+    elif not (out/'state.pt').exists(): raise FileNotFoundError(f'{out/"state.pt"}: there is no training to go on with')
     used = splits_to_use(data, format, train, val)
     with processes(device) as device:
         first = rank_and_world()[0] == 0
         if first:
             for role, (name, split) in used.items(): _say(role, name, split)
         _refuse(used)
-        start = load_weights(pretrained_file(plan.model) if weights == 'coco' else weights) if weights else None
+        start = load_weights(pretrained_file(plan.model) if weights == 'coco' else weights) if weights and not resume else None
         trainer = Trainer(plan, *(split for _, split in used.values()), start, device)
+        trainer.notes = {role: name for role, (name, _) in used.items()}
+        if first: _say_start(trainer, start)
         try: best = fit(trainer, out, resume, [LOGGERS[log](out)] if log and first else [])
         except KeyboardInterrupt as e:
             if not e.args: raise
@@ -577,9 +590,8 @@ def yolox_train(
         if first:
             print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), f'weights, metrics and pictures are in {out}', sep='\n', flush=True)
 
-# %% ../nbs/09_train.ipynb #0a14c1b6
-@call_parse
-@shell_errors
+# %% ../nbs/09_train.ipynb #29d4ef3b
+@command
 def yolox_demo(
     out:str='runs/demo', # Folder for everything; what an earlier demo left there is replaced
     images:int=2400, # Training images to draw
@@ -587,16 +599,17 @@ def yolox_demo(
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Train and evaluate on a data set of drawn shapes, as a first try"
-    out = Path(out)
-    if (out/'shapes').exists(): # A demo was here, and nothing else is replaced
+    out, recipe = Path(out), fine_tune_recipe('yolox_tiny', size=96, epochs=epochs, batch=16, lr=.006, warmup=.5, closing=1, every=2)
+    if (out/'shapes/of-the-demo').exists(): # A demo was here, and nothing else is replaced
         for name in ('metrics.csv', 'state.pt', 'best.safetensors', 'last.safetensors'): (out/name).unlink(missing_ok=True)
     _must_be_new(out)
     print(f'drawing shapes into {out/"shapes"}', flush=True)
     write_shapes(out/'shapes', train=images, val=100, test=200, size=96)
+    (out/'shapes/of-the-demo').touch()
     train, val = (read_split(out/'shapes', split) for split in ('train', 'val'))
     _say('training', 'train', train)
-    recipe = fine_tune_recipe('yolox_tiny', size=96, epochs=epochs, batch=16, lr=.006, warmup=.5, closing=1, every=2)
-    fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
+    try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
+    except KeyboardInterrupt: sys.exit('stopped; the next yolox_demo begins again')
     print('on images that took no part:', flush=True)
-    yolox_eval(str(out/'best.safetensors'), str(out/'shapes'), split='test', out=str(out), device=device)
-    print(f'look at {out/"curves.png"} and {out/"detections.png"}', flush=True)
+    yolox_eval(str(out/'best.safetensors'), str(out/'shapes'), split='test', out=str(out/'test'), device=device)
+    print(f'look at {out/"curves.png"} and {out/"test/detections.png"}', flush=True)

@@ -1,0 +1,141 @@
+"Weights of every family and size, made from our networks by names written down a second time, and the real ones."
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from cjm_yolox_pytorch.checkpoints import DOWN, RIGHT, STEM, load_weights, recognise, save_weights, seen_focus, seen_white, swap_focus
+from cjm_yolox_pytorch.model import MODEL_TYPES, PUBLISHED, build_model, load_matching
+
+# From our names to theirs
+PARTS = {'neck.reduce_layers.0': 'backbone.lateral_conv0', 'neck.reduce_layers.1': 'backbone.reduce_conv1', 'neck.top_down_blocks.0': 'backbone.C3_p4',
+         'neck.top_down_blocks.1': 'backbone.C3_p3', 'neck.downsamples.0': 'backbone.bu_conv2', 'neck.downsamples.1': 'backbone.bu_conv1',
+         'neck.bottom_up_blocks.0': 'backbone.C3_n3', 'neck.bottom_up_blocks.1': 'backbone.C3_n4', 'neck.out_convs': 'head.stems',
+         'bbox_head.multi_level_cls_convs': 'head.cls_convs', 'bbox_head.multi_level_reg_convs': 'head.reg_convs', 'bbox_head.multi_level_conv_cls': 'head.cls_preds',
+         'bbox_head.multi_level_conv_reg': 'head.reg_preds', 'bbox_head.multi_level_conv_obj': 'head.obj_preds', 'backbone.stem': 'backbone.backbone.stem',
+         **{f'backbone.stage{i}': f'backbone.backbone.dark{i + 1}' for i in (1, 2, 3, 4)}}
+INNER = {'main_conv': 'conv1', 'short_conv': 'conv2', 'final_conv': 'conv3', 'blocks': 'm', 'depthwise_conv': 'dconv', 'pointwise_conv': 'pconv'}
+MMYOLO = {'neck.reduce_layers.0': 'neck.reduce_layers.2', 'neck.reduce_layers.1': 'neck.top_down_layers.0.1', 'neck.top_down_blocks.0': 'neck.top_down_layers.0.0',
+          'neck.top_down_blocks.1': 'neck.top_down_layers.1', 'neck.downsamples': 'neck.downsample_layers', 'neck.bottom_up_blocks': 'neck.bottom_up_layers',
+          'neck.out_convs': 'neck.out_layers', 'bbox_head': 'bbox_head.head_module'}
+
+
+def replaced(key, names):
+    start = max((n for n in names if key.startswith(n + '.')), key=len, default='')
+    return names.get(start, '') + key[len(start):]
+
+
+def megvii_key(key): return '.'.join(INNER.get(word, word) for word in replaced(key, PARTS).split('.'))
+def mmyolo_key(key): return replaced(key, MMYOLO)
+
+
+def ours(model_type, num_classes, white):
+    "A network with smooth first filters, as if it had been trained on pixels from 0 to `white`"
+    torch.manual_seed(0)
+    state = build_model(model_type, num_classes, pretrained=False).state_dict()
+    state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in state.items()}
+    smooth = F.interpolate(torch.randn(len(state[STEM]), 3, 3, 3), (6, 6), mode='bilinear')
+    state[STEM] = F.pixel_unshuffle(smooth, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
+    state['backbone.stem.conv.bn.running_var'] = state[STEM].flatten(1).square().sum(1) * white**2/12
+    return state
+
+
+def theirs(state, key, bgr255=True):
+    "The same network with their names, their order of pixels and their colours"
+    stem = swap_focus(state[STEM])
+    if bgr255: stem = stem.unflatten(1, (4, 3)).flip(2).flatten(1, 2) / 255
+    variance = stem.flatten(1).square().sum(1) * (255**2 if bgr255 else 1)/12
+    return {key(k): v for k, v in {**state, STEM: stem, 'backbone.stem.conv.bn.running_var': variance}.items()}
+
+
+@pytest.mark.parametrize('model_type', MODEL_TYPES)
+@pytest.mark.parametrize('family', ['megvii', 'megvii_legacy', 'mmdetection', 'mmyolo'])
+def test_every_tensor_of_a_family_has_its_place(model_type, family):
+    key = {'mmdetection': lambda k: k, 'mmyolo': mmyolo_key}.get(family, megvii_key)
+    state = ours(model_type, 7, 1)
+    file = theirs(state, key, family != 'megvii_legacy')
+    assert len(file) == len(state)
+    found = recognise({'model' if 'megvii' in family else 'state_dict': file, 'optimizer': {}})
+    assert (found.family, found.model_type, found.num_classes, found.focus, found.left_over) == (family, model_type, 7, DOWN, [])
+    variance = 'backbone.stem.conv.bn.running_var' # As the file says
+    assert found.state.keys() == state.keys()
+    assert_close({k: v for k, v in found.state.items() if k != variance}, {k: v for k, v in state.items() if k != variance})
+    told = load_matching(build_model(model_type, 7, pretrained=False), found)
+    assert told == f'{model_type} of {family}: {len(state)} of {len(state)} tensors loaded'
+
+
+@pytest.mark.parametrize('model_type', MODEL_TYPES)
+def test_cjm_and_our_own(model_type, tmp_path):
+    state = ours(model_type, 3, 1)
+    torch.save(state, tmp_path/'cjm.pth')
+    found = load_weights(tmp_path/'cjm.pth')
+    assert (found.family, found.focus) == ('cjm', RIGHT)
+    assert_close(found.state, state)
+    save_weights(found, tmp_path/'ours.safetensors')
+    again = load_weights(tmp_path/'ours.safetensors')
+    assert (again.family, again.model_type, tuple(again.mean), again.names) == ('ours', model_type, found.mean, None)
+    assert_close(again.state, state)
+
+
+def test_every_published_file_has_an_address():
+    assert {f: len(urls) for f, urls in PUBLISHED.items()} == dict(cjm=5, megvii=6, mmyolo=3)
+    for urls in PUBLISHED.values():
+        for name, url in urls.items(): assert url.startswith('https://') and name in url and url.endswith('.pth')
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.', 'module._orig_mod.'])
+def test_prefixes_of_those_who_train(prefix):
+    state = ours('yolox_nano', 3, 1)
+    for key in (lambda k: k, megvii_key, mmyolo_key):
+        file = {prefix + k: v for k, v in (theirs(state, key) if key is not None else state).items()}
+        found = recognise(dict(epoch=3, state_dict=file))
+        assert found.state.keys() == state.keys()
+
+
+def test_a_network_that_does_not_fit_is_refused():
+    state = ours('yolox_nano', 3, 1)
+    def without(*keys): return {k: v for k, v in state.items() if k not in keys}
+    model = build_model('yolox_nano', 3, pretrained=False)
+    gone = 'neck.out_convs.0.conv.weight'
+    for file, error in [(without(gone), gone), ({**state, 'neck.new.weight': torch.zeros(1)}, 'neck.new.weight'), ({**state, gone: torch.zeros(2)}, r'out_convs.0.conv.weight \(2,\)'),
+                        (without('bbox_head.multi_level_conv_cls.0.weight'), 'multi_level_conv_cls.0.weight'), (without(STEM), 'is missing among')]:
+        with pytest.raises(ValueError, match=error): load_matching(model, recognise(file))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError): load_matching(model, recognise(without(gone)))
+    assert_close(model.state_dict(), before) # Not half of it
+
+
+def test_what_mmengine_and_numpy_leave_in_pickles(tmp_path):
+    "The names are those that real files hold; what stands behind them is not needed to read the tensors"
+    import sys, types
+    names = ['mmengine', 'mmengine.logging', 'mmengine.logging.history_buffer']
+    modules = {n: types.ModuleType(n) for n in names}
+    class HistoryBuffer:
+        def __init__(self): self._log_history, self._max_length = np.arange(4.), 100
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = names[-1], 'HistoryBuffer'
+    modules[names[-1]].HistoryBuffer = HistoryBuffer
+    state = ours('yolox_tiny', 3, 1)
+    sys.modules.update(modules)
+    try: torch.save(dict(meta=dict(epoch=np.int64(3)), message_hub=dict(log_scalars=dict(lr=HistoryBuffer())), state_dict=theirs(state, mmyolo_key)), tmp_path/'mmyolo.pth')
+    finally:
+        for n in names: sys.modules.pop(n)
+    assert load_weights(tmp_path/'mmyolo.pth').family == 'mmyolo'
+
+
+def test_the_real_weights(shared):
+    checkpoint = torch.load(shared/'weights/yolox_nano_coco.pth', weights_only=True)
+    weights = load_weights(shared/'weights/yolox_nano_coco.pth')
+    assert (weights.family, weights.model_type, weights.num_classes, weights.focus) == ('megvii', 'yolox_nano', 80, DOWN)
+    assert {megvii_key(k) for k in weights.state} == checkpoint['model'].keys()
+    stem = checkpoint['model'][megvii_key(STEM)]
+    assert (seen_focus(stem), seen_focus(swap_focus(stem))) == (DOWN, RIGHT)
+    # The same weights in the other order of pixels, which nothing but the filters tells
+    with pytest.raises(ValueError, match='filters are smooth for another order'): recognise(dict(model={**checkpoint['model'], megvii_key(STEM): swap_focus(stem)}))
+    reference = np.load(shared/'weights/reference.npz')
+    x = torch.from_numpy(reference['x']).float().flip(1)/255 # RGB
+    with torch.no_grad(): classes, raw, objectness = build_model('yolox_nano', 80, pretrained=weights).eval()(x)
+    got = torch.cat([torch.cat([r, o.sigmoid(), c.sigmoid()], 1).flatten(2) for c, r, o in zip(classes, raw, objectness)], 2).transpose(1, 2)
+    assert (got - torch.from_numpy(reference['y'])).abs().max() < 1e-3

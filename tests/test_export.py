@@ -1,0 +1,137 @@
+"Exported files: what their graphs hold, the original's way of exporting, and real weights through ONNX and OpenVINO."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cjm_yolox_pytorch.checkpoints import Weights, load_weights, save_weights
+from cjm_yolox_pytorch.export import FORMATS, description, export_weights, exportable, load_exported
+from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, nms, unletterbox, letterbox, Detections, read_image
+from cjm_yolox_pytorch.model import NORM_STATS, build_model
+
+onnx, onnxruntime, openvino = (pytest.importorskip(name) for name in ('onnx', 'onnxruntime', 'openvino'))
+
+
+def nano(num_classes=3, **kwargs):
+    torch.manual_seed(0)
+    model = build_model('yolox_nano', num_classes, pretrained=False)
+    for name, p in model.named_parameters(): # So that scores differ and boxes overlap
+        if 'multi_level_conv' in name and name.endswith('weight'): torch.nn.init.normal_(p, std=.3)
+        if 'conv_obj' in name and name.endswith('bias'): p.data.fill_(2.)
+        if 'conv_reg' in name and name.endswith('bias'): p.data.fill_(.5)
+    return Weights(model.state_dict(), 'yolox_nano', num_classes, **NORM_STATS['yolox_nano'], names=[f'class {i}' for i in range(num_classes)], **kwargs)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('exported')
+    for suffix in FORMATS.values(): export_weights(nano(), folder/f'nano{suffix}')
+    return folder
+
+
+def test_no_slices_between_the_image_and_the_first_convolution(files):
+    graph = onnx.load(files/'nano.onnx').graph
+    makers = {output: node for node in graph.node for output in node.output}
+    first = next(node for node in graph.node if node.op_type == 'Conv')
+    weight = next(t for t in graph.initializer if t.name == first.input[1])
+    assert list(weight.dims) == [16, 3, 6, 6]
+    way, name = [], first.input[0]
+    while name in makers:
+        way.append(makers[name].op_type)
+        name = makers[name].input[0]
+    assert name == 'images' and not {'Slice', 'Gather', 'GatherND', 'Concat'} & {*way}, way
+    assert not any(node.op_type == 'BatchNormalization' for node in graph.node)
+
+
+@pytest.mark.parametrize('suffix', FORMATS.values())
+@pytest.mark.parametrize('shape', [(1, 64, 64), (8, 64, 96), (2, 1280, 64), (1, 1280, 1280), (1, 416, 672)])
+def test_sizes_from_64_to_1280_and_batches_to_8(files, suffix, shape):
+    x = torch.rand(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(1))*255
+    with torch.no_grad(): want = exportable(nano())(x)
+    got = load_exported(files/f'nano{suffix}')(x)
+    torch.testing.assert_close(got[..., :4], want[..., :4], atol=1e-2, rtol=1e-4)
+    torch.testing.assert_close(got[..., 5], want[..., 5], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('suffix', FORMATS.values())
+def test_suppression_in_the_file_is_that_of_predict(tmp_path, suffix):
+    weights = nano(7)
+    export_weights(weights, tmp_path/f'nano{suffix}', suppress=True, conf=.3, iou=.5)
+    x = torch.rand(3, 3, 96, 160, generator=torch.Generator().manual_seed(1))*255
+    rows = load_exported(tmp_path/f'nano{suffix}')(x)
+    with torch.no_grad(): cells = exportable(weights)(x)
+    for i, one in enumerate(cells):
+        scores = torch.zeros(len(one), 7).scatter(1, one[:, 4:5].long(), one[:, 5:])
+        boxes = torch.cat([one[:, :2], one[:, :2] + one[:, 2:4]], 1)
+        want, got = nms(boxes, scores, .3, .5, max_detections=9999), rows[rows[:, 0] == i]
+        assert 0 < len(want) < len(one) and len(got) == len(want)
+        torch.testing.assert_close(got[:, 6], want.scores, atol=1e-4, rtol=0)
+        torch.testing.assert_close(got[:, 5].long(), want.labels)
+    assert load_exported(tmp_path/f'nano{suffix}')(x*0)[:, 1:].shape[1] == 6
+
+
+def test_raw_and_camera(tmp_path):
+    weights = nano()
+    assert export_weights(weights, tmp_path/'raw.onnx', raw=True) < 1e-2
+    assert export_weights(weights, tmp_path/'camera.onnx', camera=True) < 1e-2
+    pictures = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    with torch.no_grad(): want = exportable(weights)(pictures.permute(0, 3, 1, 2).float())
+    torch.testing.assert_close(load_exported(tmp_path/'camera.onnx')(pictures), want, atol=1e-2, rtol=1e-4)
+    assert load_exported(tmp_path/'raw.onnx')(pictures.permute(0, 3, 1, 2).float()).shape == (2, 126, 8)
+
+
+def test_metadata_is_in_every_file(files):
+    told = description(nano())
+    held = [onnxruntime.InferenceSession(files/'nano.onnx').get_modelmeta().custom_metadata_map['cjm_yolox_pytorch'],
+            openvino.Core().read_model(str(files/'nano.xml')).get_rt_info(['cjm_yolox_pytorch']).astype(str)]
+    extra = {'cjm_yolox_pytorch.json': ''}
+    torch.export.load(str(files/'nano.pt2'), extra_files=extra)
+    for text in held + [extra['cjm_yolox_pytorch.json']]: assert json.loads(text) == told
+
+
+def test_a_pt2_file_needs_none_of_our_code(files, tmp_path):
+    code = f'import torch, torchvision, sys; m = torch.export.load({str(files/"nano.pt2")!r}).module(); print(tuple(m(torch.rand(1, 3, 64, 96)).shape), "cjm_yolox_pytorch" in sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == '(1, 126, 6) False', done.stderr
+
+
+def test_a_file_that_is_not_equal_is_not_kept(tmp_path, monkeypatch):
+    (tmp_path/'nano.onnx').write_text('what was there')
+    monkeypatch.setattr('cjm_yolox_pytorch.export.load_exported', lambda path: lambda x: torch.zeros(len(x), 5, 6))
+    with pytest.raises(RuntimeError, match='the file gives'): export_weights(nano(), tmp_path/'nano.onnx')
+    assert (tmp_path/'nano.onnx').read_text() == 'what was there' and [p.name for p in tmp_path.iterdir()] == ['nano.onnx']
+
+
+@pytest.mark.parametrize('dynamo', [True, False])
+def test_scripts_written_for_cjm_yolox_pytorch_export_as_before(tmp_path, dynamo):
+    model = build_model('yolox_nano', 3, pretrained=False).eval()
+    wrapper = YOLOXInferenceWrapper(model, torch.tensor([.5]*3).view(1, 3, 1, 1), torch.tensor([1.]*3).view(1, 3, 1, 1), run_box_and_prob_calculation=False).eval()
+    x = torch.rand(1, 3, 96, 128)
+    torch.onnx.export(wrapper, (x,), str(tmp_path/'old.onnx'), input_names=['input'], output_names=['output'], dynamo=dynamo)
+    got = onnxruntime.InferenceSession(tmp_path/'old.onnx').run(None, {'input': x.numpy()})[0]
+    with torch.no_grad(): np.testing.assert_allclose(got, wrapper(x), atol=1e-4)
+    assert got.shape == (1, 252, 8)
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+def test_real_weights_score_the_same_in_other_programs(shared, tmp_path, suffix):
+    from cjm_yolox_pytorch.data import read_split, find_splits, read_annotated
+    from cjm_yolox_pytorch.evaluate import average_precision
+    weights = load_weights(shared/'weights/yolox_nano_coco.pth')
+    export_weights(weights, tmp_path/f'nano{suffix}')
+    run = load_exported(tmp_path/f'nano{suffix}')
+    split = read_split(shared/'data/coco_ccby', next(iter(find_splits(shared/'data/coco_ccby'))))
+    found = []
+    for i in range(len(split)):
+        image = read_annotated(split, i)
+        rows = run(letterbox(image, (416, 416))[None].float())[0]
+        scores = torch.zeros(len(rows), 80).scatter(1, rows[:, 4:5].long(), rows[:, 5:])
+        d = nms(torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1), scores, min_score=.01)
+        d.boxes = unletterbox(d.boxes, image.shape[1:], (416, 416))
+        found.append(d)
+    metrics = average_precision(split, found)
+    assert abs(metrics['AP'] - .330) < .004 and abs(metrics['AP50'] - .484) < .004
