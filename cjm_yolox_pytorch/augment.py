@@ -67,7 +67,7 @@ def paste(
     cv2.fillConvexPoly(mask, outline.round().astype(np.int32), 255, shift=8) # Of four corners that are given in 256ths of a pixel
     cv2.copyTo(drawn, mask, there)
 
-# %% ../nbs/07a_augment.ipynb #de5068d5
+# %% ../nbs/07a_augment.ipynb #a859c720
 def move_boxes(
     boxes, # [G, 4] xyxy in pixels
     matrix # [3, 3]
@@ -87,7 +87,8 @@ def cut(
     boxes = whole.clamp(min=0).minimum(torch.tensor([canvas_hw[1], canvas_hw[0]]*2))
     left, before = boxes[:, 2:] - boxes[:, :2], whole[:, 2:] - whole[:, :2]
     seen = (left > 1).all(1) & ((left.prod(1) >= MIN_VISIBLE*before.prod(1)) | target['crowd'])
-    return {k: (BoundingBoxes(boxes, format='XYXY', canvas_size=canvas_hw) if k == 'boxes' else v)[seen] for k, v in target.items()}
+    kept = {**target, 'boxes': boxes}
+    return {k: BoundingBoxes(v[seen], format='XYXY', canvas_size=canvas_hw) if k == 'boxes' else v[seen] for k, v in kept.items()} # Indexing leaves plain tensors
 
 # %% ../nbs/07a_augment.ipynb #994e70d4
 def compose(
