@@ -28,10 +28,8 @@ from .data import Annotations, read_annotated
 from .inference import letterbox
 from .simota import check_values
 
-# %% ../nbs/07b_batches.ipynb #cccba770
+# %% ../nbs/07b_batches.ipynb #76307655
 def _kind(value): return f'{value.dtype} {list(value.shape)}' if isinstance(value, Tensor) else type(value).__name__
-
-_DROP = 'v2.SanitizeBoundingBoxes(labels_getter=lambda sample: (sample[1]["labels"], sample[1]["crowd"]))'
 
 def check_sample(
     image, # What transforms made of it
@@ -43,19 +41,23 @@ def check_sample(
         raise ValueError(f'transforms made an image of {_kind(image)}, but uint8 [3, H, W] is needed: leave scaling and normalising to the training')
     return image.as_subclass(Tensor), _check_target(target, num_classes)
 
+# %% ../nbs/07b_batches.ipynb #2a4edb73
+_PARTS = 'boxes', 'labels', 'crowd'
+_CURE = 'v2.SanitizeBoundingBoxes(labels_getter=lambda sample: (sample[1]["labels"], sample[1]["crowd"]))'
+
 def _check_target(target, num_classes):
-    missing = [k for k in ('boxes', 'labels', 'crowd') if k not in target]
+    missing = [k for k in _PARTS if k not in target]
     if missing: raise ValueError(f'transforms left no {missing} in the target, which has {list(target)}')
-    odd = {k: _kind(target[k]) for k in ('boxes', 'labels', 'crowd') if not isinstance(target[k], Tensor) or (k == 'crowd') != (target[k].dtype == torch.bool)}
+    odd = {k: _kind(target[k]) for k in _PARTS if not isinstance(target[k], Tensor) or (k == 'crowd') != (target[k].dtype == torch.bool)}
     if odd: raise ValueError(f'transforms made {odd}, but tensors are needed: boxes and labels of numbers, and crowd of bool')
-    found = {k: as_xyxy(target[k]) if k == 'boxes' else target[k] for k in ('boxes', 'labels', 'crowd')}
-    shapes, boxes = {k: list(v.shape) for k, v in found.items()}, found['boxes']
-    if shapes != dict(boxes=[len(boxes), 4], labels=[len(boxes)], crowd=[len(boxes)]):
-        raise ValueError(f'transforms left {shapes}, but as many labels and crowd flags as boxes [G, 4] are needed: what drops boxes has to drop the rest, as in {_DROP}')
+    boxes, labels, crowd = as_xyxy(target['boxes']), target['labels'], target['crowd']
+    shapes, G = [list(t.shape) for t in (boxes, labels, crowd)], len(boxes)
+    if shapes != [[G, 4], [G], [G]]:
+        raise ValueError(f'transforms left {dict(zip(_PARTS, shapes))}, but [G, 4], [G] and [G] are needed: what drops boxes has to drop the rest, as in {_CURE}')
     flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
-    if flat.any(): raise ValueError(f'transforms left {flat.sum()} of {len(boxes)} boxes without area, such as {boxes[flat][0].tolist()}: drop them with {_DROP}')
-    check_values(boxes, found['labels'], num_classes)
-    return dict(found, labels=found['labels'].long())
+    if flat.any(): raise ValueError(f'transforms left {flat.sum()} of {G} boxes without area, such as {boxes[flat][0].tolist()}: drop them with {_CURE}')
+    check_values(boxes, labels, num_classes)
+    return dict(boxes=boxes, labels=labels.long(), crowd=crowd)
 
 # %% ../nbs/07b_batches.ipynb #aef4587c
 class DetectionDataset(Dataset):
