@@ -6,7 +6,7 @@
 __all__ = ['MIN_VISIBLE', 'as_sample', 'move_points', 'paste', 'move_boxes', 'cut', 'compose', 'RandomAffine', 'Mosaic', 'MixUp',
            'RandomHSV', 'yolox_transforms', 'apply']
 
-# %% ../nbs/07a_augment.ipynb #f89f3b2c
+# %% ../nbs/07a_augment.ipynb #864e6bf9
 import math
 
 import numpy as np
@@ -16,9 +16,11 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 from torchvision.tv_tensors import Image as ImageTensor
 
-from .boxes import as_hw, letterbox_size
+from .boxes import as_hw, as_xyxy, letterbox_size
 
-# %% ../nbs/07a_augment.ipynb #c62920d8
+# %% ../nbs/07a_augment.ipynb #aaf4fb35
+def _wrap(boxes, canvas_hw): return BoundingBoxes(boxes, format='XYXY', canvas_size=canvas_hw)
+
 def as_sample(
     image, # [H, W, 3] uint8 RGB, an array
     boxes, # [G, 4] xyxy in pixels
@@ -29,7 +31,7 @@ def as_sample(
     # Copies, which transforms may change
     image, boxes, labels = torch.from_numpy(image), torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64)
     crowd = torch.zeros(len(labels), dtype=torch.bool) if crowd is None else torch.tensor(crowd)
-    return ImageTensor(image.permute(2, 0, 1)), dict(boxes=BoundingBoxes(boxes, format='XYXY', canvas_size=image.shape[:2]), labels=labels, crowd=crowd)
+    return ImageTensor(image.permute(2, 0, 1)), dict(boxes=_wrap(boxes, image.shape[:2]), labels=labels, crowd=crowd)
 
 # %% ../nbs/07a_augment.ipynb #8a093f9b
 def _pixels(image): # [H, W, 3] array on the memory of a tensor [3, H, W]
@@ -67,7 +69,7 @@ def paste(
     cv2.fillConvexPoly(mask, outline.round().astype(np.int32), 255, shift=8) # Of four corners that are given in 256ths of a pixel
     cv2.copyTo(drawn, mask, there)
 
-# %% ../nbs/07a_augment.ipynb #de5068d5
+# %% ../nbs/07a_augment.ipynb #a7efe582
 def move_boxes(
     boxes, # [G, 4] xyxy in pixels
     matrix # [3, 3]
@@ -76,6 +78,11 @@ def move_boxes(
     corners = move_points(np.asarray(boxes, dtype=np.float64)[:, [[0, 1], [2, 1], [0, 3], [2, 3]]], matrix) # [G, 4, 2]
     return np.concatenate([corners.min(1), corners.max(1)], axis=1).astype(np.float32)
 
+def _objects(target): # The same with plain boxes xyxy, in whatever format they were
+    others = set(target) - {'boxes', 'labels', 'crowd'}
+    if others: raise ValueError(f'a target holds boxes, labels and crowd, but this one also {sorted(others)}, which would not move with the boxes: leave them out')
+    return {**target, 'boxes': as_xyxy(target['boxes'])}
+
 MIN_VISIBLE = .1 # Less of an object is a puzzle rather than an example
 
 def cut(
@@ -83,19 +90,21 @@ def cut(
     canvas_hw:tuple # Height and width in pixels
 ) -> dict:
     "Cut boxes at the edge of the canvas, without those of which too little is left."
-    whole = target['boxes'].as_subclass(Tensor)
+    target = _objects(target)
+    whole = target['boxes']
     boxes = whole.clamp(min=0).minimum(torch.tensor([canvas_hw[1], canvas_hw[0]]*2))
     left, before = boxes[:, 2:] - boxes[:, :2], whole[:, 2:] - whole[:, :2]
     seen = (left > 1).all(1) & ((left.prod(1) >= MIN_VISIBLE*before.prod(1)) | target['crowd'])
-    return {k: (BoundingBoxes(boxes, format='XYXY', canvas_size=canvas_hw) if k == 'boxes' else v)[seen] for k, v in target.items()}
+    kept = {k: v[seen] for k, v in {**target, 'boxes': boxes}.items()}
+    return {**kept, 'boxes': _wrap(kept['boxes'], canvas_hw)}
 
-# %% ../nbs/07a_augment.ipynb #994e70d4
+# %% ../nbs/07a_augment.ipynb #8a04d695
 def compose(
     placed, # Triples of image, target and matrix [3, 3] from its pixels to the canvas
     canvas_hw:tuple # Height and width in pixels
 ) -> tuple: # Image and target
     "Draw samples on one canvas."
-    canvas = np.full((*canvas_hw, 3), 114, np.uint8)
+    canvas, placed = np.full((*canvas_hw, 3), 114, np.uint8), [(image, _objects(target), matrix) for image, target, matrix in placed]
     for image, _, matrix in placed: paste(canvas, _pixels(image), matrix)
     boxes = np.concatenate([move_boxes(target['boxes'], matrix) for _, target, matrix in placed])
     labels, crowd = (torch.cat([target[k] for _, target, _ in placed]) for k in ('labels', 'crowd'))
@@ -148,7 +157,7 @@ class Mosaic(RandomAffine):
             placed.append((*sample, moved @ _shift(-w * (n % 2 == 0), -h * (n < 2)) @ fit))
         return compose(placed, self.canvas)
 
-# %% ../nbs/07a_augment.ipynb #64f1008d
+# %% ../nbs/07a_augment.ipynb #6d12cb1d
 class MixUp:
     "Blend another image into this one, half and half"
     draws = True
@@ -165,8 +174,9 @@ class MixUp:
         y, x = (n*_uniform(.25, .75) - m*r/2 for n, m in zip(hw, other[0].shape[1:])) # Its middle lies in the middle half
         other, there = compose([(*other, _shift(x, y) @ np.diag([r, r, 1]))], hw)
         mixed = cv2.addWeighted(_pixels(image), .5, _pixels(other), .5, 0)
-        both = {k: torch.cat([target[k].as_subclass(Tensor), there[k].as_subclass(Tensor)]) for k in there}
-        return ImageTensor(torch.from_numpy(mixed).permute(2, 0, 1)), {**both, 'boxes': BoundingBoxes(both['boxes'], format='XYXY', canvas_size=hw)}
+        there = _objects(there)
+        both = {k: torch.cat([v, there[k]]) for k, v in _objects(target).items()}
+        return ImageTensor(torch.from_numpy(mixed).permute(2, 0, 1)), {**both, 'boxes': _wrap(both['boxes'], hw)}
 
 # %% ../nbs/07a_augment.ipynb #74b9804d
 class RandomHSV:

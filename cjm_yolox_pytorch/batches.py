@@ -6,7 +6,7 @@
 __all__ = ['check_sample', 'DetectionDataset', 'seeded', 'Batch', 'collate', 'resize_batch', 'tight_canvas', 'EpochBatches',
            'make_loader', 'train_loader']
 
-# %% ../nbs/07b_batches.ipynb #30bf4cfb
+# %% ../nbs/07b_batches.ipynb #87eb2f34
 import atexit
 import multiprocessing
 import os
@@ -26,24 +26,40 @@ from .augment import apply, as_sample
 from .boxes import as_hw, as_xyxy, letterbox_scale, letterbox_size
 from .data import Annotations, read_annotated
 from .inference import letterbox
+from .simota import check_values
 
-# %% ../nbs/07b_batches.ipynb #0452c223
+# %% ../nbs/07b_batches.ipynb #76307655
+def _kind(value): return f'{value.dtype} {list(value.shape)}' if isinstance(value, Tensor) else type(value).__name__
+
 def check_sample(
     image, # What transforms made of it
-    target:dict
+    target:dict,
+    num_classes:int # C
 ) -> tuple: # Plain tensors: image, and boxes xyxy, labels and crowd
     "Raise an error if `image` and `target` are not what a network can learn from."
     if not (isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3):
-        kind = f'{image.dtype} {list(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f'transforms made an image of {kind}, but uint8 [3, H, W] is needed: leave scaling and normalising to the training')
-    missing = [k for k in ('boxes', 'labels', 'crowd') if k not in target]
-    if missing: raise ValueError(f'transforms left no {missing} in the target, which has {list(target)}')
-    boxes, lengths = as_xyxy(target['boxes']), {k: len(target[k]) for k in ('boxes', 'labels', 'crowd')}
-    if len({*lengths.values()}) > 1:
-        raise ValueError(f'transforms left {lengths}: what drops boxes has to drop the rest, as in v2.SanitizeBoundingBoxes(labels_getter=lambda sample: (sample[1]["labels"], sample[1]["crowd"]))')
-    return image.as_subclass(Tensor), dict(boxes=boxes.as_subclass(Tensor), labels=target['labels'], crowd=target['crowd'])
+        raise ValueError(f'transforms made an image of {_kind(image)}, but uint8 [3, H, W] is needed: leave scaling and normalising to the training')
+    return image.as_subclass(Tensor), _check_target(target, num_classes)
 
-# %% ../nbs/07b_batches.ipynb #493b78d2
+# %% ../nbs/07b_batches.ipynb #2a4edb73
+_PARTS = 'boxes', 'labels', 'crowd'
+_CURE = 'v2.SanitizeBoundingBoxes(labels_getter=lambda sample: (sample[1]["labels"], sample[1]["crowd"]))'
+
+def _check_target(target, num_classes):
+    missing = [k for k in _PARTS if k not in target]
+    if missing: raise ValueError(f'transforms left no {missing} in the target, which has {list(target)}')
+    odd = {k: _kind(target[k]) for k in _PARTS if not isinstance(target[k], Tensor) or (k == 'crowd') != (target[k].dtype == torch.bool)}
+    if odd: raise ValueError(f'transforms made {odd}, but tensors are needed: boxes and labels of numbers, and crowd of bool')
+    boxes, labels, crowd = as_xyxy(target['boxes']), target['labels'], target['crowd']
+    shapes, G = [list(t.shape) for t in (boxes, labels, crowd)], len(boxes)
+    if shapes != [[G, 4], [G], [G]]:
+        raise ValueError(f'transforms left {dict(zip(_PARTS, shapes))}, but [G, 4], [G] and [G] are needed: what drops boxes has to drop the rest, as in {_CURE}')
+    flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    if flat.any(): raise ValueError(f'transforms left {flat.sum()} of {G} boxes without area, such as {boxes[flat][0].tolist()}: drop them with {_CURE}')
+    check_values(boxes, labels, num_classes)
+    return dict(boxes=boxes, labels=labels.long(), crowd=crowd)
+
+# %% ../nbs/07b_batches.ipynb #aef4587c
 class DetectionDataset(Dataset):
     "Images of a split on a canvas, and their objects"
     def __init__(self,
@@ -54,8 +70,10 @@ class DetectionDataset(Dataset):
 
     def __len__(self): return len(self.annotations)
 
-    def read(self, i): # Image and target of image `i`, as they are
-        return as_sample(read_annotated(self.annotations, i).permute(1, 2, 0).numpy(), *self.annotations.objects(i))
+    def read(self, i): # Image `i` and its target, whose boxes end where the image ends
+        boxes, labels, crowd = self.annotations.objects(i)
+        border = np.tile(self.annotations.sizes[i, ::-1], 2)
+        return as_sample(read_annotated(self.annotations, i).permute(1, 2, 0).numpy(), boxes.clip(0, border), labels, crowd)
 
     def __getitem__(self,
         key # Number of an image, or a pair of that and of a seed for its transforms
@@ -64,25 +82,27 @@ class DetectionDataset(Dataset):
         with seeded(key[1]): return self.make(key[0])
 
     def make(self, i):
-        sources = [i]
+        sources = [range(len(self))[i]] # Counts from the end if `i` is negative
         def draw():
             sources.append(int(torch.randint(len(self), ())))
             return self.read(sources[-1])
-        image, target = check_sample(*apply(self.transforms, self.read(i), draw))
+        sample = apply(self.transforms, self.read(sources[0]), draw)
+        try: image, target = check_sample(*sample, len(self.annotations.names))
+        except ValueError as e: raise ValueError(f'{", ".join(self.annotations.paths[sources])}: {e}') from e
         return letterbox(image, self.canvas), dict(target, boxes=target['boxes'] * letterbox_scale(image.shape[1:], self.canvas), sources=sources)
 
-# %% ../nbs/07b_batches.ipynb #ffcf298e
+# %% ../nbs/07b_batches.ipynb #31fd6575
 @contextmanager
 def seeded(
     seed:int # From 0 to 2**32 - 1
 ):
-    "Random numbers of torch, numpy and Python that begin at `seed`; before and after, they are others."
+    "Random numbers of torch, numpy and Python that begin at `seed`, and afterwards go on where they were."
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed); np.random.seed(seed); random.seed(seed)
     try: yield
     finally: torch.set_rng_state(before[0]); np.random.set_state(before[1]); random.setstate(before[2])
 
-# %% ../nbs/07b_batches.ipynb #81b1e43d
+# %% ../nbs/07b_batches.ipynb #3e3d774c
 @dataclass
 class Batch:
     "Images and their objects"
@@ -95,9 +115,9 @@ class Batch:
     def pin_memory(self): # Of the images, which a loader asks for: an accelerator fetches them faster
         return replace(self, images=self.images.pin_memory())
 
-    def split(self, parts): # List of batches, as equal as can be
-        n = -(-len(self.images) // parts)
-        return [Batch(*(v[i:i + n] for v in vars(self).values())) for i in range(0, len(self.images), n)]
+    def split(self, parts): # List of batches, as equal as can be and none of them empty
+        ends = [n*len(self.images)//parts for n in range(parts + 1)]
+        return [Batch(*(v[a:b] for v in vars(self).values())) for a, b in zip(ends, ends[1:]) if a < b]
 
 def collate(
     items # Pairs of image and target, of `DetectionDataset`

@@ -6,7 +6,9 @@
 __all__ = ['grid_priors', 'cell_centres', 'flatten_levels', 'decode', 'encode', 'box_iou', 'box_giou', 'box_ciou',
            'at_least_fp32', 'as_xyxy', 'as_hw', 'letterbox_size', 'letterbox_scale', 'unletterbox']
 
-# %% ../nbs/01_boxes.ipynb #08ff28ec
+# %% ../nbs/01_boxes.ipynb #ffe735a1
+from numbers import Integral
+
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import convert_bounding_box_format
@@ -131,12 +133,12 @@ def as_xyxy(
     if isinstance(boxes, BoundingBoxes): boxes = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY).as_subclass(Tensor)
     return boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
 
-# %% ../nbs/01_boxes.ipynb #4a417153
+# %% ../nbs/01_boxes.ipynb #c59d3038
 def as_hw(
     size # Side of a square in pixels, or height and width
 ) -> tuple: # Height and width
     "Both sides of a canvas."
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (int(size),)*2 if isinstance(size, Integral) else tuple(size)
 
 def letterbox_size(
     image_hw:tuple, # Height and width of the image in pixels

@@ -60,7 +60,7 @@ def rank_and_world():
     "Number of this process, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../nbs/09_train.ipynb #7149120b
+# %% ../nbs/09_train.ipynb #77ae4470
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -78,7 +78,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.train, self.names, self.device = recipe, train, train.names, choose_device(device)
         self.val, self.transforms = relabel(val, train.names), transforms
-        self.canvas = recipe.size if recipe.mosaic else tight_canvas(train, recipe.size)
+        self.canvas = recipe.size if recipe.mosaic or transforms is not None else tight_canvas(train, recipe.size) # Own ones may fill a square, as mosaics do
         self.rank, self.world = rank_and_world()
         model = build_model(recipe.model, len(train.names), pretrained=False)
         self.loaded = weights and load_matching(model, weights) # What was, in words

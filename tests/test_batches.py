@@ -1,0 +1,63 @@
+"Images and boxes on their way into batches."
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+from torchvision.transforms import v2
+
+from cjm_yolox_pytorch.augment import Mosaic, RandomAffine, apply, as_sample, yolox_transforms
+from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, train_loader
+from cjm_yolox_pytorch.data import Annotations
+from cjm_yolox_pytorch.recipe import fine_tune_recipe
+from cjm_yolox_pytorch.shapes import draw_shapes
+from cjm_yolox_pytorch.train import Trainer
+
+STILL = dict(scale=(1, 1), degrees=0, translate=0, shear=0)
+
+
+@pytest.fixture
+def lying(tmp_path):
+    "Two images, 100 wide and 50 high, with a box that reaches far below the first, and a box within the second"
+    paths = [f'{tmp_path}/{name}.png' for name in 'ab']
+    for path in paths: Image.new('RGB', (100, 50), (200, 0, 0)).save(path)
+    boxes = np.array([[10, 30, 60, 100], [5, 5, 30, 30]], dtype=np.float32)
+    return Annotations(['ant'], np.array(paths), np.array([[50, 100]]*2), np.arange(3), boxes, np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool), np.ones(2, dtype=np.float32))
+
+
+@pytest.mark.parametrize('transforms', [[], [RandomAffine(100, **STILL)], [Mosaic(100, **STILL)]], ids=['none', 'affine', 'mosaic'])
+def test_boxes_are_around_nothing_but_their_images(transforms, lying):
+    dataset = DetectionDataset(lying, 100, transforms)
+    for seed in range(10):
+        image, target = dataset[0, seed]
+        assert len(target['boxes'])
+        for x1, y1, x2, y2 in target['boxes'].round().int().tolist():
+            assert (image[0, y1 + 1:y2 - 1, x1 + 1:x2 - 1] == 200).all()
+    assert lying.boxes[0, 3] == 100 # The annotations are as they were
+
+
+@pytest.mark.parametrize('mosaic', [0, 1])
+@pytest.mark.parametrize('mixup', [0, 1])
+def test_a_mirrored_image_has_mirrored_boxes(mosaic, mixup):
+    def draw(): return as_sample(*draw_shapes(np.random.default_rng(int(torch.randint(30, ())))))
+    for seed in range(5):
+        made = []
+        for flip in (0, 1):
+            torch.manual_seed(seed)
+            made.append(apply(yolox_transforms(160, mosaic, mixup, scale=(.5, 1.5), flip=flip), as_sample(*draw_shapes(np.random.default_rng(17))), draw))
+        (image, target), (mirrored, there) = made
+        assert len(target['boxes']) and torch.equal(image.flip(2), mirrored) and torch.equal(target['labels'], there['labels'])
+        assert_close(160 - there['boxes'][:, [2, 0]], target['boxes'][:, [0, 2]])
+        assert_close(there['boxes'][:, [1, 3]], target['boxes'][:, [1, 3]])
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_sample_that_cannot_be_learnt_from_is_named(workers, lying):
+    loader = train_loader(DetectionDataset(lying, 64, v2.CenterCrop(10)), EpochBatches(2, 2), workers)
+    with pytest.raises(ValueError, match=r'[ab]\.png: transforms left 1 of 1 boxes without area.*v2\.SanitizeBoundingBoxes'): next(iter(loader))
+
+
+def test_own_transforms_get_the_whole_square(lying):
+    recipe = fine_tune_recipe('yolox_nano', size=128)
+    assert Trainer(recipe, lying, lying, device='cpu').canvas == (64, 128)
+    assert Trainer(recipe, lying, lying, device='cpu', transforms=[Mosaic(128)]).canvas == 128
