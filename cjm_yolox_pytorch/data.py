@@ -134,7 +134,7 @@ def _decode(path, upright=True): # `read_image`, whose errors do not always say 
     except FileNotFoundError: raise
     except Exception as e: raise OSError(f'{path} cannot be decoded as an image ({e}): mend it, or leave it out of the data') from e
 
-# %% ../nbs/07_data.ipynb #4b6f577d
+# %% ../nbs/07_data.ipynb #bca478c7
 def read_coco(
     path, # The JSON file
     folder=None # Where the images are; looked for if None
@@ -165,10 +165,10 @@ def read_coco(
     areas = np.where(areas > 0, areas, boxes[:, 2:].prod(1))
     boxes[:, 2:] += boxes[:, :2]
     columns = [np.array([known[a[key]] for a in objects], dtype=np.int64) for key, known in [('image_id', place), ('category_id', label)]]
-    crowd = np.array([bool(a.get('iscrowd')) for a in objects], dtype=bool)
-    odd = [a for a in objects if a.get('iscrowd') not in (0, 1, None)]
-    _refuse(f'{path}: annotations whose iscrowd is neither 0 nor 1', odd, 'Write 1 without quotes for a region with many objects, and 0 for all others')
-    found = _collect(path, names, [folder/f for f in files], sizes, columns[0], boxes, columns[1], crowd, areas, notes)
+    crowd = [a.get('iscrowd') for a in objects]
+    _refuse(f'{path}: annotations whose iscrowd is neither 0 nor 1', [a for a, c in zip(objects, crowd) if c not in (0, 1, None)],
+            'Write 1 without quotes for a region with many objects, and 0 for all others')
+    found = _collect(path, names, [folder/f for f in files], sizes, columns[0], boxes, columns[1], np.array(crowd, dtype=bool), areas, notes)
     _present(path, found.paths)
     return found
 
@@ -218,16 +218,17 @@ def _image_folder(path, files): # Where the images of the COCO file at `path` ar
         if not files or any((folder/f).is_file() for f in files[:10]): return folder
     raise FileNotFoundError(f'{path}: its image {files[0]} is in none of {", ".join(map(str, folders))}')
 
-# %% ../nbs/07_data.ipynb #2dfe6fbc
+# %% ../nbs/07_data.ipynb #23d758fd
 def read_voc(
     root, # Folder of the data set
-    split:str='all', # Name of a list in `ImageSets/Main`, or of a folder
-    seen:dict=None # What XML files say that another split has read
+    split:str='all' # Name of a list in `ImageSets/Main`, or of a folder
 ) -> Annotations:
     "Read a split in Pascal VOC format."
-    root, seen = Path(root), {} if seen is None else seen
+    root = Path(root)
     parts = _voc_parts(root)
-    part = parts[_split_of(root, parts, split)]
+    return _voc_split(root, parts, parts[_split_of(root, parts, split)], {})
+
+def _voc_split(root, parts, part, seen): # `seen` is what XML files say that another split has read
     notes = _voc_notes(part, parts)
     used = {p.files[s] for p in parts.values() for s in p.stems if s in p.files} # Other splits have other classes
     seen.update({file: _voc_file(file) for file in used - seen.keys()})
@@ -447,15 +448,16 @@ def _is_coco(path): # Whether it may be one; other programs leave JSON beside im
     if _split_name(path.stem) in ('train', 'val', 'test', 'all'): return True
     with open(path, 'rb') as f: return path.stat().st_size > 0 and mmap(f.fileno(), 0, access=ACCESS_READ).find(b'"annotations"') >= 0
 
-# %% ../nbs/07_data.ipynb #3892f718
+# %% ../nbs/07_data.ipynb #d700dac3
 def _voc_splits(path):
     if not (_beside(path/'ImageSets/Main', '.txt') or _named_like_images(path, '.xml')): return {}
-    splits, seen = _voc_parts(path), {}
-    lists_of_a_class = [s for s in splits if any(s.endswith(f'_{other}') for other in splits)]
-    return {split: lambda s=split: read_voc(path, s, seen) for split in splits if split not in lists_of_a_class}
+    parts, seen = _voc_parts(path), {}
+    lists_of_a_class = [s for s in parts if any(s.endswith(f'_{other}') for other in parts)]
+    return {split: lambda p=part: _voc_split(path, parts, p, seen) for split, part in parts.items() if split not in lists_of_a_class}
 
 def _named_like_images(folder, suffix): # Whether there are files of this kind with the names of images
-    return not {p.stem for p in files_below(folder, suffix)}.isdisjoint(p.stem for p in files_below(folder, *IMAGE_SUFFIXES))
+    stems = {p.stem for p in files_below(folder, suffix)}
+    return bool(stems) and not stems.isdisjoint(p.stem for p in files_below(folder, *IMAGE_SUFFIXES))
 
 # %% ../nbs/07_data.ipynb #b4acf0fe
 def _yolo_splits(path):

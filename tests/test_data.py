@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cjm_yolox_pytorch import data, doctor
+from cjm_yolox_pytorch import data, doctor, train
 from cjm_yolox_pytorch.data import Annotations, check, check_splits, fault_lines, find_splits, read_annotated, read_split, read_voc, read_yolo
 from cjm_yolox_pytorch.doctor import examine, look_at_images, report_lines, summary
 from cjm_yolox_pytorch.inference import files_below
@@ -28,6 +28,7 @@ def pixels(name): return np.random.default_rng(ord(name)).integers(0, 255, (HEIG
 
 
 def write(path, text, encoding='utf-8'):
+    if text is None: return path.unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else (text if isinstance(text, str) else json.dumps(text)).encode(encoding))
 
@@ -258,8 +259,8 @@ def test_a_mask_beside_its_image(tmp_path):
 def test_a_box_over_the_border_does_not_say_how_pixels_are_counted(tmp_path):
     LAYOUTS['voc official'][0](tmp_path)
     write(tmp_path/'Annotations/c.xml', voc('c').replace('<xmin>41<', '<xmin>-3<'))
-    train = read_split(tmp_path, 'train')
-    assert not train.notes and train.objects(0)[0].tolist() == [[*o[1:]] for o in OBJECTS['a']]
+    found = read_split(tmp_path, 'train')
+    assert not found.notes and found.objects(0)[0].tolist() == [[*o[1:]] for o in OBJECTS['a']]
 
 
 def test_images_of_another_data_set_are_not_taken(tmp_path):
@@ -548,14 +549,17 @@ def broken(kind):
     data = io.BytesIO()
     Image.fromarray(pixels('a')).save(data, 'jpeg' if kind == 'jpg' else kind)
     data = data.getvalue()
-    return {'half': data[:len(data)//2], 'noise': b'\x00'*999, 'empty': b'', 'holes': data[:200] + b'\xff'*200 + data[400:len(data)//2]}
+    return {'half': data[:len(data)//2], 'noise': b'\x00'*999, 'empty': b'', 'hole': data[:len(data)//3] + b'\x00'*(len(data)//3) + data[len(data)//3*2:]}
 
 
 @pytest.mark.parametrize('kind', ['jpg', 'png'])
-@pytest.mark.parametrize('how', ['half', 'noise', 'empty', 'holes'])
+@pytest.mark.parametrize('how', ['half', 'noise', 'empty', 'hole'])
 def test_images_that_do_not_decode_are_named(kind, how, tmp_path):
     path = tmp_path/f'a.{kind}'
     path.write_bytes(broken(kind)[how])
+    if (kind, how) == ('jpg', 'hole'): # JPEG has no checksum: it decodes, to other pixels
+        assert read_annotated(one(path, (HEIGHT, WIDTH)), 0).shape == (3, HEIGHT, WIDTH) and not look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))
+        return
     with pytest.raises(OSError, match=rf'a.{kind} cannot be decoded as an image .*: mend it, or leave it out'): read_annotated(one(path, (HEIGHT, WIDTH)), 0)
     assert [(f.kind, f.stops) for f in look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))] == [('image does not decode', True)]
     write(tmp_path/'a.txt', '0 .5 .5 1 1')
@@ -576,6 +580,48 @@ def test_pictures_in_two_splits_are_found_by_their_pixels(tmp_path):
     report = examine(tmp_path)
     assert [f.kind for f in report.faults if f.stops or f.kind == 'picture twice'] == ['nothing to learn', 'image in two splits', 'picture twice']
     assert list(fault_lines(check_splits(report.splits))) == ['image in two splits (1): b.png is in train and in val']
+
+
+CROWDS = {**coco(['c']), 'annotations': [dict(a, iscrowd=1) for a in coco(['c'])['annotations']]}
+VERDICTS = { # What is written, options, which splits training takes, and what the doctor says is to be mended
+    'train and val': (LAYOUTS['coco official'][0], {}, ['train', 'val'], []),
+    'trainval and test': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'c'), ('ImageSets/Main/trainval.txt', 'a\nb'), *[(f'ImageSets/Main/{s}.txt', None) for s in ('ant_train', *SPLITS)]), {}, ['trainval', 'test'], []),
+    'trainval without objects': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'c'), ('ImageSets/Main/trainval.txt', 'b'), *[(f'ImageSets/Main/{s}.txt', None) for s in ('ant_train', *SPLITS)]), {}, ['trainval', 'test'], ['nothing to learn']),
+    'trainval in place of train': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'c'), ('ImageSets/Main/trainval.txt', 'a\nb'), ('ImageSets/Main/val.txt', 'b')), dict(train='trainval', val='test'), ['trainval', 'test'], []),
+    'test without objects': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'b'), ('ImageSets/Main/train.txt', 'a')), {}, ['train', 'val', 'test'], []),
+    'test without objects, to validate on': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'b'), ('ImageSets/Main/train.txt', 'a'), ('ImageSets/Main/val.txt', None)), {}, ['train', 'test'], ['nothing to learn']),
+    'crowds alone': (both(LAYOUTS['coco official'][0], ('annotations/instances_val2017.json', CROWDS)), {}, ['train', 'val'], ['nothing to learn']),
+    'one split': (LAYOUTS['coco cvat task'][0], {}, ['all'], []),
+    'one image': (both(LAYOUTS['coco cvat task'][0], ('annotations/instances_default.json', coco(['a', 'b']))), {}, ['all'], ['too few images']),
+    'other names': (both(every('images'), *[(f'birds_{s}.json', coco(n)) for s, n in SPLITS.items()]), {}, ['birds_train', 'birds_val'], ['no split to learn from']),
+    'other names, chosen': (both(every('images'), *[(f'birds_{s}.json', coco(n)) for s, n in SPLITS.items()]), dict(train='birds_val', val='birds_train'), ['birds_val', 'birds_train'], []),
+    'a name that is not there': (LAYOUTS['coco official'][0], dict(val='vaal'), ['train', 'val'], ['no split to learn from']),
+    'broken val': (both(LAYOUTS['coco official'][0], ('annotations/instances_val2017.json', '{"annotations"')), {}, ['train'], ['cannot be read']),
+}
+
+
+@pytest.mark.parametrize('name', VERDICTS)
+def test_the_doctor_says_what_training_would_do(name, tmp_path):
+    layout, options, splits, faults = VERDICTS[name]
+    layout(tmp_path)
+    report = examine(tmp_path, **options)
+    assert list(report.splits) == splits and [f.kind for f in report.faults if f.stops] == faults
+    try: train._refuse(train.splits_to_use(tmp_path, **options))
+    except ValueError: assert not report.sound
+    else: assert report.sound
+
+
+def test_the_doctor_stops_at_once(monkeypatch):
+    looked = []
+    monkeypatch.setattr(doctor, '_look', lambda a, i: looked.append(i) or b'%d' % i)
+    many = Annotations(['ant'], np.array([f'{i}.png' for i in range(9999)]), np.full((9999, 2), 9), np.zeros(10000, dtype=int), np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros(0, dtype=bool), np.zeros(0))
+    def interrupted(images):
+        yield images[0]
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): look_at_images(dict(train=many), interrupted)
+    assert len(looked) <= 16*os.cpu_count()
+    looked.clear()
+    assert not look_at_images(dict(train=many)) and sorted(looked) == list(range(9999))
 
 
 def test_the_doctor_as_a_command(tmp_path):
