@@ -201,7 +201,7 @@ def _table(what, entries, rows, columns): # [len(rows), columns] float64
     _refuse(what, [e for e, row in zip(entries, rows) if not good(row)], 'Write plain numbers, in pixels and without quotes')
     return np.array(rows, dtype=np.float64)
 
-# %% ../nbs/07_data.ipynb #05d7340b
+# %% ../nbs/07_data.ipynb #b0ac0502
 def _names(where, classes): # From names by number: names in the order of their numbers, and labels by number
     order = sorted(classes, key=lambda c: (isinstance(c, str), c))
     names = [classes[c] for c in order]
@@ -212,7 +212,7 @@ def _names(where, classes): # From names by number: names in the order of their 
 def _image_folder(path, files): # Where the images of the COCO file at `path` are
     split = path.stem.removeprefix('instances_')
     around = [path.parent, *[path.parent.parent]*(path.parent.name.lower() == 'annotations')]
-    places = [folder for a in around for images in [_first(a, 'images')] for folder in (a/split, images/split, images)]
+    places = [folder for a in around for images in [_first(a, 'images')] for folder in (a/split, images/split, images, a)]
     folders = dict.fromkeys([path.parent, *places])
     for folder in folders:
         if not files or any((folder/f).is_file() for f in files[:10]): return folder

@@ -94,7 +94,7 @@ LAYOUTS = { # What is written, and which splits it has
     'coco cvat project': (both(every('images/{split}'), ('annotations/instances_Train.json', coco(SPLITS['train'], folder='train/')), ('annotations/instances_Validation.json', coco(SPLITS['val'], folder='val/'))), SPLITS),
     'coco official': (both(every('{split}2017'), ('annotations/captions_val2017.json', dict(annotations=[])), *[(f'annotations/instances_{s}2017.json', coco(n, 7)) for s, n in SPLITS.items()]), SPLITS),
     'coco in capitals': (both(every('Images'), ('Annotations/ALL.JSON', coco(EVERYTHING))), dict(all=EVERYTHING)),
-    'coco below its folder': (both(every('pictures'), ('annotations/all.json', coco(EVERYTHING, folder='pictures/'))), dict(all=EVERYTHING)),
+    'coco below its folder': (both(every('images'), ('annotations/all.json', coco(EVERYTHING, folder='images/'))), dict(all=EVERYTHING)),
     'coco one file': (both(every('images'), ('annotations.json', coco(EVERYTHING, folder='images\\')), ('package.json', {})), dict(all=EVERYTHING)),
     'voc official': (both(every('JPEGImages', 'Annotations/{name}.xml', voc), *[(f'ImageSets/Main/{s}.txt', '\n'.join(n)) for s, n in SPLITS.items()], ('ImageSets/Main/ant_train.txt', 'a  1\nb -1')), SPLITS),
     'voc cvat': (both(every('JPEGImages', 'Annotations/{name}.xml', lambda name: voc(name, 0)), ('ImageSets/Main/default.txt', 'a\nb\nc\n'), ('labelmap.txt', '# label:color_rgb:parts:actions')), dict(all=EVERYTHING)),
