@@ -211,7 +211,7 @@ def _class_cells(report, columns, rows): # The same, of each class, from where i
         cells += [(a, i, label, name) for i in chosen] + [None]*(each - len(chosen))
     return (cells + [None]*(-len(cells) % columns))[:rows*columns]
 
-# %% ../nbs/07c_doctor.ipynb #267f753d
+# %% ../nbs/07c_doctor.ipynb #e3df71f5
 def _draw_cell(ax, a, i, label, title, side=240): # An image with its boxes, those of one class or all
     from matplotlib.patches import Rectangle
     ax.set_title(title[:24], fontsize=9, color='crimson' if label is None else f'C{label % 10}')
@@ -223,7 +223,7 @@ def _draw_cell(ax, a, i, label, title, side=240): # An image with its boxes, tho
     for (x1, y1, x2, y2), c in zip((boxes*scale).tolist(), labels.tolist()):
         if label in (None, c): ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=f'C{c % 10}', lw=1.2))
     left_out = np.array([box for path, box, _ in a.dropped if path == a.paths[i] and label is None]).reshape(-1, 4)*scale
-    ax.plot(*((left_out[:, :2] + left_out[:, 2:])/2).clip(0, [width, height]).T, 'x', color='crimson')
+    ax.plot(*((left_out[:, :2] + left_out[:, 2:])/2).clip(0, [width, height]).T, 'x', color='crimson', scalex=False, scaley=False)
     if label in (None, -1): ax.text(0, height, os.path.basename(a.paths[i])[-32:], fontsize=6, va='bottom', bbox=dict(facecolor='white', alpha=.8, lw=0, pad=.5))
 
 # %% ../nbs/07c_doctor.ipynb #bcac2a32
