@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'look_at_images', 'Report', 'examine', 'summary', 'report_lines', 'draw_report', 'yolox_doctor']
 
-# %% ../nbs/07c_doctor.ipynb #1024277f
+# %% ../nbs/07c_doctor.ipynb #afe3db08
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from .boxes import letterbox_scale, letterbox_size
-from .data import Fault, check, check_splits, find_splits, read_annotated
+from .data import Fault, check, check_splits, choose_splits, find_splits, hold_out, read_annotated
 from .inference import letterbox, read_image
 from .utils import command
 
-# %% ../nbs/07c_doctor.ipynb #2c919e8b
+# %% ../nbs/07c_doctor.ipynb #a65d8948
 def _look(annotations, i): # Hash of the pixels, or what is wrong
     path = str(annotations.paths[i])
     try: image = read_annotated(annotations, i)
@@ -33,13 +33,17 @@ def _look(annotations, i): # Hash of the pixels, or what is wrong
 
 def look_at_images(
     splits:dict, # Split -> `Annotations`
-    progress=lambda images: images # Wraps the images, as tqdm does
+    progress=lambda images: images, # Wraps the images, as tqdm does
+    used=None # Splits of which training needs every image; all if None
 ) -> list: # `Fault`s
     "Decode every image: which do not, and which are the same."
     images = [(split, a, i) for split, a in splits.items() for i in range(len(a))]
-    # Pillow lets other threads run while it decodes
-    with ThreadPoolExecutor(os.cpu_count()) as threads: looks = [look.result() for look in progress([threads.submit(_look, a, i) for _, a, i in images])]
-    faults, seen = [look for look in looks if isinstance(look, Fault)], {}
+    looks, block = [], 16*(os.cpu_count() or 1)
+    with ThreadPoolExecutor(os.cpu_count()) as threads: # Others run while one decodes
+        for n, _ in enumerate(progress(images)):
+            if n % block == 0: waiting = [threads.submit(_look, a, i) for _, a, i in images[n:n+block]] # Ctrl-C waits for these alone
+            looks.append(waiting[n % block].result())
+    faults, seen = [replace(look, stops=used is None or split in used) for (split, *_), look in zip(images, looks) if isinstance(look, Fault)], {}
     for (split, a, i), look in zip(images, looks):
         if isinstance(look, Fault): continue
         path = str(a.paths[i])
@@ -52,7 +56,7 @@ def look_at_images(
 
 def _short(path): return '/'.join(Path(path).parts[-2:])
 
-# %% ../nbs/07c_doctor.ipynb #d4028e7d
+# %% ../nbs/07c_doctor.ipynb #699b5191
 @dataclass
 class Report:
     "What a data set is like"
@@ -68,32 +72,47 @@ def examine(
     data, # Folder of a data set, or its file in COCO's JSON or YOLO's YAML
     format:str=None, # coco, voc or yolo; what it looks like if None
     size:int=416, # Side of the canvas in training, in pixels
-    progress=lambda images: images # Wraps the images, as tqdm does
+    progress=lambda images: images, # Wraps the images, as tqdm does
+    train:str=None, # Split to learn from; train, trainval or the only one if None
+    val:str=None # Split to validate on; val, test, or a tenth held out if None
 ) -> Report:
     "Look at all annotations and all images."
     splits, faults = {}, []
     try: readers = find_splits(data, format)
     except (OSError, ValueError) as e: return Report(str(data), size, {}, [Fault('cannot be read', '', str(e), stops=True)])
-    for split in sorted(readers.keys() - ({'trainval'} if 'train' in readers else set()), key=lambda s: ('train', 'val', 'test', s).index(s)):
+    try: used = choose_splits(data, readers, train, val)
+    except ValueError as e: used, faults = (None, None), [Fault('no split to learn from', '', str(e), stops=True)]
+    for split in _in_order(readers, used):
         try: splits[split] = readers[split]()
-        except (OSError, ValueError) as e: faults.append(Fault('cannot be read', split, f'{split}: {e}', stops=True))
-    for n, (split, a) in enumerate(splits.items()): # A test split may wait for its objects
-        faults += [replace(f, text=f'{split}: {f.text}', stops=f.stops and (n == 0 or split == 'val')) for f in check(a) + (_hard(a, size) if n == 0 else [])]
-    if len(splits) == 1: faults.append(Fault('one split', split, f'there is only {split!r}, of which training will hold a tenth out to validate on'))
-    faults += (check_splits(splits) if splits else []) + look_at_images(splits, progress)
+        except (OSError, ValueError) as e: faults.append(Fault('cannot be read', split, f'{split}: {e}', stops=split in used))
+    for split, a in splits.items(): # Another split may wait for its objects
+        found = check(a) + (_hard(a, size) if split == used[0] else [])
+        faults += [replace(f, text=f'{split}: {f.text}', stops=f.stops and split in used) for f in found]
+    if used[0] in splits: faults += check_splits(splits) + ([] if used[1] else _held_out(used[0], splits[used[0]]))
+    faults += look_at_images(splits, progress, used)
     return Report(str(data), size, splits, sorted(faults, key=lambda f: not f.stops))
 
+def _in_order(readers, used): # Names of splits to read, those for training first
+    known = [s for s in ('train', 'val', 'test') if s in readers]
+    repeated = {'train', 'val'} if 'trainval' in used else {'trainval'}
+    return [s for s in dict.fromkeys([*used, *known, *sorted(readers)]) if s and (s in used or s not in repeated)]
+
+def _held_out(split, a): # What there is to say about the part that training validates on
+    try: parts = hold_out(a)
+    except ValueError as e: return [Fault('too few images', split, f'{split}: {e}', stops=True)]
+    told = Fault('no split to validate on', split, f'training will hold a tenth of {split!r} out to validate on')
+    return [told] + check_splits(dict(zip((split, 'the tenth held out of it'), parts)))
+
 def _hard(a, size, pixels=4, few=10): # What can be learnt with difficulty
-    boxes, count = _at(a, size)[~a.crowd], np.bincount(a.labels[~a.crowd], minlength=len(a.names)).tolist()
+    boxes = _at(a, size)[~a.crowd]
     narrow = (boxes.min(1) < pixels).sum()
-    faults = [Fault('rare class', name, f'{name}: only {n}') for name, n in zip(a.names, count) if 0 < n < few]
+    faults = [Fault('rare class', name, f'{name}: only {n}') for name, n in zip(a.names, a.counts) if 0 < n < few]
     return faults + [Fault('hardly visible', '', f'{narrow} of {len(boxes)} boxes are narrower than {pixels} pixels at {size}; train larger (--size)')][:narrow]
 
 def _at(a, size): # [T, 2] width and height of boxes on the canvas
-    scale = size / a.sizes.max(1)
-    return (a.boxes[:, 2:] - a.boxes[:, :2]) * np.repeat(scale, np.diff(a.starts))[:, None]
+    return (a.boxes[:, 2:] - a.boxes[:, :2]) * (size / a.sizes.max(1))[a.image][:, None]
 
-# %% ../nbs/07c_doctor.ipynb #6bb8261e
+# %% ../nbs/07c_doctor.ipynb #1e38a29b
 SIZES = dict(small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, np.inf)) # In square pixels, as COCO has them
 
 def summary(
@@ -104,11 +123,10 @@ def summary(
     return dict(data=report.data, size=report.size, sound=report.sound, splits=splits, faults=[asdict(f) for f in report.faults])
 
 def _numbers(a, size):
-    count = np.bincount(a.labels[~a.crowd], minlength=len(a.names)).tolist()
-    scale = np.repeat(size / a.sizes.max(1), np.diff(a.starts))
+    scale = (size / a.sizes.max(1))[a.image]
     def shares(areas): return {name: int(((areas >= low) & (areas < high)).sum()) for name, (low, high) in SIZES.items()}
-    return dict(images=len(a), without_objects=int((np.diff(a.starts) == 0).sum()), objects=sum(count), crowds=int(a.crowd.sum()), left_out=len(a.dropped),
-                classes=dict(zip(a.names, count)), image_sizes={f'{w}x{h}': n for (h, w), n in Counter(map(tuple, a.sizes.tolist())).most_common()},
+    return dict(images=len(a), without_objects=int((np.diff(a.starts) == 0).sum()), objects=int(a.counts.sum()), crowds=int(a.crowd.sum()), left_out=len(a.dropped),
+                classes=dict(zip(a.names, a.counts.tolist())), image_sizes={f'{w}x{h}': n for (h, w), n in Counter(map(tuple, a.sizes.tolist())).most_common()},
                 box_sizes=shares(a.areas[~a.crowd]), box_sizes_in_training=shares((a.areas*scale**2)[~a.crowd]))
 
 # %% ../nbs/07c_doctor.ipynb #536f37b1
@@ -168,11 +186,11 @@ def draw_report(
         if cell: _draw_cell(ax, *cell)
     fig.savefig(path, dpi=100)
 
-# %% ../nbs/07c_doctor.ipynb #492c117f
+# %% ../nbs/07c_doctor.ipynb #890c9220
 def _faulty_cells(report, most, each=3): # (annotations, image, class or None, title), at most `each` of a kind
     places, cells, kinds = {}, [], Counter()
     for a in report.splits.values():
-        for i, path in enumerate(map(str, a.paths)): places[path] = places[os.path.basename(path)] = a, i
+        for i, path in enumerate(map(str, a.paths)): places[path] = a, i
     for f in report.faults:
         if f.where in places and kinds[f.kind] < each and len(cells) < most:
             kinds[f.kind] += 1
@@ -188,12 +206,12 @@ def _class_cells(report, columns, rows): # The same, of each class, from where i
             mine = np.flatnonzero((a.labels == label) & ~a.crowd)
             if len(mine): break
         else: continue
-        images = [*dict.fromkeys(np.repeat(np.arange(len(a)), np.diff(a.starts))[mine[np.argsort(-a.areas[mine])]].tolist())]
+        images = [*dict.fromkeys(a.image[mine[np.argsort(-a.areas[mine])]].tolist())]
         chosen = [images[k] for k in np.unique(np.linspace(0, (len(images) - 1)/2, each).astype(int))]
         cells += [(a, i, label, name) for i in chosen] + [None]*(each - len(chosen))
     return (cells + [None]*(-len(cells) % columns))[:rows*columns]
 
-# %% ../nbs/07c_doctor.ipynb #473a7065
+# %% ../nbs/07c_doctor.ipynb #e3df71f5
 def _draw_cell(ax, a, i, label, title, side=240): # An image with its boxes, those of one class or all
     from matplotlib.patches import Rectangle
     ax.set_title(title[:24], fontsize=9, color='crimson' if label is None else f'C{label % 10}')
@@ -204,6 +222,8 @@ def _draw_cell(ax, a, i, label, title, side=240): # An image with its boxes, tho
     ax.imshow(letterbox(image, (height, width)).permute(1, 2, 0), extent=(0, width, height, 0))
     for (x1, y1, x2, y2), c in zip((boxes*scale).tolist(), labels.tolist()):
         if label in (None, c): ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=f'C{c % 10}', lw=1.2))
+    left_out = np.array([box for path, box, _ in a.dropped if path == a.paths[i] and label is None]).reshape(-1, 4)*scale
+    ax.plot(*((left_out[:, :2] + left_out[:, 2:])/2).clip(0, [width, height]).T, 'x', color='crimson', scalex=False, scaley=False)
     if label in (None, -1): ax.text(0, height, os.path.basename(a.paths[i])[-32:], fontsize=6, va='bottom', bbox=dict(facecolor='white', alpha=.8, lw=0, pad=.5))
 
 # %% ../nbs/07c_doctor.ipynb #bcac2a32
@@ -235,18 +255,20 @@ def _draw_crowding(ax, report):
     ax.set(title='How many in one image?', xlabel='objects', ylabel='percent of the images')
     if report.splits: ax.legend(fontsize=8)
 
-# %% ../nbs/07c_doctor.ipynb #873bde32
+# %% ../nbs/07c_doctor.ipynb #422a776c
 @command
 def yolox_doctor(
     data:str, # Folder of a data set (COCO, Pascal VOC or YOLO), or its JSON or YAML
     format:str=None, # coco, voc or yolo; what it looks like unless given
+    train:str=None, # Split to learn from; train unless given
+    val:str=None, # Split to validate on; val unless given, or test where there is none
     size:int=416, # Side of the canvas in training, in pixels
     out:str=None, # Folder for doctor.json and doctor.png; nothing is written unless given
     json:bool=False, # Print JSON instead of text
 ):
     "Look at DATA: what is in it, and whether training on it would go well"
     from tqdm import tqdm
-    report = examine(data, format, size, progress=lambda images: tqdm(images, desc='images', ncols=80, disable=None))
+    report = examine(data, format, size, progress=lambda images: tqdm(images, desc='images', ncols=80, disable=None), train=train, val=val)
     text = dumps(summary(report), indent=1)
     print(text if json else '\n'.join(report_lines(report)), flush=True)
     if out:

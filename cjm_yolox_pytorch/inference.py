@@ -347,7 +347,7 @@ def load_detector(
     if weights in MODEL_TYPES: weights = pretrained_file(weights)
     return Detector(weights if isinstance(weights, Weights) else load_weights(weights), device, size)
 
-# %% ../nbs/06_inference.ipynb #1668f814
+# %% ../nbs/06_inference.ipynb #e12bae31
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']
 VIDEO_SUFFIXES = ['.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg']
 
@@ -355,9 +355,16 @@ def files_below(
     folder, # Path
     *suffixes # With their dots, in lower case
 ) -> list: # Paths, sorted
-    "Files of some kinds in `folder` and below it, but for hidden ones."
-    return sorted(Path(root)/name for root, _, names in os.walk(folder, followlinks=True) for name in names
-                  if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.'))
+    "Files of some kinds in `folder` and below it, each folder once; none that are hidden."
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen: # A link may lead back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith('.'))
+        found += [Path(root)/name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.')]
+    return sorted(found)
 
 def find_inputs(
     inputs, # Names of files, folders, and patterns

@@ -8,7 +8,7 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
            'finish_epoch', 'fit', 'measure_best', 'splits_to_use', 'recipe_options', 'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #79dce897
+# %% ../nbs/09_train.ipynb #c872a909
 import csv
 import hashlib
 import inspect
@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 from .augment import yolox_transforms
 from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, tight_canvas, train_loader
 from .checkpoints import Weights, atomic, load_weights, save_weights
-from .data import Annotations, check, check_splits, fault_lines, find_splits, hold_out, read_split, relabel
+from .data import Annotations, check, check_splits, choose_splits, fault_lines, find_splits, hold_out, read_split, relabel
 from .evaluate import average_precision, detect, report, show_detections, table, yolox_eval
 from .inference import normalize
 from .loss import YOLOXLoss
@@ -497,10 +497,7 @@ def measure_best(
                    strides=trainer.model.bbox_head.strides, amp_dtype=trainer.dtype)
     return report(trainer.val, found, trainer.out, epoch=best.notes['epoch'])
 
-# %% ../nbs/09_train.ipynb #89b4562f
-def _choose(splits, given, wanted): # Name of a split, or None
-    return given or next((name for name in wanted if name in splits), None)
-
+# %% ../nbs/09_train.ipynb #6f1822bb
 def splits_to_use(
     data, # Folder or file of a data set
     format:str=None, # coco, voc or yolo; what it looks like if None
@@ -509,11 +506,9 @@ def splits_to_use(
 ) -> dict: # Role -> name of a split and its `Annotations`, for training and validation
     "Read what there is to learn from and to validate on."
     splits = find_splits(data, format)
-    train = _choose(splits, train, ('train', 'trainval') if len(splits) > 1 else splits)
-    if train is None: raise ValueError(f'{data} has the splits {sorted(splits)}: say which to take with --train and --val')
-    val = _choose([s for s in splits if s != train], val, ('val', 'test'))
-    if val: return dict(training=(train, read_split(data, train, format)), validation=(val, read_split(data, val, format)))
-    rest, held = hold_out(read_split(data, train, format))
+    train, val = choose_splits(data, splits, train, val)
+    if val: return dict(training=(train, splits[train]()), validation=(val, splits[val]()))
+    rest, held = hold_out(splits[train]())
     return dict(training=(train, rest), validation=(f'a tenth of {train}', held))
 
 # %% ../nbs/09_train.ipynb #d59d6f57

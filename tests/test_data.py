@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cjm_yolox_pytorch.data import Annotations, check, check_splits, fault_lines, find_splits, read_annotated, read_coco, read_split, read_yolo
+from cjm_yolox_pytorch import data, doctor, train
+from cjm_yolox_pytorch.data import Annotations, check, check_splits, fault_lines, find_splits, read_annotated, read_split, read_voc, read_yolo
 from cjm_yolox_pytorch.doctor import examine, look_at_images, report_lines, summary
+from cjm_yolox_pytorch.inference import files_below
 
 WIDTH, HEIGHT = 80, 60
 NAMES = ['ant', 'bee']
@@ -25,9 +27,10 @@ SPLITS = dict(train=['a', 'b'], val=['c'])
 def pixels(name): return np.random.default_rng(ord(name)).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-def write(path, text):
+def write(path, text, encoding='utf-8'):
+    if text is None: return path.unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    path.write_bytes(text if isinstance(text, bytes) else (text if isinstance(text, str) else json.dumps(text)).encode(encoding))
 
 
 def picture(folder, name):
@@ -90,12 +93,16 @@ LAYOUTS = { # What is written, and which splits it has
     'coco cvat task': (both(every('images'), ('annotations/instances_default.json', coco(EVERYTHING))), dict(all=EVERYTHING)),
     'coco cvat project': (both(every('images/{split}'), ('annotations/instances_Train.json', coco(SPLITS['train'], folder='train/')), ('annotations/instances_Validation.json', coco(SPLITS['val'], folder='val/'))), SPLITS),
     'coco official': (both(every('{split}2017'), ('annotations/captions_val2017.json', dict(annotations=[])), *[(f'annotations/instances_{s}2017.json', coco(n, 7)) for s, n in SPLITS.items()]), SPLITS),
+    'coco in capitals': (both(every('Images'), ('Annotations/ALL.JSON', coco(EVERYTHING))), dict(all=EVERYTHING)),
+    'coco below its folder': (both(every('images'), ('annotations/all.json', coco(EVERYTHING, folder='images/'))), dict(all=EVERYTHING)),
     'coco one file': (both(every('images'), ('annotations.json', coco(EVERYTHING, folder='images\\')), ('package.json', {})), dict(all=EVERYTHING)),
     'voc official': (both(every('JPEGImages', 'Annotations/{name}.xml', voc), *[(f'ImageSets/Main/{s}.txt', '\n'.join(n)) for s, n in SPLITS.items()], ('ImageSets/Main/ant_train.txt', 'a  1\nb -1')), SPLITS),
     'voc cvat': (both(every('JPEGImages', 'Annotations/{name}.xml', lambda name: voc(name, 0)), ('ImageSets/Main/default.txt', 'a\nb\nc\n'), ('labelmap.txt', '# label:color_rgb:parts:actions')), dict(all=EVERYTHING)),
     'voc roboflow': (roboflow('{split}', '{split}/{name}.xml', voc), SPLITS),
     'voc without lists': (every('images', 'annotations/{name}.xml', voc), dict(all=EVERYTHING)),
     'voc folders of both': (every('{split}/JPEGImages', '{split}/Annotations/{name}.xml', voc), SPLITS),
+    'voc folders below both': (every('images/{split}', 'Annotations/{split}/{name}.xml', voc), SPLITS),
+    'voc in capitals': (every('IMAGES', 'ANNOTATIONS/{name}.XML', voc), dict(all=EVERYTHING)),
     'voc in one folder': (every('.', '{name}.xml', voc), dict(all=EVERYTHING)),
     'yolo roboflow': (both(roboflow('{split}/images', '{split}/labels/{name}.txt', yolo), ('data.yaml', "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\nnames: ['ant', 'bee']\n\nroboflow:\n  version: 3")), SPLITS),
     'yolo outlines': (both(roboflow('{split}/images', '{split}/labels/{name}.txt', lambda name: yolo(name, outline=True)), ('data.yaml', 'train: train/images\nval: valid/images\nnames: [ant, bee]')), SPLITS),
@@ -108,6 +115,11 @@ LAYOUTS = { # What is written, and which splits it has
     'yolo train/images': (both(roboflow('{split}/images', '{split}/labels/{name}.txt', yolo), ('classes.txt', 'ant\nbee\n')), SPLITS),
     'yolo roboflow darknet': (both(roboflow('{split}', '{split}/{name}.txt', yolo), ('train/_darknet.labels', 'ant\nbee')), SPLITS),
     'yolo label studio': (both(every('images', 'labels/{name}.txt', yolo), ('classes.txt', 'ant\nbee\n'), ('notes.json', dict(categories=[]))), dict(all=EVERYTHING)),
+    'yolo in capitals': (both(every('Images/{split}', 'Labels/{split}/{name}.TXT', yolo), ('Labels/classes.txt', 'ant\nbee\n')), SPLITS),
+    'yolo labelimg': (both(every('images/{split}', 'labels/{split}/{name}.txt', yolo), *[(f'labels/{s}/classes.txt', 'ant\nbee') for s in SPLITS]), SPLITS),
+    'yolo labelimg, folders of both': (both(every('{split}/images', '{split}/labels/{name}.txt', yolo), ('train/labels/classes.txt', 'ant\nbee')), SPLITS),
+    'yolo absolute': (lambda root: both(every('images/{split}', 'labels/{split}/{name}.txt', yolo), ('train.txt', '\n'.join(f'{root}/images/train/{name}.png' for name in SPLITS['train'])),
+                                        ('birds.yaml', f'path: {root}\ntrain: train.txt\nval: {root}/images/val\nnames: {{"0": ant, "1": bee}}'), ('args.yaml', 'task: detect\nval: true'))(root), SPLITS),
     'yolo in one folder': (both(every('.', '{name}.txt', yolo), ('classes.txt', 'ant\nbee\n')), dict(all=EVERYTHING)),
 }
 
@@ -129,7 +141,7 @@ def test_every_layout_is_read_as_it_comes(name, tmp_path):
     assert read_split(tmp_path/'data', 'valid' if 'val' in splits else 'default').names == NAMES
     report = examine(tmp_path/'data')
     assert report.sound and set(report.splits) == set(splits)
-    assert {f.kind for f in report.faults} <= {'rare class', 'class without objects', 'note', 'one split'}
+    assert {f.kind for f in report.faults} <= {'rare class', 'class without objects', 'note', 'no split to validate on'}
     assert all(len(line) <= 80 for text in report_lines(report) for line in text.splitlines() if str(tmp_path) not in line)
     json.dumps(summary(report), allow_nan=False)
 
@@ -156,6 +168,162 @@ def test_yolo_images_without_a_file_have_no_objects(tmp_path):
     assert np.diff(read_split(tmp_path, 'all').starts).tolist() == [2, 0, 0]
     for path in (tmp_path/'labels').iterdir(): path.unlink()
     with pytest.raises(FileNotFoundError, match='no image has a label file'): read_yolo(tmp_path/'images')
+
+
+def test_each_folder_may_have_an_order_of_classes_of_its_own(tmp_path):
+    "LabelImg writes classes.txt for each folder; two that hold for one folder have to agree"
+    every('{split}', '{split}/{name}.txt', yolo)(tmp_path)
+    write(tmp_path/'train/classes.txt', 'ant\nbee')
+    write(tmp_path/'val/classes.txt', 'bee\nant')
+    assert [read_split(tmp_path, split).names for split in SPLITS] == [['ant', 'bee'], ['bee', 'ant']]
+    assert examine(tmp_path).sound
+    write(tmp_path/'classes.txt', 'bee\nant')
+    assert read_split(tmp_path, 'val').names == ['bee', 'ant']
+    with pytest.raises(ValueError, match='lists of classes differ: .*bee, ant; .*train/classes.txt: ant, bee. Leave only the one'): read_split(tmp_path, 'train')
+
+
+def test_labels_without_image_and_images_without_labels_are_told(tmp_path):
+    LAYOUTS['yolo absolute'][0](tmp_path)
+    assert read_split(tmp_path, 'train').notes == read_split(tmp_path, 'val').notes == []
+    write(tmp_path/'labels/val/z.txt', yolo('a'))
+    (tmp_path/'labels/train/b.txt').unlink()
+    assert read_split(tmp_path, 'train').notes == ['1 images have no label file, which is to say no objects']
+    (note,) = read_split(tmp_path, 'val').notes
+    assert re.match('1 label files without an image are left out, such as .*labels/val/z.txt', note)
+
+
+def test_names_of_classes_that_are_only_counted(tmp_path):
+    LAYOUTS['yolo roboflow'][0](tmp_path)
+    write(tmp_path/'data.yaml', 'train: train/images\nval: valid/images\nnc: 3')
+    assert [read_split(tmp_path, split).names for split in SPLITS] == [['0', '1', '2']]*2
+
+
+def test_a_mark_of_windows_before_the_text(tmp_path):
+    LAYOUTS['coco cvat task'][0](tmp_path/'coco')
+    LAYOUTS['voc official'][0](tmp_path/'voc')
+    LAYOUTS['yolo roboflow'][0](tmp_path/'yolo')
+    LAYOUTS['yolo cvat 1.1'][0](tmp_path/'darknet')
+    before = [[read().names, read().boxes.tolist()] for folder in sorted(tmp_path.iterdir()) for read in find_splits(folder).values()]
+    for path in [p for kind in ('json', 'txt', 'yaml', 'xml', 'names', 'data') for p in tmp_path.rglob(f'*.{kind}')]: path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    assert [[read().names, read().boxes.tolist()] for folder in sorted(tmp_path.iterdir()) for read in find_splits(folder).values()] == before
+
+
+@pytest.mark.parametrize('layout, file', [('yolo images/train', 'classes.txt'), ('yolo images/train', 'labels/train/a.txt'), ('yolo roboflow', 'data.yaml'), ('coco cvat task', 'annotations/instances_default.json'), ('voc official', 'ImageSets/Main/train.txt')])
+def test_text_that_is_not_utf_8_is_named(layout, file, tmp_path):
+    LAYOUTS[layout][0](tmp_path)
+    write(tmp_path/file, '# Vögel, "annotations"', 'latin-1')
+    with pytest.raises(ValueError, match=f'{file}: byte 3 is not UTF-8. Save the file as UTF-8'): read_split(tmp_path, 'all' if 'coco' in layout else 'train', layout.split()[0])
+
+
+def test_files_that_have_nothing_to_do_with_it(tmp_path):
+    "Notes in another encoding, what editors and macOS hide, and a link that leads back"
+    LAYOUTS['coco cvat task'][0](tmp_path/'coco')
+    write(tmp_path/'coco/notes.yaml', 'author: Jörg', 'latin-1')
+    write(tmp_path/'coco/annotations/._instances_default.json', b'\x00\x05\x16\x07"annotations"')
+    LAYOUTS['voc in one folder'][0](tmp_path/'voc')
+    write(tmp_path/'voc/.idea/workspace.xml', '<project/>')
+    LAYOUTS['yolo in one folder'][0](tmp_path/'yolo')
+    picture(tmp_path/'yolo/.ipynb_checkpoints', 'a')
+    (tmp_path/'yolo/back').symlink_to('..')
+    (tmp_path/'yolo/again').symlink_to(tmp_path/'yolo')
+    for name in ('coco', 'voc'): assert [Path(p).stem for p in read_split(tmp_path/name, 'all').paths] == EVERYTHING
+    assert [p.name for p in files_below(tmp_path/'yolo', '.txt')].count('a.txt') == 1 and not [p for p in files_below(tmp_path, '.png') if '.ipynb_checkpoints' in p.parts]
+
+
+def test_only_what_lists_name_is_read(tmp_path):
+    LAYOUTS['voc official'][0](tmp_path)
+    write(tmp_path/'Annotations/z.xml', 'broken')
+    assert [len(read()) for read in find_splits(tmp_path).values()] == [2, 1]
+    for split in ('vaal', 'all'):
+        with pytest.raises(ValueError, match=rf"has no split '{split}': choose one of \['ant_train', 'train', 'val'\]"): read_voc(tmp_path, split)
+    LAYOUTS['voc roboflow'][0](tmp_path/'folders')
+    assert [Path(p).stem for p in read_voc(tmp_path/'folders', 'valid').paths] == [Path(p).stem for p in read_voc(tmp_path/'folders', 'val').paths] == ['c']
+
+
+def test_every_xml_file_is_read_once(tmp_path, monkeypatch):
+    LAYOUTS['voc official'][0](tmp_path)
+    read, once = [], data._voc_file
+    monkeypatch.setattr(data, '_voc_file', lambda path: read.append(path.stem) or once(path))
+    for reader in find_splits(tmp_path).values(): reader()
+    assert sorted(read) == EVERYTHING
+
+
+def test_a_mask_beside_its_image(tmp_path):
+    LAYOUTS['voc official'][0](tmp_path)
+    Image.new('L', (WIDTH, HEIGHT)).save(tmp_path/'JPEGImages/a.bmp')
+    assert Path(read_split(tmp_path, 'train').paths[0]).name == 'a.png'
+    write(tmp_path/'Annotations/a.xml', voc('a', filename='renamed'))
+    with pytest.raises(ValueError, match='differ in nothing but their suffix: .*a.bmp, .*a.png. Leave one'): read_split(tmp_path, 'train')
+
+
+def test_a_box_over_the_border_does_not_say_how_pixels_are_counted(tmp_path):
+    LAYOUTS['voc official'][0](tmp_path)
+    write(tmp_path/'Annotations/c.xml', voc('c').replace('<xmin>41<', '<xmin>-3<'))
+    found = read_split(tmp_path, 'train')
+    assert not found.notes and found.objects(0)[0].tolist() == [[*o[1:]] for o in OBJECTS['a']]
+
+
+def test_images_of_another_data_set_are_not_taken(tmp_path):
+    write(tmp_path/'ours/all.json', coco(['a']))
+    picture(tmp_path/'images', 'a')
+    with pytest.raises(FileNotFoundError, match='its image a.png is in none of'): read_split(tmp_path/'ours', 'all')
+    for split in ('train', 'val'):
+        write(tmp_path/f'two/annotations/{split}.json', coco(['a']))
+        for folder in (split, 'images'): picture(tmp_path/'two'/folder, 'a')
+    assert [Path(read_split(tmp_path/'two', split).paths[0]).parent.name for split in SPLITS] == ['train', 'val']
+
+
+def test_boxes_left_out_stay_with_their_image(tmp_path):
+    for folder in 'xy':
+        picture(tmp_path/f'images/{folder}', 'a')
+        write(tmp_path/f'labels/{folder}/a.txt', '0 .5 .5 .1 .1\n' + '0 .5 .5 0 .1\n'*(folder == 'x'))
+    picture(tmp_path/'images', 'b')
+    (tmp_path/'images/b.png').rename(tmp_path/'images/b: box 1.png')
+    write(tmp_path/'labels/b: box 1.txt', '0 .5 .5 .1 0')
+    found = read_yolo(tmp_path/'images', ['ant'])
+    whose = [Path(f.where).relative_to(tmp_path/'images').as_posix() for f in check(found) if f.kind == 'box left out']
+    assert sorted(whose) == ['b: box 1.png', 'x/a.png']
+    assert [len(found.take([i]).dropped) for i in range(3)] == [int(Path(p).relative_to(tmp_path/'images').as_posix() in whose) for p in found.paths]
+
+
+def test_a_square_image_is_decoded_once(tmp_path, monkeypatch):
+    Image.new('RGB', (9, 9)).save(tmp_path/'a.png')
+    decoded, decode = [], data.read_image
+    monkeypatch.setattr(data, 'read_image', lambda *args: decoded.append(args) or decode(*args))
+    read_annotated(one(tmp_path/'a.png', (9, 9)), 0)
+    assert len(decoded) == 1
+
+
+def test_errors_name_files_in_long_paths(tmp_path):
+    folder = tmp_path/('d'*100)/('e'*100)
+    picture(folder, 'a')
+    write(folder/'a.txt', '7 .5 .5 .1 .1')
+    with pytest.raises(ValueError, match=r'\.\.\.e+/a.txt line 1: class 7 has no name; there are names for 0. Mend'): read_yolo(folder, ['ant'])
+
+
+def test_outlines_alone_are_no_boxes(tmp_path):
+    LAYOUTS['coco cvat task'][0](tmp_path)
+    alone = coco(EVERYTHING)
+    alone['annotations'] = [{k: v for k, v in a.items() if k != 'bbox'} for a in alone['annotations']]
+    write(tmp_path/'annotations/instances_default.json', alone)
+    with pytest.raises(ValueError, match='Outlines are not enough: export boxes, too'): read_split(tmp_path, 'all')
+
+
+@pytest.mark.parametrize('files', [('a.yaml', 'b.yaml'), ('obj.data', 'birds.yml')])
+def test_two_descriptions_are_refused(files, tmp_path):
+    every('images', 'labels/{name}.txt', yolo)(tmp_path)
+    for name in files: write(tmp_path/name, 'train = images' if name == 'obj.data' else 'train: images\nnames: [ant, bee]')
+    with pytest.raises(ValueError, match='more than one file describes a data set: .*Give one of them'): find_splits(tmp_path)
+    assert len(read_split(tmp_path/files[1], 'train')) == 3
+
+
+def test_a_test_split_that_is_elsewhere_does_not_stop_training(tmp_path):
+    LAYOUTS['yolo roboflow'][0](tmp_path)
+    with open(tmp_path/'data.yaml', 'a') as f: f.write('\ntest: /content/birds/test/images')
+    assert len(read_split(tmp_path, 'train')) == 2
+    with pytest.raises(ValueError, match='/content/birds/test/images leaves the folder'): read_split(tmp_path, 'test')
+    report = examine(tmp_path)
+    assert report.sound and [f.where for f in report.faults if f.kind == 'cannot be read'] == ['test']
 
 
 def test_as_many_objects_as_there_are(tmp_path):
@@ -187,11 +355,17 @@ BAD_COCO = {
     'parent folder': (dict(images=dict(file_name='../../etc/passwd')), '../../etc/passwd leaves the folder of the data. Write it relative'),
     'absolute': (dict(images=dict(file_name='/etc/passwd')), '/etc/passwd leaves the folder'),
     'drive': (dict(images=dict(file_name='C:\\photos\\a.png')), 'leaves the folder'),
-    'missing': (dict(images=dict(file_name='z.png')), '1 of 3 images are missing, such as .*z.png'),
+    'missing': (dict(images=dict(file_name='z.png')), 'instances_default.json: 1 of 3 images are missing, such as .*z.png. Put them there'),
     'same id': (dict(images=dict(id=1)), 'several images have the same id: 1. Give each'),
     'same file': (dict(images=dict(file_name='b.png')), 'listed more than once: .*b.png. List each once'),
     'same class': (dict(categories=dict(name='bee')), 'several classes have the same name: bee'),
     'class without a name': (dict(categories=dict(name=None)), 'names of classes that are not text: None'),
+    'same class number': (dict(categories=dict(id=2)), 'several categories have the same id: 2. Give each'),
+    'class number as text': (dict(categories=dict(id='1')), 'whose category_id the file does not define: annotation 1 has 1'),
+    'class number in a list': (dict(annotations=dict(category_id=[1])), 'annotations whose category_id is no number or text: .*Mend'),
+    'image number in a list': (dict(images=dict(id=[1])), 'images whose id is no number or text: .*a.png'),
+    'no file name': (dict(images=dict(file_name=None)), 'images whose file_name is no text: .*Mend'),
+    'crowd as text': (dict(annotations=dict(iscrowd='0')), "annotations whose iscrowd is neither 0 nor 1: .*Write 1 without quotes"),
 }
 
 
@@ -229,7 +403,10 @@ BAD_XML = {
     'no name': ('<annotation><object/></annotation>', 'a.xml: <object> has no <name>'),
     'no box': ('<annotation><object><name>ant</name></object></annotation>', 'a.xml: <object> has no <bndbox/xmin>'),
     'word': (voc('a').replace('<xmin>9<', '<xmin>left<'), "a.xml: <bndbox/xmin> is 'left' and not a number"),
-    'NaN': (voc('a').replace('<xmin>9<', '<xmin>nan<'), r'not finite: a.png: box \[nan'),
+    'NaN': (voc('a').replace('<xmin>9<', '<xmin>nan<'), "a.xml: <bndbox/xmin> is 'nan' and not a number"),
+    'size of NaN': (voc('a').replace(f'<width>{WIDTH}<', '<width>nan<'), "a.xml: <size/width> is 'nan' and not a number"),
+    'endless': (voc('a').replace(f'<width>{WIDTH}<', '<width>inf<'), "a.xml: <size/width> is 'inf' and not a number"),
+    'laughs in UTF-16': ('<?xml version="1.0" encoding="utf-16"?><!DOCTYPE l [<!ENTITY a "ha">]><annotation>&a;</annotation>'.encode('utf-16'), 'a.xml: declares a document type'),
     'negative size': (voc('a').replace('<xmin>9<', '<xmin>70<'), r'boxes of negative size: a.png: box \[70, 7, 40, 30\]'),
     'size': (voc('a').replace(f'<width>{WIDTH}<', '<width>wide<'), "a.xml: <size/width> is 'wide'"),
 }
@@ -283,11 +460,14 @@ def test_bad_yolo(name, tmp_path):
     ('train: [a', 'data.yaml: not YAML: .*line 1'), ('3', 'data.yaml: no description'), ('names: [ant, bee]', 'data.yaml: says nothing of train, val or test'), ('train: /etc\nnames: [ant, bee]', '/etc leaves the folder'), ('train: ../../etc\nnames: [ant, bee]', 'leaves the folder'),
     ('train: images/../../etc\nnames: [ant, bee]', 'leaves the folder'), ('train: train/pictures\nnames: [ant, bee]', 'data.yaml: train/pictures is not in .*say with path:'), ('train: train/images\nnames: [no, yes]', 'names of classes that are not text: False; True. Put them in quotes'),
     ('train: train/images\nnc: 3\nnames: [ant, bee]', 'which is not a list of 3'), ('train: train/images\nnames: [ant, ant]', 'the same name: ant'), ('train: train/images\nkpt_shape: [4, 3]\nnames: [ant, bee]', 'these are poses'),
-    ('train: list.txt\nnames: [ant, bee]', '/etc/passwd leaves the folder')])
+    ('train: list.txt\nnames: [ant, bee]', '/etc/passwd leaves the folder'), ('path: /mnt/birds\ntrain: images\nnames: [ant, bee]', 'data.yaml, whose path: /mnt/birds is not there: images is not in'),
+    ('path: ..\ntrain: train/images\nnames: [ant, bee]', 'data.yaml: its path: leads out of .*give this file instead of the folder'), ('train: short.txt\nnames: [ant, bee]', 'short.txt: 1 of 2 images are missing, such as .*z.png. Put'),
+    ('train: train/images\nnames: {ant: 0, bee: 1}', 'which is not a list of')])
 def test_bad_yaml(text, message, tmp_path):
     LAYOUTS['yolo roboflow'][0](tmp_path)
     write(tmp_path/'data.yaml', text)
     write(tmp_path/'list.txt', 'train/images/a.png\n/etc/passwd\n')
+    write(tmp_path/'short.txt', 'train/images/a.png\ntrain/images/z.png')
     with pytest.raises((ValueError, FileNotFoundError), match=message): read_split(tmp_path, 'train', 'yolo')
 
 
@@ -369,14 +549,17 @@ def broken(kind):
     data = io.BytesIO()
     Image.fromarray(pixels('a')).save(data, 'jpeg' if kind == 'jpg' else kind)
     data = data.getvalue()
-    return {'half': data[:len(data)//2], 'noise': b'\x00'*999, 'empty': b'', 'holes': data[:200] + b'\xff'*200 + data[400:len(data)//2]}
+    return {'half': data[:len(data)//2], 'noise': b'\x00'*999, 'empty': b'', 'hole': data[:len(data)//3] + b'\x00'*(len(data)//3) + data[len(data)//3*2:]}
 
 
 @pytest.mark.parametrize('kind', ['jpg', 'png'])
-@pytest.mark.parametrize('how', ['half', 'noise', 'empty', 'holes'])
+@pytest.mark.parametrize('how', ['half', 'noise', 'empty', 'hole'])
 def test_images_that_do_not_decode_are_named(kind, how, tmp_path):
     path = tmp_path/f'a.{kind}'
     path.write_bytes(broken(kind)[how])
+    if (kind, how) == ('jpg', 'hole'): # JPEG has no checksum: it decodes, to other pixels
+        assert read_annotated(one(path, (HEIGHT, WIDTH)), 0).shape == (3, HEIGHT, WIDTH) and not look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))
+        return
     with pytest.raises(OSError, match=rf'a.{kind} cannot be decoded as an image .*: mend it, or leave it out'): read_annotated(one(path, (HEIGHT, WIDTH)), 0)
     assert [(f.kind, f.stops) for f in look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))] == [('image does not decode', True)]
     write(tmp_path/'a.txt', '0 .5 .5 1 1')
@@ -397,6 +580,48 @@ def test_pictures_in_two_splits_are_found_by_their_pixels(tmp_path):
     report = examine(tmp_path)
     assert [f.kind for f in report.faults if f.stops or f.kind == 'picture twice'] == ['nothing to learn', 'image in two splits', 'picture twice']
     assert list(fault_lines(check_splits(report.splits))) == ['image in two splits (1): b.png is in train and in val']
+
+
+CROWDS = {**coco(['c']), 'annotations': [dict(a, iscrowd=1) for a in coco(['c'])['annotations']]}
+VERDICTS = { # What is written, options, which splits training takes, and what the doctor says is to be mended
+    'train and val': (LAYOUTS['coco official'][0], {}, ['train', 'val'], []),
+    'trainval and test': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'c'), ('ImageSets/Main/trainval.txt', 'a\nb'), *[(f'ImageSets/Main/{s}.txt', None) for s in ('ant_train', *SPLITS)]), {}, ['trainval', 'test'], []),
+    'trainval without objects': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'c'), ('ImageSets/Main/trainval.txt', 'b'), *[(f'ImageSets/Main/{s}.txt', None) for s in ('ant_train', *SPLITS)]), {}, ['trainval', 'test'], ['nothing to learn']),
+    'trainval in place of train': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'c'), ('ImageSets/Main/trainval.txt', 'a\nb'), ('ImageSets/Main/val.txt', 'b')), dict(train='trainval', val='test'), ['trainval', 'test'], []),
+    'test without objects': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'b'), ('ImageSets/Main/train.txt', 'a')), {}, ['train', 'val', 'test'], []),
+    'test without objects, to validate on': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'b'), ('ImageSets/Main/train.txt', 'a'), ('ImageSets/Main/val.txt', None)), {}, ['train', 'test'], ['nothing to learn']),
+    'crowds alone': (both(LAYOUTS['coco official'][0], ('annotations/instances_val2017.json', CROWDS)), {}, ['train', 'val'], ['nothing to learn']),
+    'one split': (LAYOUTS['coco cvat task'][0], {}, ['all'], []),
+    'one image': (both(LAYOUTS['coco cvat task'][0], ('annotations/instances_default.json', coco(['a', 'b']))), {}, ['all'], ['too few images']),
+    'other names': (both(every('images'), *[(f'birds_{s}.json', coco(n)) for s, n in SPLITS.items()]), {}, ['birds_train', 'birds_val'], ['no split to learn from']),
+    'other names, chosen': (both(every('images'), *[(f'birds_{s}.json', coco(n)) for s, n in SPLITS.items()]), dict(train='birds_val', val='birds_train'), ['birds_val', 'birds_train'], []),
+    'a name that is not there': (LAYOUTS['coco official'][0], dict(val='vaal'), ['train', 'val'], ['no split to learn from']),
+    'broken val': (both(LAYOUTS['coco official'][0], ('annotations/instances_val2017.json', '{"annotations"')), {}, ['train'], ['cannot be read']),
+}
+
+
+@pytest.mark.parametrize('name', VERDICTS)
+def test_the_doctor_says_what_training_would_do(name, tmp_path):
+    layout, options, splits, faults = VERDICTS[name]
+    layout(tmp_path)
+    report = examine(tmp_path, **options)
+    assert list(report.splits) == splits and [f.kind for f in report.faults if f.stops] == faults
+    try: train._refuse(train.splits_to_use(tmp_path, **options))
+    except ValueError: assert not report.sound
+    else: assert report.sound
+
+
+def test_the_doctor_stops_at_once(monkeypatch):
+    looked = []
+    monkeypatch.setattr(doctor, '_look', lambda a, i: looked.append(i) or b'%d' % i)
+    many = Annotations(['ant'], np.array([f'{i}.png' for i in range(9999)]), np.full((9999, 2), 9), np.zeros(10000, dtype=int), np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros(0, dtype=bool), np.zeros(0))
+    def interrupted(images):
+        yield images[0]
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): look_at_images(dict(train=many), interrupted)
+    assert len(looked) <= 16*os.cpu_count()
+    looked.clear()
+    assert not look_at_images(dict(train=many)) and sorted(looked) == list(range(9999))
 
 
 def test_the_doctor_as_a_command(tmp_path):
