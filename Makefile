@@ -16,6 +16,7 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -W ignore benchmarks/loss.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/train_step.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/loader.py --out runs/bench
+	.venv-bench/bin/python -W ignore benchmarks/inference.py --out runs/bench
 
 # README.md from nbs/index.ipynb
 readme: .venv/installed-dev
@@ -39,7 +40,7 @@ clean:
 # Peers one by one: the tables name one that cannot be installed, and go on without it
 .venv-bench/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check --editable .
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --editable '.[export]'
 	for peer in $$(sed -n 's/^bench_requirements = //p' settings.ini); do \
 		.venv-bench/bin/pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer could not be installed"; done
 	@touch $@

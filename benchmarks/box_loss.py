@@ -20,9 +20,9 @@ LOSSES = ['squared_iou', 'squared_giou', 'giou', 'ciou']
 METRICS = ['AP', 'AP50', 'AP75']
 
 
-def train(data, weights, model, box_loss, seed, size, epochs):
+def train(data, weights, model, box_loss, seed, size, epochs, device):
     recipe = fine_tune_recipe(model, size=size, epochs=epochs, box_loss=box_loss, seed=seed)
-    trainer = Trainer(recipe, read_split(data, 'train'), read_split(data, 'val'), load_weights(weights) if weights else None)
+    trainer = Trainer(recipe, read_split(data, 'train'), read_split(data, 'val'), load_weights(weights) if weights else None, device)
     for _ in range(epochs): train_epoch(trainer)
     metrics, _ = validate(trainer)
     return {k: metrics[k] for k in METRICS}
@@ -36,6 +36,7 @@ def main():
     parser.add_argument('--size', type=int, default=320, help='side of the canvas in pixels (default: 320)')
     parser.add_argument('--epochs', type=int, default=12, help='default: 12')
     parser.add_argument('--seeds', type=int, default=3, help='default: 3')
+    parser.add_argument('--device', default='cpu', help='default: cpu')
     parser.add_argument('--only', nargs='+', default=LOSSES, choices=LOSSES)
     parser.add_argument('--out', type=Path, help='folder for box-loss.md and box-loss.json')
     args = parser.parse_args()
@@ -43,7 +44,7 @@ def main():
     rows = []
     for seed in range(args.seeds): # A run that is cut short has compared all losses
         for box_loss in args.only:
-            metrics = train(args.data, args.weights, args.model, box_loss, seed, args.size, args.epochs)
+            metrics = train(args.data, args.weights, args.model, box_loss, seed, args.size, args.epochs, args.device)
             rows.append(dict(box_loss=box_loss, seed=seed, **metrics))
             print(rows[-1], file=sys.stderr, flush=True)
     table = [f'| box loss | {" | ".join(METRICS)} |', '|---|' + '--:|'*len(METRICS)]
@@ -53,7 +54,7 @@ def main():
             values = [row[k] for row in rows if row['box_loss'] == box_loss]
             cells.append(f'{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})')
         table.append(f'| {box_loss} | {" | ".join(cells)} |')
-    about = machine('cpu') | dict(data=args.data.name, weights=args.weights and args.weights.name, model=args.model, size=args.size, epochs=args.epochs, seeds=args.seeds)
+    about = machine(args.device) | dict(data=args.data.name, weights=args.weights and args.weights.name, model=args.model, size=args.size, epochs=args.epochs, seeds=args.seeds)
     print(*table, '', json.dumps(about), sep='\n')
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -452,7 +452,7 @@ def _to_measure_on(data, split, format, notes): # Name and annotations
     if split is None and notes.get('training') == name: print(f'there is nothing but {name!r} to measure on, which the network has learnt from: figures will be too good', flush=True)
     return name, annotations
 
-# %% ../nbs/08_evaluate.ipynb #719fdac4
+# %% ../nbs/08_evaluate.ipynb #bd9e03db
 @command
 def yolox_eval(
     weights:str, # File of weights
@@ -477,7 +477,7 @@ def yolox_eval(
     if out and (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training, whose pictures would be replaced: choose another folder')
     loaded = load_weights(weights)
     split, annotations = _to_measure_on(data, split, format, loaded.notes)
-    for line in fault_lines(check(annotations)): print(f'  {line}', flush=True)
+    for line in fault_lines([f for f in check(annotations) if not f.stops]): print(f'  {line}', flush=True)
     annotations = _same_classes(loaded, annotations, weights)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Now rather than after all the work
     model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()

@@ -457,7 +457,7 @@ def _goes_on(trainer): # Whether there is any point in another epoch
     waited = sum('AP' in row for row in trainer.rows if row['epoch'] > trainer.best.get('epoch', 0))
     return trainer.epoch < trainer.recipe.epochs and not 0 < trainer.recipe.patience <= waited
 
-# %% ../nbs/09_train.ipynb #d4fc4efd
+# %% ../nbs/09_train.ipynb #9b161d3b
 def fit(
     trainer:Trainer,
     out, # Folder for everything that is written
@@ -470,6 +470,7 @@ def fit(
     if resume: load_state(trainer, trainer.out/'state.pt')
     else: _must_be_new(trainer.out)
     trainer.out.mkdir(parents=True, exist_ok=True)
+    if not resume and trainer.rank == 0: save_state(trainer, trainer.out/'state.pt') # So that there is something to go on with from the beginning
     going = _goes_on(trainer)
     with stop_signals(trainer.group) as stop, tqdm(total=r.epochs*len(trainer.batches), initial=trainer.steps, ncols=80, bar_format='{remaining} left, {desc}',
                                                    disable=True if trainer.rank else None) as progress:
