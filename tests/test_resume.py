@@ -62,7 +62,7 @@ def test_killed_at_any_moment(shapes, tmp_path, uninterrupted, after):
         time.sleep(after/10)
     process.kill()
     process.wait()
-    resumed = run(shapes, out, *['--resume']*(out/'state.pt').exists()) # Before the first state there is nothing to go on with
+    resumed = run(shapes, out, '--resume')
     assert resumed.returncode == 0, resumed.stderr
     assert_same_training(out, uninterrupted)
 
@@ -183,7 +183,7 @@ def test_torchrun_stops_and_goes_on(shapes, tmp_path, number):
     out = tmp_path/'run'
     launch = [Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2', *command(shapes, out, '--workers', '1')]
     process = subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
-    _wait_for(out/'state.pt', process)
+    _wait_for(out/'metrics.csv', process)
     process.send_signal(number)
     printed = process.communicate()[0]
     assert 'everything is saved in' in printed and len(read_rows(out/'metrics.csv')) < 4, printed
