@@ -8,7 +8,7 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
            'finish_epoch', 'fit', 'measure_best', 'splits_to_use', 'recipe_options', 'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #c872a909
+# %% ../nbs/09_train.ipynb #4e5e9a2d
 import csv
 import hashlib
 import inspect
@@ -32,7 +32,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from .augment import yolox_transforms
-from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, tight_canvas, train_loader
+from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
 from .checkpoints import Weights, atomic, load_weights, save_weights
 from .data import Annotations, check, check_splits, choose_splits, fault_lines, find_splits, hold_out, read_split, relabel
 from .evaluate import average_precision, detect, report, show_detections, table, yolox_eval
@@ -60,7 +60,7 @@ def rank_and_world():
     "Number of this process, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../nbs/09_train.ipynb #77ae4470
+# %% ../nbs/09_train.ipynb #5780934b
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -78,7 +78,6 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.train, self.names, self.device = recipe, train, train.names, choose_device(device)
         self.val, self.transforms = relabel(val, train.names), transforms
-        self.canvas = recipe.size if recipe.mosaic or transforms is not None else tight_canvas(train, recipe.size) # Own ones may fill a square, as mosaics do
         self.rank, self.world = rank_and_world()
         model = build_model(recipe.model, len(train.names), pretrained=False)
         self.loaded = weights and load_matching(model, weights) # What was, in words
@@ -148,7 +147,7 @@ def step(self:Trainer,
     self.done += 1
     return total
 
-# %% ../nbs/09_train.ipynb #3ea14bd4
+# %% ../nbs/09_train.ipynb #46bf3719
 @patch
 def start_epoch(self:Trainer):
     "Make everything ready for the present epoch, from step `done` on."
@@ -156,17 +155,16 @@ def start_epoch(self:Trainer):
     self.model.train()
     for module in self.frozen: module.eval()
     if self.loader is None or self.loss_func.use_l1 != self.closing:
-        transforms = recipe_transforms(self.recipe, self.canvas) if self.transforms is None else self.transforms
+        transforms = recipe_transforms(self.recipe) if self.transforms is None else self.transforms
         if self.closing and not callable(transforms): transforms = [t for t in transforms if not getattr(t, 'draws', False)] # Neither mosaic nor mixup
-        self.loader = train_loader(DetectionDataset(self.train, self.canvas, transforms), self.batches, self.recipe.workers)
+        self.loader = train_loader(DetectionDataset(self.train, self.recipe.size, transforms), self.batches, self.recipe.workers)
     self.loss_func.use_l1 = self.closing
 
 def recipe_transforms(
-    r:Recipe,
-    canvas # Side of the square canvas in pixels, or its height and width
+    r:Recipe
 ) -> list: # Transforms
     "What training images go through."
-    return yolox_transforms(canvas, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
+    return yolox_transforms(r.size, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
 
 # %% ../nbs/09_train.ipynb #9ea30dbd
 def check_finite(

@@ -55,9 +55,3 @@ def test_a_mirrored_image_has_mirrored_boxes(mosaic, mixup):
 def test_a_sample_that_cannot_be_learnt_from_is_named(workers, lying):
     loader = train_loader(DetectionDataset(lying, 64, v2.CenterCrop(10)), EpochBatches(2, 2), workers)
     with pytest.raises(ValueError, match=r'[ab]\.png: transforms left 1 of 1 boxes without area.*v2\.SanitizeBoundingBoxes'): next(iter(loader))
-
-
-def test_own_transforms_get_the_whole_square(lying):
-    recipe = fine_tune_recipe('yolox_nano', size=128)
-    assert Trainer(recipe, lying, lying, device='cpu').canvas == (64, 128)
-    assert Trainer(recipe, lying, lying, device='cpu', transforms=[Mosaic(128)]).canvas == 128
