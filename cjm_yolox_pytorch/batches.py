@@ -6,7 +6,7 @@
 __all__ = ['check_sample', 'DetectionDataset', 'seeded', 'Batch', 'collate', 'resize_batch', 'EpochBatches', 'make_loader',
            'train_loader']
 
-# %% ../nbs/07b_batches.ipynb #87eb2f34
+# %% ../nbs/07b_batches.ipynb #d02ca237
 import atexit
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from .augment import apply, as_sample
-from .boxes import as_hw, as_xyxy, letterbox_scale, letterbox_size
+from .boxes import as_hw, as_xyxy, letterbox_scale
 from .data import Annotations, read_annotated
 from .inference import letterbox
 from .simota import check_values

@@ -9,9 +9,7 @@ from torchvision.transforms import v2
 from cjm_yolox_pytorch.augment import Mosaic, RandomAffine, apply, as_sample, yolox_transforms
 from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, train_loader
 from cjm_yolox_pytorch.data import Annotations
-from cjm_yolox_pytorch.recipe import fine_tune_recipe
 from cjm_yolox_pytorch.shapes import draw_shapes
-from cjm_yolox_pytorch.train import Trainer
 
 STILL = dict(scale=(1, 1), degrees=0, translate=0, shear=0)
 
