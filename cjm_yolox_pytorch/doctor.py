@@ -56,7 +56,30 @@ def look_at_images(
 
 def _short(path): return '/'.join(Path(path).parts[-2:])
 
-# %% ../nbs/07c_doctor.ipynb #699b5191
+# %% ../nbs/07c_doctor.ipynb #be55da30
+def _hard(a, size, pixels=4, few=10): # What can be learnt with difficulty
+    boxes = _at(a, size)[~a.crowd]
+    narrow = (boxes.min(1) < pixels).sum()
+    faults = [Fault('rare class', name, f'{name}: only {n}') for name, n in zip(a.names, a.counts) if 0 < n < few]
+    return faults + [Fault('hardly visible', '', f'{narrow} of {len(boxes)} boxes are narrower than {pixels} pixels at {size}; train larger (--size)')][:narrow]
+
+def _at(a, size): # [T, 2] width and height of boxes on the canvas
+    return (a.boxes[:, 2:] - a.boxes[:, :2]) * (size / a.sizes.max(1))[a.image][:, None]
+
+# %% ../nbs/07c_doctor.ipynb #f5185231
+def _held_out(split, a): # What there is to say about the part that training validates on
+    try: parts = hold_out(a)
+    except ValueError as e: return [Fault('too few images', split, f'{split}: {e}', stops=True)]
+    told = Fault('no split to validate on', split, f'training will hold a tenth of {split!r} out to validate on')
+    return [told] + check_splits(dict(zip((split, 'the tenth held out of it'), parts)))
+
+# %% ../nbs/07c_doctor.ipynb #3986859b
+def _in_order(readers, used): # Names of splits to read, those for training first
+    known = [s for s in ('train', 'val', 'test') if s in readers]
+    repeated = {'train', 'val'} if 'trainval' in used else {'trainval'}
+    return [s for s in dict.fromkeys([*used, *known, *sorted(readers)]) if s and (s in used or s not in repeated)]
+
+# %% ../nbs/07c_doctor.ipynb #7fe81b13
 @dataclass
 class Report:
     "What a data set is like"
@@ -68,6 +91,7 @@ class Report:
     @property
     def sound(self): return not any(f.stops for f in self.faults) # Whether training would go well
 
+# %% ../nbs/07c_doctor.ipynb #d2b9e8b6
 def examine(
     data, # Folder of a data set, or its file in COCO's JSON or YOLO's YAML
     format:str=None, # coco, voc or yolo; what it looks like if None
@@ -91,26 +115,6 @@ def examine(
     if used[0] in splits: faults += check_splits(splits) + ([] if used[1] else _held_out(used[0], splits[used[0]]))
     faults += look_at_images(splits, progress, used)
     return Report(str(data), size, splits, sorted(faults, key=lambda f: not f.stops))
-
-def _in_order(readers, used): # Names of splits to read, those for training first
-    known = [s for s in ('train', 'val', 'test') if s in readers]
-    repeated = {'train', 'val'} if 'trainval' in used else {'trainval'}
-    return [s for s in dict.fromkeys([*used, *known, *sorted(readers)]) if s and (s in used or s not in repeated)]
-
-def _held_out(split, a): # What there is to say about the part that training validates on
-    try: parts = hold_out(a)
-    except ValueError as e: return [Fault('too few images', split, f'{split}: {e}', stops=True)]
-    told = Fault('no split to validate on', split, f'training will hold a tenth of {split!r} out to validate on')
-    return [told] + check_splits(dict(zip((split, 'the tenth held out of it'), parts)))
-
-def _hard(a, size, pixels=4, few=10): # What can be learnt with difficulty
-    boxes = _at(a, size)[~a.crowd]
-    narrow = (boxes.min(1) < pixels).sum()
-    faults = [Fault('rare class', name, f'{name}: only {n}') for name, n in zip(a.names, a.counts) if 0 < n < few]
-    return faults + [Fault('hardly visible', '', f'{narrow} of {len(boxes)} boxes are narrower than {pixels} pixels at {size}; train larger (--size)')][:narrow]
-
-def _at(a, size): # [T, 2] width and height of boxes on the canvas
-    return (a.boxes[:, 2:] - a.boxes[:, :2]) * (size / a.sizes.max(1))[a.image][:, None]
 
 # %% ../nbs/07c_doctor.ipynb #1e38a29b
 SIZES = dict(small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, np.inf)) # In square pixels, as COCO has them

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_world', 'Trainer', 'recipe_transforms',
-           'check_finite', 'train_epoch', 'memory_gb', 'validate', 'save_trained', 'save_state', 'load_state',
+           'check_finite', 'memory_gb', 'train_epoch', 'validate', 'save_trained', 'save_state', 'load_state',
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
            'finish_epoch', 'fit', 'measure_best', 'splits_to_use', 'recipe_options', 'yolox_train', 'yolox_demo']
 
@@ -107,7 +107,7 @@ class Trainer:
     @property
     def closing(self): return self.epoch >= self.recipe.epochs - self.recipe.closing_epochs # The last epochs are others
 
-# %% ../nbs/09_train.ipynb #97dffcf7
+# %% ../nbs/09_train.ipynb #cf7cfbf8
 @patch
 def losses(self:Trainer,
     batch:Batch
@@ -124,6 +124,7 @@ def _pixels(self:Trainer): # `stats` where the network is: to send them there in
     if getattr(self, '_sent', (None,))[0] is not self.stats: self._sent = self.stats, {k: torch.tensor(v, device=self.device) for k, v in self.stats.items()}
     return self._sent[1]
 
+# %% ../nbs/09_train.ipynb #e270e62e
 @patch
 def step(self:Trainer,
     batch:Batch # The share of this process
@@ -166,7 +167,7 @@ def recipe_transforms(
     "What training images go through."
     return yolox_transforms(r.size, r.mosaic, r.mixup, (r.min_scale, r.max_scale), r.degrees, r.translate, r.shear, (r.hue, r.saturation, r.value), r.flip)
 
-# %% ../nbs/09_train.ipynb #9ea30dbd
+# %% ../nbs/09_train.ipynb #591720ac
 def check_finite(
     trainer:Trainer,
     batch:Batch,
@@ -184,6 +185,7 @@ def check_finite(
     raise FloatingPointError(f'epoch {trainer.epoch + 1}, step {step}: the losses are {losses}. The batch was made of {", ".join(sorted(set(paths)))}.{kept} '
                              'To go on with clip=10 or amp=none may help, or to begin again with a smaller lr')
 
+# %% ../nbs/09_train.ipynb #e8021826
 def _fetch(losses): # A function that gives them as numbers. They are on their way at once, so that to call it a step later is not to wait
     values = torch.stack(list(losses.values()))
     there = torch.cuda.Event() if values.is_cuda else None
@@ -193,6 +195,20 @@ def _fetch(losses): # A function that gives them as numbers. They are on their w
         if there: there.synchronize()
         return dict(zip(losses, values.tolist()))
     return get
+
+# %% ../nbs/09_train.ipynb #986380ef
+def _state_line(trainer, speed): # For the bar: losses, learning rate, images a second, memory
+    losses = ' '.join(f'{k[5:]} {v.item()/trainer.done:.2f}' for k, v in trainer.totals.items())
+    return f'{trainer.epoch + 1}/{trainer.recipe.epochs} {losses} lr {trainer.scheduler.get_last_lr()[0]:.0e} {speed*trainer.recipe.batch:.0f} img/s {memory_gb(trainer.device):.1f} GB'
+
+def memory_gb(
+    device:torch.device
+) -> float: # In 10**9 bytes
+    "The most memory that was in use: of the accelerator where there is one, of this process otherwise."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
+    try: import resource
+    except ImportError: return math.nan # Windows does not tell
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)/1e9
 
 # %% ../nbs/09_train.ipynb #04cae625
 def train_epoch(
@@ -219,20 +235,6 @@ def train_epoch(
     losses = dict(zip(trainer.totals, means.tolist()))
     trainer.epoch, trainer.done, trainer.totals = trainer.epoch + 1, 0, {}
     return losses
-
-# %% ../nbs/09_train.ipynb #986380ef
-def _state_line(trainer, speed): # For the bar: losses, learning rate, images a second, memory
-    losses = ' '.join(f'{k[5:]} {v.item()/trainer.done:.2f}' for k, v in trainer.totals.items())
-    return f'{trainer.epoch + 1}/{trainer.recipe.epochs} {losses} lr {trainer.scheduler.get_last_lr()[0]:.0e} {speed*trainer.recipe.batch:.0f} img/s {memory_gb(trainer.device):.1f} GB'
-
-def memory_gb(
-    device:torch.device
-) -> float: # In 10**9 bytes
-    "The most memory that was in use: of the accelerator where there is one, of this process otherwise."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
-    try: import resource
-    except ImportError: return math.nan # Windows does not tell
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)/1e9
 
 # %% ../nbs/09_train.ipynb #d83c2974
 def validate(
@@ -425,7 +427,12 @@ def stop_signals(
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/09_train.ipynb #c28c92bd
+# %% ../nbs/09_train.ipynb #f86b7b7d
+def _goes_on(trainer): # Whether there is any point in another epoch
+    waited = sum('AP' in row for row in trainer.rows if row['epoch'] > trainer.best.get('epoch', 0))
+    return trainer.epoch < trainer.recipe.epochs and not 0 < trainer.recipe.patience <= waited
+
+# %% ../nbs/09_train.ipynb #5fbb4766
 def finish_epoch(
     trainer:Trainer,
     losses:dict, # Of `train_epoch`
@@ -450,10 +457,6 @@ def finish_epoch(
     if due: show_detections(trainer.val, found, out/'detections.png')
     for log in loggers: log(row, out)
     return _agree(trainer, _goes_on(trainer))
-
-def _goes_on(trainer): # Whether there is any point in another epoch
-    waited = sum('AP' in row for row in trainer.rows if row['epoch'] > trainer.best.get('epoch', 0))
-    return trainer.epoch < trainer.recipe.epochs and not 0 < trainer.recipe.patience <= waited
 
 # %% ../nbs/09_train.ipynb #9b161d3b
 def fit(
