@@ -3,13 +3,12 @@
 Example: python benchmarks/box_loss.py path/to/data --weights yolox_nano.pth --out runs/bench
 """
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
-from loss import machine
+from loss import machine, tell
 
 from cjm_yolox_pytorch.checkpoints import load_weights
 from cjm_yolox_pytorch.data import read_split
@@ -55,11 +54,7 @@ def main():
             cells.append(f'{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})')
         table.append(f'| {box_loss} | {" | ".join(cells)} |')
     about = machine(args.device) | dict(data=args.data.name, weights=args.weights and args.weights.name, model=args.model, size=args.size, epochs=args.epochs, seeds=args.seeds)
-    print(*table, '', json.dumps(about), sep='\n')
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out/'box-loss.md').write_text('\n'.join(table) + f'\n\n{", ".join(f"{k} {v}" for k, v in about.items())}\n')
-        (args.out/'box-loss.json').write_text(json.dumps(dict(about=about, rows=rows), indent=1) + '\n')
+    tell('box-loss', '\n'.join(table), rows, about, args.out)
 
 
 if __name__ == '__main__': main()

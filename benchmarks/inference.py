@@ -5,7 +5,6 @@ All use the same weights and take turns in one process. With an environment of i
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmarks beside this one
 from loader import write_photos
-from loss import machine
+from loss import machine, tell
 
 from cjm_yolox_pytorch.checkpoints import Weights, load_weights
 from cjm_yolox_pytorch.export import export_weights, load_exported
@@ -35,12 +34,13 @@ def pixeltable(weights, folder):
     config = YoloxConfig.get_named_config(weights.model_type.replace('_', '-'))
     config.num_classes = weights.num_classes
     torch.save(dict(model=config.get_model().state_dict()), folder/'theirs.pth') # Its own network, whose speed does not depend on weights
-    return Yolox.from_pretrained(folder/'theirs.pth', config=config)
+    predictor = Yolox.from_pretrained(folder/'theirs.pth', config=config)
+    return predictor, lambda files: predictor(files, threshold=SCORE)
 
 
 def pixeltable_onnx(weights, folder):
     import onnxruntime
-    predictor = pixeltable(weights, folder)
+    predictor, _ = pixeltable(weights, folder)
     images = predictor.processor([Image.new('RGB', (64, 64))])
     torch.onnx.export(predictor.module.eval(), (images,), str(folder/'theirs.onnx'), input_names=['images'], dynamo=False, dynamic_axes=dict(images={0: 'batch'}))
     session = onnxruntime.InferenceSession(folder/'theirs.onnx', providers=['CPUExecutionProvider'])
@@ -72,7 +72,7 @@ def exported(weights, folder, suffix):
     return predict
 
 
-VARIANTS = {'pixeltable-yolox': lambda *a: (lambda predictor: lambda files: predictor(files, threshold=SCORE))(pixeltable(*a)), 'pixeltable-yolox, ONNX Runtime': pixeltable_onnx,
+VARIANTS = {'pixeltable-yolox': lambda *a: pixeltable(*a)[1], 'pixeltable-yolox, ONNX Runtime': pixeltable_onnx,
             'ours': ours, 'ours, compiled': lambda *a: ours(*a, compiled=True), 'ours, ONNX Runtime': lambda *a: exported(*a, '.onnx'), 'ours, OpenVINO': lambda *a: exported(*a, '.xml')}
 
 
@@ -126,11 +126,7 @@ def main():
         cells = [f'failed: {r["failed"]}', ''] if r['failed'] else [f'{r["images_per_s"]:.1f}', '' if r['ratio'] is None else f'{r["ratio"]:.2f}']
         table.append(f'| {r["model"]}, {r["size"]} | {r["batch"]} | {" | ".join([r["variant"], *cells])} |')
     about = machine('cpu') | dict(photos=args.photos.name if args.photos else 'drawn, 640x480', rounds=args.rounds)
-    print(*table, '', json.dumps(about), sep='\n')
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out/'inference.md').write_text('\n'.join(table) + f'\n\n{", ".join(f"{k} {v}" for k, v in about.items())}\n')
-        (args.out/'inference.json').write_text(json.dumps(dict(about=about, rows=rows), indent=1) + '\n')
+    tell('inference', '\n'.join(table), rows, about, args.out)
 
 
 if __name__ == '__main__': main()

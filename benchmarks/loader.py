@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
-from loss import machine
+from loss import machine, tell
 
 from cjm_yolox_pytorch.augment import yolox_transforms
 from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, train_loader
@@ -109,11 +109,7 @@ def main():
         cells = [f'failed: {failed[variant]}', ''] if variant in failed else [f'{speed[variant]:.1f}', '' if ratio is None else f'{ratio:.2f}']
         table.append(f'| {" | ".join([variant, *cells])} |')
     about = machine('cpu') | dict(data='drawn' if args.data is None else args.data.name, images=len(annotations), size=args.size, rounds=args.rounds, opencv=cv2.__version__)
-    print(*table, '', json.dumps(about), sep='\n')
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out/'loader.md').write_text('\n'.join(table) + f'\n\n{", ".join(f"{k} {v}" for k, v in about.items())}\n')
-        (args.out/'loader.json').write_text(json.dumps(dict(machine=about, rows=rows), indent=1) + '\n')
+    tell('loader', '\n'.join(table), rows, about, args.out)
 
 
 if __name__ == '__main__': main()

@@ -242,6 +242,15 @@ def machine(device):
                 **versions, **({} if device == 'cpu' else dict(gpu=torch.cuda.get_device_name())))
 
 
+def tell(name, table, rows, about, out):
+    "Print a table in Markdown and where it was measured, and write both, and the rows, into the folder `out` if it is given"
+    print(table, '', json.dumps(about), sep='\n')
+    if out is None: return
+    out.mkdir(parents=True, exist_ok=True)
+    (out/f'{name}.md').write_text(f'{table}\n\n{", ".join(f"{k} {v}" for k, v in about.items())}\n')
+    (out/f'{name}.json').write_text(json.dumps(dict(machine=about, rows=rows), indent=1) + '\n')
+
+
 def as_table(rows, device):
     "Rows as Markdown"
     peers = {'mmdetection': 'mmdetection', 'Megvii': 'Megvii (pixeltable-yolox)'}
@@ -287,11 +296,7 @@ def main():
             print(row, file=sys.stderr, flush=True)
     about = machine(args.device) | (dict(bandwidth_gb_s=round(bandwidth/1e9)) if bandwidth else {}) | dict(rounds=args.rounds, runs=args.runs)
     table = as_table(rows, args.device)
-    print(table, '', json.dumps(about), sep='\n')
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out/f'loss-{args.device}.md').write_text(f'{table}\n\n{", ".join(f"{k} {v}" for k, v in about.items())}\n')
-        (args.out/f'loss-{args.device}.json').write_text(json.dumps(dict(machine=about, rows=rows), indent=1) + '\n')
+    tell(f'loss-{args.device}', table, rows, about, args.out)
 
 
 if __name__ == '__main__': main()

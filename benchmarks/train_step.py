@@ -3,7 +3,6 @@
 All take turns in one process. With an environment of its own: make bench
 """
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
-from loss import machine
+from loss import machine, tell
 
 from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.model import MODEL_CFGS, build_model
@@ -122,11 +121,7 @@ def main():
             table.append(f'| {" | ".join([row["model"], variant, *cells])} |')
             print(table[-1], file=sys.stderr, flush=True)
     about = machine(args.device) | dict(rounds=args.rounds)
-    print(*table, '', json.dumps(about), sep='\n')
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out/f'train-step-{args.device}.md').write_text('\n'.join(table) + f'\n\n{", ".join(f"{k} {v}" for k, v in about.items())}\n')
-        (args.out/f'train-step-{args.device}.json').write_text(json.dumps(dict(machine=about, rows=rows), indent=1) + '\n')
+    tell(f'train-step-{args.device}', '\n'.join(table), rows, about, args.out)
 
 
 if __name__ == '__main__': main()

@@ -38,3 +38,10 @@ def test_box_loss(tmp_path):
     write_shapes(tmp_path/'shapes', train=8, val=4, test=0, size=64)
     printed = run('box_loss.py', tmp_path/'shapes', '--size', '64', '--epochs', '1', '--seeds', '2', '--only', 'giou', '--out', tmp_path)
     assert '| giou | 0.' in printed and len(json.loads((tmp_path/'box-loss.json').read_text())['rows']) == 2
+
+
+def test_inference(tmp_path):
+    printed = run('inference.py', '--models', 'yolox_nano', '--only', 'ours', '--batches', '1', '2', '--rounds', '1', '--out', tmp_path)
+    rows = json.loads((tmp_path/'inference.json').read_text())['rows']
+    assert [(r['batch'], r['failed']) for r in rows] == [(1, None), (2, None)] and all(r['images_per_s'] > 0 for r in rows)
+    assert '| yolox_nano, 416 | 2 | ours |' in printed
