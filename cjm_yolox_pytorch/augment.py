@@ -6,7 +6,7 @@
 __all__ = ['MIN_VISIBLE', 'as_sample', 'move_points', 'paste', 'move_boxes', 'cut', 'compose', 'RandomAffine', 'Mosaic', 'MixUp',
            'RandomHSV', 'yolox_transforms', 'apply']
 
-# %% ../nbs/07a_augment.ipynb #864e6bf9
+# %% ../nbs/07a_augment.ipynb #51f63f7c
 import math
 
 import numpy as np
@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 from torchvision.tv_tensors import Image as ImageTensor
 
-from .boxes import as_hw, as_xyxy, letterbox_size
+from .boxes import as_xyxy, letterbox_size
 
 # %% ../nbs/07a_augment.ipynb #aaf4fb35
 def _wrap(boxes, canvas_hw): return BoundingBoxes(boxes, format='XYXY', canvas_size=canvas_hw)
@@ -110,22 +110,22 @@ def compose(
     labels, crowd = (torch.cat([target[k] for _, target, _ in placed]) for k in ('labels', 'crowd'))
     return ImageTensor(torch.from_numpy(canvas).permute(2, 0, 1)), cut(dict(boxes=torch.from_numpy(boxes), labels=labels, crowd=crowd), canvas_hw)
 
-# %% ../nbs/07a_augment.ipynb #9916e3b0
+# %% ../nbs/07a_augment.ipynb #fbc4024f
 class RandomAffine:
     "Turn, scale, shear and shift an image on a canvas"
     def __init__(self,
-        size, # Side of the square canvas in pixels, or its height and width
+        size:int, # Side of the square canvas in pixels
         scale:tuple=(.5, 1.5), # Least and largest factor of size; at 1 the image fills the canvas
         degrees:float=10., # Turn by at most so much, either way
         translate:float=.1, # Shift by at most this share of the canvas
         shear:float=2. # Slant each axis by at most so many degrees
-    ): self.canvas, self.scale, self.degrees, self.translate, self.shear = as_hw(size), scale, degrees, translate, shear
+    ): self.canvas, self.scale, self.degrees, self.translate, self.shear = (size, size), scale, degrees, translate, shear
 
     def matrix(self): # [3, 3] at random, from the plane whose origin is the middle to the canvas
         angle, factor = math.radians(_uniform(-self.degrees, self.degrees)), _uniform(*self.scale)
         sx, sy = (math.tan(math.radians(_uniform(-self.shear, self.shear))) for _ in range(2))
         turn = factor * np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1/factor]])
-        x, y = (n * (.5 + _uniform(-self.translate, self.translate)) for n in reversed(self.canvas))
+        x, y = (n * (.5 + _uniform(-self.translate, self.translate)) for n in self.canvas)
         return _shift(x, y) @ np.array([[1, sx, 0], [sy, 1, 0], [0, 0, 1]]) @ turn
 
     def fit(self, image): # Height and width of an image on the canvas, and the matrix that brings it there
@@ -136,12 +136,12 @@ class RandomAffine:
         h, w, fit = self.fit(image)
         return compose([(image, target, self.matrix() @ _shift(-w/2, -h/2) @ fit)], self.canvas)
 
-# %% ../nbs/07a_augment.ipynb #86680cd5
+# %% ../nbs/07a_augment.ipynb #4612a34d
 class Mosaic(RandomAffine):
     "Put four images around a point, then move them all; otherwise move one"
     draws = True
     def __init__(self,
-        size, # Side of the square canvas in pixels, or its height and width
+        size:int, # Side of the square canvas in pixels
         p:float=1., # Probability of four images
         **kwargs # Of `RandomAffine`
     ):
@@ -150,7 +150,7 @@ class Mosaic(RandomAffine):
 
     def __call__(self, image, target, draw):
         if torch.rand(()) >= self.p: return super().__call__(image, target)
-        moved = self.matrix() @ _shift(*(n * _uniform(-.5, .5) for n in reversed(self.canvas)))
+        moved = self.matrix() @ _shift(*(n * _uniform(-.5, .5) for n in self.canvas))
         placed = []
         for n, sample in enumerate([(image, target), *(draw() for _ in range(3))]):
             h, w, fit = self.fit(sample[0])
@@ -196,9 +196,9 @@ class RandomHSV:
         hsv = cv2.LUT(cv2.cvtColor(_pixels(image), cv2.COLOR_RGB2HSV), table[None])
         return ImageTensor(torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).permute(2, 0, 1)), target
 
-# %% ../nbs/07a_augment.ipynb #af5ebe15
+# %% ../nbs/07a_augment.ipynb #0404551c
 def yolox_transforms(
-    size, # Side of the square canvas in pixels, or its height and width
+    size:int, # Side of the square canvas in pixels
     mosaic:float=1., # Probability of four images in one
     mixup:float=1., # Probability of another image shining through
     scale:tuple=(.1, 2.), # Least and largest factor of size

@@ -6,7 +6,7 @@
 __all__ = ['check_sample', 'DetectionDataset', 'seeded', 'Batch', 'collate', 'resize_batch', 'EpochBatches', 'make_loader',
            'train_loader']
 
-# %% ../nbs/07b_batches.ipynb #d02ca237
+# %% ../nbs/07b_batches.ipynb #bb3fdc7a
 import atexit
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from .augment import apply, as_sample
-from .boxes import as_hw, as_xyxy, letterbox_scale
+from .boxes import as_xyxy, letterbox_scale
 from .data import Annotations, read_annotated
 from .inference import letterbox
 from .simota import check_values
@@ -59,14 +59,14 @@ def _check_target(target, num_classes):
     check_values(boxes, labels, num_classes)
     return dict(boxes=boxes, labels=labels.long(), crowd=crowd)
 
-# %% ../nbs/07b_batches.ipynb #aef4587c
+# %% ../nbs/07b_batches.ipynb #ef3f8018
 class DetectionDataset(Dataset):
     "Images of a split on a canvas, and their objects"
     def __init__(self,
         annotations:Annotations,
-        size, # Side of the square canvas in pixels, or its height and width
+        size:int, # Side of the square canvas in pixels
         transforms=() # Functions of image and target; see `apply`
-    ): self.annotations, self.canvas, self.transforms = annotations, as_hw(size), transforms
+    ): self.annotations, self.canvas, self.transforms = annotations, (size, size), transforms
 
     def __len__(self): return len(self.annotations)
 
@@ -77,7 +77,7 @@ class DetectionDataset(Dataset):
 
     def __getitem__(self,
         key # Number of an image, or a pair of that and of a seed for its transforms
-    ) -> tuple: # [3, H, W] uint8, dict of boxes [G, 4], labels [G], crowd [G] and `sources`, the numbers of all images in it
+    ) -> tuple: # [3, size, size] uint8, dict of boxes [G, 4], labels [G], crowd [G] and `sources`, the numbers of all images in it
         if not isinstance(key, tuple): return self.make(int(key))
         with seeded(key[1]): return self.make(key[0])
 
@@ -128,18 +128,16 @@ def collate(
     return Batch(torch.stack([i.permute(1, 2, 0) for i in images]).permute(0, 3, 1, 2), [b[~c] for b, c in zip(boxes, crowds)],
                  [l[~c] for l, c in zip(labels, crowds)], [b[c] for b, c in zip(boxes, crowds)], [t['sources'] for t in targets])
 
-# %% ../nbs/07b_batches.ipynb #2db4c128
+# %% ../nbs/07b_batches.ipynb #885fa091
 def resize_batch(
     batch:Batch,
-    size:int # New longer side in pixels
+    size:int # New side in pixels
 ) -> Batch:
-    "Scale images and boxes to `size`; the shorter side becomes a multiple of 32."
-    old = batch.images.shape[2:]
-    if size == max(old): return batch
-    new = [size if n == max(old) else 32*max(1, round(n*size/max(old)/32)) for n in old]
-    images = F.interpolate(batch.images.float(), new, mode='bilinear', align_corners=False).round().to(batch.images.dtype)
-    scale = torch.tensor([new[1]/old[1], new[0]/old[0]]*2)
-    return replace(batch, images=images, boxes=[b*scale.to(b) for b in batch.boxes], crowds=[c*scale.to(c) for c in batch.crowds])
+    "Scale images and boxes to `size`."
+    old = batch.images.shape[-1]
+    if size == old: return batch
+    images = F.interpolate(batch.images.float(), (size, size), mode='bilinear', align_corners=False).round().to(batch.images.dtype)
+    return replace(batch, images=images, boxes=[b*(size/old) for b in batch.boxes], crowds=[c*(size/old) for c in batch.crowds])
 
 # %% ../nbs/07b_batches.ipynb #af147fcc
 class EpochBatches:

@@ -116,23 +116,18 @@ def _beside(folder, *suffixes): # Files in it, but not below
 def _first(folder, *names): # The folder in it with one of the names, in small letters or capitals, or itself
     return next((Path(e.path) for name in names for e in os.scandir(folder) if e.name.lower() == name.lower() and e.is_dir()), folder)
 
-# %% ../nbs/07_data.ipynb #d3547a10
+# %% ../nbs/07_data.ipynb #8950557f
 def read_annotated(
     annotations:Annotations,
     i:int # Number of the image
 ) -> Tensor: # [3, H, W] uint8 RGB
     "Read image `i` as the annotations mean it."
     path, size = annotations.paths[i], tuple(annotations.sizes[i].tolist())
-    image = _decode(path)
+    image = read_image(path)
     # Boxes may have been drawn on the picture as it is stored, lying on its side
-    if tuple(image.shape[1:]) == size[::-1] != size: image = _decode(path, upright=False)
+    if tuple(image.shape[1:]) == size[::-1] != size: image = read_image(path, upright=False)
     if tuple(image.shape[1:]) != size: raise ValueError(f'{path} is {image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}')
     return image
-
-def _decode(path, upright=True): # `read_image`, whose errors do not always say which image they are about
-    try: return read_image(path, upright)
-    except FileNotFoundError: raise
-    except Exception as e: raise OSError(f'{path} cannot be decoded as an image ({e}): mend it, or leave it out of the data') from e
 
 # %% ../nbs/07_data.ipynb #bca478c7
 def read_coco(

@@ -26,17 +26,14 @@ from .inference import Detections, draw_box, draw_boxes, letterbox, nms, normali
 from .model import build_model
 from .utils import check_between, choose_device, command
 
-# %% ../nbs/08_evaluate.ipynb #1221d88e
+# %% ../nbs/08_evaluate.ipynb #a2f80590
 def _coco_truth(annotations): # Annotations as COCO's dictionary
-    image = np.repeat(np.arange(len(annotations)), np.diff(annotations.starts))
-    rows = zip(image.tolist(), annotations.labels.tolist(), _xywh(annotations.boxes), annotations.areas.tolist(), annotations.crowd.tolist())
+    rows = zip(annotations.image.tolist(), annotations.labels.tolist(), _xywh(annotations.boxes), annotations.areas.tolist(), annotations.crowd.tolist())
     return dict(images=[dict(id=i, file_name=str(p), height=int(h), width=int(w)) for i, (p, (h, w)) in enumerate(zip(annotations.paths, annotations.sizes))],
                 categories=[dict(id=i, name=n) for i, n in enumerate(annotations.names)],
                 annotations=[dict(id=n + 1, image_id=i, category_id=l, bbox=b, area=a, iscrowd=int(c)) for n, (i, l, b, a, c) in enumerate(rows)])
 
-def _coco_results(detections):
-    return [dict(image_id=i, category_id=l, bbox=b, score=s) for i, d in enumerate(detections)
-            for l, b, s in zip(d.labels.tolist(), _xywh(d.boxes.cpu().numpy()), d.scores.tolist())]
+def _coco_results(detections): return [row for i, d in enumerate(detections) for row in d.to_coco(i)]
 
 def _xywh(boxes): return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(float).tolist()
 
@@ -452,7 +449,7 @@ def _to_measure_on(data, split, format, notes): # Name and annotations
     if split is None and notes.get('training') == name: print(f'there is nothing but {name!r} to measure on, which the network has learnt from: figures will be too good', flush=True)
     return name, annotations
 
-# %% ../nbs/08_evaluate.ipynb #bd9e03db
+# %% ../nbs/08_evaluate.ipynb #bd96d02f
 @command
 def yolox_eval(
     weights:str, # File of weights
@@ -473,7 +470,7 @@ def yolox_eval(
     "Measure how good WEIGHTS are on a split of DATA"
     from tqdm import tqdm
     check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1),
-                   max_detections=(max_detections, 1, math.inf), batch=(batch, 1, math.inf), workers=(workers, 0, math.inf), size=(32 if size is None else size, 1, math.inf))
+                  max_detections=(max_detections, 1, math.inf), batch=(batch, 1, math.inf), workers=(workers, 0, math.inf), size=(32 if size is None else size, 1, math.inf))
     if out and (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training, whose pictures would be replaced: choose another folder')
     loaded = load_weights(weights)
     split, annotations = _to_measure_on(data, split, format, loaded.notes)

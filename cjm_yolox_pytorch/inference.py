@@ -7,7 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'VIDEO_SUFFIXES', 'read_image', 'as_image', 'letter
            'nms', 'predict', 'draw_box', 'draw_boxes', 'YOLOXInferenceWrapper', 'Detector', 'load_detector',
            'files_below', 'find_inputs', 'read_video', 'VideoWriter', 'yolox_predict']
 
-# %% ../nbs/06_inference.ipynb #682005ce
+# %% ../nbs/06_inference.ipynb #0b8223d0
 import glob
 import io
 import json
@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from fastcore.script import Param
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
@@ -34,16 +33,19 @@ from .checkpoints import Weights, atomic, load_weights
 from .model import MODEL_TYPES, build_model, fuse, pretrained_file
 from .utils import check_between, choose_device, command
 
-# %% ../nbs/06_inference.ipynb #f4c1ee2b
+# %% ../nbs/06_inference.ipynb #f4c852f3
 def read_image(
     path, # File, or file-like object
     upright:bool=True # Rotate as the EXIF data says
 ) -> Tensor: # [3, H, W] uint8 RGB
-    "Read an image in RGB."
-    with Image.open(path) as image:
-        if image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and image.filename:
-            if (pixels := _decode_jpeg(path, upright)) is not None: return torch.from_numpy(pixels).permute(2, 0, 1)
-        return _as_rgb(image, upright)
+    "Read an image in RGB. Raises `OSError` if it is none, or cut off."
+    try:
+        with Image.open(path) as image:
+            if image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and image.filename:
+                if (pixels := _decode_jpeg(path, upright)) is not None: return torch.from_numpy(pixels).permute(2, 0, 1)
+            return _as_rgb(image, upright)
+    except FileNotFoundError: raise
+    except Exception as e: raise OSError(f'{path} cannot be decoded as an image ({e}): mend it, or leave it out') from e # Pillow does not always say which image
 
 def _as_rgb(image, upright=True): # [3, H, W] uint8 of an image of Pillow
     if upright: image = ImageOps.exif_transpose(image)
@@ -58,15 +60,12 @@ def _decode_jpeg(path, upright): # [H, W, 3], or None if the file does not end a
     if data[-2:].tobytes() != b'\xff\xd9': return None
     return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION))
 
-# %% ../nbs/06_inference.ipynb #7184205e
+# %% ../nbs/06_inference.ipynb #f1429c14
 def as_image(
     picture # File, PIL image, array [H, W] or [H, W, 3 or 4], or tensor [1, 3 or 4, H, W]; uint8, or float from 0 to 1
 ) -> Tensor: # [3, H, W] uint8 RGB
     "Turn `picture` into a tensor. Raises `OSError` for a file that is no image, `ValueError` for numbers that are none."
-    if isinstance(picture, (str, os.PathLike)):
-        try: return read_image(picture)
-        except FileNotFoundError: raise
-        except Exception as e: raise OSError(f'{picture} cannot be decoded as an image: {e}') from e # Pillow does not always say which image
+    if isinstance(picture, (str, os.PathLike)): return read_image(picture)
     if isinstance(picture, Image.Image): return _as_rgb(picture)
     if isinstance(picture, np.ndarray): image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(picture, -1, 0) if picture.ndim == 3 else picture[None]))
     elif isinstance(picture, Tensor): image = picture.cpu()
@@ -157,8 +156,8 @@ def nms(
     keep = batched_nms(boxes, found, torch.zeros_like(labels) if class_agnostic else labels, max_iou)[:max_detections]
     return Detections(boxes[keep], found[keep], labels[keep])
 
-# %% ../nbs/06_inference.ipynb #615a707d
-@torch.inference_mode()
+# %% ../nbs/06_inference.ipynb #12e5b095
+@torch.no_grad()
 def predict(
     model:nn.Module, # With the outputs of `YOLOX`; used as it is, so call `model.eval()` before
     images, # Tensors [3, H, W], uint8 RGB, of any sizes
@@ -457,11 +456,11 @@ class _Pictures: # Writes pictures and videos
         if self.video is not None: self.video.close()
         self.video = None
 
-# %% ../nbs/06_inference.ipynb #8c98d185
+# %% ../nbs/06_inference.ipynb #e24628e8
 @command
 def yolox_predict(
     weights:str, # File or address of weights, or a size such as yolox_s for published ones
-    inputs:Param('Images, folders, patterns such as "photos/*.jpg", and videos', str, nargs='+'),
+    inputs:list, # Images, folders, patterns such as "photos/*.jpg", and videos
     out:str='runs/predict', # Folder for pictures and detections.json
     write:str='both', # pictures, json or both
     conf:float=.25, # Detections of a higher score are kept

@@ -8,7 +8,7 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
            'finish_epoch', 'fit', 'measure_best', 'splits_to_use', 'recipe_options', 'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #4e5e9a2d
+# %% ../nbs/09_train.ipynb #e7f2c861
 import csv
 import hashlib
 import inspect
@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from fastcore.docments import docments
-from fastcore.script import Param
 from torch import distributed as dist
 from torch import nn
 from torchvision.transforms import v2
@@ -60,7 +59,7 @@ def rank_and_world():
     "Number of this process, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../nbs/09_train.ipynb #5780934b
+# %% ../nbs/09_train.ipynb #52381aa3
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -82,7 +81,7 @@ class Trainer:
         model = build_model(recipe.model, len(train.names), pretrained=False)
         self.loaded = weights and load_matching(model, weights) # What was, in words
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.stats = NORM_STATS[recipe.model] if weights is None else dict(mean=weights.mean, std=weights.std)
+        self.use(NORM_STATS[recipe.model] if weights is None else dict(mean=weights.mean, std=weights.std))
         if recipe.batch % (recipe.accumulate*self.world): raise ValueError(f'batch={recipe.batch} does not divide into accumulate={recipe.accumulate} parts for each of {self.world} processes')
         if recipe.sync_bn and self.world > 1: self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.frozen = freeze(self.model, recipe.freeze)
@@ -97,6 +96,9 @@ class Trainer:
         self.epoch, self.done, self.totals = 0, 0, {} # Epochs completed, steps of the present one, and its sums of losses
         self.rows, self.best, self.out, self.notes = [], dict(AP=-1.), None, {} # Metrics of all epochs, and of the best; folder; what to say in files of weights
 
+    def use(self, stats): # Of pixels; also as tensors where the network is, since to send them there in each step would be to wait for it
+        self.stats, self.pixels = stats, {k: torch.tensor(v, device=self.device) for k, v in stats.items()}
+
     def _wrap(self, model): # For several processes, and for speed
         if self.world > 1: model = nn.parallel.DistributedDataParallel(model, device_ids=[self.device] if self.device.type == 'cuda' else None)
         return torch.compile(model) if self.recipe.compile else model
@@ -107,7 +109,7 @@ class Trainer:
     @property
     def closing(self): return self.epoch >= self.recipe.epochs - self.recipe.closing_epochs # The last epochs are others
 
-# %% ../nbs/09_train.ipynb #cf7cfbf8
+# %% ../nbs/09_train.ipynb #528d4a27
 @patch
 def losses(self:Trainer,
     batch:Batch
@@ -115,14 +117,9 @@ def losses(self:Trainer,
     "The losses of a `batch`."
     images = batch.images.to(self.device, non_blocking=self.device.type == 'cuda')
     batch = resize_batch(replace(batch, images=images), canvas_size(self.recipe, self.steps))
-    images = normalize(batch.images, **self._pixels()).contiguous(memory_format=torch.channels_last)
+    images = normalize(batch.images, **self.pixels).contiguous(memory_format=torch.channels_last)
     with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None): outputs = self.network(images)
     return self.loss_func(*outputs, batch.boxes, batch.labels, ground_truth_bboxes_ignore=batch.crowds)
-
-@patch
-def _pixels(self:Trainer): # `stats` where the network is: to send them there in each step would be to wait for it
-    if getattr(self, '_sent', (None,))[0] is not self.stats: self._sent = self.stats, {k: torch.tensor(v, device=self.device) for k, v in self.stats.items()}
-    return self._sent[1]
 
 # %% ../nbs/09_train.ipynb #e270e62e
 @patch
@@ -236,12 +233,12 @@ def train_epoch(
     trainer.epoch, trainer.done, trainer.totals = trainer.epoch + 1, 0, {}
     return losses
 
-# %% ../nbs/09_train.ipynb #d83c2974
+# %% ../nbs/09_train.ipynb #42f0cf7f
 def validate(
     trainer:Trainer
 ) -> tuple: # Metrics of `average_precision` with the losses, and one `Detections` for each image; in the first process
     "Measure the averaged weights."
-    r, model, val = trainer.recipe, trainer.ema.module, trainer.val
+    model, val = trainer.ema.module, trainer.val
     if trainer.world > 1:
         for value in model.state_dict().values(): dist.broadcast(value, 0) # Statistics of norm layers differ
         val = val.take(range(trainer.rank, len(val), trainer.world))
@@ -249,8 +246,7 @@ def validate(
     def add(outputs, batch):
         for k, v in trainer.loss_func(*outputs, batch.boxes, batch.labels, ground_truth_bboxes_ignore=batch.crowds).items():
             sums[k] = sums.get(k, 0) + v.item()*len(batch.images)
-    found = detect(model, val, r.size, **trainer.stats, batch_size=max(1, r.batch//r.accumulate//trainer.world), workers=r.workers,
-                   strides=model.bbox_head.strides, amp_dtype=trainer.dtype, watch=add) if len(val) else []
+    found = _found(trainer, val, watch=add) if len(val) else []
     if trainer.world > 1:
         found = [replace(d, boxes=d.boxes.cpu(), scores=d.scores.cpu(), labels=d.labels.cpu()) for d in found]
         parts = [None]*trainer.world
@@ -261,6 +257,11 @@ def validate(
             for k, v in part_sums.items(): sums[k] = sums.get(k, 0) + v
         if trainer.rank: return None, None
     return {**average_precision(trainer.val, found), **{f'val_{k[5:]}': v/len(trainer.val) for k, v in sums.items()}}, found
+
+def _found(trainer, annotations, **kwargs): # By the averaged weights; `kwargs` are of `detect`
+    r, model = trainer.recipe, trainer.ema.module
+    return detect(model, annotations, r.size, **trainer.stats, batch_size=max(1, r.batch//r.accumulate//trainer.world), workers=r.workers,
+                  strides=model.bbox_head.strides, amp_dtype=trainer.dtype, **kwargs)
 
 # %% ../nbs/09_train.ipynb #c6b8bb18
 def save_trained(
@@ -292,7 +293,7 @@ def _data(trainer): # What is learnt from and measured on, in short
     return dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels), files=files(trainer.train),
                 val_images=len(trainer.val), val_objects=len(trainer.val.labels), val_files=files(trainer.val))
 
-# %% ../nbs/09_train.ipynb #01ef0882
+# %% ../nbs/09_train.ipynb #3542f67e
 def _agree(trainer, value): # What the first process says
     values = [value]
     if trainer.world > 1: dist.broadcast_object_list(values, 0, trainer.group)
@@ -315,7 +316,8 @@ def load_state(
         if state[name] or name != 'scaler': part.load_state_dict(state[name]) # Nothing was scaled before
     torch.set_rng_state(state['random']['cpu'])
     if state['random']['cuda'] is not None and trainer.device.type == 'cuda': torch.cuda.set_rng_state(state['random']['cuda'], trainer.device)
-    for name in ('epoch', 'done', 'rows', 'best', 'stats'): setattr(trainer, name, state['counts'][name])
+    for name in ('epoch', 'done', 'rows', 'best'): setattr(trainer, name, state['counts'][name])
+    trainer.use(state['counts']['stats'])
     trainer.totals = {k: v.to(trainer.device) for k, v in state['counts']['totals'].items()}
     trainer.ema.steps = state['counts']['average_steps']
 
@@ -488,16 +490,14 @@ def fit(
                 raise KeyboardInterrupt(f'stopped after {trainer.epoch} epochs and {trainer.done} of {len(trainer.batches)} steps; everything is saved in {trainer.out}')
     return trainer.best
 
-# %% ../nbs/09_train.ipynb #48de7d9c
+# %% ../nbs/09_train.ipynb #b1d0150b
 def measure_best(
     trainer:Trainer # After `fit`
 ) -> dict: # Metrics of `report`
     "Write metrics and pictures of the best weights beside them."
-    best, r = load_weights(trainer.out/'best.safetensors'), trainer.recipe
+    best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
-    found = detect(trainer.ema.module, trainer.val, r.size, **trainer.stats, batch_size=max(1, r.batch//r.accumulate//trainer.world), workers=r.workers,
-                   strides=trainer.model.bbox_head.strides, amp_dtype=trainer.dtype)
-    return report(trainer.val, found, trainer.out, epoch=best.notes['epoch'])
+    return report(trainer.val, _found(trainer, trainer.val), trainer.out, epoch=best.notes['epoch'])
 
 # %% ../nbs/09_train.ipynb #6f1822bb
 def splits_to_use(
@@ -536,13 +536,14 @@ def _spare_cores(): # For workers of this process
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, cores//2//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
-# %% ../nbs/09_train.ipynb #919ffb7e
+# %% ../nbs/09_train.ipynb #012ac7ca
 def recipe_options(func):
     "Give a command an option for every field of `Recipe`, None unless given."
     told, signature = docments(Recipe), inspect.signature(func)
-    def option(f): return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Param(f'{told[f.name]} ({f.default})' if f.default else told[f.name], f.type))
+    def option(f): return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f.type)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    func.__signature__, func.__delwrap__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))]), Recipe # Where fastcore looks for comments
+    func.__signature__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))])
+    func.told = {f.name: told[f.name] + (f' ({f.default})' if f.default else '') for f in fields(Recipe)}
     return func
 
 # %% ../nbs/09_train.ipynb #ef540e6e

@@ -79,3 +79,10 @@ assert (new := top() - before - set(sys.stdlib_module_names)) == {{'{PACKAGE}'}}
 def test_version_is_the_same_everywhere():
     version = re.search(r'^version = (.+)$', (ROOT/'settings.ini').read_text(), re.M)[1]
     assert f'__version__ = "{version}"' in (ROOT/PACKAGE/'__init__.py').read_text()
+
+
+def test_the_package_takes_from_fastcore_what_both_of_its_lines_have():
+    "A plain installation brings fastcore 2; that of the developers, because of nbdev, 1. Both have these names"
+    taken = {tuple(m) for file in (ROOT/PACKAGE).glob('*.py') for m in re.findall(r'^\s*from (fastcore[\w.]*) import (.+)$', file.read_text(encoding='utf-8'), re.M)}
+    assert taken <= {('fastcore.basics', 'patch'), ('fastcore.docments', 'docments')}
+    assert not any(re.search(r'^\s*import fastcore', file.read_text(encoding='utf-8'), re.M) for file in (ROOT/PACKAGE).glob('*.py'))
