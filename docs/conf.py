@@ -46,6 +46,10 @@ def linkcode_resolve(domain, info):
     return f'{cfg.git_url}/blob/{cfg.branch}/{m.file}#L{m.nodes[info["fullname"]].lineno}'
 
 
+def above(node):
+    while node := node.parent: yield node
+
+
 def connect(app, doctree):
     "Anchors as nbdev has them (loss.html#yoloxloss.forward), and links from names in backticks"
     objects, slugs = app.env.get_domain('py').objects, app.env.metadata[app.env.docname].setdefault('myst_slugs', {})
@@ -55,9 +59,9 @@ def connect(app, doctree):
         signature['ids'], slugs[anchor], objects[full] = [anchor], (None, anchor, name), objects[full]._replace(node_id=anchor)
     own = module(app.env.docname)
     for literal in list(doctree.findall(nodes.literal)):
-        name, parent = literal.astext().partition('(')[0], literal.parent
+        name = literal.astext().partition('(')[0]
         full = f'{own.name}.{name}' if own and name in own.public() else symbols().get(name)
-        if full and not isinstance(parent, (nodes.reference, nodes.title, addnodes.pending_xref)):
+        if full and not any(isinstance(node, (nodes.reference, nodes.title, addnodes.pending_xref)) for node in above(literal)):
             link = addnodes.pending_xref('', refdomain='py', reftype='obj', reftarget=full, refexplicit=True, refwarn=True, refdoc=app.env.docname)
             literal.replace_self(link)
             link += literal
