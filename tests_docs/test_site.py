@@ -52,7 +52,7 @@ def tab(browser, hosts):
     tab = context.new_page()
     tab.on('console', lambda message: message.type in ('error', 'warning') and wrong.append(message.text))
     tab.on('pageerror', lambda error: wrong.append(str(error)))
-    tab.on('requestfailed', lambda request: wrong.append(f'failed: {request.url}'))
+    tab.on('requestfailed', lambda request: request.failure == 'net::ERR_ABORTED' or wrong.append(f'failed: {request.url}')) # Aborted: the page was left
     tab.on('request', lambda request: request.url.startswith((*hosts.values(), 'data:', 'blob:')) or wrong.append(f'asked for {request.url}'))
     yield tab
     context.close()
