@@ -1,8 +1,9 @@
 # make demo: train on drawn shapes, as a first try.   make test: everything that CI checks.   make bench: beside other implementations.
+# make docs: the site, into _docs/.   make docs-open: look at it.   make test-docs: look at it in a browser that looks for faults.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench readme clean
+.PHONY: demo test bench readme docs docs-open test-docs clean
 
 demo: .venv/installed
 	$(BIN)/yolox_demo --out runs/demo
@@ -24,8 +25,21 @@ bench: .venv-bench/installed
 readme: .venv/installed-dev
 	$(BIN)/python docs/readme.py
 
+# Every page from nbs/ (docs/conf.py), without running a cell. A warning is an error
+docs: .venv-docs/installed
+	rm -rf _proc _docs .venv-docs/build
+	mkdir _proc
+	.venv-docs/bin/sphinx-build -qW --keep-going -c docs -d .venv-docs/build/doctrees _proc .venv-docs/build/html
+	mv .venv-docs/build/html _docs
+
+docs-open: docs
+	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory _docs
+
+test-docs: docs .venv-docs/installed-browser
+	.venv-docs/bin/python -m pytest -rs tests_docs
+
 clean:
-	rm -rf .venv .venv-bench
+	rm -rf .venv .venv-bench .venv-docs _proc _docs
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, for example: make demo PYTHON=python3.12")'
@@ -45,4 +59,14 @@ clean:
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --editable '.[export]'
 	for peer in $$(sed -n 's/^bench_requirements = //p' settings.ini); do \
 		.venv-bench/bin/pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer could not be installed"; done
+	@touch $@
+
+# Pages are made from notebooks and modules as text, so the package and torch are not needed
+.venv-docs/installed: settings.ini
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check $$(sed -n 's/^docs_requirements = //p' settings.ini)
+	@touch $@
+
+.venv-docs/installed-browser: .venv-docs/installed
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check $$(sed -n 's/^browser_requirements = //p' settings.ini)
 	@touch $@

@@ -1,0 +1,70 @@
+"The site that `make docs` builds: nbdev reads the notebooks, pages.py makes pages of them, Sphinx writes these"
+import importlib.util
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+
+sys.path.insert(0, str(Path(__file__).parent))
+from nbdev.serve import proc_nbs
+from pages import address, cfg, module, symbols
+
+# The notebooks as pages, in a folder that Sphinx takes for the source
+for notebook in sorted(Path(proc_nbs(n_workers=0, force=True)).rglob('*.ipynb')): notebook.rename(address(notebook) + '.ipynb')
+
+project, author, copyright, release = cfg.lib_name, cfg.author, cfg.copyright, cfg.version
+smartquotes = False # Shapes such as [..., 4] and options such as --out stay as they are
+html_title = f'{project} {release}'
+extensions = ['myst_nb', 'sphinx.ext.linkcode']
+nb_execution_mode = 'off'
+nb_merge_streams = True
+nb_render_markdown_format = 'gfm' # Tables in outputs
+myst_enable_extensions = ['dollarmath', 'attrs_inline']
+myst_heading_anchors = 6
+myst_heading_slug_func = 'pages.slug'
+
+html_theme = 'furo'
+pygments_dark_style = 'github-dark'
+html_static_path = ['static']
+html_css_files = ['site.css']
+html_favicon = 'static/icon.svg'
+html_js_files = [(None, dict(body='if (location.protocol == "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false'))] # Which would be fetched
+html_copy_source = html_show_sourcelink = html_use_index = html_domain_indices = False
+templates_path, exclude_patterns = [], []
+
+# Formulas: one file with fonts and all, from an installed package
+html_static_path += [str(Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent/'static/mathjax/tex-svg.js')]
+mathjax_path = 'tex-svg.js'
+
+add_module_names = False
+toc_object_entries_show_parents = 'domain'
+
+
+def linkcode_resolve(domain, info):
+    m = module(info['module'].rpartition('.')[2])
+    return f'{cfg.git_url}/blob/{cfg.branch}/{m.file}#L{m.nodes[info["fullname"]].lineno}'
+
+
+def above(node):
+    while node := node.parent: yield node
+
+
+def connect(app, doctree):
+    "Anchors as nbdev has them (loss.html#yoloxloss.forward), and links from names in backticks"
+    objects, slugs = app.env.get_domain('py').objects, app.env.metadata[app.env.docname].setdefault('myst_slugs', {})
+    for signature in doctree.findall(addnodes.desc_signature):
+        name = signature['fullname']
+        anchor, full = name.lower(), f'{signature["module"]}.{name}'
+        signature['ids'], slugs[anchor], objects[full] = [anchor], (None, anchor, name), objects[full]._replace(node_id=anchor)
+    own = module(app.env.docname)
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().partition('(')[0]
+        full = f'{own.name}.{name}' if own and name in own.public() else symbols().get(name)
+        if full and not any(isinstance(node, (nodes.reference, nodes.title, addnodes.pending_xref)) for node in above(literal)):
+            link = addnodes.pending_xref('', refdomain='py', reftype='obj', reftarget=full, refexplicit=True, refwarn=True, refdoc=app.env.docname)
+            literal.replace_self(link)
+            link += literal
+
+
+def setup(app): app.connect('doctree-read', connect, priority=400) # Before Sphinx collects anchors

@@ -1,0 +1,207 @@
+"Pages for Sphinx, made of the notebooks that nbdev has read (see skip_procs and procs in settings.ini). No cell is run and no module imported."
+import ast
+import copy
+import io
+import posixpath
+import re
+import tokenize
+from functools import cache
+from pathlib import Path
+
+from execnb.nbio import mk_cell
+from fastcore.foundation import L
+from nbdev.config import get_config
+from nbdev.process import Processor
+from nbdev.showdoc import showdoc_nm
+
+cfg = get_config()
+SITE = f'{cfg.doc_host}{cfg.doc_baseurl}/'
+GROUPS = dict(Tutorials='tutorials', Explanations='explanations', Modules='.') # Captions of the sidebar, folders in nbs/
+SAYS_SO = r'''title(?:=|\()'([^'{]+)'|\A# (.+)''' # Where a cell tells what its picture shows: a title, a comment that begins it
+
+
+def address(path):
+    "The page of a notebook, as nbdev calls it: loss for 05_loss.ipynb"
+    return path.with_name(re.sub(r'^\d+[a-z]*_', '', path.stem.lower())).as_posix()
+
+
+def slug(title): return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.lower()).strip()) # The anchor of a heading, as in Quarto
+
+
+def notebooks(folder): return sorted(p.relative_to(cfg.nbs_path) for p in (cfg.nbs_path/folder).glob('*.ipynb') if p.stem != 'index')
+
+
+class Module:
+    "Functions, classes and methods of a module, and what is said about them"
+    def __init__(self, path):
+        source = path.read_text(encoding='utf-8')
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        self.name, self.file = f'{path.parent.name}.{path.stem}', f'{path.parent.name}/{path.name}'
+        self.comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
+        self.nodes = {} # By the name that one writes: YOLOXLoss, YOLOXLoss.forward
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): self.nodes.update({name: node for name in L(showdoc_nm(node))})
+            if isinstance(node, ast.ClassDef): self._members(node)
+
+    def _members(self, node):
+        for part in node.body:
+            if isinstance(part, ast.FunctionDef): self.nodes[f'{node.name}.{part.name}'] = part
+            if isinstance(part, ast.Assign): # forward, sample = _forward, _sample
+                names, known = ([n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)] for trees in (part.targets, [part.value]))
+                known = [name for name in known if name in self.nodes]
+                if len(names) == len(known): self.nodes.update({f'{node.name}.{n}': self.nodes[k] for n, k in zip(names, known)})
+
+    def kind(self, name):
+        if isinstance(self.nodes[name], ast.ClassDef): return 'class'
+        if any('prop' in ast.unparse(d) for d in self.nodes[name].decorator_list): return 'property'
+        return 'method' if '.' in name else 'function'
+
+    def about(self, name):
+        "The docstring, or the comment beside the name of a function"
+        node = self.nodes[name]
+        return ast.get_docstring(node) or (self.comments.get(node.lineno, '') if node.body[0].lineno > node.lineno else '')
+
+    def arguments(self, name):
+        "What a function takes, and a class: what its __init__ does, or its fields"
+        node = self.nodes.get(f'{name}.__init__', self.nodes[name])
+        if isinstance(node, ast.FunctionDef): return node.args
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+        free = next((i for i, n in enumerate(fields) if n.target.id == '_'), len(fields)) # KW_ONLY
+        args, defaults = [ast.copy_location(ast.arg(n.target.id, n.annotation), n) for n in fields], [made(n.value) for n in fields]
+        return ast.arguments(posonlyargs=[], args=args[:free], vararg=None, kwonlyargs=args[free+1:], kwarg=None,
+                             defaults=[d for d in defaults[:free] if d], kw_defaults=defaults[free+1:])
+
+    def rows(self, name):
+        "Name, type, default and comment of each argument, and of what is returned"
+        node, a = self.nodes[name], self.arguments(name)
+        named = a.posonlyargs + a.args
+        args = [*zip(named, [None]*(len(named) - len(a.defaults)) + a.defaults), (a.vararg, None), *zip(a.kwonlyargs, a.kw_defaults), (a.kwarg, None)]
+        args = [(arg, default) for arg, default in args if arg and arg.arg != 'self']
+        last = {arg.lineno: arg for arg, _ in args} # A comment is about the last argument on its line
+        def comment(arg, default): return self.comments.get((default or arg).end_lineno, '') if arg is last[arg.lineno] and arg.lineno > node.lineno else ''
+        rows = [(arg.arg, arg.annotation, default, comment(arg, default)) for arg, default in args]
+        end = range(max(last, default=node.lineno) + 1, node.body[0].lineno) # ) -> Tensor: # comment
+        returned = next((self.comments[n].removeprefix('-> ') for n in end if n in self.comments), '')
+        return rows + [('', getattr(node, 'returns', None), None, returned)]
+
+    def public(self):
+        "Names that get an entry: those of methods only if something is said about them"
+        for name in self.nodes:
+            *owner, last = name.split('.')
+            if last.startswith('_') and last != '__call__' or name.startswith('_'): continue
+            if not owner or self.about(name) or any(comment for *_, comment in self.rows(name)): yield name
+
+    def entry(self, name):
+        "Signature, docstring and table of a symbol"
+        returns, args = getattr(self.nodes[name], 'returns', None), copy.deepcopy(self.arguments(name))
+        for n in ast.walk(args): n.annotation = None # Types are in the table
+        brackets = '' if self.kind(name) == 'property' else f'({re.sub("^self(, )?", "", ast.unparse(args))})'
+        head = f'{{py:{self.kind(name)}}} {name}{brackets}' + (f' -> {ast.unparse(returns)}' if returns and brackets else '')
+        return '\n'.join([f'```{head}', f':module: {self.name}', '', self.about(name), '', *self.table(name), '```'])
+
+    def table(self, name):
+        "Rows about which something is known, as a table"
+        rows = [row for row in self.rows(name) if row[0] or row[1] or row[3]]
+        if not any(any(row[1:]) for row in rows): return []
+        def code(text): return f'`{text}`'.replace('|', r'\|') if text else ''
+        def tree(node): return code(node and ast.unparse(node))
+        lines = [('', 'Type', 'Default', '')] + [(code(arg) or '*returns*', tree(kind), tree(default), escape(comment)) for arg, kind, default, comment in rows]
+        columns = [column for column in zip(*lines) if any(column[1:])]
+        head, *body = (f'| {" | ".join(line)} |' for line in zip(*columns))
+        return ['', head, '|-'*len(columns) + '|', *body]
+
+
+def made(value):
+    "The default of a field: list() for field(default_factory=list)"
+    factory = [k.value for k in getattr(value, 'keywords', []) if k.arg == 'default_factory']
+    return ast.copy_location(ast.Call(factory[0], [], []), value) if factory else value
+
+
+def escape(comment):
+    "In comments only `code` is marked"
+    parts = re.split('(`[^`]*`)', comment)
+    return ''.join(p.replace('|', r'\|') if p.startswith('`') else re.sub(r'([\\*_<>$\[\]~|])', r'\\\1', p) for p in parts)
+
+
+@cache
+def module(page):
+    path = cfg.lib_path/f'{page}.py'
+    return Module(path) if path.exists() else None
+
+
+@cache
+def symbols():
+    "Full names by the names in backticks that lead there. One that is an argument somewhere leads only to what is on the same page"
+    modules = [m for p in notebooks('.') if (m := module(address(p)))]
+    arguments = {arg.arg for m in modules for name in m.nodes for arg in ast.walk(m.arguments(name)) if isinstance(arg, ast.arg)}
+    return {name: f'{m.name}.{name}' for m in reversed(modules) for name in m.public() if name not in arguments}
+
+
+def links(text, page):
+    "Links to pages, as one writes them in a notebook or in the README, become links that Sphinx checks"
+    def checked(match):
+        url, anchor = match.groups(default='')
+        path = url.removeprefix(SITE) or 'index.html' if url.startswith(SITE) else posixpath.join(posixpath.dirname(page), url) if url else page
+        return f'](project:/{address(Path(posixpath.normpath(path)))}.ipynb{anchor})'
+    return re.sub(rf'\]\(({SITE}[\w./-]*|[\w./-]+\.(?:html|ipynb))?(#[^)\s]+)?\)', checked, text)
+
+
+def contents():
+    "The sidebar"
+    for caption, folder in GROUPS.items():
+        if pages := [address(p) for p in notebooks(folder)]: yield mk_cell('\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```']), 'markdown')
+
+
+def shown(cell): return re.findall(r'^show_doc\(([\w.]+)', cell.source, re.M) if cell.cell_type == 'code' else []
+
+
+class Page(Processor):
+    "Cells as they are to be read"
+    def begin(self):
+        path = Path(self.nb.path_).resolve().relative_to(cfg.nbs_path)
+        self.page, self.module = address(path), module(address(path))
+        self.explained = {name for cell in self.nb.cells for name in shown(cell)}
+        place = f'{cfg.user}/{cfg.repo}/blob/{cfg.branch}/{cfg.nbs_path.name}/{path.as_posix()}'
+        badges = f'[Open in Colab](https://colab.research.google.com/github/{place}){{.badge}} [Notebook](https://github.com/{place}){{.badge}}'
+
+        cells, todo = [], list(self.nb.cells)
+        todo[0].source = re.sub(r'\A(# .+)', rf'\1\n\n{badges}', todo[0].source)
+        while todo:
+            cell = todo.pop(0)
+            if cell.cell_type == 'markdown': cells.append(mk_cell(links(cell.source, self.page), 'markdown'))
+            elif shown(cell): cells += self.entries(shown(cell))
+            elif {'export', 'exporti', 'exports'} & cell.directives_.keys():
+                names = []
+                while todo and getattr(todo[0], 'has_sd', False): names += shown(todo.pop(0))
+                cells += [*self.entries(names), self.source(cell, names)]
+            elif 'default_exp' not in cell.directives_: cells.append(self.example(cell))
+        self.nb.cells = L(cells + list(contents())*(self.page == 'index'))
+
+    def entries(self, names):
+        "Each symbol, a class with those of its methods that are explained nowhere else"
+        known, public = self.module.nodes, list(self.module.public())
+        for name in sorted(names, key=lambda name: known[name].lineno):
+            members = [n for n in public if n.startswith(f'{name}.') and n not in self.explained]
+            yield from (mk_cell(self.module.entry(n), 'markdown') for n in [name, *members])
+
+    def source(self, cell, names):
+        "Code of the module: folded, unless it is constants"
+        cell.outputs = []
+        if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_()): return self.folded(cell, 'Imports')
+        helpers = [n.name for n in cell.parsed_() if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        if not helpers: return self.example(cell)
+        return self.folded(cell, 'Source' if names else f'Source of {", ".join(helpers)}')
+
+    def example(self, cell):
+        options, tags = cell.directives_, []
+        cell.source = re.sub(r'\A(#\|.*\n)+', '', cell.source)
+        if title := re.search(SAYS_SO, cell.source): cell.metadata['mystnb'] = dict(image=dict(alt=title[1] or title[2]))
+        if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, 'Code')
+        if options.get('echo:') == ['false']: cell.metadata['tags'] = ['remove-input']
+        if options.get('output:') == ['false']: cell.metadata['tags'] = ['remove-output']
+        return cell
+
+    def folded(self, cell, label):
+        cell.metadata['tags'] = ['hide-input']
+        cell.metadata['mystnb'] = {**cell.metadata.get('mystnb', {}), 'code_prompt_show': label, 'code_prompt_hide': label}
+        return cell
