@@ -40,24 +40,24 @@ def _check_recipe(r):
     if bool(r.min_size) != bool(r.max_size) or r.min_size > r.max_size or r.min_size % 32 or r.max_size % 32:
         raise ValueError(f'min_size={r.min_size}, max_size={r.max_size}: both are needed, multiples of 32, the least first')
 
-# %% ../nbs/08a_recipe.ipynb #5c4884e8
+# %% ../nbs/08a_recipe.ipynb #d6179e65
 @dataclass
 class Recipe:
     "How to train; `lr` is for `batch` images a step"
     model:str = 'yolox_tiny' # yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x
     size:int = None # Side of the square canvas in pixels; that of the published weights unless given
-    epochs:int = 45 # Times through the data
+    epochs:int = 30 # Times through the data
     batch:int = 8 # Images a step, over all processes
     accumulate:int = 1 # Parts in which a batch goes through the network, each with a loss of its own; more need less memory
     optimizer:str = 'adamw' # adamw or sgd
-    lr:float = .004 # Largest learning rate, for this batch: change them together
+    lr:float = .002 # Largest learning rate, for this batch: change them together
     decay:float = .05 # Weight decay, of convolution weights alone
     warmup:float = 3. # Epochs in which the learning rate rises; a quarter of all at most
     closing:int = 10 # Last epochs: least rate, no mosaic or mixup, L1 loss; a quarter of all at most
     least:float = .05 # Least learning rate, as a share of the largest
     clip:float = 0. # Largest norm of the gradient; 0 for any
     ema:float = .9998 # How much averaged weights keep of themselves in each step, in the long run
-    ema_early:float = 700. # After so many steps they keep 63 % of that, after three times as many 95 %
+    ema_early:float = 200. # After so many steps they keep 63 % of that, after three times as many 95 %
     box_loss:str = 'squared_iou' # squared_iou, squared_giou, giou or ciou
     mosaic:float = 0. # Probability of four images in one
     mixup:float = 0. # Probability of another image shining through
