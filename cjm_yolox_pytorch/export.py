@@ -6,7 +6,7 @@
 __all__ = ['CAMERA', 'FORMATS', 'SHAPES', 'Suppressed', 'exportable', 'description', 'load_exported', 'compare',
            'compare_suppressed', 'export_weights', 'yolox_export']
 
-# %% ../nbs/10_export.ipynb #7ed8251f
+# %% ../nbs/10_export.ipynb #5ab961d2
 import importlib
 import json
 import math
@@ -21,7 +21,7 @@ from torchvision import ops
 
 from .checkpoints import Weights, load_weights
 from .inference import YOLOXInferenceWrapper, scored_boxes
-from .model import build_model, fuse
+from .model import MODEL_TYPES, build_model, fuse, pretrained_file
 from .utils import check_between, command
 
 # %% ../nbs/10_export.ipynb #11de44d4
@@ -182,10 +182,10 @@ def export_weights(
         for file in sorted(Path(folder).iterdir()): os.replace(file, path.with_name(file.name)) # .bin before .xml
     return difference
 
-# %% ../nbs/10_export.ipynb #81661421
+# %% ../nbs/10_export.ipynb #500140dd
 @command
 def yolox_export(
-    weights:str, # File or address of weights
+    weights:str, # File or address of weights, or a size such as yolox_s for published weights
     out:str=None, # File to write; beside WEIGHTS unless given
     format:str=None, # onnx, pt2 or openvino; what the name of the file says, or onnx
     raw:bool=False, # Give raw boxes, objectness and all probabilities, not decoded
@@ -200,6 +200,6 @@ def yolox_export(
         if format is not None and format not in FORMATS: raise ValueError(f'format={format!r}: choose one of {list(FORMATS)}')
         out = Path(weights.rpartition('/')[2] if '://' in weights else weights).with_suffix(FORMATS[format or 'onnx'])
     choices = dict(raw=raw, suppress=suppress, camera=camera, **(dict(conf=conf, iou=iou) if suppress else {}))
-    difference = export_weights(load_weights(weights), out, format, **choices)
+    difference = export_weights(load_weights(pretrained_file(weights) if weights in MODEL_TYPES else weights), out, format, **choices)
     sizes = ', '.join(f'{w}x{h}' for h, w in dict.fromkeys(shape for shape, _ in SHAPES))
     print(f'written to {out}: the same as PyTorch to {difference:.1e} {"cells" if raw else "pixels"},', f'tried on images of {sizes} in batches of {" and ".join(str(n) for n in sorted({n for _, n in SHAPES}))}', sep='\n')

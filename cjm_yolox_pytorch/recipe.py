@@ -40,7 +40,7 @@ def _check_recipe(r):
     if bool(r.min_size) != bool(r.max_size) or r.min_size > r.max_size or r.min_size % 32 or r.max_size % 32:
         raise ValueError(f'min_size={r.min_size}, max_size={r.max_size}: both are needed, multiples of 32, the least first')
 
-# %% ../nbs/08a_recipe.ipynb #d6179e65
+# %% ../nbs/08a_recipe.ipynb #7a0b0efd
 @dataclass
 class Recipe:
     "How to train; `lr` is for `batch` images a step"
@@ -53,7 +53,7 @@ class Recipe:
     lr:float = .002 # Largest learning rate, for this batch: change them together
     decay:float = .05 # Weight decay, of convolution weights alone
     warmup:float = 3. # Epochs in which the learning rate rises; a quarter of all at most
-    closing:int = 10 # Last epochs: least rate, no mosaic or mixup, L1 loss; a quarter of all at most
+    closing:int = 7 # Last epochs: least rate, no mosaic or mixup, L1 loss; a quarter of all at most
     least:float = .05 # Least learning rate, as a share of the largest
     clip:float = 0. # Largest norm of the gradient; 0 for any
     ema:float = .9998 # How much averaged weights keep of themselves in each step, in the long run

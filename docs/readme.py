@@ -10,7 +10,9 @@ parts, pictures = [], root/'docs/images'
 def text(value): return ''.join(value).rstrip('\n')
 
 
-for number, cell in enumerate(json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']):
+pictures.mkdir(exist_ok=True)
+for old in pictures.glob('index-*'): old.unlink()
+for cell in json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']:
     if cell['cell_type'] == 'markdown':
         parts.append(text(cell['source']))
         continue
@@ -20,10 +22,11 @@ for number, cell in enumerate(json.loads((root/'nbs/index.ipynb').read_text(enco
     if '#| echo: false' not in flags: parts.append('```python\n' + '\n'.join(lines) + '\n```')
     for output in cell['outputs']:
         data = output.get('data', {})
-        if 'image/png' in data: # What it shows is said in the comment that begins the cell
-            pictures.mkdir(exist_ok=True)
-            (pictures/f'index-{number}.png').write_bytes(base64.b64decode(text(data['image/png'])))
-            parts.append(f'![{lines[0].removeprefix("# ")}](docs/images/index-{number}.png)')
+        kind = next((k for k in data if k.startswith('image/')), None)
+        if kind: # What it shows is said in the comment that begins the cell
+            file = pictures/f'index-{len(list(pictures.glob("index-*"))) + 1}.{kind.removeprefix("image/")}'
+            file.write_bytes(base64.b64decode(text(data[kind])))
+            parts.append(f'![{lines[0].removeprefix("# ")}]({file.relative_to(root).as_posix()})')
         else: parts.append('```\n' + text(output.get('text') or data.get('text/plain')) + '\n```')
 
 (root/'README.md').write_text('\n\n'.join(['<!-- Made from nbs/index.ipynb by docs/readme.py: edit the notebook -->', *parts]) + '\n', encoding='utf-8')

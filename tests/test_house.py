@@ -1,4 +1,5 @@
 "The house stands as it should: modules are their notebooks, notebooks are clean, layers hold, the core imports little."
+import ast
 import filecmp
 import json
 import re
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = 'cjm_yolox_pytorch'
+MADE = 'runs', 'pretrained_checkpoints', 'BCCD_Dataset' # What pages leave beside them when they are run
 NOTEBOOKS = {p.stem.split('_', 1)[1]: p.stem.split('_')[0] for p in (ROOT/'nbs').glob('[0-9]*_*.ipynb')} # Module: number, such as 07 or 07a
 
 
@@ -19,7 +21,7 @@ def processed(tmp_path_factory):
     "A copy of the project in which notebooks were exported and cleaned again, and the README made"
     copy = tmp_path_factory.mktemp('copy')
     for name in ('settings.ini', 'README.md'): shutil.copy(ROOT/name, copy)
-    for name in ('nbs', PACKAGE, 'docs'): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('nbs', PACKAGE, 'docs'): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', *MADE))
     for command in (['nbdev_export'], ['nbdev_clean']): subprocess.run([Path(sys.executable).with_name(command[0])], cwd=copy, check=True)
     subprocess.run([sys.executable, 'docs/readme.py'], cwd=copy, check=True)
     return copy
@@ -51,13 +53,31 @@ def test_a_notebook_imports_only_lower_numbered_ones(module):
             assert NOTEBOOKS[other] < NOTEBOOKS[module] or (shown_first and other == module), f'{module} imports {other}'
 
 
-@pytest.mark.parametrize('notebook', sorted((ROOT/'nbs').rglob('*.ipynb')), ids=lambda p: p.stem)
+EVERY_PAGE = pytest.mark.parametrize('notebook', sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts), ids=lambda p: p.stem)
+
+
+@EVERY_PAGE
 def test_pages_were_run(notebook):
     "A cell that ends by showing something has something to show"
     for cell in code_cells(notebook):
         source = ''.join(cell['source'])
         shows = re.search(r'^print\(|plt\.|^fig, |^#\| echo: false', source, re.M) or re.fullmatch(r'[\w.]+(, [\w.]+)*', source.strip().split('\n')[-1])
         if shows and not re.search(r'^#\| (hide|export|cuda|net)$|^def |^    print', source, re.M): assert cell['outputs'], source
+
+
+@EVERY_PAGE
+def test_pages_set_up_colab_first(notebook):
+    first = ''.join(code_cells(notebook)[0]['source'])
+    assert first.startswith('#| hide\nimport os\nif os.path.isdir(\'/content\')') and first.endswith(f"os.chdir('cjm-yolox-pytorch/{notebook.parent.relative_to(ROOT).as_posix()}')"), first
+
+
+@EVERY_PAGE
+def test_what_is_imported_is_used(notebook):
+    code = '\n'.join(re.sub(r'^(\s*)[!%].*', r'\1pass', ''.join(c['source']), flags=re.M) for c in code_cells(notebook))
+    tree = ast.parse(code)
+    imported = {(a.asname or a.name).partition('.')[0] for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    unused = {name for name in imported if len(re.findall(rf'\b{name}\b', code)) < 2}
+    assert not unused
 
 
 def test_model_and_loss_do_not_know_each_other():
@@ -84,5 +104,5 @@ def test_version_is_the_same_everywhere():
 def test_the_package_takes_from_fastcore_what_both_of_its_lines_have():
     "A plain installation brings fastcore 2; that of the developers, because of nbdev, 1. Both have these names"
     taken = {tuple(m) for file in (ROOT/PACKAGE).glob('*.py') for m in re.findall(r'^\s*from (fastcore[\w.]*) import (.+)$', file.read_text(encoding='utf-8'), re.M)}
-    assert taken <= {('fastcore.basics', 'patch'), ('fastcore.docments', 'docments')}
+    assert taken == {('fastcore.basics', 'patch'), ('fastcore.docments', 'docments')}
     assert not any(re.search(r'^\s*import fastcore', file.read_text(encoding='utf-8'), re.M) for file in (ROOT/PACKAGE).glob('*.py'))

@@ -1,5 +1,6 @@
 "The built site in a real browser: make test-docs"
 import os
+import re
 import runpy
 import shutil
 import threading
@@ -60,14 +61,16 @@ def tab(browser, hosts):
 
 
 def test_there_is_a_page_for_every_notebook():
-    missing = {p.stem for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts and not any(p.stem.lower().endswith(Path(page).stem) for page in PAGES)}
-    assert PAGES and not missing, missing
+    notebooks = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
+    missing = {re.sub(r'(^|/)\d+[a-z]*_', r'\1', p.with_suffix('.html').as_posix()) for p in notebooks} - {*PAGES}
+    assert notebooks and not missing, missing
 
 
 @pytest.mark.parametrize('page', PAGES)
 def test_page_loads(tab, host, page):
     tab.goto(host + page)
     assert tab.evaluate('[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)') == []
+    assert tab.evaluate('[...document.images].filter(i => !i.alt || /[.](png|jpe?g)$/.test(i.alt)).map(i => i.src)') == [], 'say what a picture shows, in the comment that begins its cell'
     if formulas := tab.locator('.math').count():
         tab.wait_for_function('window.MathJax?.startup?.promise')
         tab.evaluate('MathJax.startup.promise')
