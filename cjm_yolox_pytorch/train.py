@@ -8,7 +8,7 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
            'finish_epoch', 'fit', 'measure_best', 'splits_to_use', 'recipe_options', 'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #e7f2c861
+# %% ../nbs/09_train.ipynb #ea1b49f3
 import csv
 import hashlib
 import inspect
@@ -22,7 +22,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from fastcore.docments import docments
@@ -524,12 +523,12 @@ def _refuse(used): # What would go wrong
     stops = [f for f in faults if f.stops]
     if stops: raise ValueError('; '.join(fault_lines(stops)) + '. yolox_doctor says more')
 
-# %% ../nbs/09_train.ipynb #301368e7
+# %% ../nbs/09_train.ipynb #e9a2f0d3
 def _say_start(trainer, start): # What it begins with
     r = trainer.recipe
     if start: print(f'weights: {trainer.loaded}', flush=True)
     share = r.batch//r.accumulate//trainer.world
-    if share < 4 and not r.sync_bn: print(f'norm layers see {share} images at a time, which is few: choose a larger --batch{", or --sync_bn" * (trainer.world > 1)}', flush=True)
+    if share < 4 and not r.sync_bn: print(f'norm layers see {share} images at a time, which is few: choose a larger --batch{", or --sync-bn" * (trainer.world > 1)}', flush=True)
 
 # %% ../nbs/09_train.ipynb #40d5d8bd
 def _spare_cores(): # For workers of this process
