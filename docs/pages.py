@@ -160,6 +160,7 @@ class Page(Processor):
     def begin(self):
         path = Path(self.nb.path_).resolve().relative_to(cfg.nbs_path)
         self.page, self.module = address(path), module(address(path))
+        self.nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3') # In which !commands are right
         self.explained = {name for cell in self.nb.cells for name in shown(cell)}
         place = f'{cfg.user}/{cfg.repo}/blob/{cfg.branch}/{cfg.nbs_path.name}/{path.as_posix()}'
         badges = f'[Open in Colab](https://colab.research.google.com/github/{place}){{.badge}} [Notebook](https://github.com/{place}){{.badge}}'
