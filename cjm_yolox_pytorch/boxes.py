@@ -118,7 +118,7 @@ def box_ciou(
     with torch.no_grad(): alpha = v / (1 - iou + v).clamp(min=eps) # A weight, not part of the slope (section 3.2)
     return iou - apart/(w*w + h*h).clamp(min=eps) - alpha*v
 
-# %% ../nbs/01_boxes.ipynb #aed17f40
+# %% ../nbs/01_boxes.ipynb #56d7d078
 def at_least_fp32(
     t:Tensor # Of any dtype
 ) -> Tensor: # fp64 if it was, fp32 otherwise
@@ -129,9 +129,9 @@ def as_xyxy(
     boxes:Tensor # [G, 4] xyxy in pixels, or `BoundingBoxes` in any format; without objects in any shape
 ) -> Tensor: # [G, 4] xyxy in pixels, at least fp32, no subclass, without gradient
     "Plain `boxes`, whatever way they are written."
-    torchvisions = isinstance(boxes, BoundingBoxes)
-    plain = at_least_fp32((boxes.as_subclass(Tensor) if torchvisions else boxes).detach()) # What is done to a subclass takes ten times as long
-    if torchvisions and boxes.format != BoundingBoxFormat.XYXY: plain = convert_bounding_box_format(plain, boxes.format, BoundingBoxFormat.XYXY)
+    subclass = isinstance(boxes, BoundingBoxes)
+    plain = at_least_fp32((boxes.as_subclass(Tensor) if subclass else boxes).detach()) # What is done to a subclass takes ten times as long
+    if subclass and boxes.format != BoundingBoxFormat.XYXY: plain = convert_bounding_box_format(plain, boxes.format, BoundingBoxFormat.XYXY)
     return plain.reshape(-1, 4) if plain.numel() == 0 else plain
 
 # %% ../nbs/01_boxes.ipynb #c59d3038
