@@ -459,7 +459,7 @@ def finish_epoch(
     for log in loggers: log(row, out)
     return _agree(trainer, _goes_on(trainer))
 
-# %% ../nbs/09_train.ipynb #9b161d3b
+# %% ../nbs/09_train.ipynb #8f02b07b
 def fit(
     trainer:Trainer,
     out, # Folder for everything that is written
@@ -472,10 +472,10 @@ def fit(
     if resume: load_state(trainer, trainer.out/'state.pt')
     else: _must_be_new(trainer.out)
     trainer.out.mkdir(parents=True, exist_ok=True)
-    if not resume and trainer.rank == 0: save_state(trainer, trainer.out/'state.pt') # So that there is something to go on with from the beginning
     going = _goes_on(trainer)
     with stop_signals(trainer.group) as stop, tqdm(total=r.epochs*len(trainer.batches), initial=trainer.steps, ncols=80, bar_format='{remaining} left, {desc}',
                                                    disable=True if trainer.rank else None) as progress:
+        if not resume and trainer.rank == 0: save_state(trainer, trainer.out/'state.pt') # So that there is something to go on with from the beginning
         while going:
             start, begun = time.time(), trainer.done
             losses = train_epoch(trainer, progress, stop)
