@@ -58,7 +58,15 @@ def rank_and_world():
     "Number of this process, and how many there are."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../nbs/09_train.ipynb #52381aa3
+# %% ../nbs/09_train.ipynb #74262aa9
+def _check_start(recipe, train, val, weights, device, world):
+    if train.crowd.all(): raise ValueError(f'nothing to learn from: {train}')
+    if val.crowd.all(): raise ValueError(f'nothing to validate on: {val}')
+    if weights is not None and weights.model_type != recipe.model: raise ValueError(f'the weights are of {weights.model_type}, but model={recipe.model!r}')
+    if recipe.sync_bn and device.type != 'cuda': raise ValueError('sync_bn works between GPUs alone: leave it out')
+    if recipe.batch % (recipe.accumulate*world): raise ValueError(f'batch={recipe.batch} does not divide into accumulate={recipe.accumulate} parts for each of {world} processes')
+
+# %% ../nbs/09_train.ipynb #d2dd9580
 class Trainer:
     "Train a network by a recipe"
     def __init__(self,
@@ -69,22 +77,11 @@ class Trainer:
         device:str=None, # The fastest if None
         transforms=None # List of transforms of the training images; those of `recipe` if None
     ):
-        if train.crowd.all(): raise ValueError(f'nothing to learn from: {train}')
-        if val.crowd.all(): raise ValueError(f'nothing to validate on: {val}')
-        if weights is not None and weights.model_type != recipe.model: raise ValueError(f'the weights are of {weights.model_type}, but model={recipe.model!r}')
-        if recipe.sync_bn and choose_device(device).type != 'cuda': raise ValueError('sync_bn works between GPUs alone: leave it out')
+        self.device, (self.rank, self.world) = choose_device(device), rank_and_world()
+        _check_start(recipe, train, val, weights, self.device, self.world)
         torch.manual_seed(recipe.seed)
-        self.recipe, self.train, self.names, self.device = recipe, train, train.names, choose_device(device)
-        self.val, self.transforms = relabel(val, train.names), transforms
-        self.rank, self.world = rank_and_world()
-        model = build_model(recipe.model, len(train.names), pretrained=False)
-        self.loaded = weights and load_matching(model, weights) # What was, in words
-        self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.use(NORM_STATS[recipe.model] if weights is None else dict(mean=weights.mean, std=weights.std))
-        if recipe.batch % (recipe.accumulate*self.world): raise ValueError(f'batch={recipe.batch} does not divide into accumulate={recipe.accumulate} parts for each of {self.world} processes')
-        if recipe.sync_bn and self.world > 1: self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.frozen = freeze(self.model, recipe.freeze)
-        self.network = self._wrap(self.model)
+        self.recipe, self.train, self.names, self.val, self.transforms = recipe, train, train.names, relabel(val, train.names), transforms
+        self._build(weights)
         self.loss_func = YOLOXLoss(len(train.names), box_loss=recipe.box_loss, compile=recipe.compile)
         self.optimizer, self.ema = make_optimizer(self.model, recipe), EMA(self.model, recipe.ema, recipe.ema_early)
         self.dtype = amp_dtype(recipe.amp, self.device, recipe.model == 'yolox_nano')
@@ -95,18 +92,27 @@ class Trainer:
         self.epoch, self.done, self.totals = 0, 0, {} # Epochs completed, steps of the present one, and its sums of losses
         self.rows, self.best, self.out, self.notes = [], dict(AP=-1.), None, {} # Metrics of all epochs, and of the best; folder; what to say in files of weights
 
-    def use(self, stats): # Of pixels; also as tensors where the network is, since to send them there in each step would be to wait for it
-        self.stats, self.pixels = stats, {k: torch.tensor(v, device=self.device) for k, v in stats.items()}
+# %% ../nbs/09_train.ipynb #c470843f
+@patch
+def _build(self:Trainer, weights):
+    recipe, model = self.recipe, build_model(self.recipe.model, len(self.names), pretrained=False)
+    self.loaded = weights and load_matching(model, weights) # What was, in words
+    self.use(NORM_STATS[recipe.model] if weights is None else dict(mean=weights.mean, std=weights.std))
+    model = model.to(self.device, memory_format=torch.channels_last)
+    self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if recipe.sync_bn and self.world > 1 else model
+    self.frozen = freeze(self.model, recipe.freeze)
+    self.network = nn.parallel.DistributedDataParallel(self.model, device_ids=[self.device] if self.device.type == 'cuda' else None) if self.world > 1 else self.model
+    if recipe.compile: self.network = torch.compile(self.network)
 
-    def _wrap(self, model): # For several processes, and for speed
-        if self.world > 1: model = nn.parallel.DistributedDataParallel(model, device_ids=[self.device] if self.device.type == 'cuda' else None)
-        return torch.compile(model) if self.recipe.compile else model
+@patch
+def use(self:Trainer, stats): # Of pixels; also as tensors where the network is, since to send them there in each step would be to wait for it
+    self.stats, self.pixels = stats, {k: torch.tensor(v, device=self.device) for k, v in stats.items()}
 
-    @property
-    def steps(self): return self.epoch*len(self.batches) + self.done # Of the whole training
+@patch(as_prop=True)
+def steps(self:Trainer): return self.epoch*len(self.batches) + self.done # Of the whole training
 
-    @property
-    def closing(self): return self.epoch >= self.recipe.epochs - self.recipe.closing_epochs # The last epochs are others
+@patch(as_prop=True)
+def closing(self:Trainer): return self.epoch >= self.recipe.epochs - self.recipe.closing_epochs # The last epochs are others
 
 # %% ../nbs/09_train.ipynb #528d4a27
 @patch
@@ -535,10 +541,10 @@ def _spare_cores(): # For workers of this process
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, cores//2//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
-# %% ../nbs/09_train.ipynb #012ac7ca
+# %% ../nbs/09_train.ipynb #90d51e25
 def recipe_options(func):
     "Give a command an option for every field of `Recipe`, None unless given."
-    told, signature = docments(Recipe), inspect.signature(func)
+    told, signature = {k: v for part in Recipe.__mro__[:-1] for k, v in docments(part).items() if v}, inspect.signature(func)
     def option(f): return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f.type)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     func.__signature__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))])
