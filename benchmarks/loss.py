@@ -237,7 +237,7 @@ def installed(package):
 
 def machine(device):
     model = [l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')] if Path('/proc/cpuinfo').exists() else []
-    versions = {p: installed(p) for p in ('torch', 'mmdet', 'pixeltable-yolox', 'libreyolo')}
+    versions = {p: v for p in ('torch', 'mmdet', 'pixeltable-yolox', 'libreyolo') if (v := installed(p))}
     return dict(date=str(date.today()), processor=(model or [platform.machine()])[0], threads=torch.get_num_threads(), python=platform.python_version(),
                 **versions, **({} if device == 'cpu' else dict(gpu=torch.cuda.get_device_name())))
 
