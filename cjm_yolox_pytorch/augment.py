@@ -39,7 +39,7 @@ def _pixels(image): # [H, W, 3] array on the memory of a tensor [3, H, W]
 
 def _uniform(low, high): return low + (high - low)*torch.rand(()).item()
 
-# %% ../nbs/07a_augment.ipynb #b0a2aa4e
+# %% ../nbs/07a_augment.ipynb #34b2adc6
 def _shift(x, y): return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.]])
 
 def move_points(
@@ -49,6 +49,7 @@ def move_points(
     "Where `matrix` takes the `points`."
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
+# %% ../nbs/07a_augment.ipynb #1257d778
 def paste(
     canvas, # [H, W, 3] uint8, drawn on in place
     image, # [h, w, 3] uint8
@@ -69,7 +70,7 @@ def paste(
     cv2.fillConvexPoly(mask, outline.round().astype(np.int32), 255, shift=8) # Of four corners that are given in 256ths of a pixel
     cv2.copyTo(drawn, mask, there)
 
-# %% ../nbs/07a_augment.ipynb #a7efe582
+# %% ../nbs/07a_augment.ipynb #2adb3e8f
 def move_boxes(
     boxes, # [G, 4] xyxy in pixels
     matrix # [3, 3]
@@ -78,6 +79,7 @@ def move_boxes(
     corners = move_points(np.asarray(boxes, dtype=np.float64)[:, [[0, 1], [2, 1], [0, 3], [2, 3]]], matrix) # [G, 4, 2]
     return np.concatenate([corners.min(1), corners.max(1)], axis=1).astype(np.float32)
 
+# %% ../nbs/07a_augment.ipynb #87387aa4
 def _objects(target): # The same with plain boxes xyxy, in whatever format they were
     others = set(target) - {'boxes', 'labels', 'crowd'}
     if others: raise ValueError(f'a target holds boxes, labels and crowd, but this one also {sorted(others)}, which would not move with the boxes: leave them out')

@@ -162,7 +162,7 @@ class EpochBatches:
             seeds = [np.random.SeedSequence([self.seed, self.epoch, int(place)]).generate_state(1)[0] for place in places]
             yield [(int(i), int(s)) for i, s in zip(order[places % self.count], seeds)]
 
-# %% ../nbs/07b_batches.ipynb #50c357d3
+# %% ../nbs/07b_batches.ipynb #5dfa1679
 @cache
 def _leaving(): # A flag that workers see: this process is about to end
     flag = multiprocessing.RawValue('b', False)
@@ -172,7 +172,6 @@ def _leaving(): # A flag that workers see: this process is about to end
 def _begin_worker(leaving, worker):
     import cv2
     cv2.setNumThreads(0)
-    # What asks a training to stop may reach all of its processes. The one that trains decides, and workers end with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
 

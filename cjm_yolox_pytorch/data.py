@@ -7,7 +7,7 @@ __all__ = ['CLASS_LISTS', 'FORMATS', 'LOOKED_FOR', 'Annotations', 'read_annotate
            'find_splits', 'read_split', 'choose_splits', 'hold_out', 'Fault', 'check', 'check_splits', 'fault_lines',
            'relabel']
 
-# %% ../nbs/07_data.ipynb #09ef747f
+# %% ../nbs/07_data.ipynb #69c2a8c1
 import json
 import math
 import os
@@ -19,12 +19,13 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
 from .inference import IMAGE_SUFFIXES, files_below, read_image
 
-# %% ../nbs/07_data.ipynb #e62bbe20
+# %% ../nbs/07_data.ipynb #ff3d0f37
 @dataclass
 class Annotations:
     "The images of one split and the objects on them"
@@ -46,20 +47,30 @@ class Annotations:
     @property
     def counts(self): return np.bincount(self.labels[~self.crowd], minlength=len(self.names)) # [C] objects of each class, but for crowds
 
-    def objects(self, i): # Boxes, labels and crowd flags of one image
-        part = slice(self.starts[i], self.starts[i+1])
-        return self.boxes[part], self.labels[part], self.crowd[part]
+# %% ../nbs/07_data.ipynb #a8f3d25f
+@patch
+def objects(self:Annotations,
+    i:int # Number of an image
+) -> tuple: # Boxes [G, 4], labels [G] and crowd flags [G]
+    "What is on image `i`."
+    part = slice(self.starts[i], self.starts[i+1])
+    return self.boxes[part], self.labels[part], self.crowd[part]
 
-    def take(self, indices): # The same of the images `indices` alone, in that order
-        counts, paths = np.diff(self.starts)[indices], self.paths[indices]
-        starts, kept = np.append(0, counts.cumsum()), {*paths.tolist()} if self.dropped else ()
-        rows = np.repeat(self.starts[:-1][indices] - starts[:-1], counts) + np.arange(starts[-1])
-        return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, boxes=self.boxes[rows], labels=self.labels[rows],
-                       crowd=self.crowd[rows], areas=self.areas[rows], dropped=[d for d in self.dropped if d[0] in kept])
+# %% ../nbs/07_data.ipynb #45bc952d
+@patch
+def take(self:Annotations,
+    indices # [K] numbers of images
+) -> Annotations:
+    "The images `indices` alone, in that order."
+    counts, paths = np.diff(self.starts)[indices], self.paths[indices]
+    starts, kept = np.append(0, counts.cumsum()), {*paths.tolist()} if self.dropped else ()
+    rows = np.repeat(self.starts[:-1][indices] - starts[:-1], counts) + np.arange(starts[-1])
+    return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, boxes=self.boxes[rows], labels=self.labels[rows],
+                   crowd=self.crowd[rows], areas=self.areas[rows], dropped=[d for d in self.dropped if d[0] in kept])
 
+# %% ../nbs/07_data.ipynb #e1d71558
 def _name(path): return os.path.basename(path)
 
-# %% ../nbs/07_data.ipynb #93746790
 def _refuse(what, found, cure): # Stop if anything was found
     if not found: return
     some = '; '.join(_brief(f) for f in found[:3])
@@ -73,6 +84,7 @@ def _repeated(values): return [v for v, n in Counter(values).items() if n > 1]
 
 def _box_of(path, box): return f'{_name(path)}: box [{", ".join(f"{v:g}" for v in box)}]'
 
+# %% ../nbs/07_data.ipynb #f40f738e
 # Objects in any order: `image` [T] are places in `paths`, `boxes` [T, 4] are xyxy
 def _collect(where, names, paths, sizes, image, boxes, labels, crowd=None, areas=None, notes=()):
     paths, sizes, boxes = [str(p) for p in paths], np.asarray(sizes, dtype=np.int64).reshape(-1, 2), boxes.astype(np.float32)
@@ -116,7 +128,7 @@ def _beside(folder, *suffixes): # Files in it, but not below
 def _first(folder, *names): # The folder in it with one of the names, in small letters or capitals, or itself
     return next((Path(e.path) for name in names for e in os.scandir(folder) if e.name.lower() == name.lower() and e.is_dir()), folder)
 
-# %% ../nbs/07_data.ipynb #8950557f
+# %% ../nbs/07_data.ipynb #4efac5bb
 def read_annotated(
     annotations:Annotations,
     i:int # Number of the image
@@ -124,50 +136,11 @@ def read_annotated(
     "Read image `i` as the annotations mean it."
     path, size = annotations.paths[i], tuple(annotations.sizes[i].tolist())
     image = read_image(path)
-    # Boxes may have been drawn on the picture as it is stored, lying on its side
     if tuple(image.shape[1:]) == size[::-1] != size: image = read_image(path, upright=False)
     if tuple(image.shape[1:]) != size: raise ValueError(f'{path} is {image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}')
     return image
 
-# %% ../nbs/07_data.ipynb #bca478c7
-def read_coco(
-    path, # The JSON file
-    folder=None # Where the images are; looked for if None
-) -> Annotations:
-    "Read a split in COCO format."
-    path, notes = Path(path), []
-    coco = _json(path)
-    images = _entries(path, coco, 'images', 'id', 'file_name', 'height', 'width')
-    objects = _entries(path, coco, 'annotations', 'image_id', 'category_id', 'bbox')
-    categories = _entries(path, coco, 'categories', 'id', 'name')
-    for what, entries in dict(images=images, categories=categories).items():
-        _refuse(f'{path}: several {what} have the same id', _repeated(e['id'] for e in entries), 'Give each its own')
-    used = {a['category_id'] for a in objects}
-    kind = [c for c in categories if len(categories) > 1 and c['id'] not in used
-            and all(other.get('supercategory') == c['name'] for other in categories if other is not c)]
-    if kind: notes.append(f'class {kind[0]["name"]!r} is left out: it is the kind of the other classes, and has no objects')
-    names, label = _names(path, {c['id']: c['name'] for c in categories if c not in kind})
-    place = {image['id']: n for n, image in enumerate(images)}
-    for key, known in [('category_id', label), ('image_id', place)]:
-        unknown = [f'annotation {a.get("id")} has {a[key]}' for a in objects if a[key] not in known]
-        _refuse(f'{path}: annotations whose {key} the file does not define', unknown, 'Define it, or remove them')
-    boxes = _table(f'{path}: annotations whose bbox is not 4 numbers', objects, [a['bbox'] for a in objects], 4)
-    areas = _table(f'{path}: annotations whose area is not a number', objects, [[a.get('area') or 0] for a in objects], 1)[:, 0]
-    sizes = _table(f'{path}: images whose height and width are not numbers', images, [[i['height'], i['width']] for i in images], 2)
-    _refuse(f'{path}: images without height or width', [images[n] for n in np.flatnonzero(~(sizes >= 1).all(1))], 'Write their sizes in pixels')
-    files = [_inside(path, i['file_name']) for i in images]
-    folder = _image_folder(path, files) if folder is None else Path(folder)
-    areas = np.where(areas > 0, areas, boxes[:, 2:].prod(1))
-    boxes[:, 2:] += boxes[:, :2]
-    columns = [np.array([known[a[key]] for a in objects], dtype=np.int64) for key, known in [('image_id', place), ('category_id', label)]]
-    crowd = [a.get('iscrowd') for a in objects]
-    _refuse(f'{path}: annotations whose iscrowd is neither 0 nor 1', [a for a, c in zip(objects, crowd) if c not in (0, 1, None)],
-            'Write 1 without quotes for a region with many objects, and 0 for all others')
-    found = _collect(path, names, [folder/f for f in files], sizes, columns[0], boxes, columns[1], np.array(crowd, dtype=bool), areas, notes)
-    _present(path, found.paths)
-    return found
-
-# %% ../nbs/07_data.ipynb #a9b828aa
+# %% ../nbs/07_data.ipynb #673df598
 def _json(path): # What is in it, but for outlines
     def lean(entry):
         entry.pop('segmentation', None)
@@ -176,6 +149,7 @@ def _json(path): # What is in it, but for outlines
     try: return json.loads(text, object_hook=lean)
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not JSON: {e}. It may have been cut off') from e
 
+# %% ../nbs/07_data.ipynb #93f4c704
 def _entries(path, coco, key, *needs): # The list under `key`, whose entries have what they need
     entries = coco.get(key) if isinstance(coco, dict) else None
     if not isinstance(entries, list): raise ValueError(f'{path}: no list {key!r}, so it is not a COCO file for detection')
@@ -186,6 +160,7 @@ def _entries(path, coco, key, *needs): # The list under `key`, whose entries hav
         _refuse(f'{path}: {key} whose {name} is no {" or ".join(kinds)}', [e for e in entries if not isinstance(e[name], (*kinds.values(),))], 'Mend them')
     return entries
 
+# What may be text or a number
 _PLAIN = {**dict.fromkeys(('id', 'image_id', 'category_id'), dict(number=(int, float), text=str)), 'file_name': dict(text=str)}
 
 def _table(what, entries, rows, columns): # [len(rows), columns] float64
@@ -196,13 +171,37 @@ def _table(what, entries, rows, columns): # [len(rows), columns] float64
     _refuse(what, [e for e, row in zip(entries, rows) if not good(row)], 'Write plain numbers, in pixels and without quotes')
     return np.array(rows, dtype=np.float64)
 
-# %% ../nbs/07_data.ipynb #b0ac0502
+# %% ../nbs/07_data.ipynb #1c480533
+def _coco_classes(path, categories, objects): # Names, labels by number, and notes
+    used = {a['category_id'] for a in objects}
+    kind = [c for c in categories if len(categories) > 1 and c['id'] not in used
+            and all(other.get('supercategory') == c['name'] for other in categories if other is not c)]
+    notes = [f'class {c["name"]!r} is left out: it is the kind of the other classes, and has no objects' for c in kind[:1]]
+    return *_names(path, {c['id']: c['name'] for c in categories if c not in kind}), notes
+
 def _names(where, classes): # From names by number: names in the order of their numbers, and labels by number
     order = sorted(classes, key=lambda c: (isinstance(c, str), c))
     names = [classes[c] for c in order]
     _refuse(f'{where}: names of classes that are not text', [repr(n) for n in names if not isinstance(n, str)], 'Put them in quotes')
     _refuse(f'{where}: several classes have the same name', _repeated(names), 'Give each its own')
     return names, {c: n for n, c in enumerate(order)}
+
+# %% ../nbs/07_data.ipynb #b17fb9d6
+def _coco_boxes(path, objects): # Boxes [T, 4] xyxy, crowd flags [T] and areas [T]; the box's own where the file has none
+    boxes = _table(f'{path}: annotations whose bbox is not 4 numbers', objects, [a['bbox'] for a in objects], 4)
+    areas = _table(f'{path}: annotations whose area is not a number', objects, [[a.get('area') or 0] for a in objects], 1)[:, 0]
+    areas = np.where(areas > 0, areas, boxes[:, 2:].prod(1))
+    boxes[:, 2:] += boxes[:, :2]
+    crowd = [a.get('iscrowd') for a in objects]
+    _refuse(f'{path}: annotations whose iscrowd is neither 0 nor 1', [a for a, c in zip(objects, crowd) if c not in (0, 1, None)],
+            'Write 1 without quotes for a region with many objects, and 0 for all others')
+    return boxes, np.array(crowd, dtype=bool), areas
+
+# %% ../nbs/07_data.ipynb #2da8feac
+def _coco_images(path, images): # Sizes [N, 2], and files relative to their folder
+    sizes = _table(f'{path}: images whose height and width are not numbers', images, [[i['height'], i['width']] for i in images], 2)
+    _refuse(f'{path}: images without height or width', [images[n] for n in np.flatnonzero(~(sizes >= 1).all(1))], 'Write their sizes in pixels')
+    return sizes, [_inside(path, i['file_name']) for i in images]
 
 def _image_folder(path, files): # Where the images of the COCO file at `path` are
     split = path.stem.removeprefix('instances_')
@@ -212,6 +211,32 @@ def _image_folder(path, files): # Where the images of the COCO file at `path` ar
     for folder in folders:
         if not files or any((folder/f).is_file() for f in files[:10]): return folder
     raise FileNotFoundError(f'{path}: its image {files[0]} is in none of {", ".join(map(str, folders))}')
+
+# %% ../nbs/07_data.ipynb #fd379eca
+def read_coco(
+    path, # The JSON file
+    folder=None # Where the images are; looked for if None
+) -> Annotations:
+    "Read a split in COCO format."
+    path = Path(path)
+    coco = _json(path)
+    images = _entries(path, coco, 'images', 'id', 'file_name', 'height', 'width')
+    objects = _entries(path, coco, 'annotations', 'image_id', 'category_id', 'bbox')
+    categories = _entries(path, coco, 'categories', 'id', 'name')
+    for what, entries in dict(images=images, categories=categories).items():
+        _refuse(f'{path}: several {what} have the same id', _repeated(e['id'] for e in entries), 'Give each its own')
+    names, label, notes = _coco_classes(path, categories, objects)
+    place = {image['id']: n for n, image in enumerate(images)}
+    for key, known in [('category_id', label), ('image_id', place)]:
+        unknown = [f'annotation {a.get("id")} has {a[key]}' for a in objects if a[key] not in known]
+        _refuse(f'{path}: annotations whose {key} the file does not define', unknown, 'Define it, or remove them')
+    image, labels = (np.array([known[a[key]] for a in objects], dtype=np.int64) for key, known in [('image_id', place), ('category_id', label)])
+    boxes, crowd, areas = _coco_boxes(path, objects)
+    sizes, files = _coco_images(path, images)
+    folder = _image_folder(path, files) if folder is None else Path(folder)
+    found = _collect(path, names, [folder/f for f in files], sizes, image, boxes, labels, crowd, areas, notes)
+    _present(path, found.paths)
+    return found
 
 # %% ../nbs/07_data.ipynb #23d758fd
 def read_voc(

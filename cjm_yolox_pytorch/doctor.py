@@ -23,7 +23,7 @@ from .data import Fault, check, check_splits, choose_splits, find_splits, hold_o
 from .inference import letterbox, read_image
 from .utils import command
 
-# %% ../nbs/07c_doctor.ipynb #a65d8948
+# %% ../nbs/07c_doctor.ipynb #266a0ab3
 def _look(annotations, i): # Hash of the pixels, or what is wrong
     path = str(annotations.paths[i])
     try: image = read_annotated(annotations, i)
@@ -31,6 +31,7 @@ def _look(annotations, i): # Hash of the pixels, or what is wrong
     except ValueError as e: return Fault('image of another size', path, str(e), stops=True)
     return blake2b(str(image.shape).encode() + image.numpy().tobytes(), digest_size=16).digest()
 
+# %% ../nbs/07c_doctor.ipynb #07562eb3
 def look_at_images(
     splits:dict, # Split -> `Annotations`
     progress=lambda images: images, # Wraps the images, as tqdm does
@@ -133,25 +134,30 @@ def _numbers(a, size):
                 classes=dict(zip(a.names, a.counts.tolist())), image_sizes={f'{w}x{h}': n for (h, w), n in Counter(map(tuple, a.sizes.tolist())).most_common()},
                 box_sizes=shares(a.areas[~a.crowd]), box_sizes_in_training=shares((a.areas*scale**2)[~a.crowd]))
 
-# %% ../nbs/07c_doctor.ipynb #536f37b1
+# %% ../nbs/07c_doctor.ipynb #8c9867b5
+def _row(name, values): return f'{name[:18]:18}' + ''.join(f'{v:>12}' for v in values)
+
+def _tables(found, size): # Lines about splits, of which five fit; `found` are those of `summary`
+    shown = [*found.values()][:5]
+    yield f'\n{"":18}' + ''.join(f'{s[-11:]:>12}' for s in [*found][:5])
+    for key in ('images', 'without_objects', 'objects', 'crowds', 'left_out'): yield _row(key.replace('_', ' '), [s[key] for s in shown])
+    yield '\nobjects of each class, by label'
+    names = [*dict.fromkeys(name for s in found.values() for name in s['classes'])]
+    for n, name in enumerate(names[:100]): yield _row(f'{n:3} {name}', [s['classes'].get(name, '-') for s in shown])
+    if len(names) > 100: yield f'    and {len(names) - 100} more'
+    yield '\nsizes of objects (small: up to 32 x 32 pixels; large: from 96 x 96)'
+    for key, when in [('box_sizes', ''), ('box_sizes_in_training', f' at {size}')]:
+        for name in SIZES: yield _row(name + when, [f'{100*s[key][name]/max(1, s["objects"]):.0f}%' for s in shown])
+    sizes = sum((Counter(s['image_sizes']) for s in found.values()), Counter())
+    yield f'\nsizes of images: {", ".join(f"{size} ({n})" for size, n in sizes.most_common(3))}' + f' and {len(sizes) - 3} more'*(len(sizes) > 3)
+
+# %% ../nbs/07c_doctor.ipynb #082daecf
 def report_lines(
     report:Report
 ): # Lines of text
     "What a person should know about the data."
-    found = summary(report)['splits']
     yield report.data
-    if found:
-        yield f'\n{"":18}' + ''.join(f'{s[-11:]:>12}' for s in [*found][:5])
-        for key in ('images', 'without_objects', 'objects', 'crowds', 'left_out'): yield _row(key.replace('_', ' '), [found[s][key] for s in [*found][:5]])
-        yield '\nobjects of each class, by label'
-        names = [*dict.fromkeys(name for s in found.values() for name in s['classes'])]
-        for n, name in enumerate(names[:100]): yield _row(f'{n:3} {name}', [found[s]['classes'].get(name, '-') for s in [*found][:5]])
-        if len(names) > 100: yield f'    and {len(names) - 100} more'
-        yield '\nsizes of objects (small: up to 32 x 32 pixels; large: from 96 x 96)'
-        for key, when in [('box_sizes', ''), ('box_sizes_in_training', f' at {report.size}')]:
-            for name in SIZES: yield _row(name + when, [f'{100*s[key][name]/max(1, s["objects"]):.0f}%' for s in [*found.values()][:5]])
-        sizes = sum((Counter(s['image_sizes']) for s in found.values()), Counter())
-        yield f'\nsizes of images: {", ".join(f"{size} ({n})" for size, n in sizes.most_common(3))}' + f' and {len(sizes) - 3} more'*(len(sizes) > 3)
+    if report.splits: yield from _tables(summary(report)['splits'], report.size)
     for title, faults in _grouped(report.faults):
         yield f'\n{title}'
         for kind, n in Counter(f.kind for f in faults).items():
@@ -161,34 +167,10 @@ def report_lines(
             if n > 3: yield '    ...'
     yield '\ntraining would go well' if report.sound else '\ntraining would go wrong, or its figures would mislead'
 
-# %% ../nbs/07c_doctor.ipynb #dca3292c
-def _row(name, values): return f'{name[:18]:18}' + ''.join(f'{v:>12}' for v in values)
-
 def _grouped(faults): # Title and faults
     def title(f): return 'to be mended' if f.stops else 'settled while reading' if f.kind in ('box left out', 'note') else 'worth a look'
     groups = {t: [f for f in faults if title(f) == t] for t in ('to be mended', 'settled while reading', 'worth a look')}
     return [(t, group) for t, group in groups.items() if group]
-
-# %% ../nbs/07c_doctor.ipynb #a897fb0a
-def draw_report(
-    report:Report,
-    path, # Picture to write
-    columns:int=6, # Images in a row
-    rows:int=8 # Of images of classes, at most
-):
-    "Draw what is in the data."
-    from matplotlib.figure import Figure
-    faulty, classes = _faulty_cells(report, 2*columns), _class_cells(report, columns, rows)
-    cells = faulty + [None]*(-len(faulty) % columns) + classes
-    tall = np.median(np.concatenate([a.sizes[:, 0]/a.sizes[:, 1] for a in report.splits.values()] + [np.ones(1)])).clip(.4, 1.6)
-    height = (1.9*tall + .35)*len(cells)/columns
-    fig = Figure(figsize=(2*columns, 3.4 + height), layout='constrained')
-    top, *below = fig.subfigures(1 + bool(cells), 1, height_ratios=[3.4, height][:1 + bool(cells)], squeeze=False)[:, 0]
-    for draw, ax in zip((_draw_classes, _draw_sizes, _draw_crowding), top.subplots(1, 3)): draw(ax, report)
-    for ax, cell in zip(below[0].subplots(len(cells)//columns, columns, squeeze=False).flat if cells else (), cells):
-        ax.axis('off')
-        if cell: _draw_cell(ax, *cell)
-    fig.savefig(path, dpi=100)
 
 # %% ../nbs/07c_doctor.ipynb #890c9220
 def _faulty_cells(report, most, each=3): # (annotations, image, class or None, title), at most `each` of a kind
@@ -258,6 +240,27 @@ def _draw_crowding(ax, report):
     for split, a in report.splits.items(): ax.hist(np.diff(a.starts), bins=bins, histtype='step', label=split, weights=np.full(len(a), 100/max(1, len(a))))
     ax.set(title='How many in one image?', xlabel='objects', ylabel='percent of the images')
     if report.splits: ax.legend(fontsize=8)
+
+# %% ../nbs/07c_doctor.ipynb #a897fb0a
+def draw_report(
+    report:Report,
+    path, # Picture to write
+    columns:int=6, # Images in a row
+    rows:int=8 # Of images of classes, at most
+):
+    "Draw what is in the data."
+    from matplotlib.figure import Figure
+    faulty, classes = _faulty_cells(report, 2*columns), _class_cells(report, columns, rows)
+    cells = faulty + [None]*(-len(faulty) % columns) + classes
+    tall = np.median(np.concatenate([a.sizes[:, 0]/a.sizes[:, 1] for a in report.splits.values()] + [np.ones(1)])).clip(.4, 1.6)
+    height = (1.9*tall + .35)*len(cells)/columns
+    fig = Figure(figsize=(2*columns, 3.4 + height), layout='constrained')
+    top, *below = fig.subfigures(1 + bool(cells), 1, height_ratios=[3.4, height][:1 + bool(cells)], squeeze=False)[:, 0]
+    for draw, ax in zip((_draw_classes, _draw_sizes, _draw_crowding), top.subplots(1, 3)): draw(ax, report)
+    for ax, cell in zip(below[0].subplots(len(cells)//columns, columns, squeeze=False).flat if cells else (), cells):
+        ax.axis('off')
+        if cell: _draw_cell(ax, *cell)
+    fig.savefig(path, dpi=100)
 
 # %% ../nbs/07c_doctor.ipynb #422a776c
 @command

@@ -116,7 +116,7 @@ def load_exported(
     session = _need('onnxruntime').InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda x: torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
 
-# %% ../nbs/10_export.ipynb #611486cb
+# %% ../nbs/10_export.ipynb #bf270e9e
 def _images(shape, n, camera, generator): # `n` pictures of blurred blotches, which are more like photos than noise is
     pictures = nn.functional.interpolate(torch.rand(n, 3, 6, 8, generator=generator)*255, shape, mode='bilinear')
     return pictures.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous() if camera else pictures
@@ -139,6 +139,7 @@ def compare(
         if not torch.allclose(a, b, **tolerance): raise RuntimeError(f'the file does not compute the {what} that PyTorch does for {tuple(x.shape)}: they differ by up to {(a - b).abs().max():.2g}')
     return (got[..., :4] - want[..., :4]).abs().max().item()
 
+# %% ../nbs/10_export.ipynb #06f61c17
 def compare_suppressed(
     got:Tensor, # [N, 7] rows that a file gave
     want:Tensor # [M, 7] rows that it should have given
@@ -148,7 +149,16 @@ def compare_suppressed(
     if len(got) != len(want) or (nearest and (nearest.values.max() > .1 or len(nearest.indices.unique()) < len(want))):
         raise RuntimeError(f'the file keeps {len(got)} rows, which are not the {len(want)} that PyTorch keeps of them')
 
-# %% ../nbs/10_export.ipynb #573b35db
+def _check_file(file, module, weights, format, camera, batches): # Largest difference from PyTorch
+    run = load_exported(file)
+    if not isinstance(module, Suppressed): return max(compare(run(x), module, x) for x in batches)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as beside:
+        difference = export_weights(weights, Path(beside)/file.name, format, camera=camera)
+        rows = load_exported(Path(beside)/file.name)
+        for x in batches: compare_suppressed(run(x), module.suppress(rows(x)))
+    return difference
+
+# %% ../nbs/10_export.ipynb #e781d2f9
 @torch.no_grad()
 def export_weights(
     weights:Weights,
@@ -170,15 +180,8 @@ def export_weights(
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         draft = Path(folder)/path.name
         {'onnx': _write_onnx, 'pt2': _write_pt2, 'openvino': _write_openvino}[format](program, draft, told)
-        run = load_exported(draft)
-        batches = [_images(shape, n, camera, generator) for shape, n in SHAPES]
-        if isinstance(module, Suppressed): # All rows have to be right, not only those that remain
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as beside:
-                difference = export_weights(weights, Path(beside)/path.name, format, camera=camera)
-                rows = load_exported(Path(beside)/path.name)
-                for x in batches: compare_suppressed(run(x), module.suppress(rows(x)))
-        else: difference = max(compare(run(x), module, x) for x in batches)
-        del run # Windows does not move a file that is open
+        # Returning closes the file, which Windows would not move while it is open
+        difference = _check_file(draft, module, weights, format, camera, [_images(shape, n, camera, generator) for shape, n in SHAPES])
         for file in sorted(Path(folder).iterdir()): os.replace(file, path.with_name(file.name)) # .bin before .xml
     return difference
 

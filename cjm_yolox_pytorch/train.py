@@ -187,8 +187,8 @@ def check_finite(
     raise FloatingPointError(f'epoch {trainer.epoch + 1}, step {step}: the losses are {losses}. The batch was made of {", ".join(sorted(set(paths)))}.{kept} '
                              'To go on with clip=10 or amp=none may help, or to begin again with a smaller lr')
 
-# %% ../nbs/09_train.ipynb #e8021826
-def _fetch(losses): # A function that gives them as numbers. They are on their way at once, so that to call it a step later is not to wait
+# %% ../nbs/09_train.ipynb #341c771c
+def _fetch(losses): # A function that gives them as numbers
     values = torch.stack(list(losses.values()))
     there = torch.cuda.Event() if values.is_cuda else None
     values = values.to('cpu', non_blocking=values.is_cuda)
