@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET', 'SIZES', 'STEM', 'PARTS', 'RIGHT', 'DOWN', 'FAMILIES', 'COCO_NAMES', 'Size', 'rename_megvii',
            'rename_mmyolo', 'unpack', 'Pixels', 'swap_focus', 'our_stem', 'seen_white', 'focus_filters', 'seen_focus',
-           'Weights', 'recognise', 'atomic', 'save_weights', 'download', 'load_weights']
+           'Weights', 'recognise', 'atomic', 'save_weights', 'load_weights', 'download']
 
 # %% ../nbs/02_checkpoints.ipynb #d0ab9995
 import json
@@ -41,7 +41,7 @@ SIZES = dict(
     yolox_l=Size(1., 1., **IMAGENET),
     yolox_x=Size(1.33, 1.25, **IMAGENET))
 
-# %% ../nbs/02_checkpoints.ipynb #cf5a56d6
+# %% ../nbs/02_checkpoints.ipynb #fdbef078
 _MEGVII_NAMES = [(re.compile(a), b) for a, b in [
     (r'^backbone\.backbone\.stem', 'backbone.stem'),
     (r'^backbone\.backbone\.dark(\d)', lambda m: f'backbone.stage{int(m[1]) - 1}'),
@@ -55,14 +55,7 @@ _MEGVII_NAMES = [(re.compile(a), b) for a, b in [
     (r'^(backbone\.stage[123]\.1|backbone\.stage4\.2|neck\.(?:top_down|bottom_up)_blocks\.\d)\.conv([123])\.',
      lambda m: f'{m[1]}.{("main", "short", "final")[int(m[2]) - 1]}_conv.')]]
 
-_MMYOLO_NAMES = [(re.compile(a), b) for a, b in [
-    (r'^neck\.reduce_layers\.2\.', 'neck.reduce_layers.0.'),
-    (r'^neck\.top_down_layers\.0\.0\.', 'neck.top_down_blocks.0.'), (r'^neck\.top_down_layers\.0\.1\.', 'neck.reduce_layers.1.'),
-    (r'^neck\.top_down_layers\.1\.', 'neck.top_down_blocks.1.'), (r'^neck\.downsample_layers', 'neck.downsamples'),
-    (r'^neck\.bottom_up_layers', 'neck.bottom_up_blocks'), (r'^neck\.out_layers', 'neck.out_convs'),
-    (r'^bbox_head\.head_module\.', 'bbox_head.')]]
-
-# %% ../nbs/02_checkpoints.ipynb #1072f52d
+# %% ../nbs/02_checkpoints.ipynb #0030ae23
 def _rename(state, rules):
     renamed = {}
     for key, value in state.items():
@@ -76,13 +69,21 @@ def rename_megvii(
     "Rename the keys of `state` from Megvii's to ours."
     return _rename(state, _MEGVII_NAMES)
 
+# %% ../nbs/02_checkpoints.ipynb #bfdf6b1b
+_MMYOLO_NAMES = [(re.compile(a), b) for a, b in [
+    (r'^neck\.reduce_layers\.2\.', 'neck.reduce_layers.0.'),
+    (r'^neck\.top_down_layers\.0\.0\.', 'neck.top_down_blocks.0.'), (r'^neck\.top_down_layers\.0\.1\.', 'neck.reduce_layers.1.'),
+    (r'^neck\.top_down_layers\.1\.', 'neck.top_down_blocks.1.'), (r'^neck\.downsample_layers', 'neck.downsamples'),
+    (r'^neck\.bottom_up_layers', 'neck.bottom_up_blocks'), (r'^neck\.out_layers', 'neck.out_convs'),
+    (r'^bbox_head\.head_module\.', 'bbox_head.')]]
+
 def rename_mmyolo(
     state:dict # State dict with mmyolo's keys
 ) -> dict: # The same tensors with ours
     "Rename the keys of `state` from mmyolo's to ours."
     return _rename(state, _MMYOLO_NAMES)
 
-# %% ../nbs/02_checkpoints.ipynb #fbccee03
+# %% ../nbs/02_checkpoints.ipynb #ad94c1e2
 STEM = 'backbone.stem.conv.conv.weight'
 PARTS = ('backbone.', 'neck.', 'bbox_head.')
 
@@ -98,6 +99,7 @@ def unpack(
     keys = [str(k) for k in checkpoint]
     raise ValueError(f'not the weights of a YOLOX that is known here: {STEM!r} is missing among {len(keys)} keys such as {keys[:3]}')
 
+# %% ../nbs/02_checkpoints.ipynb #d0c4a50a
 def _split(state, prefix):
     whose = 'megvii' if prefix.endswith('backbone.') else 'mmdetection'
     prefix = prefix.removesuffix('backbone.')
@@ -201,7 +203,13 @@ surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, ban
 potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
 teddy bear, hair drier, toothbrush'''.replace('\n', ' ').split(', ')
 
-# %% ../nbs/02_checkpoints.ipynb #2f9a1031
+# %% ../nbs/02_checkpoints.ipynb #23fc72b6
+def _check_guess(family, takes, state): # Do the weights look like those of their family?
+    white = seen_white(state)
+    if white != takes.white: raise ValueError(f'the names are those of {family}, but the first layer was trained on pixels from 0 to about {white}: say family=, or white= with mean= and std=')
+    if seen_focus(state[STEM]) not in (takes.focus, None): raise ValueError(f'the weights are like those of {family}, but their filters are smooth for another order of pixels than {takes.focus!r}: say focus=')
+
+# %% ../nbs/02_checkpoints.ipynb #ad65d274
 def recognise(
     checkpoint:dict, # What a file holds, or a state dict
     family:str=None, # One of `FAMILIES`, instead of a guess
@@ -211,14 +219,12 @@ def recognise(
     "Tell which family a `checkpoint` belongs to, and make it ours."
     whose, state, other = unpack(checkpoint)
     model_type, num_classes = _describe(state)
-    told, white = family is not None or bool(pixels), seen_white(state)
-    if family is None: family = {('megvii', 1): 'megvii_legacy', ('mmdetection', 1): 'cjm'}.get((whose, white), whose)
+    told = family is not None or bool(pixels)
+    if family is None: family = {('megvii', 1): 'megvii_legacy', ('mmdetection', 1): 'cjm'}.get((whose, seen_white(state)), whose)
     if family not in FAMILIES: raise ValueError(f'family={family!r}: choose one of {list(FAMILIES)}')
     takes = replace(FAMILIES[family], **pixels)
     if takes.focus not in (RIGHT, DOWN): raise ValueError(f'focus={takes.focus!r}: {RIGHT!r} or {DOWN!r}')
-    if not told:
-        if white != takes.white: raise ValueError(f'the names are those of {family}, but the first layer was trained on pixels from 0 to about {white}: say family=, or white= with mean= and std=')
-        if seen_focus(state[STEM]) not in (takes.focus, None): raise ValueError(f'the weights are like those of {family}, but their filters are smooth for another order of pixels than {takes.focus!r}: say focus=')
+    if not told: _check_guess(family, takes, state)
     size = SIZES[model_type]
     state = {**state, STEM: our_stem(state[STEM], takes)}
     names = names or (COCO_NAMES if num_classes == len(COCO_NAMES) else None)
@@ -253,7 +259,7 @@ def save_weights(
         try: save_file({k: v.detach().cpu().contiguous() for k, v in weights.state.items()}, partial, metadata=dict(cjm_yolox_pytorch=json.dumps(known)))
         except SafetensorError as e: raise OSError(str(e)) from e
 
-# %% ../nbs/02_checkpoints.ipynb #97523768
+# %% ../nbs/02_checkpoints.ipynb #a3eaf3bc
 class _HistoryBuffer: # Stands in for mmengine's
     pass
 
@@ -263,6 +269,7 @@ def _harmless(): # What pickles may hold beside tensors, with the names that the
     old = [(f, f'numpy.core.multiarray.{f.__name__}') for f in (reconstruct, scalar)]
     return [np.ndarray, np.dtype, *dtypes, reconstruct, scalar, *old, (_HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer')]
 
+# %% ../nbs/02_checkpoints.ipynb #291ff235
 def _read(path): # What a file holds, and its metadata if it is ours
     with open(path, 'rb') as f: start = f.read(9)
     try:
@@ -289,6 +296,22 @@ def _ours(state, metadata, path): # `Weights`, if the metadata agree with the te
     elif weights.focus != RIGHT: raise ValueError(f'{path}: focus={weights.focus!r}: {RIGHT!r} or {DOWN!r}')
     return weights
 
+# %% ../nbs/02_checkpoints.ipynb #ff86839f
+def load_weights(
+    source, # File or address of weights of any family, or a state dict
+    family:str=None, # One of `FAMILIES`, instead of what the weights look like
+    names:list=None, # Of the classes, if the file does not say
+    **pixels # Of `Pixels`: bgr, white, focus, mean, std, instead of those of the family
+) -> Weights:
+    "Read weights, whoever wrote them."
+    if not isinstance(source, (str, os.PathLike)): return recognise(source, family, names, **pixels)
+    path = download(source) if str(source).startswith(('https://', 'http://')) else Path(source)
+    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file of weights')
+    held, metadata = _read(path)
+    if metadata and not family and not names and not pixels: return _ours(held, metadata, path)
+    try: return recognise(held, family, names, **pixels)
+    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+
 # %% ../nbs/02_checkpoints.ipynb #83887ddf
 def download(
     url:str, # Of a file of weights
@@ -307,19 +330,3 @@ def download(
     except (OSError, RuntimeError, ValueError) as e: raise OSError(f'{url} could not be downloaded ({e}). Download it elsewhere and put it at {path}') from e
     finally: socket.setdefaulttimeout(patience); partial.unlink(missing_ok=True)
     return path
-
-# %% ../nbs/02_checkpoints.ipynb #ff86839f
-def load_weights(
-    source, # File or address of weights of any family, or a state dict
-    family:str=None, # One of `FAMILIES`, instead of what the weights look like
-    names:list=None, # Of the classes, if the file does not say
-    **pixels # Of `Pixels`: bgr, white, focus, mean, std, instead of those of the family
-) -> Weights:
-    "Read weights, whoever wrote them."
-    if not isinstance(source, (str, os.PathLike)): return recognise(source, family, names, **pixels)
-    path = download(source) if str(source).startswith(('https://', 'http://')) else Path(source)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file of weights')
-    held, metadata = _read(path)
-    if metadata and not family and not names and not pixels: return _ours(held, metadata, path)
-    try: return recognise(held, family, names, **pixels)
-    except ValueError as e: raise ValueError(f'{path}: {e}') from e

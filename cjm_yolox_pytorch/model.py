@@ -6,7 +6,7 @@
 __all__ = ['NORM_CFG', 'PRIOR_BIAS', 'MODEL_TYPES', 'NORM_STATS', 'CSP_DARKNET_CFGS', 'PAFPN_CFGS', 'HEAD_CFGS', 'MODEL_CFGS',
            'HUGGINGFACE_CKPT_URL', 'PUBLISHED', 'PRETRAINED_URLS', 'ConvModule', 'DepthwiseSeparableConvModule',
            'Focus', 'DarknetBottleneck', 'CSPLayer', 'SPPBottleneck', 'CSPDarknet', 'YOLOXPAFPN', 'YOLOXHead',
-           'init_head', 'YOLOX', 'pretrained_file', 'load_matching', 'build_model', 'fuse']
+           'init_head', 'YOLOX', 'pretrained_file', 'build_model', 'load_matching', 'fuse']
 
 # %% ../nbs/03_model.ipynb #7dc8c23a
 import copy
@@ -256,25 +256,6 @@ def pretrained_file(
     if model_type not in PUBLISHED.get(family, ()): raise ValueError(f'{family} has published no {model_type}: choose from {({f: list(urls) for f, urls in PUBLISHED.items()})}')
     return download(PUBLISHED[family][model_type], Path(checkpoint_dir)/family)
 
-# %% ../nbs/03_model.ipynb #c110c35a
-def load_matching(
-    model:YOLOX, # Changed in place
-    weights:Weights
-) -> str: # What was loaded, made anew, and left over
-    "Load `weights` into `model`; its class convolutions stay as they are if they are for other classes."
-    state, own, cls, C = dict(weights.state), model.state_dict(), 'bbox_head.multi_level_conv_cls.', model.bbox_head.num_classes
-    remade = [k for k in own if k.startswith(cls)] if weights.num_classes != C else []
-    state.update({k: own[k] for k in remade})
-    for k in own: # Older files do not count batches
-        if k.endswith('num_batches_tracked'): state.setdefault(k, own[k])
-    wrong = [f'{k} {tuple(state[k].shape)}' for k in state if k in own and state[k].shape != own[k].shape]
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if wrong or missing or unknown: raise ValueError(f'weights of a {weights.model_type} do not fit: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {wrong[:5]}')
-    model.load_state_dict(state)
-    anew = f'; those of the classes made anew, for {C} instead of {weights.num_classes}' * bool(remade)
-    left = f'; left over: {len(weights.left_over)} such as {", ".join(weights.left_over[:3])}' * bool(weights.left_over)
-    return f'{weights.model_type} of {weights.family}: {len(own) - len(remade)} of {len(own)} tensors loaded{anew}{left}'
-
 # %% ../nbs/03_model.ipynb #f6f66458
 def build_model(
     model_type:str, # One of `MODEL_TYPES`
@@ -295,6 +276,25 @@ def build_model(
     if weights is not pretrained and stats != NORM_STATS[model_type]:
         warnings.warn(f'{pretrained} wants images normalised with {stats}, not with NORM_STATS[{model_type!r}]')
     return model
+
+# %% ../nbs/03_model.ipynb #c110c35a
+def load_matching(
+    model:YOLOX, # Changed in place
+    weights:Weights
+) -> str: # What was loaded, made anew, and left over
+    "Load `weights` into `model`; its class convolutions stay as they are if they are for other classes."
+    state, own, cls, C = dict(weights.state), model.state_dict(), 'bbox_head.multi_level_conv_cls.', model.bbox_head.num_classes
+    remade = [k for k in own if k.startswith(cls)] if weights.num_classes != C else []
+    state.update({k: own[k] for k in remade})
+    for k in own: # Older files do not count batches
+        if k.endswith('num_batches_tracked'): state.setdefault(k, own[k])
+    wrong = [f'{k} {tuple(state[k].shape)}' for k in state if k in own and state[k].shape != own[k].shape]
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if wrong or missing or unknown: raise ValueError(f'weights of a {weights.model_type} do not fit: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {wrong[:5]}')
+    model.load_state_dict(state)
+    anew = f'; those of the classes made anew, for {C} instead of {weights.num_classes}' * bool(remade)
+    left = f'; left over: {len(weights.left_over)} such as {", ".join(weights.left_over[:3])}' * bool(weights.left_over)
+    return f'{weights.model_type} of {weights.family}: {len(own) - len(remade)} of {len(own)} tensors loaded{anew}{left}'
 
 # %% ../nbs/03_model.ipynb #b67dda11
 def fuse(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOT_A_PAIR', 'PAIR_BYTES', 'PAIRS_AT_ONCE', 'centre_prior', 'quality', 'background_cost', 'pair_cost', 'top',
-           'dynamic_k', 'rank_key', 'key_index', 'Matches', 'claims', 'settle', 'group_objects', 'SimOTASettings',
-           'simota', 'pad_objects', 'axis_prior', 'candidate_cells', 'preferred_pairs', 'take_cells', 'pairwise_iou',
-           'image_k', 'key_table', 'claim_lowest', 'favourites', 'ListedBatch', 'late_claims', 'simota_sparse',
-           'AssignResult', 'in_regions', 'check_values', 'SimOTAAssigner']
+           'dynamic_k', 'rank_key', 'key_index', 'pad_objects', 'Matches', 'claims', 'settle', 'group_objects',
+           'SimOTASettings', 'simota', 'axis_prior', 'candidate_cells', 'preferred_pairs', 'take_cells', 'pairwise_iou',
+           'image_k', 'key_table', 'claim_lowest', 'favourites', 'ListedBatch', 'late_claims', 'cheapest_object',
+           'simota_sparse', 'AssignResult', 'in_regions', 'check_values', 'SimOTAAssigner']
 
 # %% ../nbs/04_simota.ipynb #c953ef0d
 import math
@@ -106,6 +106,19 @@ def rank_key(
     return (bits.long() + late*2**31)*2**24 + index
 
 def key_index(key): return key & (2**24 - 1)
+
+# %% ../nbs/04_simota.ipynb #9a3da803
+def pad_objects(
+    gt_boxes, # B tensors [G_b, 4]
+    gt_labels, # B tensors [G_b]
+    size:int=1 # Least G
+) -> tuple: # [B, G, 4] boxes, [B, G] int64 labels, [B, G] bool, where G is the largest G_b or `size`
+    "Stack the objects of several images, with a mask for those that are real."
+    G = max([size, *map(len, gt_labels)])
+    counted = gt_labels[0].new_ones(G, dtype=torch.bool) # Made where the labels are: to copy a mask there is to wait
+    rows = lambda tensors, filler: torch.cat([t for own in tensors for t in (own, filler[len(own):])]).unflatten(0, (len(tensors), G))
+    return (rows(gt_boxes, gt_boxes[0].new_zeros(G, 4)), rows([l.long() for l in gt_labels], torch.zeros_like(counted, dtype=torch.int64)),
+            rows([counted[:len(l)] for l in gt_labels], ~counted))
 
 # %% ../nbs/04_simota.ipynb #91ec7a05
 class Matches(NamedTuple):
@@ -220,19 +233,6 @@ def simota(
     cells, objects, positive = settle(claimed, k, reduce(torch.minimum, favourite))
     return Matches(image, cells, objects, box_iou(gt_boxes[image, objects], boxes[image, cells]).nan_to_num(0), positive)
 
-# %% ../nbs/04_simota.ipynb #9a3da803
-def pad_objects(
-    gt_boxes, # B tensors [G_b, 4]
-    gt_labels, # B tensors [G_b]
-    size:int=1 # Least G
-) -> tuple: # [B, G, 4] boxes, [B, G] int64 labels, [B, G] bool, where G is the largest G_b or `size`
-    "Stack the objects of several images, with a mask for those that are real."
-    G = max([size, *map(len, gt_labels)])
-    counted = gt_labels[0].new_ones(G, dtype=torch.bool) # Made where the labels are: to copy a mask there is to wait
-    rows = lambda tensors, filler: torch.cat([t for own in tensors for t in (own, filler[len(own):])]).unflatten(0, (len(tensors), G))
-    return (rows(gt_boxes, gt_boxes[0].new_zeros(G, 4)), rows([l.long() for l in gt_labels], torch.zeros_like(counted, dtype=torch.int64)),
-            rows([counted[:len(l)] for l in gt_labels], ~counted))
-
 # %% ../nbs/04_simota.ipynb #6d160b82
 def axis_prior(
     low:Tensor, # [...] left or upper ends of boxes in pixels
@@ -326,7 +326,7 @@ def image_k(
     "The `dynamic_k` of each of `gt_boxes`."
     return torch.cat([dynamic_k(pairwise_iou(g, boxes), topk) for g in gt_boxes.split(max(1, PAIRS_AT_ONCE//max(1, boxes.shape[1])))])
 
-# %% ../nbs/04_simota.ipynb #63035113
+# %% ../nbs/04_simota.ipynb #6b3d22bf
 def key_table(
     objects:Tensor, # [M] int64, ascending
     key:Tensor, # [M] int64 of `rank_key`, with cells
@@ -338,6 +338,7 @@ def key_table(
     table[objects, slot] = key
     return table
 
+# %% ../nbs/04_simota.ipynb #3381be58
 def claim_lowest(
     table:Tensor, # [N, R] int64 of `rank_key`, with cells
     k:Tensor, # [N] int64, how many cells each object may claim
@@ -406,7 +407,17 @@ def late_claims(
     row, claimed = claim_lowest(table, lacking, topk)
     return rows[row], claimed
 
-# %% ../nbs/04_simota.ipynb #8e038f95
+# %% ../nbs/04_simota.ipynb #c148fa89
+def cheapest_object(
+    batch:ListedBatch,
+    groups, # Tensors [G_i] int64 that together hold the objects of one image
+    cells:Tensor # [P] int64 of that image, ascending
+) -> Tensor: # [P] int64
+    "The object for which each cell is cheapest."
+    keys = [rank_key(batch.cost_table(rows, cells), False, rows[:, None]).amin(0) for rows in groups]
+    return key_index(reduce(torch.minimum, keys))
+
+# %% ../nbs/04_simota.ipynb #49e3796c
 @torch.no_grad()
 def simota_sparse(
     classes, # L maps [B, C, H, W] of logits; or, without `objectness`, of probabilities (class times objectness)
@@ -440,11 +451,10 @@ def simota_sparse(
     image, cells = ids % B, ids // B
     for b in image[owner < 0].unique().tolist():
         undecided = (owner < 0) & (image == b)
-        keys = [rank_key(batch.cost_table(r, cells[undecided]), False, r[:, None]).amin(0) for r in batch.rows[b].split(step(cells[undecided]))]
-        owner[undecided] = key_index(reduce(torch.minimum, keys))
+        owner[undecided] = cheapest_object(batch, batch.rows[b].split(step(cells[undecided])), cells[undecided])
     return Matches(image, cells, batch.number[owner], batch.ious(owner, cells))
 
-# %% ../nbs/04_simota.ipynb #2c6432d6
+# %% ../nbs/04_simota.ipynb #40b9419f
 @dataclass
 class AssignResult:
     "What each of the A cells of one image is to learn"
@@ -452,6 +462,15 @@ class AssignResult:
     ground_truth_box_indices:Tensor # [A] int64: object number from 1, 0 for background, -1 for ignored
     max_iou_values:Tensor # [A] IoU of the predicted box with its object, 0 where there is none
     category_labels:Tensor = None # [A] int64: class of the object, -1 where there is none
+
+def _result(matches, num_objects, gt_labels, ignored): # The matches of a batch of one, cell by cell
+    cells, objects, ious = (t[matches.positive] for t in (matches.cells, matches.objects, matches.ious))
+    index = -ignored.long()
+    result = AssignResult(num_objects, index, ious.new_zeros(len(index)), torch.full_like(index, -1))
+    result.ground_truth_box_indices[cells] = objects + 1
+    result.max_iou_values[cells] = ious
+    result.category_labels[cells] = gt_labels.long()[objects]
+    return result
 
 # %% ../nbs/04_simota.ipynb #b7eaa7f0
 def in_regions(
@@ -461,16 +480,6 @@ def in_regions(
     "Which cells have their centre in one of the `regions`."
     xy, regions = priors[:, None, :2], regions.unsqueeze(-3) # [A,1,2], [...,1,I,4]
     return ((xy > regions[..., :2]) & (xy < regions[..., 2:])).all(-1).any(-1)
-
-# %% ../nbs/04_simota.ipynb #79d74a7f
-def _result(matches, num_objects, gt_labels, ignored): # The matches of a batch of one, cell by cell
-    cells, objects, ious = (t[matches.positive] for t in (matches.cells, matches.objects, matches.ious))
-    index = -ignored.long()
-    result = AssignResult(num_objects, index, ious.new_zeros(len(index)), torch.full_like(index, -1))
-    result.ground_truth_box_indices[cells] = objects + 1
-    result.max_iou_values[cells] = ious
-    result.category_labels[cells] = gt_labels.long()[objects]
-    return result
 
 # %% ../nbs/04_simota.ipynb #8ad62cf9
 def check_values(

@@ -55,6 +55,15 @@ def parser_of(
         parser.add_argument(f'--{name.replace("_", "-")}' if default else name, help=about.replace('%', '%%'), **kind, **default)
     return parser
 
+# %% ../nbs/00_utils.ipynb #49c67c84
+def _message(e, package): # What to tell, or None if `e` is no mistake in the input
+    # A worker of torch hands on the name and the message of its error at the end of a whole traceback
+    if str(e).startswith('Caught ') and ' worker process ' in str(e): return str(e).strip().split('\n')[-1].partition(': ')[2]
+    last = e.__traceback__
+    while last.tb_next: last = last.tb_next
+    # The system says what is wrong with which file
+    if isinstance(e, OSError) or last.tb_frame.f_globals['__name__'].partition('.')[0] == package: return str(e)
+
 # %% ../nbs/00_utils.ipynb #808a07ca
 def command(
     func # A function with the name of its command
@@ -76,16 +85,7 @@ def _hyphens(word): # In the name of an option
     name, equals, value = word.partition('=')
     return name.replace('_', '-') + equals + value if word.startswith('--') else word
 
-# %% ../nbs/00_utils.ipynb #49c67c84
-def _message(e, package): # What to tell, or None if `e` is no mistake in the input
-    # A worker of torch hands on the name and the message of its error at the end of a whole traceback
-    if str(e).startswith('Caught ') and ' worker process ' in str(e): return str(e).strip().split('\n')[-1].partition(': ')[2]
-    last = e.__traceback__
-    while last.tb_next: last = last.tb_next
-    # The system says what is wrong with which file
-    if isinstance(e, OSError) or last.tb_frame.f_globals['__name__'].partition('.')[0] == package: return str(e)
-
-# %% ../nbs/00_utils.ipynb #a85541de
+# %% ../nbs/00_utils.ipynb #5ffa411e
 def check_between(
     **options # name=(value, least, most)
 ):
@@ -93,6 +93,7 @@ def check_between(
     for name, (value, least, most) in options.items():
         if not least <= value <= most: raise ValueError(f'{name}={value}: ' + (f'from {least} to {most} is possible' if most < math.inf else f'at least {least} is needed'))
 
+# %% ../nbs/00_utils.ipynb #5ecb8ad9
 def choose_device(
     name:str=None # As torch calls it; the fastest there is if None
 ) -> torch.device:
