@@ -402,11 +402,23 @@ def wandb_logger(
 
 LOGGERS = dict(tensorboard=tensorboard_logger, wandb=wandb_logger)
 
-# %% ../nbs/09_train.ipynb #aeeb35ac
+# %% ../nbs/09_train.ipynb #79320247
 def _must_be_new(out): # A folder that holds no other training
     if any((out/name).exists() for name in ('state.pt', 'best.safetensors', 'last.safetensors', 'metrics.csv')):
         raise FileExistsError(f'{out} holds a training already: choose another folder' + ', or go on with --resume'*(out/'state.pt').exists())
 
+@contextmanager
+def _alone(trainer): # While this lasts, no other training writes into its folder
+    from filelock import FileLock, Timeout # torch brings it
+    lock, free = FileLock(trainer.out/'.lock', timeout=0), True
+    try:
+        if trainer.rank == 0: lock.acquire()
+    except Timeout: free = False
+    if not _agree(trainer, free): raise FileExistsError(f'{trainer.out}: another training is writing there: wait for its end, or choose another folder')
+    try: yield
+    finally: lock.release()
+
+# %% ../nbs/09_train.ipynb #c358cc6b
 def _line(row, epochs): # What is printed after an epoch, within 80 columns
     losses = '  '.join(f'{k[5:]} {row[k]:.3f}' for k in LOSSES if k in row)
     scores = f'  AP {row["AP"]:.3f}  AP50 {row["AP50"]:.3f}' if 'AP' in row else ''
@@ -465,23 +477,11 @@ def finish_epoch(
     for log in loggers: log(row, out)
     return _agree(trainer, _goes_on(trainer))
 
-# %% ../nbs/09_train.ipynb #8f02b07b
-def fit(
-    trainer:Trainer,
-    out, # Folder for everything that is written
-    resume:bool=False, # Go on with the training that was interrupted there
-    loggers=() # Functions of a row and the folder
-) -> dict: # The row of metrics with the highest AP
-    "Train through all epochs, leaving weights, metrics and pictures in `out`. Raises `KeyboardInterrupt` when asked to stop."
+# %% ../nbs/09_train.ipynb #9d8db425
+def _epochs(trainer, stop, loggers): # Those that are left
     from tqdm import tqdm
-    trainer.out, r = Path(out), trainer.recipe
-    if resume: load_state(trainer, trainer.out/'state.pt')
-    else: _must_be_new(trainer.out)
-    trainer.out.mkdir(parents=True, exist_ok=True)
-    going = _goes_on(trainer)
-    with stop_signals(trainer.group) as stop, tqdm(total=r.epochs*len(trainer.batches), initial=trainer.steps, ncols=80, bar_format='{remaining} left, {desc}',
-                                                   disable=True if trainer.rank else None) as progress:
-        if not resume and trainer.rank == 0: save_state(trainer, trainer.out/'state.pt') # So that there is something to go on with from the beginning
+    r, going = trainer.recipe, _goes_on(trainer)
+    with tqdm(total=r.epochs*len(trainer.batches), initial=trainer.steps, ncols=80, bar_format='{remaining} left, {desc}', disable=True if trainer.rank else None) as progress:
         while going:
             start, begun = time.time(), trainer.done
             losses = train_epoch(trainer, progress, stop)
@@ -493,6 +493,22 @@ def fit(
                 if trainer.rank == 0: save_state(trainer, trainer.out/'state.pt')
                 _agree(trainer, None) # None leaves before all is saved
                 raise KeyboardInterrupt(f'stopped after {trainer.epoch} epochs and {trainer.done} of {len(trainer.batches)} steps; everything is saved in {trainer.out}')
+
+# %% ../nbs/09_train.ipynb #45061dc0
+def fit(
+    trainer:Trainer,
+    out, # Folder for everything that is written
+    resume:bool=False, # Go on with the training that was interrupted there
+    loggers=() # Functions of a row and the folder
+) -> dict: # The row of metrics with the highest AP
+    "Train through all epochs, leaving weights, metrics and pictures in `out`. Raises `KeyboardInterrupt` when asked to stop."
+    trainer.out = Path(out)
+    if not resume: _must_be_new(trainer.out)
+    trainer.out.mkdir(parents=True, exist_ok=True)
+    with _alone(trainer), stop_signals(trainer.group) as stop:
+        if resume: load_state(trainer, trainer.out/'state.pt')
+        elif trainer.rank == 0: save_state(trainer, trainer.out/'state.pt') # So that there is something to go on with from the beginning
+        _epochs(trainer, stop, loggers)
     return trainer.best
 
 # %% ../nbs/09_train.ipynb #b1d0150b
@@ -551,7 +567,12 @@ def recipe_options(func):
     func.told = {f.name: told[f.name] + (f' ({f.default})' if f.default else '') for f in fields(Recipe)}
     return func
 
-# %% ../nbs/09_train.ipynb #ef540e6e
+# %% ../nbs/09_train.ipynb #feda8365
+def _another_ended(e): # What to say of an error of torch's, or None if it has another cause
+    if 'DataLoader worker' in str(e): return ChildProcessError(f'a process that reads images was ended, perhaps because memory ran out ({str(e).strip()}): choose fewer --workers, and add --resume to go on')
+    if 'gloo' in str(e) or 'NCCL' in str(e): return ChildProcessError('another process of this training ended, and says why in a message of its own: mend that, and add --resume to go on')
+
+# %% ../nbs/09_train.ipynb #72f5ad8e
 @command
 @recipe_options
 def yolox_train(
@@ -590,6 +611,7 @@ def yolox_train(
             if not e.args: raise
             if first: print(f'{e}\nto go on, add --resume to the same command', flush=True)
             sys.exit(130)
+        except RuntimeError as e: raise _another_ended(e) or e
         if first:
             print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), f'weights, metrics and pictures are in {out}', sep='\n', flush=True)
 

@@ -1,0 +1,69 @@
+"""Trainings that are killed again and again, at random moments and in three ways, end like one that never was.
+
+Example: python tests/kill.py --times 20
+"""
+import argparse
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from test_resume import ENVIRONMENT, assert_same_training, command, run
+
+from cjm_yolox_pytorch.checkpoints import load_weights
+from cjm_yolox_pytorch.shapes import write_shapes
+
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+
+
+def check_files(out):
+    "Whatever is there loads"
+    for path in out.glob('*.safetensors'): load_weights(path)
+    if (out/'state.pt').exists(): torch.load(out/'state.pt', weights_only=True)
+
+
+def hit(data, out, rng, longest, resume):
+    "Train until a signal comes, if it comes in time: its name, or None"
+    process = subprocess.Popen(command(data, out, '--workers', '1', *['--resume']*resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    try: process.wait(rng.uniform(0, longest))
+    except subprocess.TimeoutExpired:
+        number = rng.choice(SIGNALS)
+        process.send_signal(number)
+        process.wait(120)
+        return number.name
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--times', type=int, default=20, help='kills (default: 20)')
+    parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
+    args = parser.parse_args()
+    rng, hits, ends = random.Random(args.seed), Counter(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_shapes(folder/'shapes', train=24, val=6, test=0, size=64)
+        begun = time.time()
+        whole = run(folder/'shapes', folder/'whole', '--workers', '1')
+        longest = time.time() - begun
+        assert whole.returncode == 0, whole.stderr
+        while sum(hits.values()) < args.times:
+            out, finished = folder/f'run{ends}', False
+            while not finished:
+                before = (out/'state.pt').exists()
+                name = hit(folder/'shapes', out, rng, longest, before) if sum(hits.values()) < args.times else None
+                check_files(out)
+                if name: hits[f'{name} {"while training" if (out/"state.pt").exists() else "before the first state"}'] += 1
+                else: finished = True
+            done = run(folder/'shapes', out, '--workers', '1', *['--resume']*(out/'state.pt').exists())
+            assert done.returncode == 0, done.stderr
+            assert_same_training(out, folder/'whole')
+            ends += 1
+            print(f'training {ends}: {sum(hits.values())} of {args.times} signals so far, all files load, the end is the same', flush=True)
+    print(', '.join(f'{n} {what}' for what, n in hits.items()))
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,72 @@
+"""Does a long training grow? Memory of all its processes and open files, sampled while it runs.
+
+Example: python tests/soak.py --minutes 30 --out runs/soak
+"""
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from test_resume import ENVIRONMENT, command
+
+from cjm_yolox_pytorch.shapes import write_shapes
+from cjm_yolox_pytorch.train import read_rows
+
+
+def family(pid):
+    "`pid` and all processes below it"
+    try: below = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except OSError: return []
+    return [pid, *(p for child in below for p in family(int(child)))]
+
+
+def memory_mb(pids):
+    "Unique to each, plus their shares of what they have in common (Linux: PSS)"
+    total = 0
+    for pid in pids:
+        try: total += next(int(line.split()[1]) for line in open(f'/proc/{pid}/smaps_rollup') if line.startswith('Pss:'))
+        except (OSError, StopIteration): pass # It has just ended
+    return total/1024
+
+
+def open_files(pid): return len(os.listdir(f'/proc/{pid}/fd'))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--minutes', type=float, default=30, help='default: 30')
+    parser.add_argument('--out', type=Path, help='folder for soak.json')
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_shapes(folder/'shapes', train=64, val=8, test=0, size=64)
+        options = ['--epochs', '100000', '--workers', '2', '--every', '5', '--mosaic', '.5']
+        process = subprocess.Popen(command(folder/'shapes', folder/'run', *options), stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+        begun = time.time()
+        while (passed := (time.time() - begun)/60) < args.minutes and process.poll() is None:
+            time.sleep(2)
+            pids = family(process.pid)
+            if len(pids) > 2: rows.append(dict(minutes=passed, mb=memory_mb(pids), files=open_files(process.pid)))
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130, 'it ended by itself'
+        epochs = len(read_rows(folder/'run/metrics.csv'))
+    rows = [r for r in rows if r['minutes'] > args.minutes/10] # First everything is loaded once
+    minutes, mb = ([r[k] for r in rows] for k in ('minutes', 'mb'))
+    slope, _ = statistics.linear_regression(minutes, mb)
+    third = len(rows)//3
+    first, last = (statistics.median(part) for part in (mb[:third], mb[-third:]))
+    files = [statistics.median([r['files'] for r in part]) for part in (rows[:third], rows[-third:])]
+    print(f'{epochs} epochs in {args.minutes:g} minutes: memory of all processes {first:.0f} MB in the first third, {last:.0f} MB in the last ({slope:+.2f} MB a minute, '
+          f'standard deviation {statistics.stdev(mb):.0f} MB); open files {files[0]:g} and {files[1]:g}')
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out/'soak.json').write_text(json.dumps(dict(epochs=epochs, samples=rows)))
+
+
+if __name__ == '__main__': main()
