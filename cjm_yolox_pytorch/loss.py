@@ -71,11 +71,7 @@ def _check_shapes(boxes, labels, num_images):
         if l.numel() and l.ndim != 1: raise ValueError(f'image {i}: ground_truth_labels has shape {tuple(l.shape)}, but [G] was expected')
         if b.numel() != 4*l.numel(): raise ValueError(f'image {i}: {b.numel()//4} boxes but {l.numel()} labels')
 
-# %% ../nbs/05_loss.ipynb #3d61f2d5
-def _round_up(n): # To three binary digits, 8 at least
-    step = max(2, 2**(n.bit_length() - 3))
-    return max(8, -(-n//step)*step)
-
+# %% ../nbs/05_loss.ipynb #03f905e3
 def _gather_objects(boxes, labels, num_classes, check, device, dtype, rounded=False):
     "[B, G, 4] boxes, [B, G] labels and [B, G] which of them are real"
     boxes, labels = [as_xyxy(b) for b in boxes], [l.detach().flatten() for l in labels]
@@ -85,6 +81,11 @@ def _gather_objects(boxes, labels, num_classes, check, device, dtype, rounded=Fa
         check_values(torch.cat(boxes), torch.cat(together), num_classes, counts=[len(l) for l in labels])
     padded = pad_objects([b.to(dtype) for b in boxes], labels, _round_up(max(map(len, labels))) if rounded else 1)
     return [t.to(device, non_blocking=device.type == 'cuda') for t in padded] # Others would read before they are there
+
+# %% ../nbs/05_loss.ipynb #bf46960b
+def _round_up(n): # To three binary digits, 8 at least
+    step = max(2, 2**(n.bit_length() - 3))
+    return max(8, -(-n//step)*step)
 
 # %% ../nbs/05_loss.ipynb #d1130538
 def _gather_regions(regions, num_images, device, dtype, rounded=False):
