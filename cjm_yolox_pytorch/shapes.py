@@ -24,6 +24,17 @@ def _cross(a): # A plus sign with arms of half width `a`
 
 SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071), star=_star(5, .4), cross=_cross(.35))
 
+# %% ../nbs/06a_shapes.ipynb #128e0c20
+def _placed(rng, size): # Label, and polygon in pixels
+    label, angle = rng.integers(len(SHAPES)), rng.uniform(0, 2*np.pi)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    radius = size * .08 * 3**rng.uniform() # From a 6th of the image across to half of it
+    return label, list(SHAPES.values())[label] @ turn * radius + rng.uniform(0, size, 2)
+
+def _area(polygon): # Of a polygon, by the shoelace formula
+    x, y = polygon.T
+    return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+
 # %% ../nbs/06a_shapes.ipynb #a88c0954
 def _ground(rng, size): # [size, size, 3] float: noise at several scales around a random colour
     texture = np.zeros((size, size, 3))
@@ -37,7 +48,7 @@ def _mask(polygon, size): # [size, size] float from 0 to 1
     ImageDraw.Draw(image).polygon([tuple(p) for p in polygon*4], fill=255)
     return np.asarray(image.reduce(4), dtype=float) / 255
 
-# %% ../nbs/06a_shapes.ipynb #09af7b6d
+# %% ../nbs/06a_shapes.ipynb #26ec0c65
 def draw_shapes(
     rng, # Random generator of numpy
     size:int=160, # Side of the square image in pixels
@@ -46,10 +57,7 @@ def draw_shapes(
     "Draw an image with a few shapes."
     image, objects = _ground(rng, size), []
     for _ in range(rng.integers(most + 1)):
-        label, angle = rng.integers(len(SHAPES)), rng.uniform(0, 2*np.pi)
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        radius = size * .08 * 3**rng.uniform() # From a 6th of the image across to half of it
-        polygon = list(SHAPES.values())[label] @ turn * radius + rng.uniform(0, size, 2)
+        label, polygon = _placed(rng, size)
         mask, colour = _mask(polygon, size), rng.uniform(0, 255, 3)
         clear = np.abs(colour - (image*mask[..., None]).sum((0, 1))/max(mask.sum(), 1)).max() > 70
         inside = mask.sum() > .75 * _area(polygon) # Cut by the border at most by a quarter
@@ -59,10 +67,6 @@ def draw_shapes(
         objects = [(v, *rest) for v, (_, *rest) in zip(seen, objects)] + [(mask, mask.sum(), *polygon.min(0), *polygon.max(0), label)]
     found = np.array([o[2:] for o in objects]).reshape(-1, 5)
     return image.clip(0, 255).astype(np.uint8), found[:, :4].clip(0, size), found[:, 4].astype(int)
-
-def _area(polygon): # Of a polygon, by the shoelace formula
-    x, y = polygon.T
-    return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
 
 # %% ../nbs/06a_shapes.ipynb #50f51fef
 def write_shapes(
