@@ -33,7 +33,7 @@ from .checkpoints import Weights, atomic, load_weights
 from .model import MODEL_TYPES, build_model, fuse, pretrained_file
 from .utils import check_between, choose_device, command
 
-# %% ../nbs/06_inference.ipynb #f4c852f3
+# %% ../nbs/06_inference.ipynb #70a13c11
 def read_image(
     path, # File, or file-like object
     upright:bool=True # Rotate as the EXIF data says
@@ -47,6 +47,7 @@ def read_image(
     except FileNotFoundError: raise
     except Exception as e: raise OSError(f'{path} cannot be decoded as an image ({e}): mend it, or leave it out') from e # Pillow does not always say which image
 
+# %% ../nbs/06_inference.ipynb #92b5356f
 def _as_rgb(image, upright=True): # [3, H, W] uint8 of an image of Pillow
     if upright: image = ImageOps.exif_transpose(image)
     # Pillow would cut grey of 16 bits, which it may call I, off at 255
@@ -156,7 +157,7 @@ def nms(
     keep = batched_nms(boxes, found, torch.zeros_like(labels) if class_agnostic else labels, max_iou)[:max_detections]
     return Detections(boxes[keep], found[keep], labels[keep])
 
-# %% ../nbs/06_inference.ipynb #12e5b095
+# %% ../nbs/06_inference.ipynb #c73c8b04
 @torch.no_grad()
 def predict(
     model:nn.Module, # With the outputs of `YOLOX`; used as it is, so call `model.eval()` before
@@ -178,6 +179,7 @@ def predict(
     for image, d in zip(images, found): d.boxes = unletterbox(d.boxes, image.shape[1:], canvas)
     return found
 
+# %% ../nbs/06_inference.ipynb #6b3420b7
 def _look(model, images, canvas, flip, wanted, mean, std, strides): # Boxes [B, A, 4] on the canvas that is wanted, and scores [B, A, C]
     like = next(model.parameters(), torch.zeros(1)) # Where the network is, and in which precision
     batch = torch.stack([letterbox(image.flip(2) if flip else image, canvas) for image in images]).to(like.device)
@@ -262,7 +264,7 @@ class YOLOXInferenceWrapper(nn.Module):
         probability, label = scores.max(dim=-1, keepdim=True)
         return torch.cat([box_convert(boxes, 'xyxy', 'xywh'), label.to(boxes.dtype), probability], dim=-1)
 
-# %% ../nbs/06_inference.ipynb #3577111e
+# %% ../nbs/06_inference.ipynb #108cb80d
 @patch
 def picture(self:Detections) -> Image.Image:
     "The image with its boxes on it, the best on top."
@@ -281,6 +283,7 @@ def picture(self:Detections) -> Image.Image:
         draw.text((x, y), text, fill='white', font=font)
     return picture
 
+# %% ../nbs/06_inference.ipynb #a4c11019
 @patch
 def _repr_png_(self:Detections): # What Jupyter shows
     if self.image is None: return None
@@ -289,7 +292,7 @@ def _repr_png_(self:Detections): # What Jupyter shows
     picture.save(file, 'png')
     return file.getvalue()
 
-# %% ../nbs/06_inference.ipynb #bdfaaa67
+# %% ../nbs/06_inference.ipynb #2d6abac4
 @patch
 def to_coco(self:Detections,
     image_id:int=0
@@ -298,6 +301,7 @@ def to_coco(self:Detections,
     boxes = box_convert(self.boxes, 'xyxy', 'xywh').tolist()
     return [dict(image_id=image_id, category_id=l, bbox=b, score=s) for l, b, s in zip(self.labels.tolist(), boxes, self.scores.tolist())]
 
+# %% ../nbs/06_inference.ipynb #1e031bd9
 @patch
 def to_supervision(self:Detections): # -> `supervision.Detections`
     "The detections as supervision takes them. Raises `ImportError` without it."
@@ -306,7 +310,7 @@ def to_supervision(self:Detections): # -> `supervision.Detections`
     return supervision.Detections(xyxy=self.boxes.cpu().numpy(), confidence=self.scores.cpu().numpy(), class_id=self.labels.cpu().numpy(),
                                   data=dict(class_name=np.array([self.name(i) for i in range(len(self))])))
 
-# %% ../nbs/06_inference.ipynb #8ce8bf05
+# %% ../nbs/06_inference.ipynb #6b923c89
 class Detector:
     "Find objects in pictures"
     def __init__(self,
@@ -318,23 +322,25 @@ class Detector:
         self.names = weights.names
         self.model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights)).to(self.device, memory_format=torch.channels_last)
 
-    def __call__(self,
-        pictures, # Anything that `as_image` takes, or a list of such, of any sizes
-        batch:int=8, # At most so many go through the network together
-        **kwargs # Of `predict` and `nms`: min_score, max_iou, class_agnostic, multi_label, mirrored, other_sizes, ...
-    ): # -> `Detections`, or a list of them
-        if not isinstance(pictures, (list, tuple)): return self([pictures], **kwargs)[0]
-        found = []
-        for start in range(0, len(pictures), batch):
-            images = [self._read(i, pictures[i]) for i in range(start, min(start + batch, len(pictures)))]
-            for image, d in zip(images, predict(self.model, images, self.size, **self.stats, strides=self.model.bbox_head.strides, **kwargs)):
-                d.names, d.image = self.names, image
-                found.append(d)
-        return found
+# %% ../nbs/06_inference.ipynb #17170f4c
+@patch
+def __call__(self:Detector,
+    pictures, # Anything that `as_image` takes, or a list of such, of any sizes
+    batch:int=8, # At most so many go through the network together
+    **kwargs # Of `predict` and `nms`: min_score, max_iou, class_agnostic, multi_label, mirrored, other_sizes, ...
+): # -> `Detections`, or a list of them
+    if not isinstance(pictures, (list, tuple)): return self([pictures], **kwargs)[0]
+    found = []
+    for start in range(0, len(pictures), batch):
+        images = [_picture(i, pictures[i]) for i in range(start, min(start + batch, len(pictures)))]
+        for image, d in zip(images, predict(self.model, images, self.size, **self.stats, strides=self.model.bbox_head.strides, **kwargs)):
+            d.names, d.image = self.names, image
+            found.append(d)
+    return found
 
-    def _read(self, i, picture):
-        try: return as_image(picture)
-        except ValueError as e: raise ValueError(f'picture {i}: {e}') from e
+def _picture(i, picture): # Which of many is at fault?
+    try: return as_image(picture)
+    except ValueError as e: raise ValueError(f'picture {i}: {e}') from e
 
 # %% ../nbs/06_inference.ipynb #c7f3dccb
 def load_detector(
@@ -346,7 +352,7 @@ def load_detector(
     if weights in MODEL_TYPES: weights = pretrained_file(weights)
     return Detector(weights if isinstance(weights, Weights) else load_weights(weights), device, size)
 
-# %% ../nbs/06_inference.ipynb #e12bae31
+# %% ../nbs/06_inference.ipynb #4f4471e6
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']
 VIDEO_SUFFIXES = ['.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg']
 
@@ -365,6 +371,7 @@ def files_below(
         found += [Path(root)/name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.')]
     return sorted(found)
 
+# %% ../nbs/06_inference.ipynb #52a574ba
 def find_inputs(
     inputs, # Names of files, folders, and patterns
     out # Folder for pictures
@@ -382,6 +389,7 @@ def find_inputs(
     if mixed: raise ValueError(f'out={str(out)!r} is where the inputs are, and {mixed[0]} would be written over: choose another folder')
     return pairs, missing
 
+# %% ../nbs/06_inference.ipynb #6a80bbdb
 def _unseen(folder, out): # Images and videos in it, but not the pictures of an earlier run
     files = files_below(folder, *IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     return [f for f in files if out not in f.resolve().parents] if folder.resolve() in out.parents else files
@@ -390,7 +398,7 @@ def _target(path): # Where the picture of an input goes
     wanted = ['.mp4'] if path.suffix.lower() in VIDEO_SUFFIXES else ['.jpg', '.jpeg']
     return path if path.suffix.lower() in wanted else path.with_name(path.name + wanted[0])
 
-# %% ../nbs/06_inference.ipynb #e41b57b7
+# %% ../nbs/06_inference.ipynb #d57498f1
 def _av():
     try: import av
     except ImportError as e: raise ImportError("videos need PyAV: pip install 'cjm-yolox-pytorch[video]'") from e
@@ -405,6 +413,7 @@ def read_video(
             pixels = np.rot90(frame.to_ndarray(format='rgb24'), round(getattr(frame, 'rotation', 0)/90))
             yield torch.from_numpy(pixels.copy()).permute(2, 0, 1), float(frame.time or 0)
 
+# %% ../nbs/06_inference.ipynb #46c18089
 class VideoWriter:
     "Write pictures and their times in seconds as an MP4 file"
     def __init__(self, path): self.path, self.video = path, None
@@ -426,7 +435,7 @@ class VideoWriter:
     def close(self):
         if self.video is not None: self.video.mux(self.stream.encode()); self.video.close()
 
-# %% ../nbs/06_inference.ipynb #fbde88ae
+# %% ../nbs/06_inference.ipynb #bd4c89b9
 def _frames(files, failed): # Input, where its picture goes, what else is known, and the image, of all that can be read
     for path, target in files:
         try:
@@ -442,6 +451,7 @@ def _groups(items, n): # Lists of at most `n`
         if len(group) == n: yield group; group = []
     if group: yield group
 
+# %% ../nbs/06_inference.ipynb #8e9f96e1
 class _Pictures: # Writes pictures and videos
     def __init__(self): self.video, self.target = None, None
 
