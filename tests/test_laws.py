@@ -36,6 +36,10 @@ class Problem:
     labels:list
     assigner:dict = field(default_factory=dict)
     box_loss:str = 'squared_giou'
+    said:list = None # What kinds of numbers maps hold
+
+    def __repr__(self): # Without the numbers of maps, which take long to print
+        return f'Problem({self.strides}, {self.sizes}, {self.num_classes}, {self.maps[0][0].dtype}, {[b.tolist() for b in self.boxes]}, {[l.tolist() for l in self.labels]}, {self.assigner}, {self.box_loss}, {self.said})'
 
     @property
     def corners(self): return grid_priors(self.sizes, self.strides, dtype=self.precise)
@@ -67,18 +71,18 @@ def problems(draw, images=(1, 3), levels=(1, 5), classes=(1, 2, 5, 80), dtypes=(
         crowd = draw(st.sampled_from([1, 1, 1, 1, 9])) # Once more, a little further on
         boxes.append(torch.cat([torch.tensor(rows).reshape(-1, 4) + 3*i/8 for i in range(crowd)]))
         labels.append(torch.tensor(draw(st.lists(st.integers(0, C - 1), min_size=len(rows), max_size=len(rows))), dtype=torch.int64).repeat(crowd))
-    maps = [draw(predictions(kinds, channels, B, sizes, boxes, strides)) for kinds, channels in
-            [(LOGITS, C), (RAW, 4), (LOGITS, 1)]]
-    return Problem(strides, sizes, C, [[m.to(dtype) for m in levels] for levels in maps], boxes, labels, draw(st.sampled_from(assigners)), draw(st.sampled_from(sorted(BOX_LOSSES))))
+    said = [(draw(st.sampled_from(kinds)), draw(st.integers(0, 999))) for kinds in (LOGITS, RAW, LOGITS)]
+    maps = [draw(predictions(*kind, channels, B, sizes, boxes, strides)) for kind, channels in zip(said, (C, 4, 1))]
+    return Problem(strides, sizes, C, [[m.to(dtype) for m in levels] for levels in maps], boxes, labels, draw(st.sampled_from(assigners)), draw(st.sampled_from(sorted(BOX_LOSSES))), said)
 
 
 LOGITS, RAW = ['unsure', 'equal', 'saturated', 'some saturated'], ['normal', 'learnt', 'learnt', 'equal', 'extreme']
 
 
 @st.composite
-def predictions(draw, kinds, channels, B, sizes, boxes, strides):
+def predictions(draw, kind, seed, channels, B, sizes, boxes, strides):
     "L maps [B, channels, H, W] in fp64. Numbers come from a seed: there are too many to draw each"
-    kind, g, A = draw(st.sampled_from(kinds)), torch.Generator().manual_seed(draw(st.integers(0, 999))), sum(h*w for h, w in sizes)
+    g, A = torch.Generator().manual_seed(seed), sum(h*w for h, w in sizes)
     flat = torch.randn(B, A, channels, generator=g, dtype=DOUBLE)
     if kind in ('unsure', 'some saturated'): flat = (2*flat).clamp(-6, 6)
     if kind == 'equal': flat = torch.full_like(flat, draw(st.sampled_from([0., .5, -2.])))
@@ -399,11 +403,11 @@ def test_compiled_equals_eager(p):
         objects = _gather_objects(boxes, labels, 3, None, torch.device('cpu'), SINGLE, rounded=True)
         for t in objects: torch._dynamo.maybe_mark_dynamic(t, 1)
         return dict(zip(NAMES, COMPILED(COMPILED_LOSS, classes, raw, objectness, *objects, None)[0]))
-    want, want_grads = gradients(COMPILED_LOSS, p.maps, *p.objects)
     got, grads = gradients(compiled, p.maps, *p.objects)
-    if same_up_to_ties(p, owners(p), owners(p, simota)):
-        assert_close(got, want, rtol=1e-4, atol=1e-5)
-        assert_close(grads, want_grads, rtol=1e-4, atol=1e-5)
+    if any(len(c) > 1 for b in range(2) for c in slow_choices(p, b)): return event('ties, which compiled arithmetic may decide otherwise')
+    want, want_grads = gradients(COMPILED_LOSS, p.maps, *p.objects)
+    assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert_close(grads, want_grads, rtol=1e-4, atol=1e-5)
 
 
 @given(problems())
