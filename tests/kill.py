@@ -28,12 +28,15 @@ def check_files(out):
 
 def hit(data, out, rng, longest, resume):
     "Train until a signal comes, if it comes in time: its name, or None"
-    process = subprocess.Popen(command(data, out, '--workers', '1', *['--resume']*resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    process = subprocess.Popen(command(data, out, '--workers', '1', *['--resume']*resume), stdout=subprocess.DEVNULL, env={**ENVIRONMENT, 'PYTHONFAULTHANDLER': '1'})
     try: process.wait(rng.uniform(0, longest))
     except subprocess.TimeoutExpired:
         number = rng.choice(SIGNALS)
         process.send_signal(number)
-        process.wait(120)
+        try: process.wait(300)
+        except subprocess.TimeoutExpired: # Say where it hangs
+            process.send_signal(signal.SIGABRT)
+            raise
         return number.name
 
 
@@ -42,6 +45,7 @@ def main():
     parser.add_argument('--times', type=int, default=20, help='kills (default: 20)')
     parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler) # In the background it may be ignored, here and by all that is started
     rng, hits, ends = random.Random(args.seed), Counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
