@@ -343,25 +343,40 @@ def watch(event, args):
         if (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) or not path.startswith((root, *OURS)): WATCH['seen'].append(f'open {args}')
 
 
-def attempt(read, root):
-    "What became of an input: accepted, refused, or what is wrong; and its exception"
+def memory(reset=False):
+    "Kilobytes that this process takes now, after which the most is measured anew; or that most"
+    status = Path('/proc/self/status')
+    if not status.exists(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss # Of all its life
+    if reset: Path('/proc/self/clear_refs').write_text('5')
+    return int(re.search(r'VmRSS:\s+(\d+)' if reset else r'VmHWM:\s+(\d+)', status.read_text())[1])
+
+
+def arm():
+    "Watch what is done from now on (which cannot be undone), and let the timer of `attempt` raise"
+    if not WATCH.get('armed'): sys.addaudithook(watch)
+    WATCH['armed'] = True
+    def hang(*_): raise Hang
+    signal.signal(signal.SIGPROF, hang)
+
+
+def attempt(read, root, seconds=SECONDS, megabytes=MEGABYTES):
+    "What became of an input: accepted, refused, or what is wrong; its exception; and (seconds, megabytes) that it took"
+    before, start, error = memory(reset=True), time.process_time(), None
     WATCH.update(root=str(root), seen=[])
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    error = None
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try: read(root)
     except (Exception, Hang) as e: error = e
     finally: signal.setitimer(signal.ITIMER_PROF, 0); WATCH['root'] = None
-    seconds, kilobytes = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    took = time.process_time() - start, max(0, memory() - before)//1000
     what = judged(error, root)
     if WATCH['seen']: what = f'does what no reader should: {WATCH["seen"][0][:200]}'
-    if kilobytes > 1000*MEGABYTES: what = f'takes {kilobytes//1000} MB'
-    return what, error, seconds
+    if took[1] > megabytes: what = f'takes {took[1]} MB'
+    return what, error, took
 
 
 def judged(error, root):
     if error is None: return 'accepted'
-    if isinstance(error, Hang): return f'takes more than {SECONDS} s'
+    if isinstance(error, Hang): return 'takes too long'
     message = _message(error, 'cjm_yolox_pytorch') if isinstance(error, (ValueError, FloatingPointError, OSError, ImportError)) else None # As `command` has it
     if message is None: return f'ends in a traceback: {type(error).__name__}: {str(error)[:100]}'
     if str(root) not in message: return f'does not name the file: {message[:200]}'
@@ -386,9 +401,9 @@ def shown(error): # The innermost line of the package, by which findings are tol
 
 
 def fuzz(reader, numbers, seed, place):
-    "Outcomes of the inputs `numbers`, the worst time, and what is wrong: text -> numbers of inputs"
+    "Outcomes of the inputs `numbers`, the most time and memory that one took, and what is wrong: (text, place) -> inputs"
     base, make, read = READERS[reader]
-    outcomes, worst, faults = Counter(), 0, {}
+    outcomes, worst, faults = Counter(), (0, 0), {}
     for n in numbers:
         rng = random.Random(f'{seed} {reader} {n}')
         root = place/f'{reader}{n}'/'data'
@@ -398,10 +413,10 @@ def fuzz(reader, numbers, seed, place):
         try: files = make(rng)
         except UnicodeEncodeError: files = {}
         put(root, files)
-        faulthandler.dump_traceback_later(120, exit=True) # Where Python gets no say
-        what, error, seconds = attempt(read, root)
+        faulthandler.dump_traceback_later(900, exit=True) # Where Python gets no say, or something waits without working
+        what, error, took = attempt(read, root)
         faulthandler.cancel_dump_traceback_later()
-        worst = max(worst, seconds)
+        worst = tuple(map(max, worst, took))
         if sorted(os.listdir(root.parent)) != ['data', 'secret'] or (place/'canary').exists() or os.listdir('.'): what = 'leaves something behind'
         outcomes[what if what in ('accepted', 'refused') else 'fault'] += 1
         if what not in ('accepted', 'refused'): faults.setdefault((re.sub(r'\d+', 'N', what.replace(str(root), 'DIR'))[:70], shown(error)), []).append((n, what, error))
@@ -426,18 +441,14 @@ def main():
     warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
     size = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize() if os.path.exists('/proc/self/statm') else 2**36
     resource.setrlimit(resource.RLIMIT_AS, (size + 4*2**30,)*2)
-    sys.addaudithook(watch)
-    def hang(*_): raise Hang
-    signal.signal(signal.SIGPROF, hang)
+    arm()
     readers, wrong = [options.reader] if options.reader else [*READERS], 0
     print(f'seed {options.seed}, Python {sys.version.split()[0]}, torch {torch.__version__}, Pillow {Image.__version__}, PyYAML {yaml.__version__}\n')
     print(f'{"reader":12}{"inputs":>8}{"accepted":>10}{"refused":>9}{"faults":>8}{"worst":>9}{"memory":>10}', flush=True)
     for reader in readers:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         numbers = [options.replay] if options.replay is not None else range(options.inputs//len(readers))
         outcomes, worst, faults = fuzz(reader, numbers, options.seed, place)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)//1000
-        print(f'{reader:12}{len(numbers):8}{outcomes["accepted"]:10}{outcomes["refused"]:9}{outcomes["fault"]:8}{worst:7.2f} s{grown:7} MB', flush=True)
+        print(f'{reader:12}{len(numbers):8}{outcomes["accepted"]:10}{outcomes["refused"]:9}{outcomes["fault"]:8}{worst[0]:7.2f} s{worst[1]:7} MB', flush=True)
         for (_, where), found in faults.items():
             n, what, error = found[0]
             print(f'  {len(found)} times, such as input {n} {where}: {what}', flush=True)
