@@ -752,4 +752,4 @@ d = { 'settings': { 'branch': 'main',
                                                                                             'cjm_yolox_pytorch/utils.py'),
                                          'cjm_yolox_pytorch.utils.multi_apply': ('utils.html#multi_apply', 'cjm_yolox_pytorch/utils.py'),
                                          'cjm_yolox_pytorch.utils.parser_of': ('utils.html#parser_of', 'cjm_yolox_pytorch/utils.py'),
-                                         'cjm_yolox_pytorch.utils.plain': ('utils.html#plain', 'cjm_yolox_pytorch/utils.py')}}}
+                                         'cjm_yolox_pytorch.utils.printable': ('utils.html#printable', 'cjm_yolox_pytorch/utils.py')}}}

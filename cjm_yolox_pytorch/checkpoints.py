@@ -187,7 +187,7 @@ class Weights:
     def input_size(self): # What to use it with: `size`, or that of the published weights
         return self.size or SIZES[self.model_type].side
 
-# %% ../nbs/02_checkpoints.ipynb #c0426904
+# %% ../nbs/02_checkpoints.ipynb #c323589c
 _CLASSES = 'bbox_head.multi_level_conv_cls.0.weight'
 
 def _describe(state): # Size and class count from the shapes
@@ -197,7 +197,7 @@ def _describe(state): # Size and class count from the shapes
     stem = tuple(state[STEM].shape)
     if stem[1:] != (12, 3, 3) or stem[0] not in widths: raise ValueError(f'{STEM} is {stem}; in the known sizes it is [N, 12, 3, 3], N one of {list(widths)}')
     for key, shape in {_NORM: stem[:1], _CLASSES: (*state[_CLASSES].shape[:1], 4*stem[0], 1, 1)}.items():
-        if tuple(state[key].shape) != shape or 0 in shape: raise ValueError(f'{key} is {tuple(state[key].shape)}, which does not fit {STEM} of {stem}')
+        if tuple(state[key].shape) != shape or not 0 < shape[0] <= 100_000: raise ValueError(f'{key} is {tuple(state[key].shape)}, which does not fit {STEM} of {stem}')
     if not all(state[k].is_floating_point() for k in (STEM, _NORM, _CLASSES)): raise ValueError(f'{STEM} is of {state[STEM].dtype}: weights have to be floats')
     return widths[stem[0]], len(state[_CLASSES])
 

@@ -7,7 +7,7 @@ __all__ = ['LONGEST', 'MOST_CLASSES', 'MOST_OF_YAML', 'CLASS_LISTS', 'FORMATS', 
            'read_coco', 'read_voc', 'read_yolo', 'find_splits', 'read_split', 'choose_splits', 'hold_out', 'Fault',
            'check', 'check_splits', 'fault_lines', 'relabel']
 
-# %% ../nbs/07_data.ipynb #6d5dccae
+# %% ../nbs/07_data.ipynb #99fd7694
 import json
 import math
 import os
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from .inference import IMAGE_FORMATS, IMAGE_SUFFIXES, files_below, is_readable, read_image
-from .utils import CONTROL
+from .utils import CONTROL, printable
 
 # %% ../nbs/07_data.ipynb #e62bbe20
 @dataclass
@@ -112,13 +112,15 @@ def _present(where, paths): # The same, if they are there
     if missing: raise FileNotFoundError(f'{where}: {len(missing)} of {len(paths)} images are missing, such as {", ".join(map(_brief, missing[:3]))}. Put them there, or take them out of it')
     return paths
 
-# %% ../nbs/07_data.ipynb #15863013
+# %% ../nbs/07_data.ipynb #c90b8bb9
 def _read(path, most=math.inf): # Its text
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode): raise OSError(f'{path} is no file that ends, but a folder, a pipe or a device')
-    if about.st_size > most: raise ValueError(f'{path} has {about.st_size} bytes; of a description of data not more than {most} are read')
-    try: return path.read_text(encoding='utf-8-sig')
+    try:
+        about = path.stat()
+        if stat.S_ISREG(about.st_mode) and about.st_size <= most: return path.read_text(encoding='utf-8-sig')
+    except OSError as e: raise type(e)(f'{_brief(path)} cannot be read: {e.strerror}') from e
     except UnicodeDecodeError as e: raise ValueError(f'{path}: byte {e.start} is not UTF-8. Save the file as UTF-8') from e
+    if about.st_size > most: raise ValueError(f'{path} has {about.st_size} bytes; of a description of data not more than {most} are read')
+    raise OSError(f'{path} is no file that ends, but a folder, a pipe or a device')
 
 def _lines(path): return [line.strip() for line in _read(path).splitlines() if line.strip()]
 
@@ -603,7 +605,7 @@ def check(
             faults.append(Fault(kind, str(a.paths[i]), f'{_name(a.paths[i])}: {count} of {len(a.objects(i)[1])} boxes {text}'))
     return faults + [Fault('class without objects', name, f'{name} has no objects') for name, n in zip(a.names, a.counts) if not n and learnable]
 
-# %% ../nbs/07_data.ipynb #ca6e4e01
+# %% ../nbs/07_data.ipynb #8f5f5125
 def check_splits(
     splits:dict # Split -> `Annotations`; the first is learnt from
 ) -> list: # `Fault`s
@@ -623,7 +625,7 @@ def fault_lines(
 ): # Lines of text
     "A line for each kind of fault, with the number of them."
     for kind, n in Counter(f.kind for f in faults).items():
-        yield f'{kind} ({n}): ' + next(f.text for f in faults if f.kind == kind) + ' ...'*(n > 1)
+        yield printable(f'{kind} ({n}): ' + next(f.text for f in faults if f.kind == kind) + ' ...'*(n > 1))
 
 # %% ../nbs/07_data.ipynb #c24fe789
 def relabel(

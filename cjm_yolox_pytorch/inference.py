@@ -8,7 +8,7 @@ __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'VIDEO_SUFFIXES', 'read_image', 'a
            'Detector', 'load_detector', 'files_below', 'is_readable', 'find_inputs', 'read_video', 'VideoWriter',
            'yolox_predict']
 
-# %% ../nbs/06_inference.ipynb #e060f094
+# %% ../nbs/06_inference.ipynb #6bf6e3d1
 import glob
 import io
 import json
@@ -32,7 +32,7 @@ from torchvision.transforms.v2 import functional as TF
 from .boxes import as_hw, decode, flatten_levels, grid_priors, letterbox_scale, letterbox_size, unletterbox
 from .checkpoints import Weights, atomic, load_weights
 from .model import MODEL_TYPES, build_model, fuse, pretrained_file
-from .utils import check_between, choose_device, command, plain
+from .utils import check_between, choose_device, command, printable
 
 # %% ../nbs/06_inference.ipynb #826156f7
 IMAGE_FORMATS = ['BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP'] # As Pillow calls them
@@ -464,7 +464,7 @@ class _Pictures: # Writes pictures and videos
         if self.video is not None: self.video.close()
         self.video = None
 
-# %% ../nbs/06_inference.ipynb #b02c65d0
+# %% ../nbs/06_inference.ipynb #ababa31a
 @command
 def yolox_predict(
     weights:str, # File or address of weights, or a size such as yolox_s for published ones
@@ -506,5 +506,5 @@ def yolox_predict(
         with atomic(out/'detections.json') as partial:
             partial.write_text(json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=i, name=str(n)) for i, n in enumerate(names)])))
     told = f': {", ".join(f"{name} {n}" for name, n in counts.most_common(8))}{" ..."*(len(counts) > 8)}' * bool(counts)
-    print(f'{len(images)} images, {len(annotations)} objects{plain(told)}', f'{speed:.1f} images/s, with reading and writing; written to {out}', sep='\n', flush=True)
-    if failed: sys.exit('\n'.join([f'{len(failed)} of the inputs could not be read:', *map(plain, failed)]))
+    print(f'{len(images)} images, {len(annotations)} objects{printable(told)}', f'{speed:.1f} images/s, with reading and writing; written to {out}', sep='\n', flush=True)
+    if failed: sys.exit('\n'.join([f'{len(failed)} of the inputs could not be read:', *map(printable, failed)]))

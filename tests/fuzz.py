@@ -32,6 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1])) # This checkout, whether installed or not
 sys.dont_write_bytecode = True # Nothing at all is written while files are read
 
+import cv2 # Sets variables of the environment, which is seen
 import numpy as np
 import torch
 import yaml
@@ -191,7 +192,8 @@ def paths_input(rng):
 def paths_base(root): pixels(root, 'images/a.png')
 def read_paths(root):
     pairs, _ = find_inputs([str(root)], root/'out')
-    for _, target in pairs: assert os.path.realpath(target).startswith(os.path.realpath(root/'out') + os.sep), f'{target} would be written outside'
+    out = os.path.realpath(root/'out')
+    for _, target in pairs: assert os.path.realpath(target) == out or os.path.realpath(target).startswith(out + os.sep), f'{target} would be written outside'
     read_data(root)
 
 
@@ -386,7 +388,7 @@ def judged(error, root):
 def put(root, files):
     for name, data in files.items():
         path = root/name
-        if data is None: continue
+        if data is None or not os.path.realpath(path.parent).startswith(str(root)): continue
         with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError): # A link took the place
             path.parent.mkdir(parents=True, exist_ok=True)
             if not isinstance(data, tuple): path.write_bytes(data)
@@ -413,7 +415,7 @@ def fuzz(reader, numbers, seed, place):
         try: files = make(rng)
         except UnicodeEncodeError: files = {}
         put(root, files)
-        faulthandler.dump_traceback_later(900, exit=True) # Where Python gets no say, or something waits without working
+        faulthandler.dump_traceback_later(900, exit=True, file=sys.stderr) # Where Python gets no say, or something waits without working
         what, error, took = attempt(read, root)
         faulthandler.cancel_dump_traceback_later()
         worst = tuple(map(max, worst, took))
@@ -436,6 +438,9 @@ def main():
     (place/'here').mkdir()
     os.chdir(place/'here') # In which nothing may appear
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    sys.stderr = os.fdopen(os.dup(2), 'w') # And not for what decoders say of each file
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter('ignore')
     warnings.filterwarnings('error', category=RuntimeWarning) # Of numpy, about numbers that became others
     warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
