@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'look_at_images', 'Report', 'examine', 'summary', 'report_lines', 'draw_report', 'yolox_doctor']
 
-# %% ../nbs/07c_doctor.ipynb #afe3db08
+# %% ../nbs/07c_doctor.ipynb #9a209f9a
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ import torch
 from .boxes import letterbox_scale, letterbox_size
 from .data import Fault, check, check_splits, choose_splits, find_splits, hold_out, read_annotated
 from .inference import letterbox, read_image
-from .utils import command
+from .utils import command, printable
 
 # %% ../nbs/07c_doctor.ipynb #266a0ab3
 def _look(annotations, i): # Hash of the pixels, or what is wrong
@@ -197,14 +197,16 @@ def _class_cells(report, columns, rows): # The same, of each class, from where i
         cells += [(a, i, label, name) for i in chosen] + [None]*(each - len(chosen))
     return (cells + [None]*(-len(cells) % columns))[:rows*columns]
 
-# %% ../nbs/07c_doctor.ipynb #e3df71f5
+# %% ../nbs/07c_doctor.ipynb #9c54f80f
 def _draw_cell(ax, a, i, label, title, side=240): # An image with its boxes, those of one class or all
     from matplotlib.patches import Rectangle
     ax.set_title(title[:24], fontsize=9, color='crimson' if label is None else f'C{label % 10}')
     try: image = read_annotated(a, i)
     except ValueError: image, label = read_image(a.paths[i]), -1 # Boxes for another size tell nothing
-    except OSError: image, label = torch.full((3, *a.sizes[i].tolist()), 225, dtype=torch.uint8), -1
-    scale, (boxes, labels, _), (height, width) = letterbox_scale(image.shape[1:], (side, side)).numpy(), a.objects(i), letterbox_size(image.shape[1:], (side, side))
+    except OSError: image, label = None, -1
+    size = a.sizes[i].tolist() if image is None else image.shape[1:]
+    scale, (boxes, labels, _), (height, width) = letterbox_scale(size, (side, side)).numpy(), a.objects(i), letterbox_size(size, (side, side))
+    if image is None: image = torch.full((3, height, width), 225, dtype=torch.uint8) # Whatever size the annotations claim
     ax.imshow(letterbox(image, (height, width)).permute(1, 2, 0), extent=(0, width, height, 0))
     for (x1, y1, x2, y2), c in zip((boxes*scale).tolist(), labels.tolist()):
         if label in (None, c): ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=f'C{c % 10}', lw=1.2))
@@ -262,7 +264,7 @@ def draw_report(
         if cell: _draw_cell(ax, *cell)
     fig.savefig(path, dpi=100)
 
-# %% ../nbs/07c_doctor.ipynb #422a776c
+# %% ../nbs/07c_doctor.ipynb #1f5c6890
 @command
 def yolox_doctor(
     data:str, # Folder of a data set (COCO, Pascal VOC or YOLO), or its JSON or YAML
@@ -277,7 +279,7 @@ def yolox_doctor(
     from tqdm import tqdm
     report = examine(data, format, size, progress=lambda images: tqdm(images, desc='images', ncols=80, disable=None), train=train, val=val)
     text = dumps(summary(report), indent=1)
-    print(text if json else '\n'.join(report_lines(report)), flush=True)
+    print(text if json else '\n'.join(printable(line) for lines in report_lines(report) for line in lines.split('\n')), flush=True)
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out)/'doctor.json').write_text(text)

@@ -1,0 +1,323 @@
+"Famous attacks by name, a part of the fuzzing (tests/fuzz.py), and that a million boxes are no attack."
+import codecs
+import io
+import json
+import os
+import pickle
+import re
+import signal
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import fuzz
+import numpy as np
+import pytest
+import torch
+from fuzz import ALIASES, COCO, DARKNET, LAUGHS, LINES, OBJECT, TXT, XML, YAML, Mischief, attempt, network, pixels, put, read_data, read_weights
+from PIL import Image
+from safetensors.torch import save
+
+from cjm_yolox_pytorch.checkpoints import _CLASSES, STEM, load_weights
+from cjm_yolox_pytorch.data import _stored_sizes, find_splits, read_annotated, read_coco, read_split
+from cjm_yolox_pytorch.doctor import draw_report, examine, report_lines
+from cjm_yolox_pytorch.inference import find_inputs, read_image
+from cjm_yolox_pytorch.utils import command, printable
+
+PASSWORD = 'hunter2'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def armed():
+    "Time of the CPU is limited, and what is opened, run and written is watched"
+    before = signal.getsignal(signal.SIGPROF)
+    fuzz.arm()
+    yield
+    signal.signal(signal.SIGPROF, before)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    "An empty folder for data, beside a secret; the current folder stays empty"
+    (tmp_path/'data').mkdir()
+    (tmp_path/'here').mkdir()
+    (tmp_path/'secret').write_text(PASSWORD)
+    monkeypatch.chdir(tmp_path/'here')
+    yield tmp_path/'data'
+    assert sorted(os.listdir(tmp_path)) == ['data', 'here', 'secret'] and not os.listdir(tmp_path/'here') and (tmp_path/'secret').read_text() == PASSWORD
+
+
+def tried(read, root, **limits):
+    "The message with which an input is refused, or None if it is accepted; anything else fails"
+    what, error, _ = attempt(read, root, **limits)
+    assert what in ('accepted', 'refused'), (what, error)
+    assert PASSWORD not in str(error)
+    return error and str(error)
+
+
+def coco(**changes):
+    "COCO with the first of its images, annotations or categories changed"
+    doc = json.loads(json.dumps(COCO))
+    for key, change in changes.items(): doc[key][0].update(change)
+    return doc
+
+
+def raw(key, name, number): # A number as it stands in the file
+    return json.dumps(coco(**{key: {name: '@'}})).replace('"@"', number)
+
+
+def box(number): return raw('annotations', 'bbox', f'[{number}, 2, 3, 4]')
+def placed(name): return json.dumps(coco(images=dict(file_name=name)))
+
+
+DEEP = '['*100000
+BAD_JSON = {
+    'nested deeply': (DEEP, 'not JSON'), 'nested deeply, and closed': (DEEP + ']'*100000, 'not JSON'), 'nested in an annotation': (raw('annotations', 'bbox', '['*400 + ']'*400), 'bbox is not 4 numbers'), 'nested in an id': (raw('annotations', 'id', '['*400 + ']'*400).replace('"image_id": 0', '"image_id": 9'), 'image_id the file does not define'),
+    '1e999': (box('1e999'), 'numbers that are not finite'), 'NaN': (box('NaN'), 'numbers that are not finite'), '1e300': (box('1e300'), 'numbers that are not finite'), '10,000 digits': (box('9'*10000), 'not JSON'), '400 digits': (box('9'*400), 'bbox is not 4 numbers'), '400 digits beside a float': (box('0.5, ' + '9'*400), 'bbox is not 4 numbers'),
+    'an endless area': (raw('annotations', 'area', '1e999'), 'numbers that are not finite'), 'an area of 400 digits': (raw('annotations', 'area', '9'*400), 'area is not a number'), 'endless width': (raw('images', 'width', '1e999'), 'sizes that no image has'), 'a width of 400 digits': (raw('images', 'width', '9'*400), 'height and width are not numbers'),
+    'a width of 10^12': (raw('images', 'width', '1000000000000'), 'sizes that no image has: .*1e[+]12x10'), 'a class of NaN': (raw('annotations', 'category_id', 'NaN'), 'category_id the file does not define'), 'class names that clear the screen': (json.dumps(coco(categories=dict(name='\x1b[2Jant'))), 'control characters'),
+    'half a character': (json.dumps(coco(categories=dict(name='\ud800'))), 'control characters'), 'parent folder': (placed('../../etc/passwd'), 'leaves the folder'), 'absolute': (placed('/etc/passwd'), 'leaves the folder'), 'backslashes': (placed('..\\..\\secret'), 'leaves the folder'), 'a share': (placed('\\\\host\\share\\a.png'), 'leaves the folder'),
+    'newline': (placed('a.png\nerror: none'), r"a.png\\nerror: none.* control characters"), 'NUL': (placed('a.png\0'), 'control characters'), 'a long name': (placed('a'*100000), 'images are missing'), 'a device': (placed('/dev/zero'), 'leaves the folder')}
+
+
+@pytest.mark.parametrize('name', BAD_JSON)
+def test_json(name, root):
+    text, message = BAD_JSON[name]
+    pixels(root, 'images/a.png', 'images/b.png')
+    put(root, {'annotations/instances_train.json': text.encode()})
+    assert re.search(message, tried(read_data, root))
+
+
+def test_one_long_name_does_not_make_all_of_them_long(root):
+    "An array of strings is as wide as its longest"
+    images = [dict(COCO['images'][0], id=n, file_name=f'{n}.png') for n in range(20000)]
+    put(root, {'train.json': json.dumps(dict(COCO, images=[*images[:-1], dict(images[-1], file_name='a'*50000)], annotations=[])).encode()})
+    assert 'images are missing' in tried(lambda root: read_coco(root/'train.json', root), root, megabytes=200)
+
+
+def test_a_million_boxes_are_read(root):
+    pixels(root, 'a.png', 'b.png')
+    rows = ','.join(f'{{"id":{n},"image_id":{n % 2},"category_id":1,"bbox":[{n % 9},1,2,3]}}' for n in range(10**6))
+    put(root, {'train.json': json.dumps(dict(COCO, annotations='@')).replace('"@"', f'[{rows}]').encode()})
+    assert tried(lambda root: len(read_coco(root/'train.json').labels) == 10**6 or 1/0, root, seconds=60, megabytes=2000) is None
+
+
+ENTITY = '<!DOCTYPE a [<!ENTITY x SYSTEM "file://{}">]>'
+BAD_XML = {'billion laughs': LAUGHS + XML.replace('>ant<', '>&e9;<').partition('\n')[2], 'quadratic': f'<!DOCTYPE a [<!ENTITY x "{"A"*100000}">]><annotation>{"&x;"*100000}</annotation>', 'external entity': ENTITY + XML.replace('>ant<', '>&x;<').partition('\n')[2],
+           'external subset': '<!DOCTYPE a SYSTEM "file://{}"><annotation/>', 'parameter entity': '<!DOCTYPE a [<!ENTITY % x SYSTEM "file://{}"> %x;]><annotation/>'}
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
+@pytest.mark.parametrize('name', BAD_XML)
+def test_xml(name, encoding, root):
+    pixels(root, 'a.png')
+    text = BAD_XML[name].replace('{}', str(root.parent/'secret'))
+    put(root, {'a.xml': text.encode(encoding)})
+    assert 'declares a document type or entities' in tried(read_data, root)
+
+
+@pytest.mark.parametrize('text, message', [(XML.replace('<width>20', '<width>1e300'), 'sizes that no image has'), (XML.replace('<xmin>1<', f'<xmin>{"9"*10000}<'), 'is .* and not a number'), (XML.replace('<xmin>1<', '<xmin>-1e300<'), 'not finite'), ('<annotation>' + '<object>'*300000, 'not XML'),
+                                           ('<xi:include href="/etc/passwd"/>', 'not XML'), (XML.replace('>ant<', '>an\u009bt<'), 'control characters'), (f'<{"a"*100000}/>', 'begins with <a')])
+def test_xml_that_claims_too_much(text, message, root):
+    pixels(root, 'a.png')
+    put(root, {'a.xml': text.encode()})
+    assert re.search(message, tried(read_data, root))
+
+
+def test_a_list_with_a_long_gap(root):
+    "Once searched from each of its blanks"
+    pixels(root, 'JPEGImages/a.png')
+    put(root, {'Annotations/a.xml': XML.encode(), 'ImageSets/Main/train.txt': ('a' + ' '*10**6 + 'x').encode()})
+    assert 'names lack an XML file' in tried(read_data, root, seconds=2)
+
+
+MERGES = 'a0: &a0 {k: v}\n' + ''.join(f'a{n + 1}: &a{n + 1} {{<<: [{", ".join([f"*a{n}"]*10)}]}}\n' for n in range(9))
+BAD_YAML = {
+    'object': ('train: !!python/object/apply:os.system ["touch canary"]', 'not YAML'), 'name': ('train: !!python/name:os.system', 'not YAML'), 'aliases': (ALIASES + 'train: images/train\nnames: *a9', 'aliases'), 'merges': (MERGES + 'train: images/train', 'aliases'), 'itself': ('train: images/train\nnames: &x [*x]', 'aliases'),
+    'nested deeply': (f'train: {DEEP}', 'not YAML: maximum recursion'), 'int': ('train: !!int ""', 'not YAML'), 'bool': ('train: !!bool x', 'not YAML'), 'date': ('train: !!timestamp x', 'not YAML'), 'day': ('train: 2001-99-99', 'not YAML'), 'large': ('train: ' + 'a'*600000, 'of a description of data not more than'),
+    'many classes': (YAML.replace('nc: 2', 'nc: 4000000000'), 'nc: 4000000000 is more than'), 'many classes without names': ('train: images/train\nnc: 4000000000', 'nc: 4000000000 is more than'), 'digits': ('train: images/train\nnc: 0x' + 'f'*100000, 'nc: a int that is too large to be shown is more'),
+    'squared': ("train: images/train\nnames: {'²': ant}", 'which is not a list'), 'long path': (YAML.replace('images/train', 'a'*5000), 'is not in'), 'long root': (YAML.replace('path: .', f'path: {"a"*5000}'), 'train|read'), 'NUL': (YAML.replace('images/train', r'"a\0"'), 'control characters'), 'outside': (YAML.replace('images/train', '../../etc'), 'leaves the folder')}
+
+
+@pytest.mark.parametrize('name', BAD_YAML)
+def test_yaml(name, root):
+    text, message = BAD_YAML[name]
+    pixels(root, 'images/train/a.png', 'images/val/b.png')
+    put(root, {'data.yaml': text.encode(), 'labels/train/a.txt': TXT.encode(), 'labels/val/b.txt': TXT.encode(), 'list.txt': LINES.encode()})
+    found = tried(read_data, root)
+    assert name == 'long root' or re.search(message, found)
+
+
+def test_a_class_of_many_digits_is_not_counted_up_to(root):
+    pixels(root, 'a.png')
+    put(root, {'a.txt': b'1e12 .5 .5 .1 .1'})
+    assert 'nothing names the classes, and one has the number 1e+12' in tried(read_data, root)
+
+
+# Folders
+
+LINKED = { # What leads elsewhere, and the message; None where the rest can be read
+    'a label file that is a pipe': ({'images/a.png': None, 'labels/a.txt': ('link', None), 'classes.txt': b'ant'}, 'no format|any format|label file'),
+    'a description that is a pipe': ({'data.yaml': ('link', None)}, 'does not look like any format'), 'annotations that are a pipe': ({'annotations/train.json': ('link', None)}, 'does not look like'), 'an export that is a pipe': ({'train/_annotations.coco.json': ('link', None)}, 'is no file that ends'),
+    'a list that never ends': ({'data.yaml': YAML.encode(), 'list.txt': ('link', '/dev/zero'), 'labels/train/a.txt': TXT.encode(), 'labels/val/b.txt': TXT.encode()}, 'is no file that ends'),
+    'annotations that are not there': ({'annotations/train.json': ('link', 'nowhere')}, 'No such file'), 'annotations that lead to themselves': ({'annotations/train.json': ('link', 'train.json')}, 'symbolic links'), 'Darknet without names': ({'obj.data': DARKNET.encode()}, 'list.txt|obj.names')}
+
+
+@pytest.mark.parametrize('name', LINKED)
+def test_links_and_pipes(name, root):
+    files, message = LINKED[name]
+    pixels(root, 'images/train/a.png', 'images/val/b.png')
+    put(root, files)
+    assert re.search(message, tried(read_data, root))
+
+
+def test_links_are_followed_but_tell_nothing(root):
+    "A data set may link to images elsewhere. What is no image stays unread"
+    (root/'a.png').symlink_to('../secret')
+    pixels(root, 'b.png')
+    put(root, {'train.json': json.dumps(COCO).encode()})
+    (a,) = [read() for read in find_splits(root).values()]
+    with pytest.raises(OSError, match='a.png cannot be decoded as an image') as refused: read_annotated(a, 0)
+    assert PASSWORD not in str(refused.value)
+
+
+def test_pictures_are_not_written_through_links(root):
+    pixels(root, 'a.png', 'deep/b.png')
+    (root/'out').mkdir()
+    for link in ('out/a.png.jpg', 'out/deep'):
+        (root/link).symlink_to(root.parent/'secret' if link.endswith('jpg') else root.parent)
+        with pytest.raises(ValueError, match='leads out of .*/out: remove it'): find_inputs([str(root/'a.png'), str(root/'deep')], root/'out')
+        (root/link).unlink()
+    assert len(find_inputs([str(root/'a.png'), str(root/'deep')], root/'out')[0]) == 2
+    (root/'loop.png').symlink_to('loop.png')
+    assert len(find_inputs([str(root)], root/'out')[0]) == 3 # The loop is told when it is read
+
+
+def test_a_terminal_shows_what_it_is_told(root, monkeypatch, capsys):
+    name = 'a\x1b[2J\n\u202e.png'
+    pixels(root, name)
+    (root/name).write_text('no picture')
+    put(root, {'train.json': json.dumps(COCO).encode()})
+    @command
+    def look(): read_image(root/name)
+    monkeypatch.setattr(sys, 'argv', ['look'])
+    with pytest.raises(SystemExit) as end: look()
+    assert str(end.value).startswith('look: error: ') and str(end.value).isprintable() and r'a\x1b[2J\n\u202e.png cannot be decoded' in str(end.value)
+    assert printable('größer, 猫, 💥') == 'größer, 猫, 💥'
+
+
+# Pictures
+
+def png(width, height, data=b''):
+    def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize('size', [(31623, 31623), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (0, 0)])
+def test_a_picture_that_claims_to_be_large(size, root):
+    (root/'a.png').write_bytes(png(*size))
+    assert 'a.png cannot be decoded as an image' in tried(lambda root: read_image(root/'a.png'), root, megabytes=50)
+    assert 'files that cannot be opened as images' in tried(lambda root: _stored_sizes(root, [root/'a.png']), root, megabytes=50)
+
+
+def test_the_doctor_draws_what_claims_to_be_large(root):
+    doc = coco(images=dict(width=10**6, height=10**6))
+    put(root, {'train.json': json.dumps(doc).encode(), 'a.png': b'no picture', 'b.png': png(20, 10, bytes(61*10))})
+    report = examine(root)
+    (root.parent/'data'/'out').mkdir()
+    fuzz.WATCH['root'] = None
+    before = fuzz.memory(reset=True)
+    draw_report(report, root/'out/doctor.png')
+    assert fuzz.memory() - before < 500e3 and 'image does not decode' in '\n'.join(report_lines(report))
+
+
+@pytest.mark.parametrize('kind', ['eps', 'ico', 'tga', 'jpeg2000'])
+def test_only_the_formats_of_photos_are_let_in(kind, root):
+    "For EPS, Pillow would start Ghostscript"
+    Image.new('RGB', (20, 10)).save(root/'a.jpg', kind)
+    assert 'cannot identify image file' in tried(lambda root: read_image(root/'a.jpg'), root)
+
+
+def test_a_playlist_in_the_guise_of_a_video(root):
+    av = pytest.importorskip('av')
+    from cjm_yolox_pytorch.inference import read_video
+    (root/'a.mp4').write_text(f'#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXTINF:1,\n{root.parent}/secret\n#EXT-X-ENDLIST\n')
+    with pytest.raises((OSError, ValueError)) as refused: list(read_video(root/'a.mp4'))
+    assert isinstance(refused.value, av.error.FFmpegError) and 'refused' not in str(refused.value).lower() # It did not try to connect
+
+
+# Weights
+
+def archive(program, method=zipfile.ZIP_STORED, **records):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w', method) as z:
+        for name, data in dict({'data.pkl': program, 'version': b'3\n', 'byteorder': b'little'}, **{f'data/{k[1:]}': v for k, v in records.items()}).items(): z.writestr(f'a/{name}', data)
+    return file.getvalue()
+
+
+def saved(content, **kwargs):
+    torch.save(content, file := io.BytesIO(), **kwargs)
+    return file.getvalue()
+
+
+class Hexed: # A text that is doubled again and again
+    def __init__(self, n): self.n = n
+    def __reduce__(self): return codecs.encode, (Hexed(self.n - 1) if self.n else b'ab', 'hex')
+
+
+def paired(n):
+    thing = ('a',)
+    for _ in range(n): thing = thing, thing
+    return thing
+
+
+EVIL = dict(model=Mischief(os.system, 'touch canary'))
+PAIRS = pickle.dumps({'k': 0}, protocol=2)[:2] + b'}' + pickle.dumps(paired(60), protocol=2)[2:-1] + b'K\x01s.' # The sixtieth pair as a key
+BAD_WEIGHTS = {
+    'runs a command': (saved(EVIL), 'wants to run (posix|nt).system'), 'runs a command, the old way': (saved(EVIL, _use_new_zipfile_serialization=False), 'wants to run (posix|nt).system'), 'a plain pickle': (pickle.dumps(EVIL, protocol=2), 'wants to run (posix|nt).system'), 'a plain pickle of today': (pickle.dumps(EVIL), 'is not a file of weights'),
+    'evaluates': (archive(pickle.dumps(Mischief(eval, 'open("canary", "w")'), protocol=2)), 'wants to run eval'), 'a hash that never ends': (archive(PAIRS), 'puts together something of more than 1e[+]09 parts'), 'a hash that never ends, the old way': (PAIRS, 'puts together something'),
+    'a long array': (archive(b'\x80\x02cbuiltins\nbytearray\n' + b'J' + struct.pack('<i', 2**31 - 1) + b'\x85R.'), 'it wants builtins.bytearray'), 'text doubled again and again': (archive(pickle.dumps(Hexed(40), protocol=2).replace(b'_codecs\nencode', b'_codecs\nencode')), 'puts together something'),
+    'zip bomb': (archive(pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED, _0=bytes(10**8)), 'claims to hold 1000000'), 'not a zip': (b'PK\x03\x04' + bytes(99), 'is not a file of weights'), 'TorchScript': (archive(pickle.dumps({}, protocol=2)).replace(b'data.pkl', b'data.pkl'), 'STEM|missing'),
+    'a header of 2^63 bytes': (struct.pack('<Q', 2**63) + b'{"a":1}', 'is not a file of weights'), 'a header nested deeply': (struct.pack('<Q', 100000) + b'{"a":' + b'['*99995, 'is not a file of weights'), 'numbers as keys': (saved({1: torch.zeros(1), 'x': {2: 3}}), 'missing among'),
+    'keys of all kinds': (saved({**network(), 1: 2, (3, 4): torch.zeros(1)}), None), 'other shapes': (saved({**network(), _CLASSES: torch.zeros(())}), 'does not fit'), 'many classes': (saved({**network(), _CLASSES: torch.zeros(1, 96, 1, 1).expand(10**9, -1, -1, -1)}), 'does not fit'),
+    'no numbers': (saved({**network(), 'neck.x': torch.zeros(2, device='meta')}), 'sparse, quantized or without numbers'), 'sparse': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3).to_sparse()}), 'sparse, quantized'), 'whole numbers': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3, dtype=torch.int32)}), 'weights have to be floats'),
+}
+
+
+@pytest.mark.parametrize('name', BAD_WEIGHTS)
+def test_weights(name, root):
+    data, message = BAD_WEIGHTS[name]
+    (root/'a.pth').write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        found = tried(read_weights, root, megabytes=300)
+    assert found is None if message is None else re.search(message, found)
+
+
+@pytest.mark.parametrize('change', [dict(mean=[float('nan'), 0, 0]), dict(mean='abc'), dict(std=[0, 1, 1]), dict(size=10**9), dict(size='64'), dict(names='ab'), dict(names=[1, 2]), dict(num_classes=10**12), dict(focus='x'*10**5), {'x'*10**5: 1}])
+def test_metadata(change, root):
+    (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=json.dumps({**fuzz.KNOWN, **change}))))
+    assert 'a.safetensors: ' in tried(read_weights, root)
+
+
+def test_metadata_that_are_nested_deeply(root):
+    (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=DEEP)))
+    assert 'cannot be understood' in tried(read_weights, root)
+
+
+def test_what_is_not_needed_is_not_made(root):
+    "Arrays and dtypes of numpy can be given states that end Python; real ones are still let by"
+    (root/'a.pth').write_bytes(saved(dict(state_dict=network(), log=np.arange(3.), best=np.float64(1), flags=np.zeros(2, dtype=bool), names=np.array(['a', 'b']))))
+    assert load_weights(root/'a.pth').num_classes == 2
+    state = b'\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00V8\x89\x88\x87R(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\x7fJ\xff\xff\xff\x7fK\x00tb.' # A dtype of two gigabytes
+    (root/'a.pth').write_bytes(archive(state))
+    assert 'not a _Unread' in tried(read_weights, root)
+
+
+def test_a_part_of_the_fuzzing():
+    done = subprocess.run([sys.executable, Path(__file__).with_name('fuzz.py'), '--inputs', '2100'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
