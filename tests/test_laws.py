@@ -431,9 +431,11 @@ def test_half_precision_gives_the_loss_of_the_rounded_values(p):
         for g, w in zip(levels, wanted): assert_close(g, w.to(g.dtype), rtol=0, atol=0)
 
 
-@given(problems(dtypes=(SINGLE, DOUBLE)), st.lists(BOXES, max_size=3))
+EVEN = st.builds(lambda x, y, w, h: [2*x, 2*y, 2*(x + w), 2*(y + h)], *[st.integers(0, 16)]*2, *[st.integers(1, 16)]*2) # Often from centre to centre
+
+@given(problems(dtypes=(SINGLE, DOUBLE)), st.lists(EVEN, max_size=3))
 def test_ignored_regions_touch_the_background_alone(p, rows):
-    regions = [torch.tensor(rows).reshape(-1, 4)]*len(p.boxes)
+    regions = [torch.tensor(rows, dtype=SINGLE).reshape(-1, 4)]*len(p.boxes)
     plain, plain_grads = gradients(p.loss(), p.maps, *p.objects)
     losses, grads = gradients(p.loss(), p.maps, *p.objects, ground_truth_bboxes_ignore=regions)
     assert {k: v for k, v in losses.items() if k != 'loss_obj'} == {k: v for k, v in plain.items() if k != 'loss_obj'}
@@ -478,11 +480,27 @@ def test_overlaps_in_exact_arithmetic(a, b, dtype):
     rows = torch.tensor([a], dtype=dtype), torch.tensor([b], dtype=dtype)
     for f, want in [(box_iou, float(shared/max(union, Fraction(1e-6)))), (box_giou, float(shared/union - (around - union)/around))]:
         assert_close(f(*rows), torch.tensor([want], dtype=dtype), rtol=1e-5, atol=1e-6)
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = a, b # CIoU by its equations 10 and 11
+    width, height = max(x2, u2) - min(x1, u1), max(y2, v2) - min(y1, v1)
+    v = 4/math.pi**2*(math.atan((x2 - x1)/(y2 - y1)) - math.atan((u2 - u1)/(v2 - v1)))**2
+    iou, apart = float(shared/union), ((x1 + x2 - u1 - u2)**2 + (y1 + y2 - v1 - v2)**2)/4
+    if union > 1e-5: assert_close(box_ciou(*rows).item(), iou - apart/(width**2 + height**2) - (v*v/(1 - iou + v) if v else 0), rtol=1e-4, atol=1e-4)
     for f in (box_iou, box_giou, box_ciou):
         assert_close(f(*rows), f(*rows[::-1]))
         assert f(*rows) <= 1 + 1e-6
         assert_close(f(rows[0], rows[0]), torch.ones(1, dtype=dtype), rtol=0, atol=1e-5 if f != box_iou or fractions_of(a, a)[1] > 1e-5 else 1)
     assert max(box_ciou(*rows), box_giou(*rows)) <= shared/union + 1e-5
+
+
+@given(BOXES, st.sampled_from(sorted(BOX_LOSSES)), st.sampled_from([SINGLE, DOUBLE]), st.sampled_from([[0, 1, 0, 1], [0, 1, 0, 3], [0, 1, 2, 1]]))
+def test_points_and_lines_have_losses_and_slopes(box, name, dtype, corners):
+    "A prediction may be so small that it is one, and so may an object where nobody looks"
+    flat = torch.tensor([box], dtype=dtype)[:, corners]
+    for pred, target in [(flat, flat), (flat, torch.tensor([box], dtype=dtype)), (torch.tensor([box], dtype=dtype), flat)]:
+        pred = pred.clone().requires_grad_()
+        loss = BOX_LOSSES[name](pred, target).sum()
+        slope, = torch.autograd.grad(loss, pred)
+        assert loss.isfinite() and loss >= 0 and slope.isfinite().all(), (loss, slope)
 
 
 @given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.tuples(st.integers(1, 4096), st.integers(1, 4096)), st.lists(st.floats(0, 1), min_size=4, max_size=4))
@@ -503,6 +521,7 @@ def test_grids_are_priors_in_the_order_of_maps(height, width, strides):
     corners = grid_priors(sizes, strides)
     assert_close(corners, torch.cat([grid[:, :2]*grid[:, 2:], grid[:, 2:], grid[:, 2:]], 1).float())
     assert corners.tolist() == [[x*s, y*s, s, s] for (h, w), s in zip(sizes, strides) for y in range(h) for x in range(w)]
+    assert cell_centres(corners).tolist() == [[x + s/2, y + s/2, s, s] for x, y, s, _ in corners.tolist()]
     maps = [own.view(1, *size, 4).permute(0, 3, 1, 2) for own, size in zip(corners.split([h*w for h, w in sizes]), sizes)]
     assert_close(flatten_levels(maps)[0], corners)
 
