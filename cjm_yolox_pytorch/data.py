@@ -112,15 +112,18 @@ def _present(where, paths): # The same, if they are there
     if missing: raise FileNotFoundError(f'{where}: {len(missing)} of {len(paths)} images are missing, such as {", ".join(map(_brief, missing[:3]))}. Put them there, or take them out of it')
     return paths
 
-# %% ../nbs/07_data.ipynb #c90b8bb9
-def _read(path, most=math.inf): # Its text
+# %% ../nbs/07_data.ipynb #9fe4c76c
+def _bytes(path, most=math.inf): # All of a file
     try:
         about = path.stat()
-        if stat.S_ISREG(about.st_mode) and about.st_size <= most: return path.read_text(encoding='utf-8-sig')
+        if stat.S_ISREG(about.st_mode) and about.st_size <= most: return path.read_bytes()
     except OSError as e: raise type(e)(f'{_brief(path)} cannot be read: {e.strerror}') from e
-    except UnicodeDecodeError as e: raise ValueError(f'{path}: byte {e.start} is not UTF-8. Save the file as UTF-8') from e
     if about.st_size > most: raise ValueError(f'{path} has {about.st_size} bytes; of a description of data not more than {most} are read')
     raise OSError(f'{path} is no file that ends, but a folder, a pipe or a device')
+
+def _read(path, most=math.inf): # Its text
+    try: return _bytes(path, most).decode('utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f'{path}: byte {e.start} is not UTF-8. Save the file as UTF-8') from e
 
 def _lines(path): return [line.strip() for line in _read(path).splitlines() if line.strip()]
 
@@ -143,7 +146,7 @@ def read_annotated(
     if tuple(image.shape[1:]) != size: raise ValueError(f'{path} is {image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}')
     return image
 
-# %% ../nbs/07_data.ipynb #f6a962f2
+# %% ../nbs/07_data.ipynb #e069ee36
 def read_coco(
     path, # The JSON file
     folder=None # Where the images are; looked for if None
@@ -172,8 +175,9 @@ def read_coco(
     files = [_inside(path, i['file_name']) for i in images]
     folder = _image_folder(path, files) if folder is None else Path(folder)
     _present(path, [folder/f for f in files if len(f) > 255]) # One long name makes the array of all names large
-    areas = np.where(areas > 0, areas, boxes[:, 2:].prod(1))
-    boxes[:, 2:] += boxes[:, :2]
+    with np.errstate(over='ignore'): # What becomes infinite is refused below
+        areas = np.where(areas > 0, areas, boxes[:, 2:].prod(1))
+        boxes[:, 2:] += boxes[:, :2]
     columns = [np.array([known[a[key]] for a in objects], dtype=np.int64) for key, known in [('image_id', place), ('category_id', label)]]
     crowd = [a.get('iscrowd') for a in objects]
     _refuse(f'{path}: annotations whose iscrowd is neither 0 nor 1', [a for a, c in zip(objects, crowd) if c not in (0, 1, None)],
@@ -288,14 +292,14 @@ def _voc_images(root, part, found): # The image of each XML file
     _refuse(f'{root}: images that differ in nothing but their suffix', double, 'Leave one of them there, or name it in <filename> of the XML file')
     return [paths[0] for paths in chosen]
 
-# %% ../nbs/07_data.ipynb #fecf85ed
+# %% ../nbs/07_data.ipynb #fd39b63c
 class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding
     def doctype(self, *said): raise NotImplementedError
 
 _Said = namedtuple('_Said', 'filename size rows') # Height and width (0 where unknown), and a row of name and corners for each object
 
 def _voc_file(path): # `_Said`
-    try: tree = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_NoEntities()))
+    try: tree = ElementTree.fromstring(_bytes(path), ElementTree.XMLParser(target=_NoEntities()))
     except NotImplementedError: raise ValueError(f'{path}: declares a document type or entities, which annotations do not need. Remove them') from None
     except (ElementTree.ParseError, ValueError, LookupError) as e: raise ValueError(f'{path}: not XML: {e}. It may have been cut off') from e
     if tree.tag != 'annotation': raise ValueError(f'{path}: begins with <{_brief(tree.tag)}> and not with <annotation>, so it is not Pascal VOC')
@@ -380,7 +384,7 @@ def read_yolo(
     image = table[:, 0].astype(np.int64)
     return _collect(where, names, paths, sizes, image, table[:, 2:] * np.tile(sizes[image][:, ::-1], 2), table[:, 1], notes=notes)
 
-# %% ../nbs/07_data.ipynb #6017ecd7
+# %% ../nbs/07_data.ipynb #403ce2c0
 def _label_file(image): # Where its objects are: labels/x.txt for images/x.jpg, or beside it
     parts = image.parts
     at = max((n for n, part in enumerate(parts[:-1]) if part.lower() == 'images'), default=None)
@@ -391,9 +395,7 @@ def _alone(paths, files): # Label files beside those of the images, but without 
     folders = {(image.parent, file.parent) for image, file in zip(paths, files) if file}
     pictured = {(labels, p.stem) for images, labels in folders for p in _beside(images, *IMAGE_SUFFIXES)}
     beside = {p for _, labels in folders for p in _beside(labels, '.txt') if (labels, p.stem) not in pictured and p.name not in CLASS_LISTS}
-    def begins(p):
-        with open(p, 'rb') as f: return f.read(1)
-    return sorted(p for p in beside if begins(p).isdigit())
+    return sorted(p for p in beside if _bytes(p)[:1].isdigit())
 
 def _yolo_file(path, n, label, rows, bad): # Adds rows of `n`, label and corners, as fractions of width and height; or what is wrong with a line
     for number, line in enumerate(_read(path).splitlines(), start=1):
@@ -444,12 +446,12 @@ def _yaml(path):
     if not isinstance(config, dict): raise ValueError(f'{path}: no description of a data set, which has train, val and names')
     return config
 
-# %% ../nbs/07_data.ipynb #024d1f27
+# %% ../nbs/07_data.ipynb #d211ec49
 def _entry(where, root, name): # The file or folder that is meant
     name = _brief(name, 4096) # Folders may be called 2017, which is a number to YAML
     path = Path(name)
     below = [path.relative_to(base) for base in (os.path.abspath(root), os.path.realpath(root)) if path.is_relative_to(base)]
-    plain = _inside(where, below[0] if below else re.sub(r'^\.\.[\\/]', '', name))
+    plain = _inside(where, str(below[0]) if below else re.sub(r'^\.\.[\\/]', '', name))
     return next((p for p in (root/plain, root/plain.removeprefix('data/')) if os.path.exists(p)), root/plain)
 
 def _yolo_images(where, root, entries): # Files: of a folder, of a list, or of several
@@ -500,7 +502,7 @@ def _promised(where, root, entry): # Whether to expect it; Roboflow writes test:
     try: return not isinstance(entry, str) or os.path.exists(_entry(where, root, entry))
     except ValueError: return True # Reading it will say why
 
-# %% ../nbs/07_data.ipynb #b09515ce
+# %% ../nbs/07_data.ipynb #0a18b322
 def _description(path): # The file that describes a data set
     kinds = '.yaml', '.yml', '.data'
     if path.is_file(): return path if path.suffix.lower() in kinds else None
@@ -510,10 +512,11 @@ def _description(path): # The file that describes a data set
     return found[0] if found else None
 
 def _describes(path): # Other programs leave YAML behind, too
-    with open(path, 'rb') as f: start = f.read(MOST_OF_YAML)
-    if not re.search(rb'^(\xef\xbb\xbf)?(train|val) *[:=]', start, re.MULTILINE): return False
-    try: return path.suffix.lower() == '.data' or any(isinstance(_yaml(path).get(split), (str, list)) for split in ('train', 'val'))
-    except ValueError: return True # Reading it will say why
+    try:
+        with open(path, 'rb') as f: start = f.read(MOST_OF_YAML)
+        if not re.search(rb'^(\xef\xbb\xbf)?(train|val) *[:=]', start, re.MULTILINE): return False
+        return path.suffix.lower() == '.data' or any(isinstance(_yaml(path).get(split), (str, list)) for split in ('train', 'val'))
+    except (OSError, ValueError): return True # Reading it will say why
 
 # %% ../nbs/07_data.ipynb #b57fe8eb
 CLASS_LISTS = 'classes.txt', 'obj.names', '_darknet.labels'
