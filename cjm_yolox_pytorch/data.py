@@ -124,15 +124,18 @@ def _present(where, paths): # The same, if they are there
     if missing: raise FileNotFoundError(f'{where}: {len(missing)} of {len(paths)} images are missing, such as {", ".join(map(_brief, missing[:3]))}. Put them there, or take them out of it')
     return paths
 
-# %% ../nbs/07_data.ipynb #c90b8bb9
-def _read(path, most=math.inf): # Its text
+# %% ../nbs/07_data.ipynb #9fe4c76c
+def _bytes(path, most=math.inf): # All of a file
     try:
         about = path.stat()
-        if stat.S_ISREG(about.st_mode) and about.st_size <= most: return path.read_text(encoding='utf-8-sig')
+        if stat.S_ISREG(about.st_mode) and about.st_size <= most: return path.read_bytes()
     except OSError as e: raise type(e)(f'{_brief(path)} cannot be read: {e.strerror}') from e
-    except UnicodeDecodeError as e: raise ValueError(f'{path}: byte {e.start} is not UTF-8. Save the file as UTF-8') from e
     if about.st_size > most: raise ValueError(f'{path} has {about.st_size} bytes; of a description of data not more than {most} are read')
     raise OSError(f'{path} is no file that ends, but a folder, a pipe or a device')
+
+def _read(path, most=math.inf): # Its text
+    try: return _bytes(path, most).decode('utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f'{path}: byte {e.start} is not UTF-8. Save the file as UTF-8') from e
 
 def _lines(path): return [line.strip() for line in _read(path).splitlines() if line.strip()]
 
@@ -203,12 +206,13 @@ def _names(where, classes): # From names by number: names in the order of their 
     _refuse(f'{where}: several classes have the same name', _repeated(names), 'Give each its own')
     return names, {c: n for n, c in enumerate(order)}
 
-# %% ../nbs/07_data.ipynb #b17fb9d6
+# %% ../nbs/07_data.ipynb #fd81c428
 def _coco_boxes(path, objects): # Boxes [T, 4] xyxy, crowd flags [T] and areas [T]; the box's own where the file has none
     boxes = _table(f'{path}: annotations whose bbox is not 4 numbers', objects, [a['bbox'] for a in objects], 4)
     areas = _table(f'{path}: annotations whose area is not a number', objects, [[a.get('area') or 0] for a in objects], 1)[:, 0]
-    areas = np.where(areas > 0, areas, boxes[:, 2:].prod(1))
-    boxes[:, 2:] += boxes[:, :2]
+    with np.errstate(over='ignore'): # What becomes infinite is refused by `_collect`
+        areas = np.where(areas > 0, areas, boxes[:, 2:].prod(1))
+        boxes[:, 2:] += boxes[:, :2]
     crowd = [a.get('iscrowd') for a in objects]
     _refuse(f'{path}: annotations whose iscrowd is neither 0 nor 1', [a for a, c in zip(objects, crowd) if c not in (0, 1, None)],
             'Write 1 without quotes for a region with many objects, and 0 for all others')
@@ -313,14 +317,14 @@ def _voc_images(root, part, found): # The image of each XML file
     _refuse(f'{root}: images that differ in nothing but their suffix', double, 'Leave one of them there, or name it in <filename> of the XML file')
     return [paths[0] for paths in chosen]
 
-# %% ../nbs/07_data.ipynb #fecf85ed
+# %% ../nbs/07_data.ipynb #fd39b63c
 class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding
     def doctype(self, *said): raise NotImplementedError
 
 _Said = namedtuple('_Said', 'filename size rows') # Height and width (0 where unknown), and a row of name and corners for each object
 
 def _voc_file(path): # `_Said`
-    try: tree = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_NoEntities()))
+    try: tree = ElementTree.fromstring(_bytes(path), ElementTree.XMLParser(target=_NoEntities()))
     except NotImplementedError: raise ValueError(f'{path}: declares a document type or entities, which annotations do not need. Remove them') from None
     except (ElementTree.ParseError, ValueError, LookupError) as e: raise ValueError(f'{path}: not XML: {e}. It may have been cut off') from e
     if tree.tag != 'annotation': raise ValueError(f'{path}: begins with <{_brief(tree.tag)}> and not with <annotation>, so it is not Pascal VOC')
@@ -405,7 +409,7 @@ def read_yolo(
     image = table[:, 0].astype(np.int64)
     return _collect(where, names, paths, sizes, image, table[:, 2:] * np.tile(sizes[image][:, ::-1], 2), table[:, 1], notes=notes)
 
-# %% ../nbs/07_data.ipynb #6017ecd7
+# %% ../nbs/07_data.ipynb #403ce2c0
 def _label_file(image): # Where its objects are: labels/x.txt for images/x.jpg, or beside it
     parts = image.parts
     at = max((n for n, part in enumerate(parts[:-1]) if part.lower() == 'images'), default=None)
@@ -416,9 +420,7 @@ def _alone(paths, files): # Label files beside those of the images, but without 
     folders = {(image.parent, file.parent) for image, file in zip(paths, files) if file}
     pictured = {(labels, p.stem) for images, labels in folders for p in _beside(images, *IMAGE_SUFFIXES)}
     beside = {p for _, labels in folders for p in _beside(labels, '.txt') if (labels, p.stem) not in pictured and p.name not in CLASS_LISTS}
-    def begins(p):
-        with open(p, 'rb') as f: return f.read(1)
-    return sorted(p for p in beside if begins(p).isdigit())
+    return sorted(p for p in beside if _bytes(p)[:1].isdigit())
 
 def _yolo_file(path, n, label, rows, bad): # Adds rows of `n`, label and corners, as fractions of width and height; or what is wrong with a line
     for number, line in enumerate(_read(path).splitlines(), start=1):
@@ -469,12 +471,12 @@ def _yaml(path):
     if not isinstance(config, dict): raise ValueError(f'{path}: no description of a data set, which has train, val and names')
     return config
 
-# %% ../nbs/07_data.ipynb #024d1f27
+# %% ../nbs/07_data.ipynb #d211ec49
 def _entry(where, root, name): # The file or folder that is meant
     name = _brief(name, 4096) # Folders may be called 2017, which is a number to YAML
     path = Path(name)
     below = [path.relative_to(base) for base in (os.path.abspath(root), os.path.realpath(root)) if path.is_relative_to(base)]
-    plain = _inside(where, below[0] if below else re.sub(r'^\.\.[\\/]', '', name))
+    plain = _inside(where, str(below[0]) if below else re.sub(r'^\.\.[\\/]', '', name))
     return next((p for p in (root/plain, root/plain.removeprefix('data/')) if os.path.exists(p)), root/plain)
 
 def _yolo_images(where, root, entries): # Files: of a folder, of a list, or of several
@@ -525,7 +527,7 @@ def _promised(where, root, entry): # Whether to expect it; Roboflow writes test:
     try: return not isinstance(entry, str) or os.path.exists(_entry(where, root, entry))
     except ValueError: return True # Reading it will say why
 
-# %% ../nbs/07_data.ipynb #b09515ce
+# %% ../nbs/07_data.ipynb #0a18b322
 def _description(path): # The file that describes a data set
     kinds = '.yaml', '.yml', '.data'
     if path.is_file(): return path if path.suffix.lower() in kinds else None
@@ -535,10 +537,11 @@ def _description(path): # The file that describes a data set
     return found[0] if found else None
 
 def _describes(path): # Other programs leave YAML behind, too
-    with open(path, 'rb') as f: start = f.read(MOST_OF_YAML)
-    if not re.search(rb'^(\xef\xbb\xbf)?(train|val) *[:=]', start, re.MULTILINE): return False
-    try: return path.suffix.lower() == '.data' or any(isinstance(_yaml(path).get(split), (str, list)) for split in ('train', 'val'))
-    except ValueError: return True # Reading it will say why
+    try:
+        with open(path, 'rb') as f: start = f.read(MOST_OF_YAML)
+        if not re.search(rb'^(\xef\xbb\xbf)?(train|val) *[:=]', start, re.MULTILINE): return False
+        return path.suffix.lower() == '.data' or any(isinstance(_yaml(path).get(split), (str, list)) for split in ('train', 'val'))
+    except (OSError, ValueError): return True # Reading it will say why
 
 # %% ../nbs/07_data.ipynb #b57fe8eb
 CLASS_LISTS = 'classes.txt', 'obj.names', '_darknet.labels'

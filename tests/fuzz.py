@@ -51,15 +51,15 @@ SECONDS, MEGABYTES, LETTERS = 5, 1000, 3000 # Most that one input may cost: time
 NUMBERS = ['0', '-1', '-0', '0.5', '1e999', '-1e999', '1e308', '1e39', '1e-400', 'NaN', 'nan', 'inf', '-Infinity', '9'*400, '9'*10000, '0x' + 'f'*9000, '2147483648', '1e10', '99999999999', '9223372036854775808',
            '1_000', '٣', '²', '1:59:59', '59:'*500 + '1', '.', '+', '1.', 'true', 'null', '1j']
 PLACES = ['../../etc/passwd', '/etc/passwd', '..\\..\\secret', 'C:\\secret', '\\\\host\\share', '//host/share', 'images/../../secret', './././a.png', 'a.png/', '', '.', '..', '~', '~root', 'a\x00.png', 'a\n.png', '\x1b]0;title\x07', 'a'*300, 'a/'*3000,
-          'a'*100000, 'images', 'con', 'aux.png', 'file:///etc/passwd', 'http://localhost:9/a.png', '\ud800', '\u202egnp.a', '%2e%2e/secret', '$HOME', '`touch ../canary`', '/dev/zero', '/proc/self/environ', 'link.png', 'away/secret', 'pipe.png', 'loop.png']
+          'a'*100000, 'images', 'con', 'aux.png', 'file:///etc/passwd', 'http://localhost:9/a.png', '\ud800', '\u202egnp.a', '%2e%2e/secret', '$HOME', '`touch ../canary`', '/dev/zero', '/proc/self/environ', 'link.png', 'away/secret', 'pipe.png', 'loop.png', 'ROOT/images/a.png', 'ROOT/images', 'ROOT/../secret']
 WORDS = ['a', 'ant', 'x'*5000, '\ufeff', '\u0000', '\u2028', '💥', '"', "'", '<', '&', '{}', '%s%n', '{0.__class__}', '\\', '\x1b[2J', *PLACES]
-
-
-def nested(depth): return json.loads('['*depth + ']'*depth)
 
 
 class Raw(str): # Stands in JSON as it is
     pass
+
+
+def nested(depth): return Raw('['*depth + ']'*depth)
 
 
 def value(rng):
@@ -279,7 +279,23 @@ def text_of(s): return b'X' + struct.pack('<I', len(s)) + s
 def whole(n): return b'J' + struct.pack('<i', n)
 
 def opcodes(rng):
-    "A program for a pickle's machine, most of it meaningful"
+    "A program for a pickle's machine that makes something, however odd"
+    if rng.random() < .3: return noise(rng)
+    return b'\x80\x02}(' + b''.join(text_of(k.encode()) + thing(rng) for k in rng.sample([STEM, _NORM, _CLASSES, 'model', 'state_dict', 'x'], 3)) + b'u.'
+
+def thing(rng, depth=3): # What puts one thing on the stack
+    plain = [lambda: whole(rng.choice([0, 1, -1, 7, 1000, 2**31 - 1, -2**31])), lambda: text_of(rng.choice([b'cpu', b'hex', b'latin1', b'f8', b'O', b'touch canary', b'x'*300, b'\xed\xa0\x80'])), lambda: b'N', lambda: b'\x88', lambda: b'}', lambda: b']', lambda: b')', lambda: tensor(rng)]
+    if not depth or rng.random() < .2: return rng.choice(plain)()
+    def several(): return b'(' + b''.join(thing(rng, depth - 1) for _ in range(rng.choice([0, 1, 1, 2, 3, 5]))) + b't'
+    def name(): return b'c' + rng.choice(MODULES) + b'\n'
+    return rng.choice([several, lambda: name() + several() + b'R', lambda: name() + several() + b'R', lambda: name() + several() + b'\x81', lambda: name() + several() + b'R' + thing(rng, depth - 1) + b'b', lambda: b'](' + several() + b'e', lambda: name(), lambda: tensor(rng),
+                       lambda: b'}(' + thing(rng, depth - 1) + thing(rng, depth - 1) + b'u', lambda: thing(rng, depth - 1) + b'q\x05h\x05\x86'*rng.choice([1, 5, 60])])()
+
+def tensor(rng): # As torch.save writes it, with numbers that may not fit
+    def sizes(): return b'(' + b''.join(whole(rng.choice([24, 12, 3, 1, 0, 2592, 2**31 - 1, -1])) for _ in range(rng.choice([0, 1, 4]))) + b't'
+    return b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage(rng) + whole(rng.choice([0, 0, 0, 5, -1, 2**31 - 1])) + sizes() + sizes() + b'\x89ccollections\nOrderedDict\n)RtR'
+
+def noise(rng): # Opcodes without a plan
     out, parts = [b'\x80\x02'], [lambda: b'}', lambda: b']', lambda: b')', lambda: b'N', lambda: b'\x88', lambda: b'\x89', lambda: b'(', lambda: b't', lambda: b'\x85', lambda: b'\x86', lambda: b'\x87', lambda: b'R', lambda: b'R', lambda: b'b', lambda: b'\x81', lambda: b's', lambda: b'u', lambda: b'a', lambda: b'e', lambda: b'Q',
              lambda: b'\x8f', lambda: b'0', lambda: b'2', lambda: b'q' + bytes([rng.randrange(4)]), lambda: b'h' + bytes([rng.randrange(4)]), lambda: whole(rng.choice([0, 1, -1, 7, 1000, 2**31 - 1, -2**31])), lambda: b'G' + struct.pack('>d', rng.choice([0., 1e308, float('nan')])), lambda: b'\x8a' + short(rng.randbytes(rng.choice([1, 8, 200]))),
              lambda: text_of(rng.choice([b'model', b'state_dict', b'cpu', b'storage', b'0', b'f8', b'O', STEM.encode(), b'x'*300, b'\xed\xa0\x80'])), lambda: b'c' + rng.choice(MODULES) + b'\n', lambda: b'c' + rng.choice(MODULES) + b'\n' + whole(rng.choice([3, 2**31 - 1])) + b'\x85R',
@@ -391,7 +407,7 @@ def put(root, files):
         if data is None or not os.path.realpath(path.parent).startswith(str(root)): continue
         with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError): # A link took the place
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not isinstance(data, tuple): path.write_bytes(data)
+            if not isinstance(data, tuple): path.write_bytes(data.replace(b'ROOT', os.fsencode(root))) # Absolute, and within
             elif path.is_symlink() or path.exists(): continue
             elif data[1] is None: os.mkfifo(path)
             else: path.symlink_to(data[1])
