@@ -326,7 +326,7 @@ def _read_safetensors(path):
     from safetensors import safe_open
     with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, (f.metadata() or {}).get('cjm_yolox_pytorch')
 
-# %% ../nbs/02_checkpoints.ipynb #4e885970
+# %% ../nbs/02_checkpoints.ipynb #a780bab4
 def _sane(weights): # Whether what JSON said is of the kinds that it has to be
     w = weights
     numbers = all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in (*w.mean, *w.std)) and len(w.mean) == len(w.std) == 3 and 0 not in w.std
@@ -338,6 +338,7 @@ def _ours(state, metadata, path): # `Weights`, if the metadata agree with the te
         weights = Weights(state, **json.loads(metadata))
         fits = (weights.model_type, weights.num_classes) == _describe(state) and (weights.names is None or len(weights.names) == weights.num_classes)
         if not _sane(weights): raise ValueError('mean and std are three numbers each, names are text, size is in pixels')
+        weights.mean, weights.std = tuple(weights.mean), tuple(weights.std) # JSON has no tuples
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'{path}: its metadata cannot be understood: {str(e)[:240]}') from e
     if not fits: raise ValueError(f'{path}: its metadata are not about its tensors, which are of a {"{} with {} classes".format(*_describe(state))}')
     if weights.focus == DOWN: weights.state = {**state, STEM: swap_focus(state[STEM])}

@@ -283,9 +283,14 @@ def opcodes(rng):
     if rng.random() < .3: return noise(rng)
     return b'\x80\x02}(' + b''.join(text_of(k.encode()) + thing(rng) for k in rng.sample([STEM, _NORM, _CLASSES, 'model', 'state_dict', 'x'], 3)) + b'u.'
 
+GREEDY = [b'cbuiltins\nbytearray\n' + whole(2**31 - 1) + b'\x85R', # Two gigabytes
+          b'}' + text_of(b'ab') + b'\x85q\x06' + b'h\x06\x86q\x06'*30 + b'Ns', # A key of a billion parts
+          b'c_codecs\nencode\n'*26 + b'c_codecs\nencode\n' + text_of(b'a'*32) + text_of(b'latin1') + b'\x86R' + (text_of(b'hex') + b'\x86R')*26] # Doubled again and again
+
 def thing(rng, depth=3): # What puts one thing on the stack
     plain = [lambda: whole(rng.choice([0, 1, -1, 7, 1000, 2**31 - 1, -2**31])), lambda: text_of(rng.choice([b'cpu', b'hex', b'latin1', b'f8', b'O', b'touch canary', b'x'*300, b'\xed\xa0\x80'])), lambda: b'N', lambda: b'\x88', lambda: b'}', lambda: b']', lambda: b')', lambda: tensor(rng)]
     if not depth or rng.random() < .2: return rng.choice(plain)()
+    if rng.random() < .05: return rng.choice(GREEDY)
     def several(): return b'(' + b''.join(thing(rng, depth - 1) for _ in range(rng.choice([0, 1, 1, 2, 3, 5]))) + b't'
     def name(): return b'c' + rng.choice(MODULES) + b'\n'
     return rng.choice([several, lambda: name() + several() + b'R', lambda: name() + several() + b'R', lambda: name() + several() + b'\x81', lambda: name() + several() + b'R' + thing(rng, depth - 1) + b'b', lambda: b'](' + several() + b'e', lambda: name(), lambda: tensor(rng),
