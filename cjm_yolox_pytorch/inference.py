@@ -349,7 +349,7 @@ def load_detector(
     if weights in MODEL_TYPES: weights = pretrained_file(weights)
     return Detector(weights if isinstance(weights, Weights) else load_weights(weights), device, size)
 
-# %% ../nbs/06_inference.ipynb #e5edeea7
+# %% ../nbs/06_inference.ipynb #d86a8bf2
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']
 VIDEO_SUFFIXES = ['.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg']
 
@@ -368,7 +368,10 @@ def files_below(
         found += [Path(root)/name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.') and is_readable(f'{root}/{name}')]
     return sorted(found)
 
-def is_readable(path): # Not a pipe or a device, which may never end; a link that leads nowhere is an error when it is read
+def is_readable(
+    path
+) -> bool: # False for a pipe or a device, which may never end. A link that leads nowhere is an error when it is read
+    "Whether `path` may be opened."
     return os.path.isfile(path) or not os.path.exists(path)
 
 def find_inputs(
