@@ -292,7 +292,7 @@ def _voc_images(root, part, found): # The image of each XML file
     _refuse(f'{root}: images that differ in nothing but their suffix', double, 'Leave one of them there, or name it in <filename> of the XML file')
     return [paths[0] for paths in chosen]
 
-# %% ../nbs/07_data.ipynb #fd39b63c
+# %% ../nbs/07_data.ipynb #bd5906cf
 class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding
     def doctype(self, *said): raise NotImplementedError
 
@@ -301,7 +301,7 @@ _Said = namedtuple('_Said', 'filename size rows') # Height and width (0 where un
 def _voc_file(path): # `_Said`
     try: tree = ElementTree.fromstring(_bytes(path), ElementTree.XMLParser(target=_NoEntities()))
     except NotImplementedError: raise ValueError(f'{path}: declares a document type or entities, which annotations do not need. Remove them') from None
-    except (ElementTree.ParseError, ValueError, LookupError) as e: raise ValueError(f'{path}: not XML: {e}. It may have been cut off') from e
+    except (ElementTree.ParseError, ValueError, LookupError) as e: raise ValueError(f'{path}: not XML: {_brief(e)}. It may have been cut off') from e
     if tree.tag != 'annotation': raise ValueError(f'{path}: begins with <{_brief(tree.tag)}> and not with <annotation>, so it is not Pascal VOC')
     rows = [(_text(o, 'name', path), *(_number(o, f'bndbox/{k}', path) for k in ('xmin', 'ymin', 'xmax', 'ymax'))) for o in tree.iter('object')]
     size = [_number(tree, f'size/{side}', path) // 1 if tree.findtext(f'size/{side}') else 0 for side in ('height', 'width')]
