@@ -317,7 +317,7 @@ def _voc_images(root, part, found): # The image of each XML file
     _refuse(f'{root}: images that differ in nothing but their suffix', double, 'Leave one of them there, or name it in <filename> of the XML file')
     return [paths[0] for paths in chosen]
 
-# %% ../nbs/07_data.ipynb #fd39b63c
+# %% ../nbs/07_data.ipynb #bd5906cf
 class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding
     def doctype(self, *said): raise NotImplementedError
 
@@ -326,7 +326,7 @@ _Said = namedtuple('_Said', 'filename size rows') # Height and width (0 where un
 def _voc_file(path): # `_Said`
     try: tree = ElementTree.fromstring(_bytes(path), ElementTree.XMLParser(target=_NoEntities()))
     except NotImplementedError: raise ValueError(f'{path}: declares a document type or entities, which annotations do not need. Remove them') from None
-    except (ElementTree.ParseError, ValueError, LookupError) as e: raise ValueError(f'{path}: not XML: {e}. It may have been cut off') from e
+    except (ElementTree.ParseError, ValueError, LookupError) as e: raise ValueError(f'{path}: not XML: {_brief(e)}. It may have been cut off') from e
     if tree.tag != 'annotation': raise ValueError(f'{path}: begins with <{_brief(tree.tag)}> and not with <annotation>, so it is not Pascal VOC')
     rows = [(_text(o, 'name', path), *(_number(o, f'bndbox/{k}', path) for k in ('xmin', 'ymin', 'xmax', 'ymax'))) for o in tree.iter('object')]
     size = [_number(tree, f'size/{side}', path) // 1 if tree.findtext(f'size/{side}') else 0 for side in ('height', 'width')]
@@ -439,7 +439,7 @@ def _yolo_object(numbers, label): # Label and corners
     else: corners = shape[0] - shape[2]/2, shape[1] - shape[3]/2, shape[0] + shape[2]/2, shape[1] + shape[3]/2
     return int(c) if label is None else label[c], *corners
 
-# %% ../nbs/07_data.ipynb #8996aa91
+# %% ../nbs/07_data.ipynb #e7cbed1b
 MOST_OF_YAML = 500_000 # Bytes, which is some 15,000 classes with long names, and seconds of work
 
 def _yolo_config(path): # What to call it, the root, the names of classes, and what is said about each split
@@ -463,7 +463,7 @@ def _yaml(path):
     import yaml
     class NoAliases(yaml.SafeLoader):
         def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent): raise ValueError('aliases (*) are not needed here, and a few of them can stand for gigabytes')
+            if self.check_event(yaml.AliasEvent) and not isinstance(self.anchors.get(self.peek_event().anchor), yaml.ScalarNode): raise ValueError('aliases (*) are not needed here, and a few of them can stand for gigabytes')
             return super().compose_node(parent, index)
     text = _read(path, most=MOST_OF_YAML)
     try: config = yaml.load(text, NoAliases)

@@ -355,7 +355,7 @@ def load_detector(
     if weights in MODEL_TYPES: weights = pretrained_file(weights)
     return Detector(weights if isinstance(weights, Weights) else load_weights(weights), device, size)
 
-# %% ../nbs/06_inference.ipynb #27db9a64
+# %% ../nbs/06_inference.ipynb #2cf2513a
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']
 VIDEO_SUFFIXES = ['.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg']
 
@@ -374,7 +374,10 @@ def files_below(
         found += [Path(root)/name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.') and is_readable(f'{root}/{name}')]
     return sorted(found)
 
-def is_readable(path): # Not a pipe or a device, which may never end; a link that leads nowhere is an error when it is read
+def is_readable(
+    path
+) -> bool: # False for a pipe or a device, which may never end. A link that leads nowhere is an error when it is read
+    "Whether `path` may be opened."
     return os.path.isfile(path) or not os.path.exists(path)
 
 # %% ../nbs/06_inference.ipynb #05c2a440
@@ -397,10 +400,10 @@ def find_inputs(
     if away: raise ValueError(f'{away[0]} is a link that leads out of {out}: remove it, or choose another folder with out')
     return pairs, missing
 
-# %% ../nbs/06_inference.ipynb #50501453
+# %% ../nbs/06_inference.ipynb #98812fe0
 def _unseen(folder, out): # Images and videos in it, but not the pictures of an earlier run
     files = files_below(folder, *IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    return [f for f in files if out not in Path(os.path.realpath(f)).parents] if folder.resolve() in out.parents else files
+    return [f for f in files if out not in Path(os.path.realpath(f)).parents] if Path(os.path.realpath(folder)) in out.parents else files
 
 def _target(path): # Where the picture of an input goes
     wanted = ['.mp4'] if path.suffix.lower() in VIDEO_SUFFIXES else ['.jpg', '.jpeg']

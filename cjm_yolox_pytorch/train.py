@@ -8,8 +8,9 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
            'finish_epoch', 'fit', 'measure_best', 'splits_to_use', 'recipe_options', 'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #ea1b49f3
+# %% ../nbs/09_train.ipynb #447bf76f
 import csv
+import errno
 import hashlib
 import inspect
 import math
@@ -18,9 +19,11 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from fastcore.basics import patch
@@ -402,7 +405,7 @@ def wandb_logger(
 
 LOGGERS = dict(tensorboard=tensorboard_logger, wandb=wandb_logger)
 
-# %% ../nbs/09_train.ipynb #79320247
+# %% ../nbs/09_train.ipynb #53683373
 def _must_be_new(out): # A folder that holds no other training
     if any((out/name).exists() for name in ('state.pt', 'best.safetensors', 'last.safetensors', 'metrics.csv')):
         raise FileExistsError(f'{out} holds a training already: choose another folder' + ', or go on with --resume'*(out/'state.pt').exists())
@@ -414,6 +417,9 @@ def _alone(trainer): # While this lasts, no other training writes into its folde
     try:
         if trainer.rank == 0: lock.acquire()
     except Timeout: free = False
+    except (OSError, NotImplementedError) as e: # Some network drives have no locks
+        if getattr(e, 'errno', errno.ENOSYS) not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
+        warnings.warn(f'{trainer.out} is on a drive without locks ({e}), so take care that no other training writes there')
     if not _agree(trainer, free): raise FileExistsError(f'{trainer.out}: another training is writing there: wait for its end, or choose another folder')
     try: yield
     finally: lock.release()
@@ -567,9 +573,9 @@ def recipe_options(func):
     func.told = {f.name: told[f.name] + (f' ({f.default})' if f.default else '') for f in fields(Recipe)}
     return func
 
-# %% ../nbs/09_train.ipynb #feda8365
+# %% ../nbs/09_train.ipynb #62f31358
 def _another_ended(e): # What to say of an error of torch's, or None if it has another cause
-    if 'DataLoader worker' in str(e): return ChildProcessError(f'a process that reads images was ended, perhaps because memory ran out ({str(e).strip()}): choose fewer --workers, and add --resume to go on')
+    if 'DataLoader worker (pid' in str(e): return ChildProcessError(f'a process that reads images was ended, perhaps because memory ran out ({str(e).strip()}): choose fewer --workers, and add --resume to go on')
     if 'gloo' in str(e) or 'NCCL' in str(e): return ChildProcessError('another process of this training ended, and says why in a message of its own: mend that, and add --resume to go on')
 
 # %% ../nbs/09_train.ipynb #72f5ad8e
@@ -615,7 +621,7 @@ def yolox_train(
         if first:
             print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), f'weights, metrics and pictures are in {out}', sep='\n', flush=True)
 
-# %% ../nbs/09_train.ipynb #29d4ef3b
+# %% ../nbs/09_train.ipynb #8f964182
 @command
 def yolox_demo(
     out:str='runs/demo', # Folder for everything; what an earlier demo left there is replaced
@@ -625,12 +631,14 @@ def yolox_demo(
 ):
     "Train and evaluate on a data set of drawn shapes, as a first try"
     out, recipe = Path(out), fine_tune_recipe('yolox_tiny', size=96, epochs=epochs, batch=16, lr=.006, warmup=.5, closing=1, every=2)
-    if (out/'shapes/of-the-demo').exists(): # A demo was here, and nothing else is replaced
-        for name in ('metrics.csv', 'state.pt', 'best.safetensors', 'last.safetensors'): (out/name).unlink(missing_ok=True)
-    _must_be_new(out)
-    print(f'drawing shapes into {out/"shapes"}', flush=True)
-    write_shapes(out/'shapes', train=images, val=100, test=200, size=96)
-    (out/'shapes/of-the-demo').touch()
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(SimpleNamespace(out=out, rank=0, world=1)):
+        if (out/'shapes/of-the-demo').exists(): # A demo was here, and nothing else is replaced
+            for name in ('metrics.csv', 'state.pt', 'best.safetensors', 'last.safetensors'): (out/name).unlink(missing_ok=True)
+        _must_be_new(out)
+        print(f'drawing shapes into {out/"shapes"}', flush=True)
+        write_shapes(out/'shapes', train=images, val=100, test=200, size=96)
+        (out/'shapes/of-the-demo').touch()
     train, val = (read_split(out/'shapes', split) for split in ('train', 'val'))
     _say('training', 'train', train)
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)

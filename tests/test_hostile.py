@@ -121,7 +121,7 @@ def test_xml(name, encoding, root):
 
 
 @pytest.mark.parametrize('text, message', [(XML.replace('<width>20', '<width>1e300'), 'sizes that no image has'), (XML.replace('<xmin>1<', f'<xmin>{"9"*10000}<'), 'is .* and not a number'), (XML.replace('<xmin>1<', '<xmin>-1e300<'), 'not finite'), ('<annotation>' + '<object>'*300000, 'not XML'),
-                                           ('<xi:include href="/etc/passwd"/>', 'not XML'), (XML.replace('>ant<', '>an\u009bt<'), 'control characters'), (f'<{"a"*100000}/>', 'begins with <a')])
+                                           ('<xi:include href="/etc/passwd"/>', 'not XML'), (XML.replace('>ant<', '>an\u009bt<'), 'control characters'), (f'<{"a"*100000}/>', 'begins with <a'), (f'<?xml version="1.0" encoding="{"x"*5000}"?><annotation/>', 'not XML: unknown encoding')])
 def test_xml_that_claims_too_much(text, message, root):
     pixels(root, 'a.png')
     put(root, {'a.xml': text.encode()})
