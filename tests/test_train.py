@@ -41,7 +41,7 @@ def test_commands(shapes, tmp_path):
     printed = command('yolox_train', shapes, '--model', 'yolox_nano', '--size', 96, '--epochs', 2, '--batch', 8, '--optimizer', 'sgd', '--lr', .01,
                       '--amp', 'bf16', '--every', 1, '--workers', 1, '--out', out, '--device', 'cpu')
     assert 'training on train: 24 images' in printed and 'best: epoch' in printed and all(len(line) <= 80 for line in printed.splitlines() if '/2 ' in line)
-    assert sorted(p.name for p in out.iterdir()) == ['best.safetensors', 'confusion.png', 'curves.png', 'detections.png', 'last.safetensors', 'metrics.csv', 'metrics.json', 'precision_recall.png', 'state.pt', 'worst.png']
+    assert sorted(p.name for p in out.glob('[!.]*')) == ['best.safetensors', 'confusion.png', 'curves.png', 'detections.png', 'last.safetensors', 'metrics.csv', 'metrics.json', 'precision_recall.png', 'state.pt', 'worst.png']
     rows = read_rows(out/'metrics.csv')
     assert [row['epoch'] for row in rows] == [1, 2] and all({'loss_obj', 'AP', 'AP50', 'seconds'} <= row.keys() for row in rows)
     assert load_weights(out/'last.safetensors').names == read_split(shapes, 'test').names
