@@ -463,6 +463,7 @@ def main():
     cv2.setNumThreads(1)
     sys.stderr = os.fdopen(os.dup(2), 'w') # And not for what decoders say of each file
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    faulthandler.enable(sys.stderr) # A decoder may crash
     logging.disable() # Pillow tells there, too
     warnings.simplefilter('ignore')
     warnings.filterwarnings('error', category=RuntimeWarning) # Of numpy, about numbers that became others
