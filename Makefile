@@ -2,6 +2,8 @@
 # make docs: the site, into _docs/.   make docs-open: look at it.   make test-docs: look at it in a browser that looks for faults.
 PYTHON ?= python3
 BIN := .venv/bin
+# Gigabytes of weights and pictures that passed are not kept
+TIDY := -o tmp_path_retention_policy=failed
 
 .PHONY: demo test bench readme docs docs-open test-docs clean
 
@@ -10,9 +12,9 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest tests --ignore tests/test_export.py
+	$(BIN)/python -m pytest $(TIDY) tests --ignore tests/test_export.py
 # In a process of its own, which OpenVINO once ended in that of all others
-	$(BIN)/python -m pytest tests/test_export.py
+	$(BIN)/python -m pytest $(TIDY) tests/test_export.py
 
 # Half an hour on an otherwise idle machine. Tables go to runs/bench
 bench: .venv-bench/installed

@@ -313,7 +313,7 @@ def _refuse_bombs(path, start):
         for i in archive.infolist():
             if i.filename.lower().endswith('.pkl'): _refuse_large(archive.read(i))
 
-# %% ../nbs/02_checkpoints.ipynb #65e0eb15
+# %% ../nbs/02_checkpoints.ipynb #363fd9a3
 def _read(path): # What a file holds, and its metadata if it is ours
     with open(path, 'rb') as f: start = f.read(9)
     try:
@@ -324,7 +324,7 @@ def _read(path): # What a file holds, and its metadata if it is ours
         wants = re.search(r'GLOBAL (\S+)', str(e))
         if wants: raise ValueError(f'{path} wants to run {wants[1][:240]} when it is read, which a file of weights need not, and is not read. If you trust it, load it yourself and hand over its state dict') from e
         why = str(e).rpartition('WeightsUnpickler error: ')[2].strip() or type(e).__name__ # Without advice to read it unsafely
-        raise ValueError(f'{path} is not a file of weights, or was cut off: {why.splitlines()[0][:240]}') from e
+        raise ValueError(f'{path} is not a file of weights, or was cut off: {why.splitlines()[0].partition(". ")[0][:240]}') from e
 
 def _read_safetensors(path):
     from safetensors import safe_open

@@ -7,7 +7,7 @@ __all__ = ['LONGEST', 'MOST_CLASSES', 'MOST_OF_YAML', 'CLASS_LISTS', 'FORMATS', 
            'read_coco', 'read_voc', 'read_yolo', 'find_splits', 'read_split', 'choose_splits', 'hold_out', 'Fault',
            'check', 'check_splits', 'fault_lines', 'relabel']
 
-# %% ../nbs/07_data.ipynb #d64cad65
+# %% ../nbs/07_data.ipynb #62d7a73c
 import json
 import math
 import os
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from .inference import IMAGE_FORMATS, IMAGE_SUFFIXES, files_below, is_readable, read_image
+from .inference import IMAGE_SUFFIXES, files_below, is_readable, open_image, read_image
 from .utils import CONTROL, printable
 
 # %% ../nbs/07_data.ipynb #ff3d0f37
@@ -344,7 +344,7 @@ def _number(element, name, path):
     if not math.isfinite(number): raise ValueError(f'{path}: <{name}> is {_brief(repr(text))} and not a number')
     return number
 
-# %% ../nbs/07_data.ipynb #aa825721
+# %% ../nbs/07_data.ipynb #b780a96b
 def _by_name(folder, *suffixes): # Files below it, by their names
     found = {}
     for p in files_below(folder, *suffixes): found.setdefault(p.relative_to(folder).with_suffix('').as_posix(), []).append(p)
@@ -354,7 +354,7 @@ def _stored_sizes(where, paths): # [N, 2] height and width, from the heads of th
     sizes, bad = np.zeros((len(paths), 2), dtype=np.int64), []
     for n, path in enumerate(paths):
         try:
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
+            with open_image(path) as image:
                 on_its_side = ('exif' in image.info or image.format == 'TIFF') and image.getexif().get(0x0112, 1) > 4
                 sizes[n] = image.size if on_its_side else image.size[::-1]
         except Exception as e: bad.append(str(e) if str(path) in str(e) else f'{path}: {e}')

@@ -8,7 +8,7 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
            'write_rows', 'read_rows', 'plot_curves', 'tensorboard_logger', 'wandb_logger', 'stop_signals',
            'finish_epoch', 'fit', 'measure_best', 'splits_to_use', 'recipe_options', 'yolox_train', 'yolox_demo']
 
-# %% ../nbs/09_train.ipynb #447bf76f
+# %% ../nbs/09_train.ipynb #4e6bde1c
 import csv
 import errno
 import hashlib
@@ -23,7 +23,6 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from fastcore.basics import patch
@@ -405,22 +404,20 @@ def wandb_logger(
 
 LOGGERS = dict(tensorboard=tensorboard_logger, wandb=wandb_logger)
 
-# %% ../nbs/09_train.ipynb #53683373
+# %% ../nbs/09_train.ipynb #aa5dba05
 def _must_be_new(out): # A folder that holds no other training
     if any((out/name).exists() for name in ('state.pt', 'best.safetensors', 'last.safetensors', 'metrics.csv')):
         raise FileExistsError(f'{out} holds a training already: choose another folder' + ', or go on with --resume'*(out/'state.pt').exists())
 
 @contextmanager
-def _alone(trainer): # While this lasts, no other training writes into its folder
+def _alone(out): # While this lasts, no other training writes into this folder
     from filelock import FileLock, Timeout # torch brings it
-    lock, free = FileLock(trainer.out/'.lock', timeout=0), True
-    try:
-        if trainer.rank == 0: lock.acquire()
-    except Timeout: free = False
+    lock = FileLock(out/'.lock', timeout=0)
+    try: lock.acquire()
+    except Timeout: raise FileExistsError(f'{out}: another training is writing there: wait for its end, or choose another folder') from None
     except (OSError, NotImplementedError) as e: # Some network drives have no locks
         if getattr(e, 'errno', errno.ENOSYS) not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
-        warnings.warn(f'{trainer.out} is on a drive without locks ({e}), so take care that no other training writes there')
-    if not _agree(trainer, free): raise FileExistsError(f'{trainer.out}: another training is writing there: wait for its end, or choose another folder')
+        warnings.warn(f'{out} is on a drive without locks ({e}), so take care that no other training writes there')
     try: yield
     finally: lock.release()
 
@@ -500,7 +497,7 @@ def _epochs(trainer, stop, loggers): # Those that are left
                 _agree(trainer, None) # None leaves before all is saved
                 raise KeyboardInterrupt(f'stopped after {trainer.epoch} epochs and {trainer.done} of {len(trainer.batches)} steps; everything is saved in {trainer.out}')
 
-# %% ../nbs/09_train.ipynb #45061dc0
+# %% ../nbs/09_train.ipynb #1bc06c0d
 def fit(
     trainer:Trainer,
     out, # Folder for everything that is written
@@ -509,9 +506,9 @@ def fit(
 ) -> dict: # The row of metrics with the highest AP
     "Train through all epochs, leaving weights, metrics and pictures in `out`. Raises `KeyboardInterrupt` when asked to stop."
     trainer.out = Path(out)
-    if not resume: _must_be_new(trainer.out)
+    if not resume and trainer.rank == 0: _must_be_new(trainer.out)
     trainer.out.mkdir(parents=True, exist_ok=True)
-    with _alone(trainer), stop_signals(trainer.group) as stop:
+    with nullcontext() if trainer.rank else _alone(trainer.out), stop_signals(trainer.group) as stop:
         if resume: load_state(trainer, trainer.out/'state.pt')
         elif trainer.rank == 0: save_state(trainer, trainer.out/'state.pt') # So that there is something to go on with from the beginning
         _epochs(trainer, stop, loggers)
@@ -621,7 +618,7 @@ def yolox_train(
         if first:
             print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), f'weights, metrics and pictures are in {out}', sep='\n', flush=True)
 
-# %% ../nbs/09_train.ipynb #8f964182
+# %% ../nbs/09_train.ipynb #8f54c186
 @command
 def yolox_demo(
     out:str='runs/demo', # Folder for everything; what an earlier demo left there is replaced
@@ -632,7 +629,7 @@ def yolox_demo(
     "Train and evaluate on a data set of drawn shapes, as a first try"
     out, recipe = Path(out), fine_tune_recipe('yolox_tiny', size=96, epochs=epochs, batch=16, lr=.006, warmup=.5, closing=1, every=2)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(SimpleNamespace(out=out, rank=0, world=1)):
+    with _alone(out):
         if (out/'shapes/of-the-demo').exists(): # A demo was here, and nothing else is replaced
             for name in ('metrics.csv', 'state.pt', 'best.safetensors', 'last.safetensors'): (out/name).unlink(missing_ok=True)
         _must_be_new(out)

@@ -75,7 +75,7 @@ def printable(
     "What `text` says, on one line, with control characters as they are written in Python."
     return CONTROL.sub(lambda m: m[0].encode('unicode_escape').decode(), str(text))
 
-# %% ../nbs/00_utils.ipynb #0a3f98f2
+# %% ../nbs/00_utils.ipynb #8b0a5209
 def command(
     func # A function with the name of its command
 ):
@@ -89,7 +89,8 @@ def command(
             print(f'\n{func.__name__}: interrupted', file=sys.stderr)
             sys.exit(130) # As shells count signals
         except torch.OutOfMemoryError as e: sys.exit(f'{func.__name__}: error: the accelerator has too little memory for this: choose a smaller --batch ({str(e).splitlines()[0]})')
-        except MemoryError as e: sys.exit(f'{func.__name__}: error: there is too little memory for this ({printable(e)})')
+        except MemoryError as e: # A worker's is at the end of a whole traceback
+            sys.exit(f'{func.__name__}: error: there is too little memory for this ({printable((str(e).strip() or "MemoryError").splitlines()[-1])})')
         except (ValueError, FloatingPointError, OSError, ImportError) as e:
             message = _message(e, func.__module__.partition('.')[0])
             if message is None: raise

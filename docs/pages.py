@@ -194,7 +194,7 @@ class Page(Processor):
         return self.folded(cell, 'Source' if names else f'Source of {", ".join(helpers)}')
 
     def example(self, cell):
-        options, tags = cell.directives_, []
+        options = cell.directives_
         cell.source = re.sub(r'\A(#\|.*\n)+', '', cell.source)
         if title := re.search(SAYS_SO, cell.source): cell.metadata['mystnb'] = dict(image=dict(alt=title[1] or title[2]))
         if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, 'Code')

@@ -52,7 +52,7 @@ def main():
         while (passed := (time.time() - begun)/60) < args.minutes and process.poll() is None:
             time.sleep(2)
             pids = family(process.pid)
-            if len(pids) > 2: rows.append(dict(minutes=passed, mb=memory_mb(pids), files=open_files(process.pid)))
+            if len(pids) > 2: rows.append(dict(minutes=passed, mb=memory_mb(pids), trainer_mb=memory_mb(pids[:1]), files=open_files(process.pid)))
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130, 'it ended by itself'
         epochs = len(read_rows(folder/'run/metrics.csv'))

@@ -1,5 +1,4 @@
 "Weights of every family and size, made from our networks by names written down a second time, and the real ones."
-import re
 
 import numpy as np
 import pytest
@@ -7,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cjm_yolox_pytorch.checkpoints import DOWN, RIGHT, STEM, load_weights, recognise, save_weights, seen_focus, seen_white, swap_focus
+from cjm_yolox_pytorch.checkpoints import DOWN, RIGHT, STEM, load_weights, recognise, save_weights, seen_focus, swap_focus
 from cjm_yolox_pytorch.model import MODEL_TYPES, PUBLISHED, build_model, load_matching
 
 # From our names to theirs

@@ -17,7 +17,7 @@ from PIL import Image
 from cjm_yolox_pytorch.checkpoints import Weights, load_weights, save_weights
 from cjm_yolox_pytorch.data import Annotations, read_split
 from cjm_yolox_pytorch.evaluate import (BACKGROUND, METRICS, VOC_METRICS, _coco_results, _coco_truth, _count, average_precision, confusion_matrix, detect, match,
-                                        report, table, voc_average_precision, write_coco, yolox_eval)
+                                        report, table, voc_average_precision, yolox_eval)
 from cjm_yolox_pytorch.inference import Detections
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
 from cjm_yolox_pytorch.shapes import write_shapes

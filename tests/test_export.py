@@ -2,15 +2,14 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cjm_yolox_pytorch.checkpoints import Weights, load_weights, save_weights
+from cjm_yolox_pytorch.checkpoints import Weights, load_weights
 from cjm_yolox_pytorch.export import FORMATS, description, export_weights, exportable, load_exported
-from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, nms, unletterbox, letterbox, Detections, read_image
+from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, letterbox, nms, unletterbox
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
 
 onnx, onnxruntime, openvino = (pytest.importorskip(name) for name in ('onnx', 'onnxruntime', 'openvino'))

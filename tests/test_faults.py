@@ -1,4 +1,5 @@
 "What goes wrong around a training is said in one line, and costs at most the steps since the last state."
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cjm_yolox_pytorch.checkpoints import load_weights
+from cjm_yolox_pytorch.train import _alone
 from test_resume import ENVIRONMENT, _wait_for, assert_same_training, command, run, shapes, uninterrupted # noqa: F401 (the last two are fixtures)
 
 LONG = ['--epochs', '500', '--workers', '1']
@@ -113,6 +115,16 @@ def test_two_in_one_folder(shapes, tmp_path, start):
         time.sleep(.1)
     third.send_signal(signal.SIGINT)
     assert 'everything is saved in' in third.communicate(timeout=300)[0]
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_drive_without_locks(number, tmp_path, monkeypatch):
+    "Trains there with a warning; what else goes wrong with the lock is an error"
+    fcntl = pytest.importorskip('fcntl')
+    def flock(*args): raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    expected = pytest.raises(OSError, match='Input/output') if number == errno.EIO else pytest.warns(UserWarning, match='lock') # Also that of filelock itself
+    with expected, _alone(tmp_path): pass
 
 
 def test_a_mistake_of_a_transform_is_no_want_of_memory(shapes, tmp_path):

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -18,14 +19,14 @@ import fuzz
 import numpy as np
 import pytest
 import torch
-from fuzz import ALIASES, COCO, DARKNET, LAUGHS, LINES, OBJECT, TXT, XML, YAML, Mischief, attempt, network, pixels, put, read_data, read_weights
+from fuzz import ALIASES, COCO, DARKNET, LAUGHS, LINES, TXT, XML, YAML, Mischief, attempt, network, pixels, put, read_data, read_weights
 from PIL import Image
 from safetensors.torch import save
 
-from cjm_yolox_pytorch.checkpoints import _CLASSES, STEM, load_weights
-from cjm_yolox_pytorch.data import _stored_sizes, find_splits, read_annotated, read_coco, read_split
+from cjm_yolox_pytorch.checkpoints import _CLASSES, STEM, load_weights, save_weights
+from cjm_yolox_pytorch.data import _stored_sizes, find_splits, read_annotated, read_coco
 from cjm_yolox_pytorch.doctor import draw_report, examine, report_lines
-from cjm_yolox_pytorch.inference import find_inputs, read_image
+from cjm_yolox_pytorch.inference import find_inputs, read_image, read_video
 from cjm_yolox_pytorch.utils import command, printable
 
 PASSWORD = 'hunter2'
@@ -140,7 +141,7 @@ BAD_YAML = {
     'object': ('train: !!python/object/apply:os.system ["touch canary"]', 'not YAML'), 'name': ('train: !!python/name:os.system', 'not YAML'), 'aliases': (ALIASES + 'train: images/train\nnames: *a9', 'aliases'), 'merges': (MERGES + 'train: images/train', 'aliases'), 'itself': ('train: images/train\nnames: &x [*x]', 'aliases'),
     'nested deeply': (f'train: {DEEP}', 'not YAML: maximum recursion'), 'int': ('train: !!int ""', 'not YAML'), 'bool': ('train: !!bool x', 'not YAML'), 'date': ('train: !!timestamp x', 'not YAML'), 'day': ('train: 2001-99-99', 'not YAML'), 'large': ('train: ' + 'a'*600000, 'of a description of data not more than'),
     'many classes': (YAML.replace('nc: 2', 'nc: 4000000000'), 'nc: 4000000000 is more than'), 'many classes without names': ('train: images/train\nnc: 4000000000', 'nc: 4000000000 is more than'), 'digits': ('train: images/train\nnc: 0x' + 'f'*100000, 'nc: a int that is too large to be shown is more'),
-    'squared': ("train: images/train\nnames: {'²': ant}", 'which is not a list'), 'long path': (YAML.replace('images/train', 'a'*5000), 'is not in'), 'long root': (YAML.replace('path: .', f'path: {"a"*5000}'), 'train|read'), 'NUL': (YAML.replace('images/train', r'"a\0"'), 'control characters'), 'outside': (YAML.replace('images/train', '../../etc'), 'leaves the folder')}
+    'squared': ("train: images/train\nnames: {'²': ant}", 'which is not a list'), 'long path': (YAML.replace('images/train', 'a'*5000), 'is not in'), 'long root': (YAML.replace('path: .', f'path: {"a"*5000}'), None), 'NUL': (YAML.replace('images/train', r'"a\0"'), 'control characters'), 'outside': (YAML.replace('images/train', '../../etc'), 'leaves the folder')}
 
 
 @pytest.mark.parametrize('name', BAD_YAML)
@@ -149,7 +150,7 @@ def test_yaml(name, root):
     pixels(root, 'images/train/a.png', 'images/val/b.png')
     put(root, {'data.yaml': text.encode(), 'labels/train/a.txt': TXT.encode(), 'labels/val/b.txt': TXT.encode(), 'list.txt': LINES.encode()})
     found = tried(read_data, root)
-    assert name == 'long root' or re.search(message, found)
+    assert found is None if message is None else re.search(message, found)
 
 
 def test_a_class_of_many_digits_is_not_counted_up_to(root):
@@ -239,23 +240,27 @@ def test_the_doctor_draws_what_claims_to_be_large(root):
 def test_only_the_formats_of_photos_are_let_in(kind, root):
     "For EPS, Pillow would start Ghostscript"
     Image.new('RGB', (20, 10)).save(root/'a.jpg', kind)
-    assert 'cannot identify image file' in tried(lambda root: read_image(root/'a.jpg'), root)
+    assert 'cannot be decoded as an image (none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP): mend it' in tried(lambda root: read_image(root/'a.jpg'), root)
 
 
-def test_a_playlist_in_the_guise_of_a_video(root):
-    av = pytest.importorskip('av')
-    from cjm_yolox_pytorch.inference import read_video
-    (root/'a.mp4').write_text(f'#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXTINF:1,\n{root.parent}/secret\n#EXT-X-ENDLIST\n')
-    with pytest.raises((OSError, ValueError)) as refused: list(read_video(root/'a.mp4'))
-    assert isinstance(refused.value, av.error.FFmpegError) and 'refused' not in str(refused.value).lower() # It did not try to connect
+@pytest.mark.parametrize('playlist', ['#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}/a.ts\n#EXT-X-ENDLIST\n', '#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{}/a.m3u8\n', "ffconcat version 1.0\nfile '{}/a.mp4'\n"])
+@pytest.mark.parametrize('suffix', ['mp4', 'm3u8'])
+def test_a_playlist_in_the_guise_of_a_video(playlist, suffix, root):
+    "What it names is not fetched"
+    pytest.importorskip('av')
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        server.setblocking(False)
+        (root/f'a.{suffix}').write_text(playlist.format('http://127.0.0.1:{}'.format(server.getsockname()[1])))
+        with pytest.raises((OSError, ValueError)): list(read_video(root/f'a.{suffix}'))
+        with pytest.raises(BlockingIOError): server.accept()
 
 
 # Weights
 
-def archive(program, method=zipfile.ZIP_STORED, **records):
+def archive(program, method=zipfile.ZIP_STORED, name='data.pkl', **records):
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w', method) as z:
-        for name, data in dict({'data.pkl': program, 'version': b'3\n', 'byteorder': b'little'}, **{f'data/{k[1:]}': v for k, v in records.items()}).items(): z.writestr(f'a/{name}', data)
+        for name, data in dict({name: program, 'version': b'3\n', 'byteorder': b'little'}, **{f'data/{k[1:]}': v for k, v in records.items()}).items(): z.writestr(f'a/{name}', data)
     return file.getvalue()
 
 
@@ -269,6 +274,13 @@ class Hexed: # A text that is doubled again and again
     def __reduce__(self): return codecs.encode, (Hexed(self.n - 1) if self.n else b'ab', 'hex')
 
 
+def scripted():
+    with warnings.catch_warnings(): # That it goes out of use
+        warnings.simplefilter('ignore')
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 1)), file := io.BytesIO())
+    return file.getvalue()
+
+
 def paired(n):
     thing = ('a',)
     for _ in range(n): thing = thing, thing
@@ -280,8 +292,8 @@ PAIRS = pickle.dumps({'k': 0}, protocol=2)[:2] + b'}' + pickle.dumps(paired(60),
 BAD_WEIGHTS = {
     'runs a command': (saved(EVIL), 'wants to run (posix|nt).system'), 'runs a command, the old way': (saved(EVIL, _use_new_zipfile_serialization=False), 'wants to run (posix|nt).system'), 'a plain pickle': (pickle.dumps(EVIL, protocol=2), 'wants to run (posix|nt).system'), 'a plain pickle of today': (pickle.dumps(EVIL), 'is not a file of weights'),
     'evaluates': (archive(pickle.dumps(Mischief(eval, 'open("canary", "w")'), protocol=2)), 'wants to run eval'), 'a hash that never ends': (archive(PAIRS), 'puts together something of more than 1e[+]09 parts'), 'a hash that never ends, the old way': (PAIRS, 'puts together something'),
-    'a long array': (archive(b'\x80\x02cbuiltins\nbytearray\n' + b'J' + struct.pack('<i', 2**31 - 1) + b'\x85R.'), 'it wants builtins.bytearray'), 'text doubled again and again': (archive(pickle.dumps(Hexed(40), protocol=2).replace(b'_codecs\nencode', b'_codecs\nencode')), 'puts together something'),
-    'zip bomb': (archive(pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED, _0=bytes(10**8)), 'claims to hold 1000000'), 'not a zip': (b'PK\x03\x04' + bytes(99), 'is not a file of weights'), 'TorchScript': (archive(pickle.dumps({}, protocol=2)).replace(b'data.pkl', b'data.pkl'), 'STEM|missing'),
+    'a long array': (archive(b'\x80\x02cbuiltins\nbytearray\n' + b'J' + struct.pack('<i', 2**31 - 1) + b'\x85R.'), 'it wants builtins.bytearray'), 'text doubled again and again': (archive(pickle.dumps(Hexed(40), protocol=2)), 'puts together something'),
+    'zip bomb': (archive(pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED, _0=bytes(10**8)), 'claims to hold 1000000'), 'not a zip': (b'PK\x03\x04' + bytes(99), 'is not a file of weights'), 'TorchScript': (scripted(), 'TorchScript archives(?!.*weights_only=False)'), 'a large pickle in capitals': (archive(PAIRS, name='DATA.PKL'), 'puts together something'), 'another archive behind': (archive(PAIRS) + archive(pickle.dumps({}, protocol=2)), 'before or behind the archive'), 'another archive before': (archive(pickle.dumps({}, protocol=2)) + archive(PAIRS), 'before or behind the archive'),
     'a header of 2^63 bytes': (struct.pack('<Q', 2**63) + b'{"a":1}', 'is not a file of weights'), 'a header nested deeply': (struct.pack('<Q', 100000) + b'{"a":' + b'['*99995, 'is not a file of weights'), 'numbers as keys': (saved({1: torch.zeros(1), 'x': {2: 3}}), 'missing among'),
     'keys of all kinds': (saved({**network(), 1: 2, (3, 4): torch.zeros(1)}), None), 'other shapes': (saved({**network(), _CLASSES: torch.zeros(())}), 'does not fit'), 'many classes': (saved({**network(), _CLASSES: torch.zeros(1, 96, 1, 1).expand(10**9, -1, -1, -1)}), 'does not fit'),
     'no numbers': (saved({**network(), 'neck.x': torch.zeros(2, device='meta')}), 'sparse, quantized or without numbers'), 'sparse': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3).to_sparse()}), 'sparse, quantized'), 'whole numbers': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3, dtype=torch.int32)}), 'weights have to be floats'),
@@ -298,7 +310,7 @@ def test_weights(name, root):
     assert found is None if message is None else re.search(message, found)
 
 
-@pytest.mark.parametrize('change', [dict(mean=[float('nan'), 0, 0]), dict(mean='abc'), dict(std=[0, 1, 1]), dict(size=10**9), dict(size='64'), dict(names='ab'), dict(names=[1, 2]), dict(num_classes=10**12), dict(focus='x'*10**5), {'x'*10**5: 1}])
+@pytest.mark.parametrize('change', [dict(mean=[float('nan'), 0, 0]), dict(mean='abc'), dict(notes=[1]), dict(left_over=['a']), dict(left_over=3), dict(family=3), dict(std=[0, 1, 1]), dict(size=10**9), dict(size='64'), dict(names='ab'), dict(names=[1, 2]), dict(num_classes=10**12), dict(focus='x'*10**5), {'x'*10**5: 1}])
 def test_metadata(change, root):
     (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=json.dumps({**fuzz.KNOWN, **change}))))
     assert 'a.safetensors: ' in tried(read_weights, root)
@@ -316,6 +328,12 @@ def test_what_is_not_needed_is_not_made(root):
     state = b'\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00V8\x89\x88\x87R(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\x7fJ\xff\xff\xff\x7fK\x00tb.' # A dtype of two gigabytes
     (root/'a.pth').write_bytes(archive(state))
     assert 'not a _Unread' in tried(read_weights, root)
+
+
+def test_a_link_in_the_place_of_a_file_to_be_written(root):
+    (root/'a.safetensors.partial').symlink_to('../secret')
+    save_weights(load_weights(network()), root/'a.safetensors')
+    assert load_weights(root/'a.safetensors').num_classes == 2 and os.listdir(root) == ['a.safetensors']
 
 
 def test_a_part_of_the_fuzzing():

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, make_loader, train_loader
 from cjm_yolox_pytorch.augment import yolox_transforms
 from cjm_yolox_pytorch.boxes import cell_centres, decode, encode, flatten_levels, grid_priors
@@ -215,7 +214,7 @@ def test_workers_however_they_begin(shapes, method):
 def test_copies_are_equal(shapes):
     "What people keep, send to workers or deepcopy"
     torch.manual_seed(0)
-    x, (maps, boxes, labels) = torch.rand(1, 3, 64, 64), batch([3, 1])
+    x = torch.rand(1, 3, 64, 64)
     model = build_model('yolox_nano', 3, pretrained=False).eval()
     model.name = 'nano' # Scripts set attributes
     wrapped, ema = YOLOXInferenceWrapper(model, [.5]*3, [1.]*3), EMA(model, .9)

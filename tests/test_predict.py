@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cjm_yolox_pytorch.checkpoints import Weights, load_weights, save_weights
-from cjm_yolox_pytorch.inference import VideoWriter, load_detector, predict, read_image, read_video, yolox_predict
+from cjm_yolox_pytorch.checkpoints import Weights, save_weights
+from cjm_yolox_pytorch.inference import VideoWriter, load_detector, predict, read_video, yolox_predict
 from cjm_yolox_pytorch.model import build_model
 
 
@@ -113,7 +113,7 @@ def test_videos(file, tmp_path):
 
 
 def test_supervision(weights):
-    supervision = pytest.importorskip('supervision')
+    pytest.importorskip('supervision')
     found = load_detector(weights, 'cpu')(np.zeros((40, 60, 3), np.uint8), min_score=0, max_detections=3)
     theirs = found.to_supervision()
     np.testing.assert_array_equal(theirs.xyxy, found.boxes)
