@@ -52,21 +52,20 @@ def main():
         while (passed := (time.time() - begun)/60) < args.minutes and process.poll() is None:
             time.sleep(2)
             pids = family(process.pid)
-            if len(pids) > 2: rows.append(dict(minutes=passed, mb=memory_mb(pids), trainer_mb=memory_mb(pids[:1]), files=open_files(process.pid)))
+            if len(pids) > 2: rows.append(dict(minutes=round(passed, 2), mb=round(memory_mb(pids)), trainer_mb=round(memory_mb(pids[:1])), files=open_files(process.pid)))
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130, 'it ended by itself'
         epochs = len(read_rows(folder/'run/metrics.csv'))
     rows = [r for r in rows if r['minutes'] > args.minutes/10] # First everything is loaded once
-    minutes, mb = ([r[k] for r in rows] for k in ('minutes', 'mb'))
-    slope, _ = statistics.linear_regression(minutes, mb)
-    third = len(rows)//3
-    first, last = (statistics.median(part) for part in (mb[:third], mb[-third:]))
-    files = [statistics.median([r['files'] for r in part]) for part in (rows[:third], rows[-third:])]
-    print(f'{epochs} epochs in {args.minutes:g} minutes: memory of all processes {first:.0f} MB in the first third, {last:.0f} MB in the last ({slope:+.2f} MB a minute, '
-          f'standard deviation {statistics.stdev(mb):.0f} MB); open files {files[0]:g} and {files[1]:g}')
+    columns, third = {k: [r[k] for r in rows] for k in rows[0]}, len(rows)//3
+    print(f'{epochs} epochs in {args.minutes:g} minutes. Medians of the first third, of the last, and slope:')
+    for name, unit in (('mb', 'MB of all processes'), ('trainer_mb', 'MB of the one that trains'), ('files', 'open files')):
+        values = columns[name]
+        slope, _ = statistics.linear_regression(columns['minutes'], values)
+        print(f'{statistics.median(values[:third]):g} and {statistics.median(values[-third:]):g} {unit}, {slope:+.2f} a minute, standard deviation {statistics.stdev(values):.0f}')
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out/'soak.json').write_text(json.dumps(dict(epochs=epochs, samples=rows)))
+        (args.out/'soak.json').write_text(json.dumps(dict(epochs=epochs, **columns)))
 
 
 if __name__ == '__main__': main()
