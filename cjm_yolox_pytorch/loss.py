@@ -245,9 +245,12 @@ def _losses(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions)
     if self.use_l1: sums.append(self.l1_loss_weight * _apply(self.l1_loss_func, *pairs['l1'], matches.positive))
     return [total/num_positives.clamp(min=1) for total in sums], num_positives
 
-# %% ../nbs/05_loss.ipynb #43f14604
+# %% ../nbs/05_loss.ipynb #aeecb141
 @cache
 def _compiled(mode): return torch.compile(_losses, fullgraph=True, mode=mode)
+
+def _first_line(e): # With what is wrong, which until torch 2.6 is in the second one
+    return (str(e).strip() or type(e).__name__).replace('raised:\n', 'raised: ').splitlines()[0]
 
 def _compiled_losses(self, classes, raw, objectness, *objects):
     "`_losses`, compiled if that is possible"
@@ -260,7 +263,7 @@ def _compiled_losses(self, classes, raw, objectness, *objects):
         if self.compile_mode is not True: losses, num_positives = [loss.clone() for loss in losses], num_positives.clone() # The next step writes over them
         return losses, num_positives
     except (exc.TorchDynamoException, too_many) as e:
-        warnings.warn(f'YOLOXLoss(compile={self.compile_mode!r}) goes on without compiling: {(str(e).strip() or type(e).__name__).splitlines()[0]}', stacklevel=2)
+        warnings.warn(f'YOLOXLoss(compile={self.compile_mode!r}) goes on without compiling: {_first_line(e)}', stacklevel=2)
         self.compile_mode = False
         return _losses(self, classes, raw, objectness, *objects)
 
