@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from test_resume import ENVIRONMENT, command
@@ -26,11 +27,11 @@ def family(pid):
 
 
 def memory_mb(pids):
-    "Unique to each, plus their shares of what they have in common (Linux: PSS)"
+    "What they have allocated; of what they have in common, their shares (Linux: PSS). Libraries are files, and also others have shares in them"
     total = 0
     for pid in pids:
-        try: total += next(int(line.split()[1]) for line in open(f'/proc/{pid}/smaps_rollup') if line.startswith('Pss:'))
-        except (OSError, StopIteration): pass # It has just ended
+        with suppress(OSError), open(f'/proc/{pid}/smaps_rollup') as f: # It may have just ended
+            total += sum(int(line.split()[1]) for line in f if line.startswith(('Pss_Anon:', 'Pss_Shmem:')))
     return total/1024
 
 
