@@ -1,7 +1,10 @@
-"""Would a mistake be seen? Each mutant of boxes, simota and loss has one; the checks of these modules have to fail with it.
+"""Would a mistake be seen? Mutants of boxes, simota and loss have one each, and
+have to fail a check.
 
-Needs `pip install cosmic-ray`, which makes the mutants. Example: python tests/mutants.py --times 300 --out runs/mutants.json
-If it is stopped, the same command goes on. After a new test, `--again` tries those that survived once more.
+Needs `pip install cosmic-ray`, which makes them. If it is stopped, the same
+command goes on. After a new test, `--again` tries survivors once more.
+
+Example: python tests/mutants.py --times 300 --out runs/mutants.json
 """
 import argparse
 import ast
@@ -211,7 +214,7 @@ def main():
     parser.add_argument('--out', type=Path, default=Path('runs/mutants.json'), help='file of results (default: runs/mutants.json)')
     parser.add_argument('--again', action='store_true', help='try those that survived once more')
     parser.add_argument('--prove', action='store_true', help='only show that each stage sees a mistake')
-    parser.add_argument('--stages', nargs='+', choices=STAGES, default=list(STAGES), help='checks (default: all)')
+    parser.add_argument('--stages', nargs='+', choices=STAGES, default=list(STAGES), metavar='STAGE', help=f'of {", ".join(STAGES)} (default: all)')
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # Leave nothing running
     if not shutil.which('cosmic-ray'): sys.exit('cosmic-ray is missing: pip install cosmic-ray')
