@@ -213,7 +213,7 @@ def main():
     parser.add_argument('--seed', type=int, default=0, help='of the choice (default: 0)')
     parser.add_argument('--out', type=Path, default=Path('runs/mutants.json'), help='file of results (default: runs/mutants.json)')
     parser.add_argument('--again', action='store_true', help='try those that survived once more')
-    parser.add_argument('--prove', action='store_true', help='only show that each stage sees a mistake')
+    parser.add_argument('--prove', action='store_true', help='only show that each stage passes, and sees a mistake')
     parser.add_argument('--stages', nargs='+', choices=STAGES, default=list(STAGES), metavar='STAGE', help=f'of {", ".join(STAGES)} (default: all)')
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # Leave nothing running
@@ -228,8 +228,8 @@ def main():
         else: stages = [s for s in stages if s != 'goldens']
         mutants, in_annotations = listed(checkout)
         print(f'{sum(map(len, mutants.values()))} mutants ({", ".join(f"{len(own)} of {m}" for m, own in mutants.items())}), without {in_annotations} of annotations', flush=True)
-        if args.prove: return prove(checkout, stages)
         limits = time_limits(checkout, stages)
+        if args.prove: return prove(checkout, stages)
         known, no_python = {(r['module'], r['operator'], r['occurrence']): r for r in results}, 0
         for order, wanted in drawn(mutants, args.times, args.seed):
             for mutant in order:
