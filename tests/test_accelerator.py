@@ -94,6 +94,12 @@ def test_few_graphs_for_groups_of_objects(monkeypatch):
     assert counter.frame_count == 3 and loss.compile_mode
 
 
+def test_on_a_cpu_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(cjm_yolox_pytorch.loss, '_compiled', lambda mode: pytest.fail('compiled'))
+    maps, boxes, labels = batch([2])
+    assert_close(YOLOXLoss(C, compile=True)(*maps, boxes, labels), YOLOXLoss(C)(*maps, boxes, labels))
+
+
 def test_what_cannot_be_compiled_runs_and_says_so():
     torch._dynamo.reset()
     loss = YOLOXLoss(C, compile=True)

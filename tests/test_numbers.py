@@ -119,6 +119,14 @@ def test_1_to_5_levels(strides):
         with pytest.raises(ValueError, match=f'class_scores has {len(strides)} levels, but there are {len(change)} strides'): YOLOXLoss(2, strides=change)(maps[0], maps[1], maps[2], boxes, labels)
 
 
+def test_300_images_in_one_batch():
+    "The same images a hundred times have the same loss"
+    maps, boxes, labels = batch([2, 0, 1])
+    loss = YOLOXLoss(4, use_l1=True)
+    many = [[m.repeat(100, 1, 1, 1) for m in levels] for levels in maps]
+    assert_close(loss(*many, boxes*100, labels*100), loss(*maps, boxes, labels))
+
+
 # ---- Half and mixed
 
 @pytest.mark.parametrize('dtypes', [(torch.float16, torch.float32, torch.float16), (torch.float32, torch.bfloat16, torch.float16), (torch.bfloat16, torch.float64, torch.float32)])
