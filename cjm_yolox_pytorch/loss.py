@@ -155,9 +155,9 @@ class SamplingResult:
         labels = assignment_result.category_labels
         self.positive_ground_truth_labels = None if labels is None else labels[positive_indices]
 
-# %% ../nbs/05_loss.ipynb #cf44c65d
+# %% ../nbs/05_loss.ipynb #d2392256
 def _bbox_decode(
-    output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell *corners* in pixels
+    output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell corners in pixels
     predicted_boxes:Tensor # [..., A, 4] raw predictions
 ) -> Tensor: # [..., A, 4] xyxy in pixels
     "Turn raw predictions into boxes: `decode`."
@@ -166,7 +166,7 @@ def _bbox_decode(
 def _get_l1_target(
     l1_target:Tensor, # [P, 4] overwritten with the result
     ground_truth_boxes:Tensor, # [P, 4] xyxy in pixels
-    output_grid_boxes:Tensor, # [P, 4] x, y, s, s of cell *corners* in pixels
+    output_grid_boxes:Tensor, # [P, 4] x, y, s, s of cell corners in pixels
     epsilon:float=1e-8 # Added to sizes (in strides) under the logarithm
 ) -> Tensor: # `l1_target`
     "Write what positives have to predict into `l1_target`: `encode`."
@@ -192,12 +192,12 @@ def _sample(
     return SamplingResult((index > 0).nonzero()[:, 0], (index == 0).nonzero()[:, 0], bboxes, ground_truth_boxes,
                           assignment_result, torch.zeros_like(index, dtype=torch.uint8))
 
-# %% ../nbs/05_loss.ipynb #06aa9957
+# %% ../nbs/05_loss.ipynb #f9eee8b3
 @torch.no_grad()
 def _get_target_single(self, # The loss
     class_preds:Tensor, # [A, C] logits
     objectness_score:Tensor, # [A] or [A, 1] logits
-    output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell *corners* in pixels
+    output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell corners in pixels
     decoded_bboxes:Tensor, # [A, 4] predicted, xyxy in pixels
     ground_truth_bboxes:Tensor, # [G, 4] xyxy in pixels
     ground_truth_labels:Tensor # [G] of any numeric dtype, from 0 to C-1

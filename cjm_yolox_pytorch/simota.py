@@ -509,7 +509,7 @@ def _check_image(scores, priors, boxes, gt_boxes, gt_labels): # The first four i
     if gt_boxes.device.type == gt_labels.device.type == 'cpu': check_values(gt_boxes, gt_labels, scores.shape[1])
     return *map(at_least_fp32, (scores, priors, boxes)), gt_boxes
 
-# %% ../nbs/04_simota.ipynb #ff87da21
+# %% ../nbs/04_simota.ipynb #41951793
 class SimOTAAssigner(SimOTASettings):
     "SimOTA with its settings"
     def match(self, classes, objectness, boxes, priors, gt_boxes, gt_labels, valid, eps=None) -> Matches: # All as `simota` takes them
@@ -520,7 +520,7 @@ class SimOTAAssigner(SimOTASettings):
 
     def assign(self,
         pred_scores:Tensor, # [A, C] probabilities, class times objectness
-        output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell *centres* in pixels
+        output_grid_boxes:Tensor, # [A, 4] x, y, s, s of cell centres in pixels
         decoded_bboxes:Tensor, # [A, 4] predicted, xyxy in pixels
         gt_bboxes:Tensor, # [G, 4] xyxy in pixels
         gt_labels:Tensor, # [G] classes, of any numeric dtype
