@@ -17,6 +17,7 @@ from nbdev.showdoc import showdoc_nm
 cfg = get_config()
 SITE = f'{cfg.doc_host}{cfg.doc_baseurl}/'
 GROUPS = dict(Tutorials='tutorials', Explanations='explanations', Modules='.') # Captions of the sidebar, folders in nbs/
+READ_IN = 'own_loop fine_tune onnx_runtime many_gpus why_simota fast_simota differences reliability from_0_2'.split() # Order; modules follow their numbers
 SAYS_SO = r'''title(?:=|\()'([^'{]+)'|\A# (.+)''' # Where a cell tells what its picture shows: a title, a comment that begins it
 
 
@@ -28,7 +29,9 @@ def address(path):
 def slug(title): return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.lower()).strip()) # The anchor of a heading, as in Quarto
 
 
-def notebooks(folder): return sorted(p.relative_to(cfg.nbs_path) for p in (cfg.nbs_path/folder).glob('*.ipynb') if p.stem != 'index')
+def notebooks(folder):
+    found = [p.relative_to(cfg.nbs_path) for p in (cfg.nbs_path/folder).glob('*.ipynb') if p.stem != 'index']
+    return sorted(found, key=lambda p: (READ_IN.index(p.stem) if p.stem in READ_IN else len(READ_IN), p))
 
 
 class Module:
