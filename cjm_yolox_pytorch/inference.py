@@ -213,7 +213,7 @@ def draw_box(
     ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **{'fill': False, 'color': colour, 'lw': 1.5, **kwargs}))
     if text: ax.text(x1, y1, text, fontsize=6, color='white', va='bottom' if y1 > ax.get_ylim()[0]/12 else 'top', clip_on=True, bbox=dict(facecolor=colour, lw=0, pad=.8, alpha=.7))
 
-# %% ../nbs/06_inference.ipynb #2dc23d7a
+# %% ../nbs/06_inference.ipynb #8fbbd898
 def draw_boxes(
     ax, # Axes of matplotlib
     image:Tensor, # [3, H, W] uint8
@@ -222,12 +222,13 @@ def draw_boxes(
     names=None, # C names of classes; their numbers if None
     scores:Tensor=None # [N] from 0 to 1, written beside the names
 ):
-    "Show `image` with `boxes` on it."
+    "Show `image` with `boxes` on it, the first on top."
     ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(0, image.shape[2], image.shape[1], 0)) # Pixel 0 is from 0 to 1
     ax.axis('off')
-    for i, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist())):
+    for i in reversed(range(len(boxes))):
+        label = int(labels[i])
         text = str(label if names is None else names[label]) + ('' if scores is None else f' {scores[i]:.2f}')
-        draw_box(ax, box, text, f'C{label % 10}')
+        draw_box(ax, boxes[i].tolist(), text, f'C{label % 10}')
 
 # %% ../nbs/06_inference.ipynb #4e690928
 class YOLOXInferenceWrapper(nn.Module):
