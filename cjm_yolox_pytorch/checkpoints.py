@@ -313,7 +313,7 @@ def _refuse_bombs(path, start):
         for i in archive.infolist():
             if i.filename.lower().endswith('.pkl'): _refuse_large(archive.read(i))
 
-# %% ../nbs/02_checkpoints.ipynb #363fd9a3
+# %% ../nbs/02_checkpoints.ipynb #ddde8625
 def _read(path): # What a file holds, and its metadata if it is ours
     with open(path, 'rb') as f: start = f.read(9)
     try:
@@ -321,7 +321,7 @@ def _read(path): # What a file holds, and its metadata if it is ours
         _refuse_bombs(path, start)
         with torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]): return torch.load(path, map_location='cpu', weights_only=True), None
     except Exception as e: # Of any kind, for a file may hold anything
-        wants = re.search(r'GLOBAL (\S+)', str(e))
+        wants = re.search(r'GLOBAL (?:builtins\.)?(\S+)', str(e)) # Older releases of torch name the module of eval, too
         if wants: raise ValueError(f'{path} wants to run {wants[1][:240]} when it is read, which a file of weights need not, and is not read. If you trust it, load it yourself and hand over its state dict') from e
         why = str(e).rpartition('WeightsUnpickler error: ')[2].strip() or type(e).__name__ # Without advice to read it unsafely
         raise ValueError(f'{path} is not a file of weights, or was cut off: {why.splitlines()[0].partition(". ")[0][:240]}') from e

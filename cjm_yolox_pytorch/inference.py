@@ -414,7 +414,7 @@ def _target(path): # Where the picture of an input goes
     wanted = ['.mp4'] if path.suffix.lower() in VIDEO_SUFFIXES else ['.jpg', '.jpeg']
     return path if path.suffix.lower() in wanted else path.with_name(path.name + wanted[0])
 
-# %% ../nbs/06_inference.ipynb #b2dc1f38
+# %% ../nbs/06_inference.ipynb #52f1e16d
 def _av():
     try: import av
     except ImportError as e: raise ImportError("videos need PyAV: pip install 'cjm-yolox-pytorch[video]'") from e
@@ -424,7 +424,7 @@ def read_video(
     path
 ): # -> frames [3, H, W] uint8 RGB, and their times in seconds
     "Read a video frame by frame, upright."
-    with _av().open(os.path.abspath(path)) as video: # As a file, even if its name begins like an address
+    with _av().open(os.path.abspath(path), options=dict(protocol_whitelist='file')) as video: # A playlist in the guise of a video may not fetch
         for frame in video.decode(video=0):
             pixels = np.rot90(frame.to_ndarray(format='rgb24'), round(getattr(frame, 'rotation', 0)/90))
             yield torch.from_numpy(pixels.copy()).permute(2, 0, 1), float(frame.time or 0)

@@ -12,7 +12,6 @@ import difflib
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -33,7 +32,7 @@ import torch._dynamo
 import torch.testing
 import torchvision.ops
 import torchvision.transforms.v2
-from IPython.core.inputtransformer2 import TransformerManager
+from covered import run_page
 
 ROOT, PACKAGE = Path(__file__).resolve().parents[1], 'cjm_yolox_pytorch'
 MODULES = dict(boxes='01_boxes', simota='04_simota', loss='05_loss') # And their notebooks
@@ -97,20 +96,6 @@ def drawn(mutants, times, seed):
 
 # ---- Checks
 
-def run_page(checkout, module):
-    "Execute the cells of a notebook, those that are exported as the module has them now"
-    nb = json.loads((checkout/f'nbs/{MODULES[module]}.ipynb').read_text(encoding='utf-8'))
-    pieces = re.split(r'^# %% \S+ #(\w+)\n', (checkout/PACKAGE/f'{module}.py').read_text(encoding='utf-8'), flags=re.M)[1:]
-    exported = dict(zip(pieces[::2], pieces[1::2]))
-    main = sys.modules['__main__'] = ModuleType('__main__')
-    main.__package__ = PACKAGE # Modules import each other relative to it
-    for cell in nb['cells']:
-        source = ''.join(cell['source'])
-        if cell['cell_type'] != 'code' or re.search(r'^#\| *(eval: *false|slow|cuda|net)\b', source, re.M): continue
-        source = TransformerManager().transform_cell(exported.get(cell['id'], source))
-        exec(compile(source, f'{MODULES[module]} {cell["id"]}', 'exec'), vars(main))
-
-
 def run_stage(checkout, arguments):
     "Exit status of the checks, all in this process"
     sys.path[0] = str(checkout) # Was the folder of this script
@@ -119,8 +104,7 @@ def run_stage(checkout, arguments):
     if arguments[0].startswith('tests'):
         os.chdir(checkout)
         return int(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-W', 'ignore', *arguments]))
-    os.chdir(checkout/'nbs')
-    for module in MODULES: run_page(checkout, module)
+    for page in MODULES.values(): run_page(checkout/f'nbs/{page}.ipynb', checkout)
     return 0
 
 

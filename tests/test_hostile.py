@@ -243,16 +243,20 @@ def test_only_the_formats_of_photos_are_let_in(kind, root):
     assert 'cannot be decoded as an image (none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP): mend it' in tried(lambda root: read_image(root/'a.jpg'), root)
 
 
-@pytest.mark.parametrize('playlist', ['#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}/a.ts\n#EXT-X-ENDLIST\n', '#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{}/a.m3u8\n', "ffconcat version 1.0\nfile '{}/a.mp4'\n"])
+@pytest.mark.parametrize('playlist', ['#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:1,\n{}/a.ts\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n', '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}/a.ts\n#EXT-X-ENDLIST\n', '#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{}/a.m3u8\n', "ffconcat version 1.0\nfile '{}/a.mp4'\n"])
 @pytest.mark.parametrize('suffix', ['mp4', 'm3u8'])
-def test_a_playlist_in_the_guise_of_a_video(playlist, suffix, root):
-    "What it names is not fetched"
-    pytest.importorskip('av')
+def test_a_playlist_in_the_guise_of_a_video(playlist, suffix, root, monkeypatch):
+    "What it names is not fetched, whatever FFmpeg does of its own accord"
+    av = pytest.importorskip('av')
+    opened, real = [], av.open
+    monkeypatch.setattr(av, 'open', lambda *args, **kwargs: opened.append(kwargs) or real(*args, **kwargs))
     with socket.create_server(('127.0.0.1', 0)) as server:
         server.setblocking(False)
-        (root/f'a.{suffix}').write_text(playlist.format('http://127.0.0.1:{}'.format(server.getsockname()[1])))
-        with pytest.raises((OSError, ValueError)): list(read_video(root/f'a.{suffix}'))
+        (root/f'a.{suffix}').write_text(playlist.format(f'http://127.0.0.1:{server.getsockname()[1]}', secret=root.parent/'secret'))
+        with pytest.raises((OSError, ValueError)) as refused: list(read_video(root/f'a.{suffix}'))
         with pytest.raises(BlockingIOError): server.accept()
+    assert isinstance(refused.value, av.error.FFmpegError) and 'refused' not in str(refused.value).lower()
+    assert opened == [dict(options=dict(protocol_whitelist='file'))]
 
 
 # Weights
@@ -291,9 +295,9 @@ EVIL = dict(model=Mischief(os.system, 'touch canary'))
 PAIRS = pickle.dumps({'k': 0}, protocol=2)[:2] + b'}' + pickle.dumps(paired(60), protocol=2)[2:-1] + b'K\x01s.' # The sixtieth pair as a key
 BAD_WEIGHTS = {
     'runs a command': (saved(EVIL), 'wants to run (posix|nt).system'), 'runs a command, the old way': (saved(EVIL, _use_new_zipfile_serialization=False), 'wants to run (posix|nt).system'), 'a plain pickle': (pickle.dumps(EVIL, protocol=2), 'wants to run (posix|nt).system'), 'a plain pickle of today': (pickle.dumps(EVIL), 'is not a file of weights'),
-    'evaluates': (archive(pickle.dumps(Mischief(eval, 'open("canary", "w")'), protocol=2)), 'wants to run (builtins.)?eval'), 'a hash that never ends': (archive(PAIRS), 'puts together something of more than 1e[+]09 parts'), 'a hash that never ends, the old way': (PAIRS, 'puts together something'),
+    'evaluates': (archive(pickle.dumps(Mischief(eval, 'open("canary", "w")'), protocol=2)), 'wants to run eval'), 'a hash that never ends': (archive(PAIRS), 'puts together something of more than 1e[+]09 parts'), 'a hash that never ends, the old way': (PAIRS, 'puts together something'),
     'a long array': (archive(b'\x80\x02cbuiltins\nbytearray\n' + b'J' + struct.pack('<i', 2**31 - 1) + b'\x85R.'), 'it wants builtins.bytearray'), 'text doubled again and again': (archive(pickle.dumps(Hexed(40), protocol=2)), 'puts together something'),
-    'zip bomb': (archive(pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED, _0=bytes(10**8)), 'claims to hold 1000000'), 'not a zip': (b'PK\x03\x04' + bytes(99), 'is not a file of weights'), 'TorchScript': (scripted(), 'TorchScript archives(?!.*weights_only=False)'), 'a large pickle in capitals': (archive(PAIRS, name='DATA.PKL'), 'puts together something'), 'another archive behind': (archive(PAIRS) + archive(pickle.dumps({}, protocol=2)), 'before or behind the archive'), 'another archive before': (archive(pickle.dumps({}, protocol=2)) + archive(PAIRS), 'before or behind the archive'),
+    'zip bomb': (archive(pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED, _0=bytes(10**8)), 'claims to hold 1000000'), 'not a zip': (b'PK\x03\x04' + bytes(99), 'is not a file of weights'), 'nothing': (archive(pickle.dumps({}, protocol=2)), 'STEM|missing'), 'TorchScript': (scripted(), 'TorchScript archives(?!.*weights_only=False)'), 'a large pickle in capitals': (archive(PAIRS, name='DATA.PKL'), 'puts together something'), 'another archive behind': (archive(PAIRS) + archive(pickle.dumps({}, protocol=2)), 'before or behind the archive'), 'another archive before': (archive(pickle.dumps({}, protocol=2)) + archive(PAIRS), 'before or behind the archive'),
     'a header of 2^63 bytes': (struct.pack('<Q', 2**63) + b'{"a":1}', 'is not a file of weights'), 'a header nested deeply': (struct.pack('<Q', 100000) + b'{"a":' + b'['*99995, 'is not a file of weights'), 'numbers as keys': (saved({1: torch.zeros(1), 'x': {2: 3}}), 'missing among'),
     'keys of all kinds': (saved({**network(), 1: 2, (3, 4): torch.zeros(1)}), None), 'other shapes': (saved({**network(), _CLASSES: torch.zeros(())}), 'does not fit'), 'many classes': (saved({**network(), _CLASSES: torch.zeros(1, 96, 1, 1).expand(10**9, -1, -1, -1)}), 'does not fit'),
     'no numbers': (saved({**network(), 'neck.x': torch.zeros(2, device='meta')}), 'sparse, quantized or without numbers'), 'sparse': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3).to_sparse()}), 'sparse, quantized'), 'whole numbers': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3, dtype=torch.int32)}), 'weights have to be floats'),

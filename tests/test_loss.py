@@ -3,7 +3,6 @@ import copy
 import os
 import pickle
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 import cjm_yolox_pytorch.loss
 import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.boxes import box_iou, cell_centres, decode, encode, flatten_levels, grid_priors
-from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, class_targets, squared_iou_loss
+from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss
 from cjm_yolox_pytorch.simota import PAIRS_AT_ONCE, AssignResult, Matches, SimOTAAssigner, SimOTASettings, pad_objects, simota, simota_sparse
 
 STRIDES, SIZES, C = [8, 16, 32], [(10, 12), (5, 6), (3, 3)], 4
@@ -418,7 +417,7 @@ def test_late_and_undecided_claims_happen(monkeypatch):
     assert seen['late'] >= 8 and seen['undecided'] >= 8, seen
 
 
-@pytest.mark.parametrize('assign, smallest, largest_object, most', [(simota, 5, 85, 2**20), (simota_sparse, 1, 3, 4*PAIRS_AT_ONCE)])
+@pytest.mark.parametrize('assign, smallest, largest_object, most', [(simota, 5, 85, 2**20), (simota_sparse, 1, 3, 4*PAIRS_AT_ONCE + 1)])
 def test_groups_of_objects_bound_memory(assign, smallest, largest_object, most):
     "The largest tensor with and without a limit; the results are the same. The pairs that matter are many where objects are smaller than cells"
     class Largest(TorchDispatchMode):
@@ -439,7 +438,7 @@ def test_groups_of_objects_bound_memory(assign, smallest, largest_object, most):
         with Largest() as mode: results.append(assign(maps, objectness, decode(raw, corners), cell_centres(corners), *objects, SimOTASettings(max_mb=mb)))
         largest.append(mode.bytes)
     assert_close(results[1], results[0])
-    assert largest[0] > 4*2**20 and largest[1] <= most # Several of them exist at once
+    assert largest[0] > 4*2**20 and largest[1] < most # Several of them exist at once
 
 
 @pytest.mark.parametrize('radius', [1.3, 40., torch.inf])
