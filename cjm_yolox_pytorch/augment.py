@@ -35,6 +35,8 @@ def as_sample(
 
 # %% ../nbs/07a_augment.ipynb #8a093f9b
 def _pixels(image): # [H, W, 3] array on the memory of a tensor [3, H, W]
+    if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3: # OpenCV would draw it nowhere
+        raise ValueError(f'transforms made an image of {image.dtype} and {list(image.shape)}, but uint8 [3, H, W] is needed: put such transforms last, and let them keep three channels')
     return np.ascontiguousarray(image.as_subclass(Tensor).permute(1, 2, 0).numpy())
 
 def _uniform(low, high): return low + (high - low)*torch.rand(()).item()
@@ -66,11 +68,12 @@ def paste(
     if matrix[0, 1] == matrix[1, 0] == 0:
         cv2.warpAffine(image, middle[:2], (x2 - x1, y2 - y1), dst=there, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return
-    # A frame of two pixels of the canvas at least: OpenCV takes longer to repeat pixels of the edge by itself
-    area = abs(matrix[0, 0]*matrix[1, 1] - matrix[0, 1]*matrix[1, 0])
-    frame = min(math.ceil(2*np.linalg.norm(matrix[:2, :2])/max(area, 1e-9)), max(h, w))
-    framed = cv2.copyMakeBorder(image, *[frame]*4, cv2.BORDER_REPLICATE)
-    drawn = cv2.warpAffine(framed, (middle @ _shift(-frame, -frame))[:2], (x2 - x1, y2 - y1), flags=cv2.INTER_LINEAR)
+    frame, border = 0, cv2.BORDER_REPLICATE # OpenCV takes long to repeat pixels of the edge
+    if h*w < 4*(x2 - x1)*(y2 - y1): # A frame of two pixels of the canvas at least is made sooner, unless the image is much larger
+        area = abs(matrix[0, 0]*matrix[1, 1] - matrix[0, 1]*matrix[1, 0])
+        frame, border = min(math.ceil(2*np.linalg.norm(matrix[:2, :2])/max(area, 1e-9)), max(h, w)), cv2.BORDER_CONSTANT
+        image = cv2.copyMakeBorder(image, *[frame]*4, cv2.BORDER_REPLICATE)
+    drawn = cv2.warpAffine(image, (middle @ _shift(-frame, -frame))[:2], (x2 - x1, y2 - y1), flags=cv2.INTER_LINEAR, borderMode=border)
     mask, outline = np.zeros(there.shape[:2], np.uint8), (corners - [x1 + .5, y1 + .5]) * 256
     cv2.fillConvexPoly(mask, outline.round().astype(np.int32), 255, shift=8) # Of four corners that are given in 256ths of a pixel
     cv2.copyTo(drawn, mask, there)

@@ -86,8 +86,8 @@ class DetectionDataset(Dataset):
         def draw():
             sources.append(int(torch.randint(len(self), ())))
             return self.read(sources[-1])
-        sample = apply(self.transforms, self.read(sources[0]), draw)
-        try: image, target = check_sample(*sample, len(self.annotations.names))
+        first = self.read(sources[0])
+        try: image, target = check_sample(*apply(self.transforms, first, draw), len(self.annotations.names))
         except ValueError as e: raise ValueError(f'{", ".join(self.annotations.paths[sources])}: {e}') from e
         return letterbox(image, self.canvas), dict(target, boxes=target['boxes'] * letterbox_scale(image.shape[1:], self.canvas), sources=sources)
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGENET', 'SIZES', 'STEM', 'PARTS', 'RIGHT', 'DOWN', 'FAMILIES', 'COCO_NAMES', 'Size', 'rename_megvii',
            'rename_mmyolo', 'unpack', 'Pixels', 'swap_focus', 'our_stem', 'seen_white', 'focus_filters', 'seen_focus',
-           'Weights', 'recognise', 'atomic', 'save_weights', 'load_weights', 'download']
+           'Weights', 'recognise', 'atomic', 'save_weights', 'read_file', 'load_weights', 'download']
 
 # %% ../nbs/02_checkpoints.ipynb #0c57cba5
+import hashlib
 import json
 import os
 import pickletools
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .utils import CONTROL
 
 # %% ../nbs/02_checkpoints.ipynb #ce7c0cc5
 IMAGENET = dict(mean=(.485, .456, .406), std=(.229, .224, .225))
@@ -93,6 +96,7 @@ def unpack(
 ) -> tuple: # Whose names they had, state dict under our names, and names of other tensors beside them
     "Find the network in a `checkpoint`."
     if not isinstance(checkpoint, dict): raise ValueError(f'a state dict is needed, or a dict with one in it, not a {type(checkpoint).__name__}')
+    if {'average', 'counts', 'recipe'} <= checkpoint.keys(): raise ValueError('this is the state of a training: take best.safetensors or last.safetensors beside it, which hold the averaged weights')
     inner = [checkpoint.get(k) for k in ('model', 'state_dict')] + [*checkpoint.values()]
     for state in [checkpoint] + [v for v in inner if isinstance(v, dict)]:
         for key in state:
@@ -314,7 +318,11 @@ def _refuse_bombs(path, start):
             if i.filename.lower().endswith('.pkl'): _refuse_large(archive.read(i))
 
 # %% ../nbs/02_checkpoints.ipynb #ddde8625
-def _read(path): # What a file holds, and its metadata if it is ours
+def read_file(
+    path, # A file of weights, or another that torch wrote
+    kind='file of weights' # For the error
+) -> tuple: # What it holds, and its metadata if they are ours
+    "Read a `safetensors` file or a pickle without running anything in it. Raises a `ValueError` that says what is wrong."
     with open(path, 'rb') as f: start = f.read(9)
     try:
         if start[8:] == b'{': return _read_safetensors(path)
@@ -322,9 +330,9 @@ def _read(path): # What a file holds, and its metadata if it is ours
         with torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]): return torch.load(path, map_location='cpu', weights_only=True), None
     except Exception as e: # Of any kind, for a file may hold anything
         wants = re.search(r'GLOBAL (?:builtins\.)?(\S+)', str(e)) # Older releases of torch name the module of eval, too
-        if wants: raise ValueError(f'{path} wants to run {wants[1][:240]} when it is read, which a file of weights need not, and is not read. If you trust it, load it yourself and hand over its state dict') from e
+        if wants: raise ValueError(f'{path} wants to run {wants[1][:240]} when it is read, which a {kind} need not, and is not read. If you trust it, load it yourself and hand over its state dict') from e
         why = str(e).rpartition('WeightsUnpickler error: ')[2].strip() or type(e).__name__ # Without advice to read it unsafely
-        raise ValueError(f'{path} is not a file of weights, or was cut off: {why.splitlines()[0].partition(". ")[0][:240]}') from e
+        raise ValueError(f'{path} is not a {kind}, or was cut off: {why.splitlines()[0].partition(". ")[0][:240]}') from e
 
 def _read_safetensors(path):
     from safetensors import safe_open
@@ -334,7 +342,7 @@ def _read_safetensors(path):
 def _sane(weights): # Whether what JSON said is of the kinds that it has to be
     w = weights
     numbers = all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in (*w.mean, *w.std)) and len(w.mean) == len(w.std) == 3 and 0 not in w.std
-    names = w.names is None or isinstance(w.names, list) and all(isinstance(n, str) for n in w.names)
+    names = w.names is None or isinstance(w.names, list) and all(isinstance(n, str) and not CONTROL.search(n) for n in w.names)
     rest = isinstance(w.notes, dict) and isinstance(w.family, str) and isinstance(w.num_classes, int) and w.left_over == []
     return numbers and names and rest and (w.size is None or isinstance(w.size, int) and 0 < w.size < 2**15)
 
@@ -342,7 +350,7 @@ def _ours(state, metadata, path): # `Weights`, if the metadata agree with the te
     try:
         weights = Weights(state, **json.loads(metadata))
         fits = (weights.model_type, weights.num_classes) == _describe(state) and (weights.names is None or len(weights.names) == weights.num_classes)
-        if not _sane(weights): raise ValueError('mean and std are three numbers each, names are text, size is in pixels, notes are a dict')
+        if not _sane(weights): raise ValueError('mean and std are three numbers each, names are plain text, size is in pixels, notes are a dict')
         weights.mean, weights.std = tuple(weights.mean), tuple(weights.std) # JSON has no tuples
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'{path}: its metadata cannot be understood: {str(e)[:240]}') from e
     if not fits: raise ValueError(f'{path}: its metadata are not about its tensors, which are of a {"{} with {} classes".format(*_describe(state))}')
@@ -361,7 +369,7 @@ def load_weights(
     if not isinstance(source, (str, os.PathLike)): return recognise(source, family, names, **pixels)
     path = download(source) if str(source).startswith(('https://', 'http://')) else Path(source)
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file of weights')
-    held, metadata = _read(path)
+    held, metadata = read_file(path)
     if metadata and not family and not names and not pixels: return _ours(held, metadata, path)
     try: return recognise(held, family, names, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
@@ -372,7 +380,8 @@ def download(
     folder=None # Where it is kept; the cache of torch.hub if None
 ) -> Path: # Of the file
     "Fetch weights, unless they are there. What does not come whole, or is not weights, is not kept. Raises `OSError`."
-    path = Path(folder or Path(torch.hub.get_dir())/'checkpoints') / url.partition('?')[0].rpartition('/')[2]
+    if folder is None: folder = Path(torch.hub.get_dir())/'checkpoints'/hashlib.sha256(url.encode()).hexdigest()[:12] # Other addresses have files of the same name
+    path = Path(folder) / url.partition('?')[0].rpartition('/')[2]
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, digest, patience = path.with_name(f'{path.name}.{os.getpid()}.partial'), torch.hub.HASH_REGEX.search(path.name), socket.getdefaulttimeout()

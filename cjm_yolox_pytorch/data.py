@@ -93,6 +93,7 @@ def _box_of(path, box): return f'{_name(path)}: box [{", ".join(f"{v:g}" for v i
 # Objects in any order: `image` [T] are places in `paths`, `boxes` [T, 4] are xyxy
 def _collect(where, names, paths, sizes, image, boxes, labels, crowd=None, areas=None, notes=()):
     paths, sizes = [str(p) for p in paths], np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
+    if len(names) > MOST_CLASSES: raise ValueError(f'{where}: {len(names)} classes are more than the {MOST_CLASSES} that are possible')
     _refuse(f'{where}: images that are listed more than once', _repeated(paths), 'List each once')
     _refuse(f'{where}: images of sizes that no image has', [f'{paths[i]}: {sizes[i, 1]:g}x{sizes[i, 0]:g}' for i in np.flatnonzero((sizes > LONGEST).any(1))], 'Write them in pixels')
     with np.errstate(over='ignore'): # What is too large for float32 becomes infinite, and is refused as that
@@ -103,9 +104,11 @@ def _collect(where, names, paths, sizes, image, boxes, labels, crowd=None, areas
     _refuse(f'{where}: boxes with numbers that are not finite', named(~(np.isfinite(boxes).all(1) & np.isfinite(areas))), 'Mend the file, or the program that wrote it')
     _refuse(f'{where}: boxes of negative size', named((low > high).any(1)), 'Mend the file: left and top come first')
     flat, outside = (low == high).any(1), ((high <= 0) | (low >= limit)).any(1)
-    def why(n): return 'has no area' if flat[n] else 'is outside the image of {1}x{0}'.format(*sizes[image[n]])
-    dropped = [(paths[image[n]], boxes[n].tolist(), why(n)) for n in np.flatnonzero(flat | outside)]
-    kept = np.flatnonzero(~(flat | outside))
+    least = np.maximum(.01, limit.max(1, keepdims=True, initial=0)/2**20) # Pixels. Scaled and mirrored, less would be nothing
+    thin = (np.minimum(high, limit) - np.maximum(low, 0) < least).any(1)
+    def why(n): return 'has no area' if flat[n] else ('is outside the image of {1}x{0}' if outside[n] else 'is too thin in the image of {1}x{0}').format(*sizes[image[n]])
+    dropped = [(paths[image[n]], boxes[n].tolist(), why(n)) for n in np.flatnonzero(flat | outside | thin)]
+    kept = np.flatnonzero(~(flat | outside | thin))
     kept = kept[np.argsort(image[kept], kind='stable')]
     crowd = np.zeros(len(boxes), dtype=bool) if crowd is None else crowd
     starts = np.append(0, np.bincount(image[kept], minlength=len(paths)).cumsum())
@@ -189,7 +192,7 @@ def _table(what, entries, rows, columns): # [len(rows), columns] float64
     return np.array(rows, dtype=np.float64)
 
 # %% ../nbs/07_data.ipynb #79e3fb0c
-MOST_CLASSES = 100_000 # A larger number is a slip, or meant to fill the memory
+MOST_CLASSES = 20_000 # Half as many again as any data set has; more are a slip, or meant to fill the memory
 
 def _coco_classes(path, categories, objects): # Names, labels by number, and notes
     used = {a['category_id'] for a in objects}
@@ -414,7 +417,11 @@ def _label_file(image): # Where its objects are: labels/x.txt for images/x.jpg, 
     parts = image.parts
     at = max((n for n, part in enumerate(parts[:-1]) if part.lower() == 'images'), default=None)
     places = [image] if at is None else [*(Path(*parts[:at], labels, *parts[at+1:]) for labels in ('labels', 'Labels')), image]
-    return next((file for p in places for suffix in ('.txt', '.TXT') if os.path.isfile(file := p.with_suffix(suffix))), None)
+    return next((file for p in places for suffix in ('.txt', '.TXT') if _is_file(file := p.with_suffix(suffix))), None)
+
+def _is_file(path): # Not False for want of permission
+    try: return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError): return False
 
 def _alone(paths, files): # Label files beside those of the images, but without an image
     folders = {(image.parent, file.parent) for image, file in zip(paths, files) if file}
@@ -639,9 +646,9 @@ def check_splits(
 ) -> list: # `Fault`s
     "What is odd about several splits together."
     (first, learnt), *others = splits.items()
-    faults = [Fault('class never learnt', split, f'{split} has objects of {name!r}, which {first} does not know', stops=True)
-              for split, a in others for i, name in enumerate(a.names) if name not in learnt.names and (a.labels == i).any()]
-    seen = {}
+    known, seen = set(learnt.names), {}
+    faults = [Fault('class never learnt', split, f'{split} has objects of {a.names[i]!r}, which {first} does not know', stops=True)
+              for split, a in others for i in np.unique(a.labels) if a.names[i] not in known]
     for split, a in splits.items():
         for path in map(os.path.realpath, a.paths):
             if seen.get(path, split) != split: faults.append(Fault('image in two splits', path, f'{_name(path)} is in {seen[path]} and in {split}', stops=True))
@@ -661,7 +668,8 @@ def relabel(
     names:list # C names of classes
 ) -> Annotations:
     "The same annotations, with labels that are places in `names`."
-    place = np.array([names.index(name) if name in names else -1 for name in annotations.names], dtype=np.int64)
-    unknown = [name for i, name in enumerate(annotations.names) if place[i] < 0 and (annotations.labels == i).any()]
-    if unknown: raise ValueError(f'classes {unknown} are not among {list(names)}')
+    places = {name: i for i, name in enumerate(names)}
+    place = np.array([places.get(name, -1) for name in annotations.names], dtype=np.int64)
+    unknown = [annotations.names[i] for i in np.unique(annotations.labels) if place[i] < 0]
+    if unknown: raise ValueError(f'classes {_brief(unknown)} are not among {_brief(list(names))}')
     return replace(annotations, names=list(names), labels=place[annotations.labels])

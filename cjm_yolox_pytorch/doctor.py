@@ -6,6 +6,7 @@
 __all__ = ['SIZES', 'look_at_images', 'Report', 'examine', 'summary', 'report_lines', 'draw_report', 'yolox_doctor']
 
 # %% ../nbs/07c_doctor.ipynb #9a209f9a
+import math
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,8 @@ import torch
 
 from .boxes import letterbox_scale, letterbox_size
 from .data import Fault, check, check_splits, choose_splits, find_splits, hold_out, read_annotated
-from .inference import letterbox, read_image
-from .utils import command, printable
+from .inference import letterbox, plain, read_image
+from .utils import check_between, command, printable
 
 # %% ../nbs/07c_doctor.ipynb #266a0ab3
 def _look(annotations, i): # Hash of the pixels, or what is wrong
@@ -184,14 +185,12 @@ def _faulty_cells(report, most, each=3): # (annotations, image, class or None, t
     return cells
 
 def _class_cells(report, columns, rows): # The same, of each class, from where it is largest to where it is of middle size
-    cells, names = [], [*dict.fromkeys(name for a in report.splits.values() for name in a.names)]
-    each = next(n for n in (columns, columns//2, columns//3, 1) if n == 1 or n*len(names) <= rows*columns)
-    for name in names:
-        for a in report.splits.values():
-            label = a.names.index(name) if name in a.names else -1
-            mine = np.flatnonzero((a.labels == label) & ~a.crowd)
-            if len(mine): break
-        else: continue
+    cells, first = [], {} # The split and the number of each class that has objects
+    for a in report.splits.values():
+        for label in np.unique(a.labels[~a.crowd]).tolist(): first.setdefault(a.names[label], (a, label))
+    each = next(n for n in (columns, columns//2, columns//3, 1) if n == 1 or n*len(first) <= rows*columns)
+    for name, (a, label) in [*first.items()][:rows*columns]:
+        mine = np.flatnonzero((a.labels == label) & ~a.crowd)
         images = [*dict.fromkeys(a.image[mine[np.argsort(-a.areas[mine])]].tolist())]
         chosen = [images[k] for k in np.unique(np.linspace(0, (len(images) - 1)/2, each).astype(int))]
         cells += [(a, i, label, name) for i in chosen] + [None]*(each - len(chosen))
@@ -200,7 +199,7 @@ def _class_cells(report, columns, rows): # The same, of each class, from where i
 # %% ../nbs/07c_doctor.ipynb #9c54f80f
 def _draw_cell(ax, a, i, label, title, side=240): # An image with its boxes, those of one class or all
     from matplotlib.patches import Rectangle
-    ax.set_title(title[:24], fontsize=9, color='crimson' if label is None else f'C{label % 10}')
+    ax.set_title(plain(title[:24]), fontsize=9, color='crimson' if label is None else f'C{label % 10}')
     try: image = read_annotated(a, i)
     except ValueError: image, label = read_image(a.paths[i]), -1 # Boxes for another size tell nothing
     except OSError: image, label = None, -1
@@ -212,7 +211,7 @@ def _draw_cell(ax, a, i, label, title, side=240): # An image with its boxes, tho
         if label in (None, c): ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=f'C{c % 10}', lw=1.2))
     left_out = np.array([box for path, box, _ in a.dropped if path == a.paths[i] and label is None]).reshape(-1, 4)*scale
     ax.plot(*((left_out[:, :2] + left_out[:, 2:])/2).clip(0, [width, height]).T, 'x', color='crimson', scalex=False, scaley=False)
-    if label in (None, -1): ax.text(0, height, os.path.basename(a.paths[i])[-32:], fontsize=6, va='bottom', bbox=dict(facecolor='white', alpha=.8, lw=0, pad=.5))
+    if label in (None, -1): ax.text(0, height, plain(os.path.basename(a.paths[i])[-32:]), fontsize=6, va='bottom', bbox=dict(facecolor='white', alpha=.8, lw=0, pad=.5))
 
 # %% ../nbs/07c_doctor.ipynb #bcac2a32
 def _draw_classes(ax, report, most=24):
@@ -222,10 +221,10 @@ def _draw_classes(ax, report, most=24):
     left = np.zeros(len(shown))
     for split, count in counts.items():
         values = np.array([count[name] for name in shown])
-        ax.barh([name[:16] for name in shown], values, left=left, label=split)
+        ax.barh(range(len(shown)), values, left=left, label=split)
         left += values
     ax.invert_yaxis()
-    ax.tick_params(axis='y', labelsize=9 if len(shown) < 12 else 6)
+    ax.set_yticks(range(len(shown)), [plain(name[:16]) for name in shown], fontsize=9 if len(shown) < 12 else 6)
     ax.set_title('How much is there of what?' if shown == names else f'Commonest and rarest of {len(names)} classes')
     if shown: ax.legend(fontsize=8, loc='lower right')
 
@@ -277,6 +276,7 @@ def yolox_doctor(
 ):
     "Look at DATA: what is in it, and whether training on it would go well"
     from tqdm import tqdm
+    check_between(size=(size, 1, math.inf))
     report = examine(data, format, size, progress=lambda images: tqdm(images, desc='images', ncols=80, disable=None), train=train, val=val)
     text = dumps(summary(report), indent=1)
     print(text if json else '\n'.join(printable(line) for lines in report_lines(report) for line in lines.split('\n')), flush=True)

@@ -22,7 +22,7 @@ from .boxes import box_iou, unletterbox
 from .checkpoints import atomic, load_weights
 from .batches import DetectionDataset, make_loader
 from .data import Annotations, check, fault_lines, find_splits, hold_out, read_annotated, read_split, relabel
-from .inference import Detections, draw_box, draw_boxes, letterbox, nms, normalize, scored_boxes
+from .inference import Detections, draw_box, draw_boxes, letterbox, nms, normalize, plain, scored_boxes
 from .model import build_model
 from .utils import check_between, choose_device, command
 
@@ -97,8 +97,8 @@ def plot_precision_recall(
     ax = (fig := Figure(figsize=(8, 4.2), layout='constrained')).subplots()
     for c in there[most:]: ax.plot(recalls, curves[:, c], color='.8', lw=.8)
     for n, c in enumerate(coloured):
-        ax.plot(recalls, curves[:, c], color=f'C{n if len(names) > 10 else c}', lw=1.5, label=f'{_short(names[c])} {areas[c]:.3f}')
-    if there: ax.plot(recalls, curves[:, there].mean(axis=1), color='black', lw=2.5, label=f'mean of {len(there)}: {areas[there].mean():.3f}')
+        ax.plot(recalls, curves[:, c], color=f'C{n if len(names) > 10 else c}', lw=1.5, label=f'{areas[c]:.3f} {plain(_short(names[c]))}')
+    if there: ax.plot(recalls, curves[:, there].mean(axis=1), color='black', lw=2.5, label=f'{areas[there].mean():.3f} mean of {len(there)}')
     ax.set(title='Precision over recall at an IoU of .5', xlabel='recall: how many objects are found',
            ylabel='precision: how many detections are right', xlim=(0, 1), ylim=(0, 1.02))
     ax.grid(alpha=.3)
@@ -221,7 +221,7 @@ def plot_confusion(
     "Draw a confusion matrix."
     from matplotlib.figure import Figure
     there = np.append((matrix.sum(axis=0) + matrix.sum(axis=1))[:-1] > 0, True)
-    counts, names = matrix[there][:, there], [_short(n) for n, t in zip(names, there) if t]
+    counts, names = matrix[there][:, there], [plain(_short(n)) for n, t in zip(names, there) if t]
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     share[-1] = counts[-1] / np.maximum(1, counts.sum(axis=0))
     N, cell = len(counts), float(np.clip(8/len(counts), .17, .75)) # inches
@@ -272,7 +272,7 @@ def show_worst(
         for n in np.flatnonzero(o.right | o.confused | o.false):
             text = '' if o.right[n] else f'{names[int(d.labels[n])]} {d.scores[n]:.2f}'
             draw_box(right, d.boxes[n].tolist(), text, RIGHT if o.right[n] else CONFUSED if o.confused[n] else WRONG, lw=1 if o.right[n] else 1.5)
-        left.set_title(f'{Path(annotations.paths[i]).name[-30:]}: {o.missed.sum()} missed', fontsize=8)
+        left.set_title(plain(f'{Path(annotations.paths[i]).name[-30:]}: {o.missed.sum()} missed'), fontsize=8)
         right.set_title(f'{o.false.sum()} false, {o.confused.sum()} confused', fontsize=8)
     worst = np.argsort([-o.mistakes for o in outcomes], kind='stable')[:count]
     _pairs(annotations, worst, path, draw, columns=1, width=4.5,

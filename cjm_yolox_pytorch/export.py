@@ -9,7 +9,6 @@ __all__ = ['CAMERA', 'FORMATS', 'SHAPES', 'Suppressed', 'exportable', 'descripti
 # %% ../nbs/10_export.ipynb #5ab961d2
 import importlib
 import json
-import math
 import os
 import tempfile
 from itertools import product
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torchvision import ops
 
 from .checkpoints import Weights, load_weights
-from .inference import YOLOXInferenceWrapper, scored_boxes
+from .inference import YOLOXInferenceWrapper, apart, scored_boxes
 from .model import MODEL_TYPES, build_model, fuse, pretrained_file
 from .utils import check_between, command
 
@@ -36,18 +35,17 @@ class Suppressed(nn.Module):
         max_iou:float=.65 # Of boxes of a class that overlap by more, the best stays
     ):
         super().__init__()
-        self.wrapper, self.columns, self.min_score, self.max_iou = wrapper, math.ceil(math.sqrt(num_classes)), min_score, max_iou
+        self.wrapper, self.num_classes, self.min_score, self.max_iou = wrapper, num_classes, min_score, max_iou
 
     def forward(self, x) -> Tensor: # [N, 7], best first
         return self.suppress(self.wrapper(x))
 
     def suppress(self, rows): # [B, A, 6]
+        columns = (torch.ones_like(rows[:, 0, 0]).sum()*self.num_classes).sqrt().ceil().long() # The size of the batch may be any
         image, cell = (rows[..., 5] > self.min_score).nonzero(as_tuple=True)
         rows = rows[image, cell]
-        label = rows[:, 4].long()
-        tile = torch.stack([label % self.columns, label//self.columns + image*self.columns], dim=1) * 3840.
-        boxes = ops.box_convert(rows[:, :4], 'xywh', 'xyxy').clamp(-1280, 2560) + torch.cat([tile, tile], dim=1)
-        keep = ops.nms(boxes, rows[:, 5], self.max_iou)
+        number = rows[:, 4].long() + image*self.num_classes
+        keep = ops.nms(apart(ops.box_convert(rows[:, :4], 'xywh', 'xyxy'), number, columns, low=-1280., high=2560.), rows[:, 5], self.max_iou)
         return torch.cat([image[keep, None].to(rows.dtype), rows[keep]], dim=1)
 
 # %% ../nbs/10_export.ipynb #249c4f61

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'VIDEO_SUFFIXES', 'open_image', 'read_image', 'as_image', 'letterbox', 'normalize',
-           'scored_boxes', 'Detections', 'nms', 'predict', 'draw_box', 'draw_boxes', 'YOLOXInferenceWrapper',
-           'Detector', 'load_detector', 'files_below', 'is_readable', 'find_inputs', 'read_video', 'VideoWriter',
-           'yolox_predict']
+           'scored_boxes', 'Detections', 'apart', 'nms', 'predict', 'plain', 'draw_box', 'draw_boxes',
+           'YOLOXInferenceWrapper', 'Detector', 'load_detector', 'files_below', 'is_readable', 'find_inputs',
+           'read_video', 'VideoWriter', 'yolox_predict']
 
 # %% ../nbs/06_inference.ipynb #fc533378
 import glob
@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +27,8 @@ import torch
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_convert
+from torchvision import ops
+from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
 
 from .boxes import as_hw, decode, flatten_levels, grid_priors, letterbox_scale, letterbox_size, unletterbox
@@ -60,6 +62,10 @@ def _as_rgb(image, upright=True): # [3, H, W] uint8 of an image of Pillow
     # Pillow would cut grey of 16 bits, which it may call I, off at 255
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == 'F': # Floats, of which Pillow would cut off all that is below 1
+        numbers = np.asarray(image)
+        if not (numbers >= 0).all() or numbers.max() > 255: raise ValueError('a picture of floats has to be from 0 to 1, or to 255, without NaN')
+        image = Image.fromarray((numbers*(255 if numbers.max() <= 1 else 1)).round().astype(np.uint8))
     return torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)
 
 def _decode_jpeg(path, upright): # [H, W, 3], or None if the file does not end as it should
@@ -142,6 +148,17 @@ class Detections:
         return '\n'.join([f'{len(self)} detection{"s"*(len(self) != 1)}' + ': class, score, x1 y1 x2 y2'*bool(lines), *lines, *more])
 
 # %% ../nbs/06_inference.ipynb #fdbb4e18
+def apart(
+    boxes:Tensor, # [N, 4] xyxy in pixels
+    number:Tensor, # [N] int64 from 0
+    columns, # So many numbers lie in a row; the root of how many there are costs least precision
+    low:float=-4096., # What lies beyond, in pixels, is cut off
+    high:float=8192.
+) -> Tensor: # [N, 4]
+    "Boxes of one number as they lie to each other, and those of different numbers where they cannot overlap."
+    tile = torch.stack([number % columns, number//columns], dim=1) * (high - low)
+    return boxes.clamp(low, high) + torch.cat([tile, tile], dim=1)
+
 def nms(
     boxes:Tensor, # [A, 4] xyxy in pixels
     scores:Tensor, # [A, C] from 0 to 1
@@ -158,10 +175,11 @@ def nms(
         best, labels = scores.max(dim=1)
         cells = (best > min_score).nonzero()[:, 0]
         labels = labels[cells]
-    found, order = scores[cells, labels].sort(descending=True, stable=True)
-    order, found = order[:max_candidates], found[:max_candidates]
-    boxes, labels = boxes[cells[order]], labels[order]
-    keep = batched_nms(boxes, found, torch.zeros_like(labels) if class_agnostic else labels, max_iou)[:max_detections]
+    order = scores[cells, labels].argsort(descending=True, stable=True)
+    order = order[boxes[cells[order]].isfinite().all(1)][:max_candidates] # Early in a training, sizes may overflow
+    boxes, found, labels = boxes[cells[order]], scores[cells[order], labels[order]], labels[order]
+    numbers = torch.zeros_like(labels) if class_agnostic else labels
+    keep = ops.nms(apart(boxes, numbers, math.ceil(math.sqrt(scores.shape[1]))), found, max_iou)[:max_detections]
     return Detections(boxes[keep], found[keep], labels[keep])
 
 # %% ../nbs/06_inference.ipynb #c73c8b04
@@ -200,6 +218,12 @@ def _look(model, images, canvas, flip, wanted, mean, std, strides): # Boxes [B, 
     return boxes, scores
 
 # %% ../nbs/06_inference.ipynb #d749196f
+def plain(
+    text:str # May have names of classes or files in it
+) -> str: # For matplotlib
+    "`text` as it is, where matplotlib would take what stands between two dollar signs for a formula."
+    return text.replace('$', r'\$')
+
 def draw_box(
     ax, # Axes of matplotlib that show an image
     box, # [4] xyxy in pixels
@@ -211,7 +235,7 @@ def draw_box(
     from matplotlib.patches import Rectangle
     x1, y1, x2, y2 = box
     ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **{'fill': False, 'color': colour, 'lw': 1.5, **kwargs}))
-    if text: ax.text(x1, y1, text, fontsize=6, color='white', va='bottom' if y1 > ax.get_ylim()[0]/12 else 'top', clip_on=True, bbox=dict(facecolor=colour, lw=0, pad=.8, alpha=.7))
+    if text: ax.text(x1, y1, plain(text), fontsize=6, color='white', va='bottom' if y1 > ax.get_ylim()[0]/12 else 'top', clip_on=True, bbox=dict(facecolor=colour, lw=0, pad=.8, alpha=.7))
 
 # %% ../nbs/06_inference.ipynb #8fbbd898
 def draw_boxes(
@@ -370,7 +394,7 @@ def files_below(
 ) -> list: # Paths, sorted
     "Files of some kinds in `folder` and below it, each folder once; none that are hidden."
     found, seen = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         if (real := os.path.realpath(root)) in seen: # A link may lead back
             folders.clear()
             continue
@@ -378,6 +402,8 @@ def files_below(
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
         found += [Path(root)/name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.') and is_readable(f'{root}/{name}')]
     return sorted(found)
+
+def _raise(e): raise e # A folder that may not be read is not an empty one
 
 def is_readable(
     path
@@ -398,7 +424,9 @@ def find_inputs(
         if not files: missing.append(f'{given}: {"there are no images or videos in it" if places else "no such file, folder or pattern"}')
         found.update({Path(os.path.realpath(f)): f for f in files})
     root = os.path.commonpath([p.parent for p in found]) if found else None
-    pairs = [(f, _target(out/p.relative_to(root))) for p, f in found.items()]
+    pairs, by_target = [(f, _target(out/p.relative_to(root))) for p, f in found.items()], {}
+    for f, target in pairs:
+        if by_target.setdefault(target, f) != f: raise ValueError(f'{by_target[target]} and {f} would both be drawn as {target}: rename one of them')
     mixed = [str(f) for f, target in pairs if target in found]
     if mixed: raise ValueError(f'out={str(out)!r} is where the inputs are, and {mixed[0]} would be written over: choose another folder')
     away = [str(target) for _, target in pairs if not Path(os.path.realpath(target)).is_relative_to(out)]
@@ -425,9 +453,14 @@ def read_video(
 ): # -> frames [3, H, W] uint8 RGB, and their times in seconds
     "Read a video frame by frame, upright."
     with _av().open(os.path.abspath(path), options=dict(protocol_whitelist='file')) as video: # A playlist in the guise of a video may not fetch
+        if not video.streams.video: raise ValueError(f'{path}: there are no pictures in it, or no video that can be decoded')
+        last, step = None, 1/float(video.streams.video[0].average_rate or 30)
         for frame in video.decode(video=0):
             pixels = np.rot90(frame.to_ndarray(format='rgb24'), round(getattr(frame, 'rotation', 0)/90))
-            yield torch.from_numpy(pixels.copy()).permute(2, 0, 1), float(frame.time or 0)
+            seconds = None if frame.time is None else float(frame.time)
+            if last is not None and (seconds is None or seconds <= last): seconds = last + step # Some files do not tell times, or wrong ones
+            last = seconds or 0.
+            yield torch.from_numpy(pixels.copy()).permute(2, 0, 1), last
 
 # %% ../nbs/06_inference.ipynb #46c18089
 class VideoWriter:
@@ -483,6 +516,11 @@ class _Pictures: # Writes pictures and videos
         self.video = None
 
 # %% ../nbs/06_inference.ipynb #ababa31a
+def _write_coco(path, images, annotations, detector):
+    names = detector.names or range(detector.model.bbox_head.num_classes)
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=i, name=str(n)) for i, n in enumerate(names)])))
+
 @command
 def yolox_predict(
     weights:str, # File or address of weights, or a size such as yolox_s for published ones
@@ -504,25 +542,23 @@ def yolox_predict(
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
     check_between(conf=(conf, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf), batch=(batch, 1, math.inf), size=(32 if size is None else size, 1, math.inf))
     (files, failed), out = find_inputs(inputs, out), Path(out)
-    detector, pictures, started = load_detector(weights, device, size), _Pictures(), time.time()
+    detector, started = load_detector(weights, device, size), time.time()
     out.mkdir(parents=True, exist_ok=True)
     images, annotations, counts = [], [], Counter()
-    with tqdm(total=None if any(f.suffix.lower() in VIDEO_SUFFIXES for f, _ in files) else len(files), unit=' images', ncols=80, disable=None) as progress:
-        for group in _groups(_frames(files, failed), batch):
-            found = detector([image for *_, image in group], batch, min_score=conf, max_iou=iou, max_detections=max_detections,
-                             class_agnostic=class_agnostic, multi_label=multi_label, mirrored=mirrored)
-            for (path, target, known, image), d in zip(group, found):
-                if write != 'json': pictures.add(d, target, known.get('seconds'))
-                images.append(dict(id=len(images), file_name=str(path), width=image.shape[2], height=image.shape[1], **known))
-                annotations += [dict(id=len(annotations) + n, area=r['bbox'][2]*r['bbox'][3], iscrowd=0, **r) for n, r in enumerate(d.to_coco(images[-1]['id']), start=1)]
-                counts.update(d.name(i) for i in range(len(d)))
-            progress.update(len(group))
-    pictures.close()
+    with closing(_Pictures()) as pictures, tqdm(total=None if any(f.suffix.lower() in VIDEO_SUFFIXES for f, _ in files) else len(files), unit=' images', ncols=80, disable=None) as progress:
+        try:
+            for group in _groups(_frames(files, failed), batch):
+                found = detector([image for *_, image in group], batch, min_score=conf, max_iou=iou, max_detections=max_detections,
+                                 class_agnostic=class_agnostic, multi_label=multi_label, mirrored=mirrored)
+                for (path, target, known, image), d in zip(group, found):
+                    if write != 'json': pictures.add(d, target, known.get('seconds'))
+                    images.append(dict(id=len(images), file_name=str(path), width=image.shape[2], height=image.shape[1], **known))
+                    annotations += [dict(id=len(annotations) + n, area=r['bbox'][2]*r['bbox'][3], iscrowd=0, **r) for n, r in enumerate(d.to_coco(images[-1]['id']), start=1)]
+                    counts.update(d.name(i) for i in range(len(d)))
+                progress.update(len(group))
+        finally: # Whatever ends it, what was found is not lost
+            if write != 'pictures': _write_coco(out/'detections.json', images, annotations, detector)
     speed = len(images)/(time.time() - started)
-    if write != 'pictures':
-        names = detector.names or range(detector.model.bbox_head.num_classes)
-        with atomic(out/'detections.json') as partial:
-            partial.write_text(json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=i, name=str(n)) for i, n in enumerate(names)])))
     told = f': {", ".join(f"{name} {n}" for name, n in counts.most_common(8))}{" ..."*(len(counts) > 8)}' * bool(counts)
     print(f'{len(images)} images, {len(annotations)} objects{printable(told)}', f'{speed:.1f} images/s, with reading and writing; written to {out}', sep='\n', flush=True)
     if failed: sys.exit('\n'.join([f'{len(failed)} of the inputs could not be read:', *map(printable, failed)]))

@@ -489,7 +489,7 @@ def check_values(
     counts=None # Objects of each image, to name the image in the error
 ):
     "Raise a ValueError if `boxes` or `labels` cannot be those of objects, naming the row and the value."
-    classes = labels.double()
+    classes = labels.cpu().double() # Not every accelerator has numbers of 64 bits
     faults = [(~boxes.isfinite().all(-1), boxes, 'box', 'coordinates are finite numbers'),
               ((boxes[:, 2:] <= boxes[:, :2]).any(-1), boxes, 'box', 'boxes are xyxy with x1 < x2 and y1 < y2'),
               (~((classes >= 0) & (classes < num_classes) & (classes == classes.trunc())), labels, 'label', f'labels are whole numbers from 0 to {num_classes - 1}')]

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 
 from .augment import yolox_transforms
 from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
-from .checkpoints import Weights, atomic, load_weights, save_weights
+from .checkpoints import Weights, atomic, load_weights, read_file, save_weights
 from .data import Annotations, check, check_splits, choose_splits, fault_lines, find_splits, hold_out, read_split, relabel
 from .evaluate import average_precision, detect, report, show_detections, table, yolox_eval
 from .inference import normalize
@@ -308,6 +308,11 @@ def _agree(trainer, value): # What the first process says
 
 MAY_CHANGE = {'workers', 'every', 'patience', 'accumulate', 'clip', 'amp', 'compile'} # Fields of a recipe that may be others when a training goes on
 
+def _read_state(path, keys):
+    state = read_file(path, 'state of a training')[0]
+    if not isinstance(state, dict) or state.keys() != keys: raise ValueError(f'{path} is not a state of a training: begin in another folder, or go on from another state')
+    return state
+
 def load_state(
     trainer:Trainer, # Of the same recipe, on the same data
     path # File of `save_state`
@@ -315,7 +320,7 @@ def load_state(
     "Bring `trainer` to where the training in `path` was."
     if trainer.rank == 0 and not Path(path).exists(): raise FileNotFoundError(f'{path}: there is no training to go on with')
     # The first process reads it for all, since others may have other disks
-    state = _agree(trainer, None if trainer.rank else torch.load(path, map_location='cpu', weights_only=True))
+    state = _agree(trainer, None if trainer.rank else _read_state(path, {*_parts(trainer), 'random', 'counts', 'data', 'recipe'}))
     for what, old, new in [('recipe', state['recipe'], asdict(trainer.recipe)), ('data', state['data'], _data(trainer))]:
         differ = [f'{k}={new.get(k)!r} (was {v!r})' for k, v in old.items() if new.get(k) != v and k not in MAY_CHANGE]
         if differ: raise ValueError(f'{path} is of a training with another {what}: {", ".join(differ)}. Go on with the same, or begin in another folder')
@@ -414,7 +419,9 @@ def _alone(out): # While this lasts, no other training writes into this folder
     from filelock import FileLock, Timeout # torch brings it
     lock = FileLock(out/'.lock', timeout=0)
     try: lock.acquire()
-    except Timeout: raise FileExistsError(f'{out}: another training is writing there: wait for its end, or choose another folder') from None
+    except Timeout:
+        if not (out/'.lock').exists(): raise PermissionError(f'{out}: no file can be written there: choose another folder') from None
+        raise FileExistsError(f'{out}: another training is writing there: wait for its end, or choose another folder') from None
     except (OSError, NotImplementedError) as e: # Some network drives have no locks
         if getattr(e, 'errno', errno.ENOSYS) not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
         warnings.warn(f'{out} is on a drive without locks ({e}), so take care that no other training writes there')
@@ -436,7 +443,7 @@ def stop_signals(
     asked = torch.zeros(1, dtype=torch.int32)
     def remember(number, frame):
         asked.fill_(1)
-        print('finishing this step, then saving; once more to stop at once', file=sys.stderr, flush=True)
+        with suppress(RuntimeError): print('finishing this step, then saving; once more to stop at once', file=sys.stderr, flush=True) # If something else was just being printed
         for s, handler in before.items(): signal.signal(s, handler)
     def stop():
         said = asked.clone() # A signal that comes while processes exchange it counts next time, for all

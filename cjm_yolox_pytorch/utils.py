@@ -64,7 +64,7 @@ def _message(e, package): # What to tell, or None if `e` is no mistake in the in
     last = e.__traceback__
     while last.tb_next: last = last.tb_next
     # The system says what is wrong with which file
-    if isinstance(e, OSError) or last.tb_frame.f_globals['__name__'].partition('.')[0] == package: return str(e)
+    if isinstance(e, OSError) or last.tb_frame.f_globals.get('__name__', '').partition('.')[0] == package: return str(e)
 
 # %% ../nbs/00_utils.ipynb #830034e7
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]') # No letter, but something that a terminal does

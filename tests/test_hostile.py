@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 import zlib
@@ -19,14 +20,15 @@ import fuzz
 import numpy as np
 import pytest
 import torch
-from fuzz import ALIASES, COCO, DARKNET, LAUGHS, LINES, TXT, XML, YAML, Mischief, attempt, network, pixels, put, read_data, read_weights
+from fuzz import ALIASES, COCO, DARKNET, LAUGHS, LINES, OBJECT, TXT, XML, YAML, Mischief, attempt, network, pixels, put, read_data, read_weights
 from PIL import Image
 from safetensors.torch import save
 
 from cjm_yolox_pytorch.checkpoints import _CLASSES, STEM, load_weights, save_weights
-from cjm_yolox_pytorch.data import _stored_sizes, find_splits, read_annotated, read_coco
+from cjm_yolox_pytorch.data import _stored_sizes, check_splits, find_splits, read_annotated, read_coco, relabel
 from cjm_yolox_pytorch.doctor import draw_report, examine, report_lines
-from cjm_yolox_pytorch.inference import find_inputs, read_image, read_video
+from cjm_yolox_pytorch.evaluate import report
+from cjm_yolox_pytorch.inference import Detections, find_inputs, read_image, read_video
 from cjm_yolox_pytorch.utils import command, printable
 
 PASSWORD = 'hunter2'
@@ -35,10 +37,10 @@ PASSWORD = 'hunter2'
 @pytest.fixture(scope='module', autouse=True)
 def armed():
     "Time of the CPU is limited, and what is opened, run and written is watched"
-    before = signal.getsignal(signal.SIGPROF)
+    before = {number: signal.getsignal(number) for number in (signal.SIGPROF, signal.SIGALRM)}
     fuzz.arm()
     yield
-    signal.signal(signal.SIGPROF, before)
+    for number, handler in before.items(): signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -58,6 +60,19 @@ def tried(read, root, **limits):
     assert what in ('accepted', 'refused'), (what, error)
     assert PASSWORD not in str(error)
     return error and str(error)
+
+
+@pytest.mark.parametrize('what, read', [
+    ('does what no reader should: open', lambda root: (root.parent/'secret').read_text()), ('does what no reader should: open', lambda root: Path('/etc/passwd').read_bytes()),
+    ('does what no reader should: open', lambda root: (root/'new').write_text('')), ('does what no reader should: os.rename', lambda root: os.rename(root, root.parent/'other')),
+    ('does what no reader should: os.system', lambda root: os.system('exit')), ('does what no reader should: socket', lambda root: socket.socket().connect_ex(('127.0.0.1', 9))),
+    ('takes too long', lambda root: [None for _ in iter(int, 1)]), ('takes too long', lambda root: time.sleep(1000)), ('takes [0-9]+ MB', lambda root: np.ones(40_000_000)),
+    ('ends in a traceback: KeyError', lambda root: {}['a']), ('does not name the file', lambda root: Path('there_is_none').read_text()), ('is told in [0-9]+ letters', lambda root: (root/('a/'*1000)).read_text())])
+def test_the_watch_sees(what, read, tmp_path):
+    (tmp_path/'data').mkdir()
+    (tmp_path/'secret').write_text(PASSWORD)
+    limits = dict(seconds=.05) if 'sleep' in read.__code__.co_names else {}
+    assert re.match(what, attempt(read, tmp_path/'data', **limits)[0])
 
 
 def coco(**changes):
@@ -100,11 +115,52 @@ def test_one_long_name_does_not_make_all_of_them_long(root):
     assert 'images are missing' in tried(lambda root: read_coco(root/'train.json', root), root, megabytes=200)
 
 
-def test_a_million_boxes_are_read(root):
+@pytest.mark.parametrize('images', [1, 2])
+def test_two_million_boxes_are_read(images, root):
     pixels(root, 'a.png', 'b.png')
-    rows = ','.join(f'{{"id":{n},"image_id":{n % 2},"category_id":1,"bbox":[{n % 9},1,2,3]}}' for n in range(10**6))
+    rows = ','.join(f'{{"id":{n},"image_id":{n % images},"category_id":1,"bbox":[{n % 9},1,2,3]}}' for n in range(2*10**6))
     put(root, {'train.json': json.dumps(dict(COCO, annotations='@')).replace('"@"', f'[{rows}]').encode()})
-    assert tried(lambda root: len(read_coco(root/'train.json').labels) == 10**6 or 1/0, root, seconds=60, megabytes=2000) is None
+    assert tried(lambda root: len(read_coco(root/'train.json').labels) == 2*10**6 or 1/0, root, seconds=120, megabytes=4000) is None
+
+
+@pytest.mark.parametrize('files', [{'train/a.txt': '0 .5 .5 .5 .5\n'*10**5}, {'a.xml': XML.replace('</annotation>', OBJECT.format('ant')*10**5 + '</annotation>')}], ids=['yolo', 'voc'])
+def test_a_hundred_thousand_boxes_in_one_image_are_read(files, root):
+    pixels(root, 'train/a.png' if 'train/a.txt' in files else 'a.png')
+    put(root, {name: text.encode() for name, text in files.items()})
+    assert tried(read_data, root, seconds=60, megabytes=1000) is None
+    assert sum(len(read().labels) for read in find_splits(root).values()) >= 10**5
+
+
+@pytest.mark.parametrize('classes', [19_999, 20_001])
+def test_many_classes_take_no_time(classes, root):
+    "Numbers that a file of 60 bytes may claim, and a limit"
+    for split in ('train', 'val'):
+        pixels(root, f'{split}/images/{split}.png')
+        put(root, {f'{split}/labels/{split}.txt': b'0 .5 .5 .5 .5'})
+    put(root, {'data.yaml': f'train: train/images\nval: val/images\nnc: {classes}'.encode()})
+    def use(root):
+        splits = {name: read() for name, read in find_splits(root).items()}
+        check_splits(splits)
+        a = relabel(splits['val'], splits['train'].names[::-1])
+        assert a.labels.tolist() == [19_998] and report(a, [Detections(torch.tensor([[0., 0., 9., 9.]]), torch.ones(1), torch.tensor([19_998]))])['in_use']
+    refused = tried(use, root, seconds=5, megabytes=1000)
+    assert refused is None if classes < 20_000 else 'nc: 20001 is more than the 20000 classes that are possible' in refused
+
+
+@pytest.mark.parametrize('name', ['a$^$b', '$$', '$_$', '_a', 'a\\$^$'])
+def test_names_are_no_formulas(name, root):
+    "As matplotlib would take them; a name that begins with a line would be missing in its legends"
+    pixels(root, f'{name}.png', 'b.png')
+    doc = coco(images=dict(file_name=f'{name}.png'), categories=dict(name=name))
+    put(root, {'train.json': json.dumps(doc).encode()})
+    (root/'out').mkdir()
+    draw_report(examine(root), root/'out/doctor.png')
+    (a,) = (read() for read in find_splits(root).values())
+    found = [Detections(torch.tensor([[1., 2., 4., 6.], [0., 0., 9., 9.]]), torch.tensor([.9, .8]), torch.tensor([0, 1]))]*2
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        report(a, found, root/'out')
+    assert len(list((root/'out').glob('*.png'))) == 5
 
 
 ENTITY = '<!DOCTYPE a [<!ENTITY x SYSTEM "file://{}">]>'
