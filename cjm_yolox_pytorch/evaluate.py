@@ -42,15 +42,17 @@ def _check(annotations, detections):
     if not len(annotations): raise ValueError('there are no images to measure on')
     if len(detections) != len(annotations): raise ValueError(f'there are detections for {len(detections)} images, but annotations of {len(annotations)}')
 
-def _count(annotations, detections): # Precision [thresholds, recalls, C, sizes, most] and recall, without recalls; NaN where there are no objects
+def _count(annotations, detections): # Precision [thresholds, recalls, K, sizes, most], recall without recalls, and the K classes that have objects; NaN where there are none
     from faster_coco_eval import COCO, COCOeval_faster
     _check(annotations, detections)
     truth, found = COCO(_coco_truth(annotations)), _coco_results(detections)
     if not found: found = [dict(image_id=0, category_id=0, bbox=[0., 0., 0., 0.], score=0.)] # Its loader may refuse an empty list
-    run = COCOeval_faster(truth, truth.loadRes(found), 'bbox')
+    run, there = COCOeval_faster(truth, truth.loadRes(found), 'bbox'), np.unique(annotations.labels)
+    if not len(there): return np.zeros((10, 101, 0, 4, 3)), np.zeros((10, 0, 4, 3)), there
+    run.params.catIds = there.tolist() # Others would take half a megabyte each
     run.evaluate()
     run.accumulate()
-    return tuple(np.where(run.eval[k] < 0, np.nan, run.eval[k]) for k in ('precision', 'recall'))
+    return *(np.where(run.eval[k] < 0, np.nan, run.eval[k]) for k in ('precision', 'recall')), there
 
 # %% ../nbs/08_evaluate.ipynb #1b874ddd
 METRICS = ['AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large', 'AR_1', 'AR_10', 'AR_100', 'AR_small', 'AR_medium', 'AR_large']
@@ -58,12 +60,13 @@ METRICS = ['AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large', 'AR_1', 'A
 def _mean(values): # Of those that are there
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
-def _averages(names, precision, recall): # As `average_precision` returns them
+def _averages(names, precision, recall, there): # As `average_precision` returns them
     precision = precision[..., -1]
     parts = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *(precision[..., size] for size in (1, 2, 3)),
-             *(recall[..., 0, most] for most in (0, 1, 2)), *(recall[..., size, -1] for size in (1, 2, 3))] # Each [..., C]
-    return {**dict(zip(METRICS, map(_mean, parts))),
-            'classes': {name: {k: _mean(part[..., c]) for k, part in zip(METRICS, parts)} for c, name in enumerate(names)}}
+             *(recall[..., 0, most] for most in (0, 1, 2)), *(recall[..., size, -1] for size in (1, 2, 3))] # Each [..., K]
+    classes = {name: dict.fromkeys(METRICS, math.nan) for name in names}
+    for k, c in enumerate(there): classes[names[c]] = {m: _mean(part[..., k]) for m, part in zip(METRICS, parts)}
+    return {**dict(zip(METRICS, map(_mean, parts))), 'classes': classes}
 
 # %% ../nbs/08_evaluate.ipynb #62327c02
 def average_precision(
@@ -79,7 +82,12 @@ def precision_recall(
     detections:list # One `Detections` for each image
 ) -> np.ndarray: # [101, C] precision at recalls 0, .01, ..., 1; NaN where there are no objects
     "Precision of each class as recall grows, at an IoU of .5."
-    return _count(annotations, detections)[0][0, ..., 0, -1]
+    return _curves(annotations.names, *_count(annotations, detections))
+
+def _curves(names, precision, recall, there): # As `precision_recall` returns them
+    curves = np.full((precision.shape[1], len(names)), np.nan)
+    curves[:, there] = precision[0, ..., 0, -1]
+    return curves
 
 # %% ../nbs/08_evaluate.ipynb #601c7b1a
 def plot_precision_recall(
@@ -305,16 +313,16 @@ def report(
     **more # Stands in metrics.json too
 ) -> dict: # What `average_precision` and `voc_average_precision` say, `in_use`, `confusion` and `more`
     "Measure `detections` in every way, and draw what there is to see."
-    precision, recall = _count(annotations, detections)
+    counted = _count(annotations, detections)
     outcomes = [match(*annotations.objects(i), d, min_score) for i, d in enumerate(detections)]
     matrix = confusion_matrix(annotations, detections, outcomes)
-    metrics = _everything(annotations.names, _averages(annotations.names, precision, recall), voc_average_precision(annotations, detections), matrix, min_score)
+    metrics = _everything(annotations.names, _averages(annotations.names, *counted), voc_average_precision(annotations, detections), matrix, min_score)
     metrics.update(more)
     if out is not None:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         with atomic(out/'metrics.json') as partial: partial.write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False))
-        plot_precision_recall(precision[0, ..., 0, -1], annotations.names, matrix[:-1].sum(axis=1), out/'precision_recall.png')
+        plot_precision_recall(_curves(annotations.names, *counted), annotations.names, matrix[:-1].sum(axis=1), out/'precision_recall.png')
         plot_confusion(matrix, annotations.names, out/'confusion.png', f'Confusions, score > {min_score:g}')
         show_worst(annotations, detections, outcomes, out/'worst.png')
         show_detections(annotations, detections, out/'detections.png', min_score=min_score)

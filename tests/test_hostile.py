@@ -67,12 +67,11 @@ def tried(read, root, **limits):
     ('does what no reader should: open', lambda root: (root/'new').write_text('')), ('does what no reader should: os.rename', lambda root: os.rename(root, root.parent/'other')),
     ('does what no reader should: os.system', lambda root: os.system('exit')), ('does what no reader should: socket', lambda root: socket.socket().connect_ex(('127.0.0.1', 9))),
     ('takes too long', lambda root: [None for _ in iter(int, 1)]), ('takes too long', lambda root: time.sleep(1000)), ('takes [0-9]+ MB', lambda root: np.ones(40_000_000)),
-    ('ends in a traceback: KeyError', lambda root: {}['a']), ('does not name the file', lambda root: Path('there_is_none').read_text()), ('is told in [0-9]+ letters', lambda root: (root/('a/'*1000)).read_text())])
+    ('ends in a traceback: KeyError', lambda root: {}['a']), ('does not name the file', lambda root: Path('there_is_none').read_text()), ('is told in [0-9]+ letters', lambda root: (root/('a/'*1600)).read_text())])
 def test_the_watch_sees(what, read, tmp_path):
     (tmp_path/'data').mkdir()
     (tmp_path/'secret').write_text(PASSWORD)
-    limits = dict(seconds=.05) if 'sleep' in read.__code__.co_names else {}
-    assert re.match(what, attempt(read, tmp_path/'data', **limits)[0])
+    assert re.match(what, attempt(read, tmp_path/'data', seconds=.05 if 'long' in what else 5, megabytes=100)[0])
 
 
 def coco(**changes):
@@ -115,10 +114,9 @@ def test_one_long_name_does_not_make_all_of_them_long(root):
     assert 'images are missing' in tried(lambda root: read_coco(root/'train.json', root), root, megabytes=200)
 
 
-@pytest.mark.parametrize('images', [1, 2])
-def test_two_million_boxes_are_read(images, root):
+def test_two_million_boxes_in_one_image_are_read(root):
     pixels(root, 'a.png', 'b.png')
-    rows = ','.join(f'{{"id":{n},"image_id":{n % images},"category_id":1,"bbox":[{n % 9},1,2,3]}}' for n in range(2*10**6))
+    rows = ','.join(f'{{"id":{n},"image_id":0,"category_id":1,"bbox":[{n % 9},1,2,3]}}' for n in range(2*10**6))
     put(root, {'train.json': json.dumps(dict(COCO, annotations='@')).replace('"@"', f'[{rows}]').encode()})
     assert tried(lambda root: len(read_coco(root/'train.json').labels) == 2*10**6 or 1/0, root, seconds=120, megabytes=4000) is None
 
@@ -150,8 +148,9 @@ def test_many_classes_take_no_time(classes, root):
 @pytest.mark.parametrize('name', ['a$^$b', '$$', '$_$', '_a', 'a\\$^$'])
 def test_names_are_no_formulas(name, root):
     "As matplotlib would take them; a name that begins with a line would be missing in its legends"
-    pixels(root, f'{name}.png', 'b.png')
-    doc = coco(images=dict(file_name=f'{name}.png'), categories=dict(name=name))
+    file = f'{name}.png'.replace('\\', '') # Which stands for a folder
+    pixels(root, file, 'b.png')
+    doc = coco(images=dict(file_name=file), categories=dict(name=name))
     put(root, {'train.json': json.dumps(doc).encode()})
     (root/'out').mkdir()
     draw_report(examine(root), root/'out/doctor.png')
