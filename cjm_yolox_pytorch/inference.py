@@ -403,7 +403,8 @@ def files_below(
         found += [Path(root)/name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.') and is_readable(f'{root}/{name}')]
     return sorted(found)
 
-def _raise(e): raise e # A folder that may not be read is not an empty one
+def _raise(e): # A folder that may not be read is not an empty one
+    if not isinstance(e, (NotADirectoryError, FileNotFoundError)): raise e
 
 def is_readable(
     path

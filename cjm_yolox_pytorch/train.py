@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import math
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -400,7 +401,7 @@ def wandb_logger(
     except ImportError as e: raise ImportError("wandb is not installed: pip install 'cjm-yolox-pytorch[log]'") from e
     name = Path(out)/'wandb-id'
     Path(out).mkdir(parents=True, exist_ok=True)
-    if not name.exists(): name.write_text(wandb.util.generate_id())
+    if not name.exists(): name.write_text(secrets.token_hex(4))
     run = wandb.init(project='yolox', name=Path(out).name, id=name.read_text(), dir=str(out), resume='allow')
     def log(row, out):
         pictures = dict(detections=wandb.Image(str(Path(out)/'detections.png'))) if 'AP' in row else {}

@@ -6,7 +6,7 @@ from PIL import Image
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from cjm_yolox_pytorch.augment import Mosaic, RandomAffine, apply, as_sample, yolox_transforms
+from cjm_yolox_pytorch.augment import MixUp, Mosaic, RandomAffine, RandomHSV, apply, as_sample, paste, yolox_transforms
 from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, train_loader
 from cjm_yolox_pytorch.data import Annotations
 from cjm_yolox_pytorch.shapes import draw_shapes
@@ -53,3 +53,27 @@ def test_a_mirrored_image_has_mirrored_boxes(mosaic, mixup):
 def test_a_sample_that_cannot_be_learnt_from_is_named(workers, lying):
     loader = train_loader(DetectionDataset(lying, 64, v2.CenterCrop(10)), EpochBatches(2, 2), workers)
     with pytest.raises(ValueError, match=r'[ab]\.png: transforms left 1 of 1 boxes without area.*v2\.SanitizeBoundingBoxes'): next(iter(loader))
+
+
+@pytest.mark.parametrize('first', [v2.Grayscale(), v2.ToDtype(torch.float32), lambda image, target: (torch.cat([image, image[:1]]), target)], ids=['grey', 'float', 'alpha'])
+@pytest.mark.parametrize('then', [Mosaic(100, degrees=0), Mosaic(100), MixUp(), RandomHSV()])
+def test_images_that_cannot_be_drawn_are_named(first, then, lying):
+    "And not left out of the canvas without a word"
+    torch.manual_seed(1) # So that HSV changes something
+    with pytest.raises(ValueError, match=r'[ab]\.png.*: transforms made an image of torch\.(uint8|float32) and \[[134], 50, 100\], but uint8 \[3, H, W\] is needed'): DetectionDataset(lying, 100, [first, then])[0]
+
+
+@pytest.mark.parametrize('degrees', [0, 20])
+def test_a_large_photo_is_drawn_like_a_small_one(degrees):
+    "With a frame, or without one if that would take longer"
+    small = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    turn = np.array([[np.cos(np.radians(degrees)), -np.sin(np.radians(degrees)), 30], [np.sin(np.radians(degrees)), np.cos(np.radians(degrees)), 20], [0, 0, 1]])
+    drawn = []
+    for factor in (1, 20):
+        canvas = np.full((100, 120, 3), 114, np.uint8)
+        paste(canvas, small.repeat(factor, 0).repeat(factor, 1), turn @ np.diag([2/factor, 2/factor, 1]))
+        drawn.append(canvas)
+    first, second = drawn
+    assert ((first != 114).any(2) == (second != 114).any(2)).mean() > .995
+    first, second = (torch.nn.functional.avg_pool2d(torch.from_numpy(c).permute(2, 0, 1).float(), 8) for c in drawn) # One smooth, the other with corners
+    assert (first - second).abs().mean() < 6

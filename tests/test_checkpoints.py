@@ -1,13 +1,15 @@
 "Weights of every family and size, made from our networks by names written down a second time, and the real ones."
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cjm_yolox_pytorch.checkpoints import DOWN, RIGHT, STEM, load_weights, recognise, save_weights, seen_focus, swap_focus
-from cjm_yolox_pytorch.model import MODEL_TYPES, PUBLISHED, build_model, load_matching
+from cjm_yolox_pytorch.checkpoints import DOWN, RIGHT, STEM, Weights, load_weights, recognise, save_weights, seen_focus, swap_focus
+from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, PUBLISHED, build_model, load_matching
 
 # From our names to theirs
 PARTS = {'neck.reduce_layers.0': 'backbone.lateral_conv0', 'neck.reduce_layers.1': 'backbone.reduce_conv1', 'neck.top_down_blocks.0': 'backbone.C3_p4',
@@ -138,3 +140,28 @@ def test_the_real_weights(shared):
     with torch.no_grad(): classes, raw, objectness = build_model('yolox_nano', 80, pretrained=weights).eval()(x)
     got = torch.cat([torch.cat([r, o.sigmoid(), c.sigmoid()], 1).flatten(2) for c, r, o in zip(classes, raw, objectness)], 2).transpose(1, 2)
     assert (got - torch.from_numpy(reference['y'])).abs().max() < 1e-3
+
+
+def test_a_state_is_no_file_of_weights(tmp_path):
+    "Its first network is the one that is not averaged"
+    state = build_model('yolox_nano', 1, pretrained=False).state_dict()
+    torch.save(dict(model=state, average=state, counts={}, recipe={}), tmp_path/'state.pt')
+    with pytest.raises(ValueError, match='state.pt: this is the state of a training: take best.safetensors'): load_weights(tmp_path/'state.pt')
+
+
+def test_files_of_the_same_name_at_two_addresses(tmp_path, monkeypatch):
+    for run in ('cat', 'dog'):
+        (tmp_path/run).mkdir()
+        model = build_model('yolox_nano', 1, pretrained=False)
+        save_weights(Weights(model.state_dict(), 'yolox_nano', 1, **NORM_STATS['yolox_nano'], names=[run]), tmp_path/run/'best.safetensors')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: tmp_path/'hub')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, to, digest: shutil.copy(tmp_path/url.removeprefix('https://a.b/'), to))
+    for _ in range(2):
+        for run in ('cat', 'dog'): assert load_weights(f'https://a.b/{run}/best.safetensors').names == [run]
+        monkeypatch.setattr(torch.hub, 'download_url_to_file', None) # Both are kept
+
+
+def test_names_that_move_the_cursor_are_refused(tmp_path):
+    model = build_model('yolox_nano', 1, pretrained=False)
+    save_weights(Weights(model.state_dict(), 'yolox_nano', 1, **NORM_STATS['yolox_nano'], names=['a\x1b[2J']), tmp_path/'a.safetensors')
+    with pytest.raises(ValueError, match='names are plain text'): load_weights(tmp_path/'a.safetensors')

@@ -6,14 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from cjm_yolox_pytorch import data, doctor, train
+from cjm_yolox_pytorch.batches import DetectionDataset
 from cjm_yolox_pytorch.data import Annotations, check, check_splits, fault_lines, find_splits, read_annotated, read_split, read_voc, read_yolo
 from cjm_yolox_pytorch.doctor import examine, look_at_images, report_lines, summary
 from cjm_yolox_pytorch.inference import files_below
@@ -659,3 +662,45 @@ def test_workers_do_not_copy_annotations():
         return int(os.read(read, 99))
     objects = [Path(p) for p in a.paths.tolist()]
     assert grown(lambda i: (a.paths[i], a.sizes[i], a.objects(i))) < 4e6 < grown(lambda i: objects[i])
+
+
+@pytest.mark.parametrize('box, seen', [([-50.3, 10, 50.30001, 20], 0), ([79.995, 10, 10, 20], 0), ([40, 10, 3e-5, 20], 0), ([40, 10, .02, 20], 1), ([-5, 10, 5.5, 20], 1)])
+def test_slivers_are_left_out(box, seen, tmp_path):
+    "Which the doctor has to know, since mirrored or scaled they would have no area, in the middle of a training"
+    for name in 'ab': picture(tmp_path, name)
+    doc = coco(['a', 'b'])
+    doc['annotations'].append(dict(id=99, image_id=doc['images'][1]['id'], category_id=doc['categories'][0]['id'], bbox=box, area=1, iscrowd=0))
+    write(tmp_path/'train.json', doc)
+    a, = (read() for read in find_splits(tmp_path).values())
+    assert len(a.objects(1)[0]) == seen and [why for *_, why in a.dropped] == ['is too thin in the image of 80x60']*(1 - seen)
+    for size in (32, 64, 416):
+        for flip in (0, 1): DetectionDataset(a, size, [v2.RandomHorizontalFlip(flip)])[1]
+
+
+def test_labels_that_may_not_be_read_are_not_missing(tmp_path, monkeypatch):
+    "As root reads everything, the system is replaced"
+    picture(tmp_path/'images', 'a')
+    write(tmp_path/'labels/a.txt', '0 .5 .5 .1 .1')
+    real = os.stat
+    def stat(path, *args, **kwargs):
+        if str(path).endswith('a.txt'): raise PermissionError(13, 'Permission denied', str(path))
+        return real(path, *args, **kwargs)
+    monkeypatch.setattr(os, 'stat', stat)
+    with pytest.raises(PermissionError, match='a.txt'): read_yolo(tmp_path/'images', ['ant'])
+
+
+def test_names_of_classes_with_the_same_beginning_have_a_bar_each(tmp_path):
+    from matplotlib.figure import Figure
+    for name in 'ab': picture(tmp_path, name)
+    write(tmp_path/'train.json', coco(['a', 'b']))
+    report = examine(tmp_path)
+    split, a = next(iter(report.splits.items()))
+    report.splits[split] = replace(a, names=['the same beginning, one', 'the same beginning, two'])
+    ax = Figure().subplots()
+    doctor._draw_classes(ax, report)
+    assert sorted(round(p.get_y() + p.get_height()/2) for p in ax.patches) == [0, 1]
+
+
+@pytest.mark.parametrize('size', [0, -5])
+def test_the_doctor_needs_a_size(size, tmp_path):
+    with pytest.raises(ValueError, match=f'size={size}: at least 1 is needed'): doctor.yolox_doctor(str(tmp_path), size=size)

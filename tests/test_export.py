@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cjm_yolox_pytorch.checkpoints import Weights, load_weights
-from cjm_yolox_pytorch.export import FORMATS, description, export_weights, exportable, load_exported
+from cjm_yolox_pytorch.export import FORMATS, Suppressed, description, export_weights, exportable, load_exported
 from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, letterbox, nms, unletterbox
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
 
@@ -145,3 +145,15 @@ def test_real_weights_score_the_same_in_other_programs(shared, tmp_path, suffix)
         found.append(d)
     metrics = average_precision(split, found)
     assert abs(metrics['AP'] - .330) < .004 and abs(metrics['AP50'] - .484) < .004
+
+
+def test_suppression_does_not_depend_on_the_place_in_a_batch():
+    torch.manual_seed(0)
+    size = torch.rand(300, 2)*6 + 4
+    rows = torch.cat([torch.rand(300, 2)*60 + 50 - size/2, size, torch.full((300, 1), 75.), torch.rand(300, 1)*.7 + .28], 1)
+    for images in (1, 8, 32, 256):
+        batch = torch.zeros(images, 300, 6)
+        batch[0] = batch[-1] = rows
+        found = Suppressed(None, 80).suppress(batch)
+        first, last = (found[found[:, 0] == i, 1:] for i in (0, images - 1))
+        assert 100 < len(first) < 300 and torch.equal(first, last), images

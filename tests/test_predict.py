@@ -1,8 +1,10 @@
 "The detector and `yolox_predict`, on odd pictures, folders and videos."
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from cjm_yolox_pytorch.checkpoints import Weights, save_weights
-from cjm_yolox_pytorch.inference import VideoWriter, load_detector, predict, read_video, yolox_predict
+from cjm_yolox_pytorch.inference import VideoWriter, as_image, load_detector, nms, predict, read_video, yolox_predict
 from cjm_yolox_pytorch.model import build_model
 
 
@@ -110,6 +112,89 @@ def test_videos(file, tmp_path):
     record = json.loads((tmp_path/'out/detections.json').read_text())
     assert [i['frame'] for i in record['images']] == [0, 1, 2, 3] and [i['seconds'] for i in record['images']] == pytest.approx(times, abs=1e-3)
     assert [t for _, t in read_video(tmp_path/'out/clip.mp4')] == pytest.approx(times, abs=1e-3)
+
+
+@pytest.fixture
+def film(tmp_path):
+    "Write a video of numbered shades with PyAV: name, codec, and format of the file if it is not that of the name"
+    av = pytest.importorskip('av')
+    def write(name, codec, frames=12, between=0, kind=None, side=64):
+        if codec not in av.codecs_available: pytest.skip(f'PyAV without {codec}')
+        with av.open(str(tmp_path/name), 'w', format=kind) as video:
+            stream = video.add_stream(codec, rate=48000 if codec == 'aac' else 10)
+            if codec == 'aac': made = [av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')]; made[0].rate = 48000
+            else:
+                stream.width, stream.height, stream.pix_fmt = side, side, 'yuv420p'
+                if between: stream.codec_context.max_b_frames = between
+                made = (av.VideoFrame.from_ndarray(np.full((side, side, 3), 20*n % 256, np.uint8), format='rgb24') for n in range(frames))
+            for frame in (*made, None): video.mux(stream.encode(frame))
+        return tmp_path/name
+    return write
+
+
+@pytest.mark.parametrize('name, codec, kind', [('a.avi', 'libx264', None), ('a.avi', 'mpeg4', None), ('a.mp4', 'libx264', 'h264'), ('a.mpg', 'mpeg2video', None)])
+def test_times_rise_whatever_a_video_says(file, film, tmp_path, name, codec, kind):
+    "In AVI, frames that others look back to have the times at which they are stored; a bare stream tells none"
+    path = film(name, codec, between=2, kind=kind)
+    times = [t for _, t in read_video(path)]
+    assert len(times) >= 11 and all(a < b for a, b in zip(times, times[1:])) and times[-1] - times[0] == pytest.approx((.04 if kind == 'h264' else .1)*(len(times) - 1), abs=.3) # FFmpeg takes 25 in a second where nothing tells
+    yolox_predict(file, [str(path)], out=str(tmp_path/'out'), device='cpu')
+    drawn, = (tmp_path/'out').glob('*.mp4')
+    assert len(list(read_video(drawn))) == len(times)
+
+
+def test_a_video_of_sound_alone_loses_nothing_else(file, film, pictures, tmp_path):
+    with pytest.raises(SystemExit, match='sound.mp4: there are no pictures in it'):
+        yolox_predict(file, [str(film('sound.mp4', 'aac')), str(pictures/'a.jpg')], out=str(tmp_path/'out'), device='cpu')
+    assert len(json.loads((tmp_path/'out/detections.json').read_text())['images']) == 1
+
+
+def test_ctrl_c_keeps_what_was_found(file, film, tmp_path):
+    "Also a video that is half done"
+    path = film('long.mp4', 'libx264', frames=3000, side=128)
+    process = subprocess.Popen([os.path.join(os.path.dirname(sys.executable), 'yolox_predict'), file, str(path), '--out', str(tmp_path/'out'), '--device', 'cpu', '--batch', '2'],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(3000):
+        if (tmp_path/'out/long.mp4').exists() or process.poll() is not None: break
+        time.sleep(.02)
+    time.sleep(.5)
+    process.send_signal(signal.SIGINT)
+    assert 'interrupted' in process.communicate(timeout=120)[1] and process.returncode == 130
+    images = json.loads((tmp_path/'out/detections.json').read_text())['images']
+    assert 0 < len(images) < 3000 and abs(len(list(read_video(tmp_path/'out/long.mp4'))) - len(images)) <= 1
+
+
+def test_two_inputs_have_two_pictures(file, tmp_path):
+    for name in ('a.png', 'a.png.jpg'): Image.new('RGB', (60, 40)).save(tmp_path/name)
+    with pytest.raises(ValueError, match='a.png and .*a.png.jpg would both be drawn as'): yolox_predict(file, [str(tmp_path)], out=str(tmp_path/'out'), device='cpu')
+
+
+def test_a_folder_that_may_not_be_read_is_not_empty(file, pictures, tmp_path, monkeypatch):
+    "As root reads everything, the system is replaced"
+    real = os.scandir
+    def scandir(path):
+        if str(path).endswith('deep'): raise PermissionError(13, 'Permission denied', str(path))
+        return real(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(PermissionError, match='deep'): yolox_predict(file, [str(pictures)], out=str(tmp_path/'out'), device='cpu')
+
+
+@pytest.mark.parametrize('high, shade', [(1, 128), (255, 128), (300, None), (float('nan'), None), (-1, None)])
+def test_floats_of_pillow(high, shade, tmp_path):
+    "From 0 to 1 or from 0 to 255; otherwise nobody knows what white is"
+    Image.fromarray(np.array([[0, 128/255*high], [high, high]], np.float32)).save(tmp_path/'a.tif')
+    for picture in (tmp_path/'a.tif', Image.open(tmp_path/'a.tif')):
+        if shade is None:
+            with pytest.raises((OSError, ValueError), match='floats'): as_image(picture)
+        else: assert as_image(picture)[0].tolist() == [[0, shade], [255, 255]]
+
+
+@pytest.mark.parametrize('size', [1e3, 1e7, 1e8, float('inf'), float('nan')])
+def test_a_box_that_explodes_suppresses_nothing(size):
+    boxes = torch.tensor([[10., 10, 20, 20], [10, 10, 20, 20.1], [10, 10, 20, 20], [-size, -size, size, size]])
+    scores = torch.full((4, 80), .01)
+    scores[[0, 1, 2, 3], [70, 70, 79, 0]] = torch.tensor([.9, .8, .7, .6])
+    assert nms(boxes, scores).labels.tolist() == [70, 79, *[0]*(size < 1e9)]
 
 
 def test_supervision(weights):
