@@ -53,7 +53,7 @@ def test_a_worker_is_killed(shapes, tmp_path, start):
             with suppress(ProcessLookupError): os.kill(worker, signal.SIGKILL)
         if process.poll() is not None: break
         time.sleep(.1)
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=60)[0]
     said = error_line(printed)
     assert process.returncode == 1 and 'a process that reads images was ended' in said and '--workers' in said and '--resume' in said, printed
     assert load_weights(out/'last.safetensors').notes['epoch'] >= 1
@@ -67,9 +67,9 @@ def test_a_process_of_torchrun_is_killed(shapes, tmp_path, victim, start):
     process = start(shapes, out, *LONG, before=[Path(sys.executable).with_name('torchrun'), '--standalone', '--nproc-per-node', '2'])
     _wait_for(out/'metrics.csv', process)
     os.kill(children(process)[victim], signal.SIGKILL)
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=60)[0]
     assert process.returncode and f'rank      : {victim} (local_rank: {victim})\n  exitcode  : -9' in printed, printed # By torchrun
-    assert not victim or 'another process of this training ended' in printed and '--resume' in printed, printed # By the first process, unless it was that one
+    assert 'another process of this training ended' in printed and '--resume' in printed, printed # By the one that is left
     assert load_weights(out/'last.safetensors').notes['epoch'] >= 1
 
 
@@ -81,7 +81,7 @@ def test_the_disk_is_full(shapes, tmp_path, uninterrupted, start):
     _wait_for(out/'state.pt', process)
     import resource
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)) # Python ignores SIGXFSZ, and sees an OSError
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and 'could not be written, and is as it was before' in error_line(printed)
     assert run(shapes, out, '--resume').returncode == 0
     assert_same_training(out, uninterrupted)
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written(shapes, tmp_path):
     (tmp_path/'file').write_text('in the way')
     folder = tmp_path/'locked'
     folder.mkdir(mode=0o555)
-    for out in (tmp_path/'file', tmp_path/'file'/'run', Path('/proc/run'), *[folder/'run']*(os.geteuid() > 0)): # root may write anywhere
+    for out in (tmp_path/'file', tmp_path/'file'/'run', Path('/proc/run'), Path('/proc'), Path('/sys'), *[folder/'run']*(os.geteuid() > 0)): # root may write anywhere
         done = run(shapes, out)
         assert done.returncode == 1 and str(out) in error_line(done.stderr), done.stderr
         assert '1/4' not in done.stdout

@@ -1,5 +1,7 @@
 "A training that is interrupted, and goes on, is the same training; several processes are one."
+import io
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -52,16 +54,27 @@ def assert_same_training(out, other):
     assert speedless[0] == speedless[1]
 
 
+SLOW = """import os, sys, time
+from cjm_yolox_pytorch.train import yolox_train
+replace = os.replace
+def slow(source, target):
+    if str(target).endswith('best.safetensors'): time.sleep(60)
+    replace(source, target)
+os.replace = slow
+yolox_train()"""
+
+
 @pytest.mark.parametrize('after', ['best.safetensors.partial', 'metrics.csv', 'state.pt', 3.])
 def test_killed_at_any_moment(shapes, tmp_path, uninterrupted, after):
-    out = tmp_path/'run'
-    process = subprocess.Popen(command(shapes, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-    if isinstance(after, str): _wait_for(out/after, process)
-    else: # Somewhere in the second epoch or later
-        _wait_for(out/'state.pt', process)
-        time.sleep(after/10)
+    out, words = tmp_path/'run', command(shapes, tmp_path/'run')
+    if after == 'best.safetensors.partial': # Which is there for a moment only
+        (tmp_path/'yolox_train.py').write_text(SLOW)
+        words = [sys.executable, tmp_path/'yolox_train.py', *words[1:]]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**ENVIRONMENT, 'PYTHONPATH': str(ROOT)})
+    _wait_for(out/(after if isinstance(after, str) else 'state.pt'), process)
+    if isinstance(after, float): time.sleep(after/10) # Somewhere in the second epoch or later
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     resumed = run(shapes, out, '--resume')
     assert resumed.returncode == 0, resumed.stderr
     assert_same_training(out, uninterrupted)
@@ -87,6 +100,22 @@ def test_asked_to_stop(shapes, tmp_path, uninterrupted, number):
     assert refused.returncode and 'holds a training already' in refused.stderr
     assert run(shapes, out, '--resume').returncode == 0
     assert_same_training(out, uninterrupted)
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:-300], lambda data: b'', lambda data: b'text', lambda data: pickle.dumps(os.getcwd), lambda data: saved(dict(model={}, epoch=3)), lambda data: saved([1])],
+                         ids=['cut', 'empty', 'text', 'code', 'another', 'list'])
+def test_a_state_that_is_none_is_told_in_one_line(shapes, tmp_path, damage):
+    train = read_split(shapes, 'train')
+    trainer = Trainer(Recipe(**SMALL), train, train, device='cpu')
+    save_state(trainer, tmp_path/'state.pt')
+    (tmp_path/'state.pt').write_bytes(damage((tmp_path/'state.pt').read_bytes()))
+    with pytest.raises(ValueError, match='state.pt (is not a state of a training|wants to run posix.getcwd)') as said: load_state(trainer, tmp_path/'state.pt')
+    assert '\n' not in str(said.value) and 'weights_only' not in str(said.value)
+
+
+def saved(thing):
+    torch.save(thing, file := io.BytesIO())
+    return file.getvalue()
 
 
 @pytest.mark.parametrize('changes', [{}, dict(min_size=64, max_size=128, workers=1), dict(closing=1, epochs=4), dict(amp='fp16')])
