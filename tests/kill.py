@@ -26,9 +26,17 @@ def check_files(out):
     if (out/'state.pt').exists(): torch.load(out/'state.pt', weights_only=True)
 
 
+def begin(data, out, *more):
+    "A training that has begun to train"
+    process = subprocess.Popen(command(data, out, '--workers', '1', *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**ENVIRONMENT, 'PYTHONFAULTHANDLER': '1'})
+    for line in process.stdout:
+        if line.startswith('training on'): return process
+    raise RuntimeError(f'it ended before it began: {process.wait()}')
+
+
 def hit(data, out, rng, longest, resume):
     "Train until a signal comes, if it comes in time: its name, or None"
-    process = subprocess.Popen(command(data, out, '--workers', '1', *['--resume']*resume), stdout=subprocess.DEVNULL, env={**ENVIRONMENT, 'PYTHONFAULTHANDLER': '1'})
+    process, name, fine = begin(data, out, *['--resume']*resume), None, (0,)
     try: process.wait(rng.uniform(0, longest))
     except subprocess.TimeoutExpired:
         number = rng.choice(SIGNALS)
@@ -37,7 +45,11 @@ def hit(data, out, rng, longest, resume):
         except subprocess.TimeoutExpired: # Say where it hangs
             process.send_signal(signal.SIGABRT)
             raise
-        return number.name
+        fine = {signal.SIGKILL: (-signal.SIGKILL, 0), signal.SIGTERM: (130, -signal.SIGTERM, 0), signal.SIGINT: (130, 0)}[number] # 0 if it was just done; once all is saved, SIGTERM ends it as any program
+        if process.returncode: name = number.name
+    printed = process.stdout.read()
+    assert process.returncode in fine and 'Traceback' not in printed, (name, process.returncode, printed)
+    return name
 
 
 def main():
@@ -50,10 +62,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_shapes(folder/'shapes', train=24, val=6, test=0, size=64)
-        begun = time.time()
-        whole = run(folder/'shapes', folder/'whole', '--workers', '1')
+        whole, begun = begin(folder/'shapes', folder/'whole'), time.time()
+        assert whole.wait() == 0, whole.stdout.read()
         longest = time.time() - begun
-        assert whole.returncode == 0, whole.stderr
         while sum(hits.values()) < args.times:
             out, finished = folder/f'run{ends}', False
             while not finished:

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 import cjm_yolox_pytorch.loss
 import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.loss import YOLOXLoss, _compiled_losses, _gather_objects, _gather_regions, _losses
+from cjm_yolox_pytorch.model import build_model
 from cjm_yolox_pytorch.simota import SimOTAAssigner
 from test_loss import C, batch, gradients, requiring_grad
 
@@ -155,6 +156,24 @@ def test_gpu_half_precision(dtype):
     there, *objects = to_device((maps, boxes, labels))
     got = YOLOXLoss(C, use_l1=True)(*there, *objects)
     assert_close({k: v.cpu() for k, v in got.items()}, want)
+
+
+@cuda
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_gpu_autocast(dtype):
+    "A network that computes in half precision learns in single precision what its outputs say"
+    torch.manual_seed(0)
+    model, images = build_model('yolox_nano', C, pretrained=False).cuda(), torch.rand(3, 3, 96, 96, device='cuda')
+    _, boxes, labels = batch([5, 0, 9])
+    loss = YOLOXLoss(C, use_l1=True)
+    with torch.autocast('cuda', dtype):
+        outputs = model(images)
+        losses = loss(*outputs, boxes, labels)
+    assert all(m.dtype == dtype for levels in outputs for m in levels) and all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
+    want = loss(*([m.detach().float().cpu() for m in levels] for levels in outputs), boxes, labels)
+    assert_close({k: v.cpu() for k, v in losses.items()}, want, rtol=1e-4, atol=1e-4)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 @cuda

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -291,23 +292,40 @@ def test_cuda_is_used_only_where_it_was_asked_for(module):
 
 
 def cuda_uses(source):
-    "(use, whether a question for CUDA decides about it) of each"
+    "(use, whether a question for CUDA decides about it) of each: of torch.cuda, of `.cuda()`, and of a text such as 'cuda:0' that is not compared"
     tree, found = ast.parse(source), []
     for node in ast.walk(tree):
         for child in ast.iter_child_nodes(node): child.parent = node
     for node in ast.walk(tree):
-        used = ast.unparse(node) if isinstance(node, ast.Attribute) else ''
-        if not (used.startswith('torch.cuda.') or used.endswith('.cuda')) or used in ('torch.cuda', 'torch.cuda.is_available'): continue
+        used = _use(node)
+        if used is None: continue
         above, questions = node, []
         while hasattr(above, 'parent'):
             branch, above = above, above.parent
-            if isinstance(above, (ast.If, ast.IfExp)) and branch is not above.test and (branch is above.body or isinstance(above, ast.If) and branch in above.body): questions.append(ast.unparse(above.test))
-        found.append((used, any("== 'cuda'" in q or q in ('cuda', 'there') or '.is_cuda' in q for q in questions)))
+            if isinstance(above, (ast.If, ast.IfExp)) and branch is not above.test and (branch is above.body or isinstance(above, ast.If) and branch in above.body): questions.append(above.test)
+        found.append((used, any(_asks(part) for q in questions for part in (q.values if isinstance(q, ast.BoolOp) and isinstance(q.op, ast.And) else [q]))))
     return found
 
 
-def test_use_without_a_question_would_be_seen():
-    for source, asked in [('torch.cuda.empty_cache()', False), ("if d.type == 'cuda': torch.cuda.synchronize()", True), ("x = torch.cuda.Event() if v.is_cuda else None", True),
-                          ("if d.type == 'cuda': pass\nelse: torch.cuda.synchronize()", False), ('model.cuda()', False), ('x = 1 if v.is_cuda else torch.cuda.Event()', False)]:
-        assert [a for _, a in cuda_uses(source)] == [asked], source
-    assert cuda_uses('torch.cuda.is_available()') == []
+def _use(node):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r'cuda(:.*)?', node.value): return None if isinstance(node.parent, (ast.Compare, ast.Subscript)) else repr(node.value)
+    if isinstance(node, (ast.Import, ast.ImportFrom)) and re.search(r'\btorch\.cuda\b|torch import .*\bcuda\b', ast.unparse(node)): return ast.unparse(node)
+    if not isinstance(node, ast.Attribute) or node.attr != 'cuda' or 'backends' in ast.unparse(node): return None
+    whole = node.parent if isinstance(node.parent, ast.Attribute) else node
+    return None if ast.unparse(whole) == 'torch.cuda.is_available' else ast.unparse(whole)
+
+
+def _asks(test): return isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq) and ast.unparse(test).endswith("== 'cuda'") or ast.unparse(test) in ('cuda', 'there', 'torch.cuda.is_available()') or ast.unparse(test).endswith('.is_cuda')
+
+
+@pytest.mark.parametrize('source, asked', [
+    ('torch.cuda.empty_cache()', False), ("if d.type == 'cuda': torch.cuda.synchronize()", True), ('x = torch.cuda.Event() if v.is_cuda else None', True), ("if d.type == 'cuda': pass\nelse: torch.cuda.synchronize()", False),
+    ('model.cuda()', False), ('x = 1 if v.is_cuda else torch.cuda.Event()', False), ("x.to('cuda')", False), ("f(device='cuda:1')", False), ("torch.amp.GradScaler('cuda')", False), ('from torch import cuda', False),
+    ('from torch.cuda import amp', False), ('import torch.cuda', False), ('c = torch.cuda', False), ("if d.type == 'cuda' or True: torch.cuda.synchronize()", False), ("if d.type == 'cuda' and n: torch.cuda.synchronize()", True),
+    ("x = 'nccl' if cuda else torch.device('cuda')", False), ("return torch.device('cuda') if torch.cuda.is_available() else None", True)])
+def test_use_without_a_question_would_be_seen(source, asked):
+    assert [a for _, a in cuda_uses(source)] == [asked], cuda_uses(source)
+
+
+def test_questions_are_no_uses():
+    for source in ('torch.cuda.is_available()', "x.to(d, non_blocking=d.type == 'cuda')", "state['cuda']"): assert cuda_uses(source) == [], source

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import cjm_yolox_pytorch.train
 from cjm_yolox_pytorch.checkpoints import Weights, load_weights
@@ -240,11 +241,14 @@ def test_tensorboard(shapes, tmp_path):
 def test_wandb(tmp_path, monkeypatch):
     wandb = pytest.importorskip('wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')
-    (tmp_path/'run').mkdir()
-    log = cjm_yolox_pytorch.train.wandb_logger(tmp_path/'run')
-    log(dict(epoch=1, loss_obj=2.), tmp_path/'run')
-    assert wandb.run.summary['loss_obj'] == 2
-    wandb.finish()
+    (out := tmp_path/'run').mkdir()
+    Image.new('RGB', (9, 9)).save(out/'detections.png')
+    for rows in ([dict(epoch=1, loss_obj=2.), dict(epoch=2, loss_obj=1., AP=.5)], [dict(epoch=3, loss_obj=.7)]): # The second time it goes on
+        log = cjm_yolox_pytorch.train.wandb_logger(out)
+        for row in rows: log(row, out)
+        assert wandb.run.id == (out/'wandb-id').read_text()
+        wandb.finish()
+    assert all(p.stat().st_size for p in (out/'wandb').rglob('*.wandb')) and len(list((out/'wandb').rglob('media/images/detections_*.png'))) == 1
 
 
 def test_a_missing_logger_says_what_to_install(tmp_path, monkeypatch):
