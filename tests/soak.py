@@ -3,20 +3,25 @@
 Example: python tests/soak.py --minutes 30 --out runs/soak
 """
 import argparse
+import ctypes
+import gc
 import json
 import os
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from test_resume import ENVIRONMENT, command
+from test_resume import ENVIRONMENT
 
+from cjm_yolox_pytorch.data import read_split
+from cjm_yolox_pytorch.recipe import Recipe
 from cjm_yolox_pytorch.shapes import write_shapes
-from cjm_yolox_pytorch.train import read_rows
+from cjm_yolox_pytorch.train import Trainer, fit, read_rows
 
 
 def family(pid):
@@ -35,38 +40,69 @@ def memory_mb(pids):
     return total/1024
 
 
-def open_files(pid): return len(os.listdir(f'/proc/{pid}/fd'))
+def open_files(pids):
+    total = 0
+    for pid in pids:
+        with suppress(OSError): total += len(os.listdir(f'/proc/{pid}/fd'))
+    return total
+
+
+class Mallinfo(ctypes.Structure): # What the C library says of its memory
+    _fields_ = [(name, ctypes.c_size_t) for name in ('arena', 'ordblks', 'smblks', 'hblks', 'hblkhd', 'usmblks', 'fsmblks', 'uordblks', 'fordblks', 'keepcost')]
+
+
+def train(folder):
+    "Train until a signal comes, and write after each epoch how many bytes are in use: what Linux counts also has gaps in it that are free"
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = Mallinfo
+    def count(row, out):
+        gc.collect()
+        with open(folder/'used', 'a') as f: print(time.time(), mallinfo().uordblks + mallinfo().hblkhd, file=f)
+    recipe = Recipe('yolox_nano', size=64, batch=4, epochs=10**6, amp='none', every=5, mosaic=.5, mixup=.5, workers=2)
+    trainer = Trainer(recipe, read_split(folder/'shapes', 'train'), read_split(folder/'shapes', 'val'), device='cpu')
+    with suppress(KeyboardInterrupt): fit(trainer, folder/'run', loggers=[count])
+
+
+def trend(minutes, values):
+    "What is added in a minute, and its standard error"
+    slope, start = statistics.linear_regression(minutes, values)
+    rest = sum((v - start - slope*m)**2 for m, v in zip(minutes, values))/(len(values) - 2)
+    return slope, (rest/(statistics.variance(minutes)*(len(values) - 1)))**.5
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--minutes', type=float, default=30, help='default: 30')
     parser.add_argument('--out', type=Path, help='folder for soak.json')
+    parser.add_argument('--train', type=Path, help=argparse.SUPPRESS) # In a process of its own
     args = parser.parse_args()
+    if args.train: return train(args.train)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_shapes(folder/'shapes', train=64, val=8, test=0, size=64)
-        options = ['--epochs', '100000', '--workers', '2', '--every', '5', '--mosaic', '.5']
-        process = subprocess.Popen(command(folder/'shapes', folder/'run', *options), stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+        process = subprocess.Popen([sys.executable, __file__, '--train', folder], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
         begun = time.time()
         while (passed := (time.time() - begun)/60) < args.minutes and process.poll() is None:
             time.sleep(2)
             pids = family(process.pid)
-            if len(pids) > 2: rows.append(dict(minutes=round(passed, 2), mb=round(memory_mb(pids)), trainer_mb=round(memory_mb(pids[:1])), files=open_files(process.pid)))
+            if len(pids) > 2: rows.append(dict(minutes=round(passed, 2), mb=round(memory_mb(pids)), trainer_mb=round(memory_mb(pids[:1])), files=open_files(pids)))
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 130, 'it ended by itself'
+        assert process.wait() == 0, 'it ended by itself'
         epochs = len(read_rows(folder/'run/metrics.csv'))
+        used = [((float(at) - begun)/60, int(size)/2**20) for at, size in (line.split() for line in (folder/'used').read_text().splitlines())]
     rows = [r for r in rows if r['minutes'] > args.minutes/10] # First everything is loaded once
+    used = [(round(at, 2), round(mb, 3)) for at, mb in used if at > args.minutes/10]
     columns, third = {k: [r[k] for r in rows] for k in rows[0]}, len(rows)//3
-    print(f'{epochs} epochs in {args.minutes:g} minutes. Medians of the first third, of the last, and slope:')
-    for name, unit in (('mb', 'MB of all processes'), ('trainer_mb', 'MB of the one that trains'), ('files', 'open files')):
-        values = columns[name]
-        slope, _ = statistics.linear_regression(columns['minutes'], values)
-        print(f'{statistics.median(values[:third]):g} and {statistics.median(values[-third:]):g} {unit}, {slope:+.2f} a minute, standard deviation {statistics.stdev(values):.0f}')
+    print(f'{epochs} epochs in {args.minutes:g} minutes. Medians of the first third and of the last:')
+    for name, what in (('mb', 'MB of all processes'), ('trainer_mb', 'MB of the one that trains'), ('files', 'open files of all')):
+        print(f'{statistics.median(columns[name][:third]):g} and {statistics.median(columns[name][-third:]):g} {what}')
+    slope, error = trend(*zip(*used))
+    print(f'in use by the one that trains: {statistics.median(mb for _, mb in used):.1f} MB, and {1024*slope:+.1f} KB a minute (+-{1024*error:.1f}), {1024*slope*(used[-1][0] - used[0][0])/len(used):+.2f} KB an epoch')
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out/'soak.json').write_text(json.dumps(dict(epochs=epochs, **columns)))
+        (args.out/'soak.json').write_text(json.dumps(dict(epochs=epochs, **columns, used_minutes=[at for at, _ in used], used_mb=[mb for _, mb in used])))
+    if slope > 1/6 or max(columns['files'][-third:]) > max(columns['files'][:third]) + 2: sys.exit('It grows: 10 MB an hour or more, or ever more files are open')
 
 
 if __name__ == '__main__': main()
