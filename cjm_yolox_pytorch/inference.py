@@ -147,7 +147,7 @@ class Detections:
         more = [f'... and {len(self) - 10} more'] * (len(self) > 10)
         return '\n'.join([f'{len(self)} detection{"s"*(len(self) != 1)}' + ': class, score, x1 y1 x2 y2'*bool(lines), *lines, *more])
 
-# %% ../nbs/06_inference.ipynb #fdbb4e18
+# %% ../nbs/06_inference.ipynb #5d0e1c37
 def apart(
     boxes:Tensor, # [N, 4] xyxy in pixels
     number:Tensor, # [N] int64 from 0
@@ -159,6 +159,7 @@ def apart(
     tile = torch.stack([number % columns, number//columns], dim=1) * (high - low)
     return boxes.clamp(low, high) + torch.cat([tile, tile], dim=1)
 
+# %% ../nbs/06_inference.ipynb #fdbb4e18
 def nms(
     boxes:Tensor, # [A, 4] xyxy in pixels
     scores:Tensor, # [A, C] from 0 to 1
