@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -174,6 +175,10 @@ def _begin_worker(leaving, worker):
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
+    sys.excepthook = _unless_alone
+
+def _unless_alone(kind, e, where): # A worker tells of errors by its results. What is left is that nobody fetches them any more
+    if not isinstance(e, (ConnectionError, EOFError)): sys.__excepthook__(kind, e, where)
 
 def _loader(dataset, workers, **kwargs):
     return DataLoader(dataset, collate_fn=collate, num_workers=workers, worker_init_fn=partial(_begin_worker, _leaving()) if workers else None, pin_memory=torch.cuda.is_available(), **kwargs)
