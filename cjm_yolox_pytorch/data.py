@@ -72,6 +72,7 @@ def take(self:Annotations,
 
 # %% ../nbs/07_data.ipynb #16e98e05
 LONGEST = 10**6 # Side of an image in pixels
+MOST_CLASSES = 20_000 # Half as many again as any data set has; more are a slip, or meant to fill the memory
 
 def _name(path): return os.path.basename(path)
 
@@ -192,8 +193,6 @@ def _table(what, entries, rows, columns): # [len(rows), columns] float64
     return np.array(rows, dtype=np.float64)
 
 # %% ../nbs/07_data.ipynb #79e3fb0c
-MOST_CLASSES = 20_000 # Half as many again as any data set has; more are a slip, or meant to fill the memory
-
 def _coco_classes(path, categories, objects): # Names, labels by number, and notes
     used = {a['category_id'] for a in objects}
     kind = [c for c in categories if len(categories) > 1 and c['id'] not in used

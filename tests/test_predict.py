@@ -14,6 +14,7 @@ from PIL import Image
 from cjm_yolox_pytorch.checkpoints import Weights, save_weights
 from cjm_yolox_pytorch.inference import VideoWriter, as_image, load_detector, nms, predict, read_video, yolox_predict
 from cjm_yolox_pytorch.model import build_model
+from cjm_yolox_pytorch.utils import command
 
 
 @pytest.fixture(scope='module')
@@ -220,3 +221,11 @@ def test_real_weights_find_what_is_there(shared):
     assert right >= 18
     plain, mirrored = (predict(detect.model, [f.image for f in found[:8]], 416, **detect.stats, mirrored=m) for m in (False, True))
     assert sum(len(d) for d in mirrored) > .8*sum(len(d) for d in plain)
+
+
+def test_an_error_of_compiled_code_is_told(capsys, monkeypatch):
+    "Frames of Cython know no module"
+    @command
+    def some_command(): exec('raise OSError("the disk is gone")', {})
+    monkeypatch.setattr(sys, 'argv', ['some_command'])
+    with pytest.raises(SystemExit, match='some_command: error: the disk is gone'): some_command()
