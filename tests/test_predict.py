@@ -1,4 +1,5 @@
 "The detector and `yolox_predict`, on odd pictures, folders and videos."
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from cjm_yolox_pytorch.checkpoints import Weights, save_weights
-from cjm_yolox_pytorch.inference import VideoWriter, as_image, load_detector, nms, predict, read_video, yolox_predict
+from cjm_yolox_pytorch.inference import Detections, VideoWriter, as_image, load_detector, nms, predict, read_video, yolox_predict
 from cjm_yolox_pytorch.model import build_model
 from cjm_yolox_pytorch.utils import command
 
@@ -229,3 +230,15 @@ def test_an_error_of_compiled_code_is_told(capsys, monkeypatch):
     def some_command(): exec('raise OSError("the disk is gone")', {})
     monkeypatch.setattr(sys, 'argv', ['some_command'])
     with pytest.raises(SystemExit, match='some_command: error: the disk is gone'): some_command()
+
+
+def test_what_jupyter_shows(weights):
+    found = load_detector(weights, 'cpu')(Image.new('RGB', (900, 300), 'red'), min_score=0, max_detections=3)
+    assert Image.open(io.BytesIO(found._repr_png_())).size == (640, 213)
+    assert Detections(*(torch.zeros(0) for _ in range(3)))._repr_png_() is None
+
+
+@pytest.mark.parametrize('name, use', [('supervision', lambda path: Detections(*(torch.zeros(0) for _ in range(3))).to_supervision()), ('av', lambda path: next(read_video(path)))])
+def test_missing_extras_say_what_to_install(name, use, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="pip install (supervision|'cjm-yolox-pytorch.video.')"): use(tmp_path/'a.mp4')
