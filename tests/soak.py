@@ -63,11 +63,10 @@ def train(folder):
     with suppress(KeyboardInterrupt): fit(trainer, folder/'run', loggers=[count])
 
 
-def trend(minutes, values):
-    "What is added in a minute, and its standard error"
-    slope, start = statistics.linear_regression(minutes, values)
-    rest = sum((v - start - slope*m)**2 for m, v in zip(minutes, values))/(len(values) - 2)
-    return slope, (rest/(statistics.variance(minutes)*(len(values) - 1)))**.5
+def trend(minutes, values, parts=10):
+    "What is added in a minute: the median of the slopes of ten parts, which a step in one of them does not move"
+    n = len(values)//parts
+    return statistics.median(statistics.linear_regression(minutes[i*n:i*n+n], values[i*n:i*n+n])[0] for i in range(parts))
 
 
 def main():
@@ -97,12 +96,12 @@ def main():
     print(f'{epochs} epochs in {args.minutes:g} minutes. Medians of the first third and of the last:')
     for name, what in (('mb', 'MB of all processes'), ('trainer_mb', 'MB of the one that trains'), ('files', 'open files of all')):
         print(f'{statistics.median(columns[name][:third]):g} and {statistics.median(columns[name][-third:]):g} {what}')
-    slope, error = trend(*zip(*used))
-    print(f'in use by the one that trains: {statistics.median(mb for _, mb in used):.1f} MB, and {1024*slope:+.1f} KB a minute (+-{1024*error:.1f}), {1024*slope*(used[-1][0] - used[0][0])/len(used):+.2f} KB an epoch')
+    slope, whole = trend(*zip(*used)), used[-1][0] - used[0][0]
+    print(f'in use by the one that trains: {used[0][1]:.1f} and at last {used[-1][1]:.1f} MB; {1024*slope*whole/len(used):+.1f} KB an epoch, {60*slope:+.1f} MB an hour')
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out/'soak.json').write_text(json.dumps(dict(epochs=epochs, **columns, used_minutes=[at for at, _ in used], used_mb=[mb for _, mb in used])))
-    if slope > 1/6 or max(columns['files'][-third:]) > max(columns['files'][:third]) + 2: sys.exit('It grows: 10 MB an hour or more, or ever more files are open')
+    if slope > 10/60 or max(columns['files'][-third:]) > max(columns['files'][:third]) + 2: sys.exit('It grows: 10 MB an hour or more, or ever more files are open')
 
 
 if __name__ == '__main__': main()

@@ -154,8 +154,10 @@ def test_a_video_of_sound_alone_loses_nothing_else(file, film, pictures, tmp_pat
 def test_ctrl_c_keeps_what_was_found(file, film, tmp_path):
     "Also a video that is half done"
     path = film('long.mp4', 'libx264', frames=3000, side=128)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler) # In the background it may be ignored, here and by all that is started
     process = subprocess.Popen([os.path.join(os.path.dirname(sys.executable), 'yolox_predict'), file, str(path), '--out', str(tmp_path/'out'), '--device', 'cpu', '--batch', '2'],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     for _ in range(3000):
         if (tmp_path/'out/long.mp4').exists() or process.poll() is not None: break
         time.sleep(.02)
