@@ -1,4 +1,7 @@
-"Equal to mmdetection 3.3.0 and Megvii's YOLOX, value by value, gradient by gradient."
+"""Equal to the last digits of fp32 to mmdetection 3.3.0 (losses, gradients, assignments) and to Megvii's YOLOX (losses).
+
+The reference values of mmdetection come from fp64, but for its IoUs; those of Megvii from fp32.
+"""
 import numpy as np
 import pytest
 import torch
@@ -35,15 +38,16 @@ def test_every_golden_is_tried(shared):
     assert sorted(NAMES) == sorted(p.stem for p in (shared/'goldens').glob('*.npz'))
 
 
-def test_mmdetection_losses_and_gradients(golden):
-    maps = [[m.clone().requires_grad_() for m in levels] for levels in golden.maps]
+@pytest.mark.parametrize('dtype, rtol', [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+def test_mmdetection_losses_and_gradients(golden, dtype, rtol):
+    maps = [[m.to(dtype, copy=True).requires_grad_() for m in levels] for levels in golden.maps]
     losses = golden.loss(box_loss='squared_iou', use_l1=True)(*maps, *golden.objects)
-    for name in LOSSES: assert_close(losses[f'loss_{name}'].double(), golden[f'mmdet_loss_{name}'].double(), rtol=1e-4, atol=1e-7)
+    for name in LOSSES: assert_close(losses[f'loss_{name}'].double(), golden[f'mmdet_loss_{name}'].double(), rtol=1e-6, atol=1e-9)
     sum(losses.values()).backward()
     for name, levels in zip(('cls', 'box', 'obj'), maps):
         for i, m in enumerate(levels):
             want = golden[f'mmdet_grad_{name}_{i}'].double()
-            assert (m.grad - want).norm() <= 1e-3*want.norm() + 1e-9, f'{name}_{i}'
+            assert (m.grad - want).norm() <= rtol*want.norm() + 1e-9, f'{name}_{i}'
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -58,15 +62,15 @@ def test_mmdetection_assignment(golden, dtype):
         on = result.ground_truth_box_indices > 0
         assert_close(result.ground_truth_box_indices, golden[f'mmdet_gt_inds_{b}'].long())
         assert_close(result.category_labels[on], golden[f'mmdet_labels_{b}'].long()[on])
-        assert_close(result.max_iou_values[on].double(), golden[f'mmdet_max_overlaps_{b}'].double()[on], rtol=1e-4, atol=1e-6)
+        assert_close(result.max_iou_values[on].double(), golden[f'mmdet_max_overlaps_{b}'].double()[on], rtol=1e-5, atol=1e-7)
 
 
 def test_squared_giou_is_the_default(golden):
-    assert_close(golden.loss()(*golden.maps, *golden.objects)['loss_bbox'].double(), golden['squared_giou_loss_bbox'].double(), rtol=1e-4, atol=1e-7)
+    assert_close(golden.loss()(*golden.maps, *golden.objects)['loss_bbox'].double(), golden['squared_giou_loss_bbox'].double(), rtol=1e-6, atol=1e-9)
 
 
 def test_megvii(golden):
     if 'megvii_loss_cls' not in golden: pytest.skip('Megvii has strides 8, 16 and 32 only')
     assigner = SimOTAAssigner(center_radius=1.5, center_only=True, iou_eps=1e-8)
     losses = golden.loss(box_loss='squared_iou', use_l1=True, assigner=assigner)(*golden.maps, *golden.objects)
-    for name in LOSSES: assert_close(losses[f'loss_{name}'].double(), golden[f'megvii_loss_{name}'].double(), rtol=1e-3, atol=1e-7)
+    for name in LOSSES: assert_close(losses[f'loss_{name}'].double(), golden[f'megvii_loss_{name}'].double(), rtol=1e-6, atol=1e-9)

@@ -409,6 +409,22 @@ def test_slots_with_a_mask_give_what_picked_rows_give(p, crowd, overflow):
         assert_close(grads, want_grads, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@given(problems(dtypes=(torch.bfloat16, SINGLE, DOUBLE)), st.booleans())
+def test_a_gpu_gives_what_a_cpu_gives(p, crowd):
+    "Its losses are compared where no tie was decided otherwise, and gradients in fp64, as above"
+    there = replace(p, maps=[[m.cuda() for m in levels] for levels in p.maps], boxes=[own.cuda() for own in p.boxes], labels=[own.cuda() for own in p.labels])
+    with torch.device('cuda'): found = owners(there, simota)
+    same = same_up_to_ties(p, owners(p, simota), found)
+    region = torch.tensor([[0., 0., 40., 60.]])[:crowd]
+    got, grads = gradients(there.loss(), there.maps, *there.objects, ground_truth_bboxes_ignore=[region.cuda()]*len(p.boxes))
+    assert all(value.isfinite() and value >= 0 for value in got.values()) and all(g.isfinite().all() for levels in grads for g in levels)
+    if not same: return
+    want, want_grads = gradients(p.loss(), p.maps, *p.objects, ground_truth_bboxes_ignore=[region]*len(p.boxes))
+    assert_close({k: v.cpu() for k, v in got.items()}, want, rtol=1e-4, atol=1e-5)
+    if p.precise == DOUBLE: assert_close([[g.cpu() for g in levels] for levels in grads], want_grads, rtol=1e-4, atol=1e-5)
+
+
 LONG = settings.get_current_profile_name() == 'long'
 TWO, ONE, FIVE = ([8, 16], [(6, 5), (3, 3)]), ([8], [(7, 4)]), ([4, 8, 16, 32, 64], [(6, 6), (5, 4), (4, 4), (2, 3), (1, 1)])
 GRAPHS = [(TWO, DOUBLE, 0, 'squared_giou'), (ONE, DOUBLE, 1, 'squared_iou'), (FIVE, SINGLE, 2, 'ciou'), (TWO, torch.bfloat16, 0, 'giou')]
