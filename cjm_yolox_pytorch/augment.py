@@ -126,7 +126,7 @@ class RandomAffine:
     def __init__(self,
         size:int, # Side of the square canvas in pixels
         scale:tuple=(.5, 1.5), # Least and largest factor of size; at 1 the image fills the canvas
-        degrees:float=10., # Turn by at most so much, either way
+        degrees:float=10., # Turn by at most so many degrees, either way
         translate:float=.1, # Shift by at most this share of the canvas
         shear:float=2. # Slant each axis by at most so many degrees
     ): self.canvas, self.scale, self.degrees, self.translate, self.shear = (size, size), scale, degrees, translate, shear
@@ -213,7 +213,7 @@ def yolox_transforms(
     mosaic:float=1., # Probability of four images in one
     mixup:float=1., # Probability of another image shining through
     scale:tuple=(.1, 2.), # Least and largest factor of size
-    degrees:float=10., # Turn by at most so much, either way
+    degrees:float=10., # Turn by at most so many degrees, either way
     translate:float=.1, # Shift by at most this share of the canvas
     shear:float=2., # Slant by at most so many degrees
     hsv:tuple=(5., 30., 30.), # Largest changes of hue (of 180), saturation and value (of 255)

@@ -96,7 +96,7 @@ class Report:
 # %% ../nbs/07c_doctor.ipynb #d2b9e8b6
 def examine(
     data, # Folder of a data set, or its file in COCO's JSON or YOLO's YAML
-    format:str=None, # coco, voc or yolo; what it looks like if None
+    format:str=None, # coco, voc or yolo; found by looking if None
     size:int=416, # Side of the canvas in training, in pixels
     progress=lambda images: images, # Wraps the images, as tqdm does
     train:str=None, # Split to learn from; train, trainval or the only one if None
@@ -267,7 +267,7 @@ def draw_report(
 @command
 def yolox_doctor(
     data:str, # Folder of a data set (COCO, Pascal VOC or YOLO), or its JSON or YAML
-    format:str=None, # coco, voc or yolo; what it looks like unless given
+    format:str=None, # coco, voc or yolo; found by looking unless given
     train:str=None, # Split to learn from; train unless given
     val:str=None, # Split to validate on; val unless given, or test where there is none
     size:int=416, # Side of the canvas in training, in pixels

@@ -462,7 +462,7 @@ def _to_measure_on(data, split, format, notes): # Name and annotations
 def yolox_eval(
     weights:str, # File of weights
     data:str, # Folder of a data set, or a COCO file
-    split:str=None, # Which part of the data; the test split unless given, or val; of a single one, what training held out
+    split:str=None, # Split to measure on; test unless given, or val; where there is a single one, what training held out of it
     format:str=None, # coco, voc or yolo; found by looking unless given
     size:int=None, # Side of the canvas in pixels; that of training unless given (published weights: 416 for nano and tiny, or 640)
     conf:float=.001, # Detections of a higher score count for average precision; a larger value lowers it

@@ -73,7 +73,7 @@ def description(
     "What to tell the users of a file."
     rows = '[N, 7] image, x0, y0, width, height, label, probability' if suppress else f'[batch, A, {5 + weights.num_classes}] raw box, objectness, probabilities' if raw else '[batch, A, 6] x0, y0, width, height, label, probability'
     return dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names, size=weights.input_size,
-                input=f'{CAMERA if camera else "float32 [batch, 3, height, width] RGB"} from 0 to 255; height and width are multiples of 32, at most 1280', output=rows,
+                input=f'{CAMERA if camera else "float32 [batch, 3, height, width] RGB"} from 0 to 255; height and width are multiples of 32, from 64 to 1280', output=rows,
                 normalisation='inside', mean=list(weights.mean), std=list(weights.std), strides=[8, 16, 32],
                 letterbox='scale the image until it fits, put it into the top left corner, and fill the rest with 114')
 

@@ -294,10 +294,10 @@ class YOLOXLoss(nn.Module):
     "Class, box and objectness losses of a batch (and L1 if asked for), with cells assigned by SimOTA"
     def __init__(self,
         num_classes:int, # C
-        bbox_loss_weight:float=5.0,
-        class_loss_weight:float=1.0,
-        objectness_loss_weight:float=1.0,
-        l1_loss_weight:float=1.0,
+        bbox_loss_weight:float=5.0, # Factor of the box loss. Larger: boxes matter more
+        class_loss_weight:float=1.0, # Of the class loss
+        objectness_loss_weight:float=1.0, # Of the objectness loss
+        l1_loss_weight:float=1.0, # Of the L1 loss
         use_l1:bool=False, # Add the L1 loss of raw predictions; can be changed at any time
         strides=[8, 16, 32], # L strides in pixels
         *,

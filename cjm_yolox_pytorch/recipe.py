@@ -54,8 +54,8 @@ class Schedule:
     decay:float = .05 # Weight decay, of convolution weights alone
     warmup:float = 3. # Epochs in which the learning rate rises; a quarter of all at most
     closing:int = 7 # Last epochs: least rate, no mosaic or mixup, L1 loss; a quarter of all at most
-    least:float = .05 # Least learning rate, as a share of the largest
-    clip:float = 0. # Largest norm of the gradient; 0 for any
+    least:float = .05 # Least learning rate, as a share of `lr`
+    clip:float = 0. # Largest norm of the gradient; 0 for no limit
     ema:float = .9998 # How much averaged weights keep of themselves in each step, in the long run
     ema_early:float = 200. # After so many steps they keep 63 % of that, after three times as many 95 %
     box_loss:str = 'squared_iou' # squared_iou, squared_giou, giou or ciou
@@ -68,7 +68,7 @@ class Pictures(Schedule):
     mixup:float = 0. # Probability of another image shining through
     min_scale:float = .7 # Least factor of size
     max_scale:float = 1.3 # Largest factor
-    degrees:float = 0. # Turn by at most so much
+    degrees:float = 0. # Turn by at most so many degrees
     translate:float = .1 # Shift by at most this share of the canvas
     shear:float = 0. # Slant by at most so many degrees
     hue:float = 5. # Largest change of hue, of 180
@@ -76,7 +76,7 @@ class Pictures(Schedule):
     value:float = 30. # Largest change of brightness, of 255
     flip:float = .5 # Probability of mirroring
     min_size:int = 0 # Least side in multi-scale, a multiple of 32; 0 for no multi-scale
-    max_size:int = 0 # Largest side
+    max_size:int = 0 # Largest side in multi-scale
 
 # %% ../nbs/08a_recipe.ipynb #f3481c22
 @dataclass
@@ -89,7 +89,7 @@ class Recipe(Pictures):
     every:int = 5 # Epochs from one validation to the next
     patience:int = 0 # Validations without a better AP, after which to stop, even before the closing epochs; 0 for no end
     seed:int = 0 # On a CPU, the same seed gives the same training
-    workers:int = 0 # Processes that read images; yolox_train takes half of the cores, 8 at most
+    workers:int = 0 # Processes that read images
 
     def __post_init__(self):
         if self.size is None and self.model in SIZES: self.size = SIZES[self.model].side

@@ -511,7 +511,7 @@ def _check_image(scores, priors, boxes, gt_boxes, gt_labels): # The first four i
 
 # %% ../nbs/04_simota.ipynb #41951793
 class SimOTAAssigner(SimOTASettings):
-    "SimOTA with its settings"
+    "SimOTA with the settings of `SimOTASettings`"
     def match(self, classes, objectness, boxes, priors, gt_boxes, gt_labels, valid, eps=None) -> Matches: # All as `simota` takes them
         "Assign cells to the objects of a batch with these settings, and `eps` for `iou_eps` if given."
         sparse = boxes.device.type == 'cpu' and classes[0].ndim == 4 and not torch.compiler.is_compiling()

@@ -24,6 +24,7 @@ import warnings
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from textwrap import wrap
 
 import torch
 from fastcore.basics import patch
@@ -548,7 +549,7 @@ def splits_to_use(
 # %% ../nbs/09_train.ipynb #d59d6f57
 def _say(role, name, split): # What was read
     names = ', '.join(split.names[:8]) + ' ...'*(len(split.names) > 8)
-    print(f'{role} on {name}: {len(split)} images, {len(split.labels)} objects of {len(split.names)} classes: {names}', flush=True)
+    print(*wrap(f'{role} on {name}: {len(split)} images, {len(split.labels)} objects of {len(split.names)} classes: {names}', 80, subsequent_indent='  '), sep='\n', flush=True)
     for line in fault_lines(check(split)): print(f'  {line}', flush=True)
 
 def _refuse(used): # What would go wrong
@@ -574,9 +575,14 @@ def recipe_options(func):
     told, signature = {k: v for part in Recipe.__mro__[:-1] for k, v in docments(part).items() if v}, inspect.signature(func)
     def option(f): return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f.type)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    func.__signature__ = signature.replace(parameters=[*own, *map(option, fields(Recipe))])
-    func.told = {f.name: told[f.name] + (f' ({f.default})' if f.default else '') for f in fields(Recipe)}
+    others = [f for f in fields(Recipe) if f.name not in signature.parameters]
+    func.__signature__ = signature.replace(parameters=[*own, *map(option, others)])
+    func.told = {f.name: told[f.name] + _in_brackets(f) for f in others}
     return func
+
+def _in_brackets(f): # Its default, if it has one
+    if f.default in (None, '') or f.type is bool: return ''
+    return f' ({f.default:g})' if f.type is float else f' ({f.default})'
 
 # %% ../nbs/09_train.ipynb #62f31358
 def _another_ended(e): # What to say of an error of torch's, or None if it has another cause
@@ -597,13 +603,14 @@ def yolox_train(
     resume:bool=False, # Go on with the training that was interrupted in the folder
     log:str=None, # tensorboard or wandb: where else to send metrics
     device:str=None, # cpu, cuda, ...; the fastest unless given
-    **changes
+    workers:int=None, # Processes that read images; half of the cores, 8 at most, unless given
+    **changes # Other fields of `Recipe`, such as epochs=50
 ):
     "Train a YOLOX on DATA"
     if recipe not in RECIPES: raise ValueError(f'recipe={recipe!r}: choose one of {list(RECIPES)}')
     if log and log not in LOGGERS: raise ValueError(f'log={log!r}: choose one of {list(LOGGERS)}')
     changes = {k: v for k, v in changes.items() if v is not None and v is not False}
-    plan = RECIPES[recipe](**{'workers': _spare_cores(), **changes})
+    plan = RECIPES[recipe](workers=_spare_cores() if workers is None else workers, **changes)
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     if not resume: _must_be_new(out)
     elif not (out/'state.pt').exists(): raise FileNotFoundError(f'{out/"state.pt"}: there is no training to go on with')
