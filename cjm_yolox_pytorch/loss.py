@@ -67,16 +67,21 @@ def _check_shapes(boxes, labels, num_images):
     if not num_images == len(boxes) == len(labels):
         raise ValueError(f'{len(boxes)} tensors of boxes and {len(labels)} of labels for a batch of {num_images} images')
     for i, (b, l) in enumerate(zip(boxes, labels)):
+        _check_tensors(i, ground_truth_bboxes=b, ground_truth_labels=l)
         if b.numel() and (b.ndim != 2 or b.shape[1] != 4): raise ValueError(f'image {i}: ground_truth_bboxes has shape {tuple(b.shape)}, but [G, 4] was expected')
         if l.numel() and l.ndim != 1: raise ValueError(f'image {i}: ground_truth_labels has shape {tuple(l.shape)}, but [G] was expected')
         if b.numel() != 4*l.numel(): raise ValueError(f'image {i}: {b.numel()//4} boxes but {l.numel()} labels')
+
+def _check_tensors(i, **given):
+    for name, t in given.items():
+        if not isinstance(t, Tensor): raise ValueError(f'image {i}: {name} is a {type(t).__name__}, but a tensor was expected')
 
 # %% ../nbs/05_loss.ipynb #03f905e3
 def _gather_objects(boxes, labels, num_classes, check, device, dtype, rounded=False):
     "[B, G, 4] boxes, [B, G] labels and [B, G] which of them are real"
     boxes, labels = [as_xyxy(b) for b in boxes], [l.detach().flatten() for l in labels]
     on_cpu = all(t.device.type == 'cpu' for t in boxes + labels)
-    if (check or (check is None and on_cpu)) and not torch.compiler.is_compiling():
+    if check or (check is None and on_cpu and not torch.compiler.is_compiling()):
         together = labels if len({l.dtype for l in labels}) == 1 else [l.double() for l in labels]
         check_values(torch.cat(boxes), torch.cat(together), num_classes, counts=[len(l) for l in labels])
     padded = pad_objects([b.to(dtype) for b in boxes], labels, _round_up(max(map(len, labels))) if rounded else 1)
@@ -91,6 +96,7 @@ def _round_up(n): # To three binary digits, 8 at least
 def _gather_regions(regions, num_images, device, dtype, rounded=False):
     "[B, I, 4] regions, padded with boxes without area, or None"
     if regions is None: return None
+    for i, r in enumerate(regions): _check_tensors(i, ground_truth_bboxes_ignore=r)
     regions = [as_xyxy(r) for r in regions]
     if len(regions) != num_images: raise ValueError(f'{len(regions)} tensors of ground_truth_bboxes_ignore for a batch of {num_images} images')
     for i, r in enumerate(regions):
@@ -131,7 +137,8 @@ def positive_pairs(
 # %% ../nbs/05_loss.ipynb #47616069
 def _apply(func, pred, target, mask): # Scalar
     if isinstance(func, SumLoss): return func(pred, target, mask)
-    return func(pred, target) if mask is None else func(pred[mask], target[mask])
+    if mask is not None: pred, target = pred[mask], target[mask]
+    return func(pred, target) if len(pred) else pred.sum() # A mean over nothing would be NaN
 
 # %% ../nbs/05_loss.ipynb #15e31f45
 class SamplingResult:
@@ -227,6 +234,18 @@ def _objectness_target(matches, like): # [B, A]
     if mask is None: return target.index_put_((image, cells), target.new_ones(()))
     return target.scatter_reduce_(1, cells, mask.to(like.dtype), 'amax') # An empty slot may name a cell that another slot makes positive
 
+# %% ../nbs/05_loss.ipynb #8d41f7c5
+def _match(assigner, classes, objectness, boxes, priors, gt_boxes, gt_labels, valid): # As `simota` takes them
+    own = getattr(type(assigner), 'assign', None) not in (None, SimOTAAssigner.assign)
+    if not own: return assigner.match(classes, objectness, boxes, priors, gt_boxes, gt_labels, valid)
+    scores, found = flatten_levels([c.to(boxes.dtype) for c in classes]).sigmoid() * objectness.sigmoid()[..., None], []
+    for b, real in enumerate(valid):
+        result = assigner.assign(scores[b], priors, boxes[b], gt_boxes[b, real], gt_labels[b, real])
+        cells = (result.ground_truth_box_indices > 0).nonzero()[:, 0]
+        found.append((torch.full_like(cells, b), cells, result.ground_truth_box_indices[cells] - 1, result.max_iou_values[cells].to(boxes.dtype)))
+    columns = [torch.cat(column) for column in zip(*found)]
+    return Matches(*(column[columns[1].argsort(stable=True)] for column in columns))
+
 # %% ../nbs/05_loss.ipynb #0967e224
 def _losses(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions):
     "The losses of `self`, and the number of positives"
@@ -234,7 +253,7 @@ def _losses(self, classes, raw, objectness, gt_boxes, gt_labels, valid, regions)
     raw, objectness = (flatten_levels([m.to(gt_boxes.dtype) for m in maps]) for maps in (raw, objectness))
     objectness, centres = objectness[..., 0], cell_centres(corners)
     with torch.no_grad():
-        matches = self.assigner.match([m.detach() for m in classes], objectness.detach(), decode(raw.detach(), corners), centres, gt_boxes, gt_labels, valid)
+        matches = _match(self.assigner, [m.detach() for m in classes], objectness.detach(), decode(raw.detach(), corners), centres, gt_boxes, gt_labels, valid)
         target = _objectness_target(matches, objectness)
         taught = None if regions is None else (target.bool() | ~in_regions(centres, regions)).flatten()
         num_positives = target.sum()
@@ -308,6 +327,7 @@ class YOLOXLoss(nn.Module):
     ):
         super().__init__()
         if box_loss not in BOX_LOSSES: raise ValueError(f'box_loss={box_loss!r}: choose one of {list(BOX_LOSSES)}')
+        if not all(s > 0 for s in strides): raise ValueError(f'strides={list(strides)}: each has to be more than 0')
         self.num_classes, self.strides, self.use_l1, self.check, self.compile_mode = num_classes, list(strides), use_l1, check, compile
         self.bbox_loss_weight, self.class_loss_weight = bbox_loss_weight, class_loss_weight
         self.objectness_loss_weight, self.l1_loss_weight = objectness_loss_weight, l1_loss_weight

@@ -11,7 +11,8 @@ __all__ = ['NOT_A_PAIR', 'PAIR_BYTES', 'PAIRS_AT_ONCE', 'centre_prior', 'quality
 
 # %% ../nbs/04_simota.ipynb #c953ef0d
 import math
-from dataclasses import KW_ONLY, dataclass, replace
+from copy import copy
+from dataclasses import KW_ONLY, dataclass
 from functools import reduce
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import as_xyxy, at_least_fp32, box_iou
+from .utils import check_between
 
 # %% ../nbs/04_simota.ipynb #ecfcd676
 def centre_prior(
@@ -188,7 +190,7 @@ def group_objects(
 # %% ../nbs/04_simota.ipynb #0b54fef4
 @dataclass
 class SimOTASettings:
-    "How cells are assigned"
+    "How cells are assigned. Raises `ValueError` for settings with which nothing could be"
     center_radius:float = 2.5 # Of the centre prior, in strides. Larger: more candidates
     candidate_topk:int = 10 # K: the most cells an object can get
     iou_weight:float = 3. # Of the box cost
@@ -197,6 +199,9 @@ class SimOTASettings:
     center_only:bool = False # Candidates by closeness to the middle alone
     iou_eps:float = 1e-7 # Added to IoUs under the logarithm
     max_mb:int = 256 # Memory for pairs of cells and objects, in MB; beyond it objects go through in groups
+
+    def __post_init__(self):
+        check_between(center_radius=(self.center_radius, 0, math.inf), candidate_topk=(self.candidate_topk, 1, math.inf), iou_eps=(self.iou_eps, 0, math.inf), max_mb=(self.max_mb, 0, math.inf))
 
     @property
     def weights(self): return self.iou_weight, self.cls_weight, self.iou_eps # As `pair_cost` takes them
@@ -436,7 +441,7 @@ def simota_sparse(
     objects, cells = preferred_pairs(batch.gt_boxes, *grid)
     cost, counts = batch.cost_list(objects, cells), torch.bincount(objects, minlength=len(batch.labels))
 
-    def step(cells): return max(1, settings.max_mb*2**20 // (PAIR_BYTES*max(1, len(cells)))) # Objects in a group
+    def step(cells): return max(1, int(settings.max_mb*2**20) // (PAIR_BYTES*max(1, len(cells)))) # Objects in a group
     lists = [c.nonzero()[:, 0] for c in candidate_cells(gt_boxes, valid, *grid)]
     k = torch.cat([image_k(batch.gt_boxes[r], boxes[b, c].T.contiguous(), topk) for b, (r, c) in enumerate(zip(batch.rows, lists))])
     found = [claim_lowest(key_table(objects, rank_key(cost, False, cells), counts), k, topk)]
@@ -455,7 +460,7 @@ def simota_sparse(
     return Matches(image, cells, batch.number[owner], batch.ious(owner, cells))
 
 # %% ../nbs/04_simota.ipynb #40b9419f
-@dataclass
+@dataclass(eq=False) # Tensors are not compared by a word
 class AssignResult:
     "What each of the A cells of one image is to learn"
     num_ground_truth_boxes:int # G
@@ -502,6 +507,8 @@ def check_values(
 
 # %% ../nbs/04_simota.ipynb #5851767c
 def _check_image(scores, priors, boxes, gt_boxes, gt_labels): # The first four in at least fp32, and plain xyxy
+    for name, t in [('gt_bboxes', gt_boxes), ('gt_labels', gt_labels)]:
+        if not isinstance(t, Tensor): raise ValueError(f'{name} is a {type(t).__name__}, but a tensor was expected')
     if scores.ndim != 2: raise ValueError(f'pred_scores has shape {tuple(scores.shape)}: give [A, C], the scores of one image')
     gt_boxes, A, G = as_xyxy(gt_boxes), len(scores), len(gt_labels)
     for name, t, shape in [('output_grid_boxes', priors, (A, 4)), ('decoded_bboxes', boxes, (A, 4)), ('gt_labels', gt_labels, (G,)), ('gt_bboxes', gt_boxes, (G, 4))]:
@@ -515,7 +522,8 @@ class SimOTAAssigner(SimOTASettings):
     def match(self, classes, objectness, boxes, priors, gt_boxes, gt_labels, valid, eps=None) -> Matches: # All as `simota` takes them
         "Assign cells to the objects of a batch with these settings, and `eps` for `iou_eps` if given."
         sparse = boxes.device.type == 'cpu' and classes[0].ndim == 4 and not torch.compiler.is_compiling()
-        settings = self if eps is None else replace(self, iou_eps=eps)
+        settings = self
+        if eps is not None: settings = copy(self); settings.iou_eps = eps # A subclass may be made in another way
         return (simota_sparse if sparse else simota)(classes, objectness, boxes, priors, gt_boxes, gt_labels, valid, settings)
 
     def assign(self,
@@ -531,4 +539,5 @@ class SimOTAAssigner(SimOTASettings):
         scores, priors, boxes, gt_bboxes = _check_image(pred_scores, output_grid_boxes, decoded_bboxes, gt_bboxes, gt_labels)
         matches = self.match([scores.T[None]], None, boxes[None], priors, *pad_objects([gt_bboxes], [gt_labels]), eps=eps)
         regions = boxes.new_zeros(0, 4) if gt_bboxes_ignore is None else as_xyxy(gt_bboxes_ignore)
+        if regions.ndim != 2 or regions.shape[1] != 4: raise ValueError(f'gt_bboxes_ignore has shape {tuple(regions.shape)}, but [I, 4] was expected')
         return _result(matches, len(gt_labels), gt_labels, in_regions(priors, regions))

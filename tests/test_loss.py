@@ -477,3 +477,56 @@ def test_labels_of_different_dtypes_in_one_batch():
     maps, boxes, labels = batch([3, 2])
     assert_close(YOLOXLoss(C)(*maps, boxes, [labels[0].to(torch.uint16), labels[1]]), YOLOXLoss(C)(*maps, boxes, labels))
     with pytest.raises(ValueError, match='image 1, row 0: label'): YOLOXLoss(C)(*maps, boxes, [labels[0].to(torch.uint16), labels[1] + C])
+
+
+class Delegates: # As scripts for 0.2 may have it, which knows one image at a time
+    def __init__(self): self.calls = 0
+
+    def assign(self, *args, **kwargs):
+        self.calls += 1
+        return SimOTAAssigner().assign(*args, **kwargs)
+
+
+class Nearest(SimOTAAssigner): # Made in its own way, and of another opinion
+    def __init__(self): super().__init__(center_radius=1.5)
+
+    def assign(self, scores, priors, boxes, gt_boxes, gt_labels, *args, **kwargs):
+        result = super().assign(scores, priors, boxes, gt_boxes, gt_labels, *args, **kwargs)
+        result.ground_truth_box_indices[:] = 0
+        for g, (x1, y1, x2, y2) in enumerate(gt_boxes.tolist()):
+            nearest = (priors[:, :2] - torch.tensor([(x1 + x2)/2, (y1 + y2)/2])).norm(dim=1).argmin()
+            result.ground_truth_box_indices[nearest], result.max_iou_values[nearest] = g + 1, .5
+        return result
+
+
+def test_an_assigner_that_knows_one_image_is_asked():
+    maps, boxes, labels = batch([3, 0, 5])
+    loss, same = YOLOXLoss(C, use_l1=True), YOLOXLoss(C, use_l1=True, assigner=Delegates())
+    (want, grads), (got, their) = gradients(loss, maps, boxes, labels), gradients(same, maps, boxes, labels)
+    assert_close(got, want, rtol=1e-6, atol=1e-6)
+    assert_close(their, grads, rtol=1e-6, atol=1e-6)
+    assert same.assigner.calls == 3
+    few = YOLOXLoss(C, assigner=Nearest())
+    assert few.assigner.assign(torch.rand(4, C), torch.rand(4, 4), torch.rand(4, 4), torch.tensor([[0., 0., 1., 1.]]), torch.tensor([0]), eps=1e-6).ground_truth_box_indices.sum() == 1
+    corners = grid_priors([m.shape[2:] for m in maps[0]], few.strides)
+    args = flatten_levels(maps[0])[0], flatten_levels(maps[2])[0], corners, decode(flatten_levels(maps[1])[0], corners)
+    foreground, classes, *_, P = few.get_target_single(*args, boxes[0], labels[0])
+    assert P == foreground.sum() == 3 and classes.amax() == .5
+    assert_close(few([m[:1] for m in maps[0]], [m[:1] for m in maps[1]], [m[:1] for m in maps[2]], boxes[:1], labels[:1])['loss_cls'],
+                 torch.nn.functional.binary_cross_entropy_with_logits(args[0][foreground], classes, reduction='sum')/3)
+
+
+def test_a_mean_over_no_positives_is_zero():
+    maps, boxes, labels = batch([0, 0])
+    loss = YOLOXLoss(C)
+    loss.bbox_loss_func = torch.nn.SmoothL1Loss()
+    losses, grads = gradients(loss, maps, boxes, labels)
+    assert losses['loss_bbox'] == 0 and all(g is not None and g.isfinite().all() for g in grads)
+
+
+def test_check_looks_in_a_compiled_loss_too():
+    "It takes itself out of the graph"
+    maps, boxes, labels = batch([3, 2])
+    boxes[1] = boxes[1][:, [2, 1, 0, 3]]
+    torch._dynamo.reset()
+    with pytest.raises(ValueError, match='image 1, row 0: box'): torch.compile(YOLOXLoss(C, check=True), backend='eager')(*maps, boxes, labels)
