@@ -1,5 +1,6 @@
 "Pages for Sphinx, made of the notebooks that nbdev has read (see skip_procs and procs in settings.ini). No cell is run and no module imported."
 import ast
+import base64
 import copy
 import io
 import posixpath
@@ -8,6 +9,7 @@ import tokenize
 from functools import cache
 from pathlib import Path
 
+import imagesize # Sphinx brings it
 from execnb.nbio import mk_cell
 from fastcore.foundation import L
 from nbdev.config import get_config
@@ -155,6 +157,15 @@ def contents():
         if pages := [address(p) for p in notebooks(folder)]: yield mk_cell('\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```']), 'markdown')
 
 
+def measure(output):
+    "Give a JPEG, which comes without it, a size that the browser knows before it has the picture"
+    if picture := output.get('data', {}).get('image/jpeg'):
+        width, height = imagesize.get(io.BytesIO(base64.b64decode(''.join(picture))))
+        known = output.setdefault('metadata', {}).setdefault('image/jpeg', {})
+        known.setdefault('width', width)
+        known.setdefault('height', round(height*known['width']/width))
+
+
 def shown(cell): return re.findall(r'^show_doc\(([\w.]+)', cell.source, re.M) if cell.cell_type == 'code' else []
 
 
@@ -198,6 +209,7 @@ class Page(Processor):
 
     def example(self, cell):
         options = cell.directives_
+        for output in cell.outputs if 'outputs' in cell else []: measure(output)
         cell.source = re.sub(r'\A(#\|.*\n)+', '', cell.source)
         if title := re.search(SAYS_SO, cell.source): cell.metadata['mystnb'] = dict(image=dict(alt=title[1] or title[2]))
         if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, 'Code')

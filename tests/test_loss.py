@@ -495,7 +495,7 @@ class Nearest(SimOTAAssigner): # Made in its own way, and of another opinion
         result.ground_truth_box_indices[:] = 0
         for g, (x1, y1, x2, y2) in enumerate(gt_boxes.tolist()):
             nearest = (priors[:, :2] - torch.tensor([(x1 + x2)/2, (y1 + y2)/2])).norm(dim=1).argmin()
-            result.ground_truth_box_indices[nearest], result.max_iou_values[nearest] = g + 1, .5
+            result.ground_truth_box_indices[nearest], result.max_iou_values[nearest], result.category_labels[nearest] = g + 1, .5, gt_labels[g]
         return result
 
 
