@@ -138,7 +138,8 @@ def positive_pairs(
 def _apply(func, pred, target, mask): # Scalar
     if isinstance(func, SumLoss): return func(pred, target, mask)
     if mask is not None: pred, target = pred[mask], target[mask]
-    return func(pred, target) if len(pred) else pred.sum() # A mean over nothing would be NaN
+    nothing = not torch.compiler.is_compiling() and len(pred) == 0 # Which a compiler cannot ask
+    return pred.sum() if nothing else func(pred, target) # A mean over nothing would be NaN
 
 # %% ../nbs/05_loss.ipynb #15e31f45
 class SamplingResult:
