@@ -503,7 +503,9 @@ def check_values(
             row = bad.nonzero()[0].item()
             image = next(i for i in range(len(counts)) if row < sum(counts[:i+1])) if counts else 0
             where = f'image {image}, row {row - sum(counts[:image])}' if counts else f'row {row}'
-            raise ValueError(f'{where}: {what} {values[row].tolist()}, but {rule}')
+            raise ValueError(f'{where}: {what} {_rounded(values[row].tolist())}, but {rule}')
+
+def _rounded(value): return [_rounded(v) for v in value] if isinstance(value, list) else float(f'{value:.6g}') if isinstance(value, float) else value
 
 # %% ../nbs/04_simota.ipynb #5851767c
 def _check_image(scores, priors, boxes, gt_boxes, gt_labels): # The first four in at least fp32, and plain xyxy
