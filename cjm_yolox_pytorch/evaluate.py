@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['METRICS', 'VOC_METRICS', 'BACKGROUND', 'RIGHT', 'WRONG', 'CONFUSED', 'average_precision', 'precision_recall',
            'plot_precision_recall', 'voc_average_precision', 'Outcome', 'match', 'confusion_matrix', 'plot_confusion',
-           'show_worst', 'show_detections', 'report', 'table', 'detect', 'latency', 'write_coco', 'yolox_eval']
+           'show_worst', 'show_detections', 'report', 'table', 'detect', 'latency', 'write_coco', 'fingerprint',
+           'yolox_eval']
 
 # %% ../nbs/08_evaluate.ipynb #c86dfa05
+import hashlib
 import json
 import math
 import textwrap
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -446,16 +449,34 @@ def _same_classes(weights, annotations, path): # The annotations with the labels
     if weights.num_classes == len(annotations.names): return annotations
     raise ValueError(f'{path} tells {weights.num_classes} classes apart (without names), but the data has {len(annotations.names)}: {annotations.names}')
 
+# %% ../nbs/08_evaluate.ipynb #8be2f0d4
+def fingerprint(
+    annotations:Annotations
+) -> str: # 16 letters and digits
+    "What tells `annotations` from others, wherever their files are."
+    a = annotations
+    names = json.dumps([list(a.names), [Path(p).name for p in a.paths]])
+    parts = [names.encode(), *(np.ascontiguousarray(part).tobytes() for part in (a.starts, a.boxes, a.labels, a.crowd))]
+    return hashlib.sha256(b''.join(parts)).hexdigest()[:16]
+
 # %% ../nbs/08_evaluate.ipynb #12cef1aa
 def _to_measure_on(data, split, format, notes): # Name and annotations
     splits = find_splits(data, format)
     name = split or next((s for s in ('test', 'val') if s in splits), next(iter(splits)))
     annotations = read_split(data, name, format)
     if not len(annotations): raise ValueError(f'{data}: there are no images in the split {name!r}')
-    held = f'a tenth of {name}'
-    if split is None and notes.get('validation') == held: return held, hold_out(annotations)[1]
-    if split is None and notes.get('training') == name: print(f'there is nothing but {name!r} to measure on, which the network has learnt from: figures will be too good', flush=True)
+    if split is not None or notes.get('training') != name: return name, annotations
+    learnt = notes.get('fingerprint')
+    with suppress(ValueError): # Too few images to hold some out
+        rest, held = hold_out(annotations)
+        if fingerprint(rest) == learnt: return f'a tenth of {name}', held
+    print(_known_of(name, learnt, fingerprint(annotations)), flush=True)
     return name, annotations
+
+def _known_of(name, learnt, here): # A line about the only split, if the network has learnt from one of that name
+    if learnt is None: return f'the network has learnt from {name!r} of some data; if it is this, figures will be too good'
+    if learnt == here: return f'there is nothing but {name!r} to measure on, which the network has learnt from: figures will be too good'
+    return f'the network has learnt from {name!r} of other data, or of this before it was changed: all of it is measured'
 
 # %% ../nbs/08_evaluate.ipynb #bd96d02f
 @command

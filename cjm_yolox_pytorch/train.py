@@ -11,7 +11,6 @@ __all__ = ['MAY_CHANGE', 'LOSSES', 'COLUMNS', 'LOGGERS', 'processes', 'rank_and_
 # %% ../nbs/09_train.ipynb #4e6bde1c
 import csv
 import errno
-import hashlib
 import inspect
 import math
 import os
@@ -37,7 +36,7 @@ from .augment import yolox_transforms
 from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
 from .checkpoints import Weights, atomic, load_weights, read_file, save_weights
 from .data import Annotations, check, check_splits, choose_splits, fault_lines, find_splits, hold_out, read_split, relabel
-from .evaluate import average_precision, detect, report, show_detections, table, yolox_eval
+from .evaluate import average_precision, detect, fingerprint, report, show_detections, table, yolox_eval
 from .inference import normalize
 from .loss import YOLOXLoss
 from .model import NORM_STATS, build_model, load_matching, pretrained_file
@@ -298,9 +297,8 @@ def save_state(
     with atomic(path) as partial: torch.save(dict(state, random=random, counts=counts, data=_data(trainer), recipe=asdict(trainer.recipe)), partial)
 
 def _data(trainer): # What is learnt from and measured on, in short
-    def files(split): return hashlib.sha256('\n'.join(Path(p).name for p in split.paths).encode()).hexdigest()[:16]
-    return dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels), files=files(trainer.train),
-                val_images=len(trainer.val), val_objects=len(trainer.val.labels), val_files=files(trainer.val))
+    return dict(names=list(trainer.names), images=len(trainer.train), objects=len(trainer.train.labels), fingerprint=fingerprint(trainer.train),
+                val_images=len(trainer.val), val_objects=len(trainer.val.labels), val_fingerprint=fingerprint(trainer.val))
 
 # %% ../nbs/09_train.ipynb #3542f67e
 def _agree(trainer, value): # What the first process says
@@ -622,7 +620,7 @@ def yolox_train(
         _refuse(used)
         start = load_weights(pretrained_file(plan.model) if weights == 'coco' else weights) if weights and not resume else None
         trainer = Trainer(plan, *(split for _, split in used.values()), start, device)
-        trainer.notes = {role: name for role, (name, _) in used.items()}
+        trainer.notes = {**{role: name for role, (name, _) in used.items()}, 'fingerprint': fingerprint(used['training'][1])}
         if first: _say_start(trainer, start)
         try: best = fit(trainer, out, resume, [LOGGERS[log](out)] if log and first else [])
         except KeyboardInterrupt as e:
