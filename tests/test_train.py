@@ -16,7 +16,7 @@ from cjm_yolox_pytorch.doctor import yolox_doctor
 from cjm_yolox_pytorch.evaluate import METRICS, average_precision, detect, yolox_eval
 from cjm_yolox_pytorch.export import yolox_export
 from cjm_yolox_pytorch.inference import yolox_predict
-from cjm_yolox_pytorch.model import build_model
+from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model
 from cjm_yolox_pytorch.shapes import write_shapes
 from cjm_yolox_pytorch.recipe import Recipe
 from cjm_yolox_pytorch.train import Trainer, fit, read_rows, yolox_demo, yolox_train
@@ -60,6 +60,10 @@ def test_demo(tmp_path):
     assert 'yolox_tiny at 96 on test: 200 images' in printed and {'detections.png', 'curves.png', 'best.safetensors'} <= {p.name for p in (tmp_path/'demo').iterdir()} and (tmp_path/'demo/test/metrics.json').exists()
     command('yolox_demo', '--out', tmp_path/'demo', '--images', 16, '--epochs', 1, '--device', 'cpu') # Replaces what it left
     assert len(read_rows(tmp_path/'demo/metrics.csv')) == 1
+    (tmp_path/'own/shapes/train').mkdir(parents=True)
+    (tmp_path/'own/shapes/train/_annotations.coco.json').write_text('mine')
+    with pytest.raises(FileExistsError, match='shapes is not of a demo'): yolox_demo(str(tmp_path/'own'), images=16, epochs=1, device='cpu')
+    assert (tmp_path/'own/shapes/train/_annotations.coco.json').read_text() == 'mine'
 
 
 @pytest.mark.parametrize('name, func', dict(yolox_train=yolox_train, yolox_eval=yolox_eval, yolox_demo=yolox_demo, yolox_doctor=yolox_doctor, yolox_predict=yolox_predict, yolox_export=yolox_export).items())
@@ -117,6 +121,16 @@ def test_classes_in_another_order_are_the_same_classes(shapes):
     with pytest.raises(ValueError, match='nothing to validate on: Annotations.0 images'): Trainer(Recipe('yolox_nano'), train, _nothing(val), device='cpu')
     weights = Weights({}, 'yolox_s', 5, (), ())
     with pytest.raises(ValueError, match="the weights are of yolox_s, but model='yolox_nano'"): Trainer(Recipe('yolox_nano'), train, val, weights, device='cpu')
+
+
+def test_classes_of_weights_find_their_rows_by_name(shapes):
+    train, known = read_split(shapes, 'train'), ['cross', 'moon', 'disc', 'star', 'square']
+    model = build_model('yolox_nano', 5, pretrained=False)
+    for conv in model.bbox_head.multi_level_conv_cls: conv.bias.data = torch.arange(5.)
+    trainer = Trainer(Recipe('yolox_nano', size=96), train, train, Weights(model.state_dict(), 'yolox_nano', 5, (0,)*3, (1,)*3, names=known), device='cpu')
+    assert trainer.loaded.endswith('642 of 642 tensors loaded; of the 5 classes 4 known by name, the others made anew')
+    biases = [dict(zip(train.names, conv.bias.tolist())) for conv in trainer.model.bbox_head.multi_level_conv_cls]
+    assert all({n: b for n, b in level.items() if n in known} == dict(disc=2, square=4, star=3, cross=0) and level['triangle'] == pytest.approx(PRIOR_BIAS) for level in biases)
 
 
 def _nothing(annotations): return annotations.take([])
