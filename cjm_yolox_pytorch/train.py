@@ -36,7 +36,7 @@ from .augment import yolox_transforms
 from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
 from .checkpoints import Weights, atomic, load_weights, read_file, save_weights
 from .data import Annotations, check, check_splits, choose_splits, fault_lines, find_splits, hold_out, read_split, relabel
-from .evaluate import average_precision, detect, fingerprint, report, show_detections, table, yolox_eval
+from .evaluate import average_precision, check_names, detect, fingerprint, report, show_detections, table, yolox_eval
 from .inference import normalize
 from .loss import YOLOXLoss
 from .model import NORM_STATS, build_model, load_matching, pretrained_file
@@ -63,11 +63,15 @@ def rank_and_world():
 
 # %% ../nbs/09_train.ipynb #74262aa9
 def _check_start(recipe, train, val, weights, device, world):
+    check_names(train.names)
     if train.crowd.all(): raise ValueError(f'nothing to learn from: {train}')
     if val.crowd.all(): raise ValueError(f'nothing to validate on: {val}')
     if weights is not None and weights.model_type != recipe.model: raise ValueError(f'the weights are of {weights.model_type}, but model={recipe.model!r}')
     if recipe.sync_bn and device.type != 'cuda': raise ValueError('sync_bn works between GPUs alone: leave it out')
     if recipe.batch % (recipe.accumulate*world): raise ValueError(f'batch={recipe.batch} does not divide into accumulate={recipe.accumulate} parts for each of {world} processes')
+    least = recipe.min_size or recipe.size # In pixels
+    if least <= 32 and recipe.batch == recipe.accumulate*world and not recipe.sync_bn:
+        raise ValueError(f'size={least}: norm layers need more than one value of each channel, and one image of so few pixels has one at the last level: choose a larger --size or --batch')
 
 # %% ../nbs/09_train.ipynb #d2dd9580
 class Trainer:
