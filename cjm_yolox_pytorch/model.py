@@ -280,21 +280,36 @@ def build_model(
 # %% ../nbs/03_model.ipynb #c110c35a
 def load_matching(
     model:YOLOX, # Changed in place
-    weights:Weights
+    weights:Weights,
+    names:list=None # C names of the classes of `model`, if they are known
 ) -> str: # What was loaded, made anew, and left over
-    "Load `weights` into `model`; its class convolutions stay as they are if they are for other classes."
-    state, own, cls, C = dict(weights.state), model.state_dict(), 'bbox_head.multi_level_conv_cls.', model.bbox_head.num_classes
-    remade = [k for k in own if k.startswith(cls)] if weights.num_classes != C else []
-    state.update({k: own[k] for k in remade})
+    "Load `weights` into `model`; rows of its class convolutions stay as they are if they are for other classes."
+    state, own, C = dict(weights.state), model.state_dict(), model.bbox_head.num_classes
+    rows, old_rows = _rows_by_name(weights, names, C)
+    cls = [k for k in own if k.startswith('bbox_head.multi_level_conv_cls.')]
+    for k in cls:
+        if k in state and state[k].shape == (weights.num_classes, *own[k].shape[1:]):
+            old, state[k] = state[k], own[k].clone()
+            state[k][rows] = old[old_rows].to(own[k])
     for k in own: # Older files do not count batches
         if k.endswith('num_batches_tracked'): state.setdefault(k, own[k])
     wrong = [f'{k} {tuple(state[k].shape)}' for k in state if k in own and state[k].shape != own[k].shape]
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if wrong or missing or unknown: raise ValueError(f'weights of a {weights.model_type} do not fit: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {wrong[:5]}')
     model.load_state_dict(state)
-    anew = f'; those of the classes made anew, for {C} instead of {weights.num_classes}' * bool(remade)
     left = f'; left over: {len(weights.left_over)} such as {", ".join(weights.left_over[:3])}' * bool(weights.left_over)
-    return f'{weights.model_type} of {weights.family}: {len(own) - len(remade)} of {len(own)} tensors loaded{anew}{left}'
+    return f'{weights.model_type} of {weights.family}: {len(own) - len(cls)*(not rows)} of {len(own)} tensors loaded{_anew(rows, old_rows, C, weights.num_classes)}{left}'
+
+# %% ../nbs/03_model.ipynb #4fe80d63
+def _rows_by_name(weights, names, C): # Their rows in the class convolutions of the model, and in those of the weights
+    if not (names and weights.names): return [[*range(C)]]*2 if C == weights.num_classes else ([], [])
+    place = {name: i for i, name in enumerate(weights.names)}
+    return [i for i, name in enumerate(names) if name in place], [place[name] for name in names if name in place]
+
+def _anew(rows, old_rows, C, old_C): # What became of the rows, in words
+    if not rows: return f'; those of the classes made anew, for {C} {"others" if C == old_C else f"instead of {old_C}"}'
+    if len(rows) < C: return f'; of the {C} classes {len(rows)} known by name, the others made anew'
+    return '' if rows == old_rows else '; classes put in order by name'
 
 # %% ../nbs/03_model.ipynb #b67dda11
 def fuse(

@@ -27,8 +27,9 @@ OPTIMIZERS = dict(
 AMP_DTYPES = dict(none=None, bf16=torch.bfloat16, fp16=torch.float16)
 CHOICES = dict(model=MODEL_TYPES, optimizer=list(OPTIMIZERS), amp=['auto', *AMP_DTYPES], box_loss=list(BOX_LOSSES))
 RANGES = {**dict.fromkeys(['size', 'epochs', 'batch', 'accumulate', 'every'], (1, math.inf)),
-          **dict.fromkeys(['lr', 'decay', 'warmup', 'closing', 'clip', 'degrees', 'hue', 'saturation', 'value', 'min_size', 'patience', 'seed', 'workers'], (0, math.inf)),
-          **dict.fromkeys(['ema', 'least', 'mosaic', 'mixup', 'translate', 'flip'], (0, 1)), 'shear': (0, 45), 'ema_early': (1, math.inf), 'min_scale': (.01, math.inf)}
+          **dict.fromkeys(['closing', 'min_size', 'patience', 'seed', 'workers'], (0, math.inf)),
+          **dict.fromkeys(['ema', 'least', 'mosaic', 'mixup', 'translate', 'flip'], (0, 1)), **dict.fromkeys(['lr', 'decay'], (0, 100)), **dict.fromkeys(['warmup', 'clip'], (0, 10**6)), 'ema_early': (1, 10**9),
+          **dict.fromkeys(['degrees', 'hue'], (0, 180)), **dict.fromkeys(['saturation', 'value'], (0, 255)), 'shear': (0, 45), **dict.fromkeys(['min_scale', 'max_scale'], (.01, 100))}
 
 # %% ../nbs/08a_recipe.ipynb #44aa123a
 def _check_recipe(r):
@@ -171,7 +172,7 @@ def freeze(
 ) -> list: # Modules to be kept in evaluation mode
     "Keep the parts of `model` whose names begin so as they are."
     frozen = []
-    for name in filter(None, names.split(',')):
+    for name in filter(None, map(str.strip, names.split(','))):
         parts = [(n, m) for n, m in model.named_modules() if n == name or n.startswith(name + '.')]
         if not parts: raise ValueError(f'freeze={name!r}: no part of the network is called so; choose from {[n for n, _ in model.named_children()]} or parts of them, such as backbone.stem')
         for _, module in parts: module.requires_grad_(False)

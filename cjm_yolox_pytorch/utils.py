@@ -83,6 +83,8 @@ def command(
     @wraps(func)
     def run(*args, **kwargs):
         if args or kwargs or Path(sys.argv[0]).stem != func.__name__: return func(*args, **kwargs)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace') # Names may have letters that it cannot encode
         options = vars(parser_of(func).parse_args([_hyphens(word) for word in sys.argv[1:]]))
         try: func(**options)
         except KeyboardInterrupt:
@@ -115,8 +117,8 @@ def choose_device(
 ) -> torch.device:
     "The device that `name` says, or the fastest one."
     if name:
-        try: torch.zeros(1, device=name)
-        except (RuntimeError, AssertionError) as e: raise ValueError(f'device={name!r} does not work here: {str(e).splitlines()[0]}') from e
+        try: torch.zeros(1, device=name).item()
+        except (RuntimeError, AssertionError, ImportError) as e: raise ValueError(f'device={name!r} does not work here: {str(e).splitlines()[0]}') from e
         return torch.device(name)
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')

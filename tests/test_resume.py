@@ -1,4 +1,5 @@
 "A training that is interrupted, and goes on, is the same training; several processes are one."
+import copy
 import io
 import os
 import pickle
@@ -116,6 +117,32 @@ def test_a_state_that_is_none_is_told_in_one_line(shapes, tmp_path, damage):
 def saved(thing):
     torch.save(thing, file := io.BytesIO())
     return file.getvalue()
+
+
+def test_a_state_with_something_odd_in_it_is_told_in_one_line(shapes, tmp_path, monkeypatch):
+    train, recipe = read_split(shapes, 'train'), Recipe(**SMALL)
+    trainer = Trainer(recipe, train, train, device='cpu')
+    trainer.rows = [dict(epoch=1, **train_epoch(trainer))]
+    train_epoch(trainer, stop=lambda: True)
+    save_state(trainer, tmp_path/'state.pt')
+    good, first = torch.load(tmp_path/'state.pt', weights_only=True), 'backbone.stem.conv.conv.weight'
+    moments = {n: {**kept, 'exp_avg': torch.zeros(7)} for n, kept in good['optimizer']['state'].items()}
+    odd = [(('recipe',), None), (('recipe',), {}), (('data',), [1]), (('counts',), {}), (('counts', 'epoch'), '1'), (('counts', 'epoch'), 1.), (('counts', 'epoch'), -5),
+           (('counts', 'epoch'), 10**9), (('counts', 'done'), 10**9), (('counts', 'done'), 6), (('counts', 'average_steps'), 8), (('counts', 'rows'), 3), (('counts', 'rows'), [{'x': 1}]),
+           (('counts', 'rows', 0, 'AP'), 'high'), (('counts', 'best'), None), (('counts', 'best'), {}), (('counts', 'stats'), {'mean': 1}), (('counts', 'totals'), {'x': 1}), (('counts', 'totals'), {}),
+           (('model',), {}), (('model', first), torch.zeros(3)), (('average', first), 1), (('optimizer',), dict(state={}, param_groups=[])), (('optimizer', 'state'), moments),
+           (('random', 'cpu'), torch.zeros(3)), (('random', 'cpu'), None), (('random',), None), (('scheduler',), {})]
+    again = Trainer(recipe, train, train, device='cpu')
+    for (*way, last), value in odd:
+        state = place = copy.deepcopy(good)
+        for key in way: place = place[key]
+        place[last] = value
+        monkeypatch.setattr('cjm_yolox_pytorch.train.read_file', lambda *args: (state, None)) # Faster
+        with pytest.raises(ValueError, match='state.pt is not a state of a training that can go on here') as said: load_state(again, tmp_path/'state.pt')
+        assert '\n' not in str(said.value) and len(str(said.value)) < 500
+    monkeypatch.undo()
+    load_state(again, tmp_path/'state.pt')
+    assert again.steps == 7
 
 
 @pytest.mark.parametrize('changes', [{}, dict(min_size=64, max_size=128, workers=1), dict(closing=1, epochs=4), dict(amp='fp16')])

@@ -16,7 +16,7 @@ from cjm_yolox_pytorch.doctor import yolox_doctor
 from cjm_yolox_pytorch.evaluate import METRICS, average_precision, detect, yolox_eval
 from cjm_yolox_pytorch.export import yolox_export
 from cjm_yolox_pytorch.inference import yolox_predict
-from cjm_yolox_pytorch.model import build_model
+from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model
 from cjm_yolox_pytorch.shapes import write_shapes
 from cjm_yolox_pytorch.recipe import Recipe
 from cjm_yolox_pytorch.train import Trainer, fit, read_rows, yolox_demo, yolox_train
@@ -60,6 +60,10 @@ def test_demo(tmp_path):
     assert 'yolox_tiny at 96 on test: 200 images' in printed and {'detections.png', 'curves.png', 'best.safetensors'} <= {p.name for p in (tmp_path/'demo').iterdir()} and (tmp_path/'demo/test/metrics.json').exists()
     command('yolox_demo', '--out', tmp_path/'demo', '--images', 16, '--epochs', 1, '--device', 'cpu') # Replaces what it left
     assert len(read_rows(tmp_path/'demo/metrics.csv')) == 1
+    (tmp_path/'own/shapes/train').mkdir(parents=True)
+    (tmp_path/'own/shapes/train/_annotations.coco.json').write_text('mine')
+    with pytest.raises(FileExistsError, match='shapes is not of a demo'): yolox_demo(str(tmp_path/'own'), images=16, epochs=1, device='cpu')
+    assert (tmp_path/'own/shapes/train/_annotations.coco.json').read_text() == 'mine'
 
 
 @pytest.mark.parametrize('name, func', dict(yolox_train=yolox_train, yolox_eval=yolox_eval, yolox_demo=yolox_demo, yolox_doctor=yolox_doctor, yolox_predict=yolox_predict, yolox_export=yolox_export).items())
@@ -117,6 +121,16 @@ def test_classes_in_another_order_are_the_same_classes(shapes):
     with pytest.raises(ValueError, match='nothing to validate on: Annotations.0 images'): Trainer(Recipe('yolox_nano'), train, _nothing(val), device='cpu')
     weights = Weights({}, 'yolox_s', 5, (), ())
     with pytest.raises(ValueError, match="the weights are of yolox_s, but model='yolox_nano'"): Trainer(Recipe('yolox_nano'), train, val, weights, device='cpu')
+
+
+def test_classes_of_weights_find_their_rows_by_name(shapes):
+    train, known = read_split(shapes, 'train'), ['cross', 'moon', 'disc', 'star', 'square']
+    model = build_model('yolox_nano', 5, pretrained=False)
+    for conv in model.bbox_head.multi_level_conv_cls: conv.bias.data = torch.arange(5.)
+    trainer = Trainer(Recipe('yolox_nano', size=96), train, train, Weights(model.state_dict(), 'yolox_nano', 5, (0,)*3, (1,)*3, names=known), device='cpu')
+    assert trainer.loaded.endswith('642 of 642 tensors loaded; of the 5 classes 4 known by name, the others made anew')
+    biases = [dict(zip(train.names, conv.bias.tolist())) for conv in trainer.model.bbox_head.multi_level_conv_cls]
+    assert all({n: b for n, b in level.items() if n in known} == dict(disc=2, square=4, star=3, cross=0) and level['triangle'] == pytest.approx(PRIOR_BIAS) for level in biases)
 
 
 def _nothing(annotations): return annotations.take([])
@@ -264,6 +278,11 @@ def test_one_split_is_enough(shapes, tmp_path):
     (only/'train').symlink_to(shapes/'train')
     printed = command('yolox_train', only, '--model', 'yolox_nano', '--size', 96, '--epochs', 1, '--out', tmp_path/'run', '--device', 'cpu')
     assert 'training on train: 22 images' in printed and 'validation on a tenth of train: 2 images' in printed
+    other = tmp_path/'other'
+    write_shapes(other, train=22, val=0, test=0, size=96, seed=5)
+    for data, said in [(only, 'on a tenth of train: 2 images'), (other, 'on train: 22 images')]: # Whose files have the same names
+        printed = command('yolox_eval', tmp_path/'run/last.safetensors', data, '--device', 'cpu')
+        assert said in printed and ("has learnt from 'train' of other data" in printed) == (data is other) and 'too good' not in printed
     for args, message in [(('--format', 'xml'), "format='xml': choose one of"), (('--train', 'fold'), "has no split 'fold'"), (('--log', 'paper'), "log='paper': choose one of ['tensorboard', 'wandb']"),
                           (('--resume',), 'state.pt: there is no training to go on with'), (('--weights', tmp_path/'no.pth'), 'no.pth: no such file of weights'), (('--size', '0'), 'size=0: at least 1 is needed')]:
         done = subprocess.run([Path(sys.executable).with_name('yolox_train'), only, '--model', 'yolox_nano', '--out', tmp_path/'new', '--device', 'cpu', *args], capture_output=True, text=True)
