@@ -10,11 +10,14 @@ __all__ = ['IMAGENET', 'SIZES', 'STEM', 'PARTS', 'RIGHT', 'DOWN', 'FAMILIES', 'C
 # %% ../nbs/02_checkpoints.ipynb #0c57cba5
 import hashlib
 import json
+import math
 import os
 import pickletools
 import re
 import socket
+import threading
 import zipfile
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,6 +198,7 @@ class Weights:
 
 # %% ../nbs/02_checkpoints.ipynb #c323589c
 _CLASSES = 'bbox_head.multi_level_conv_cls.0.weight'
+_MOST_CLASSES = 20_000 # As `data` has it
 
 def _describe(state): # Size and class count from the shapes
     widths = {int(64*size.width): name for name, size in SIZES.items()}
@@ -203,9 +207,12 @@ def _describe(state): # Size and class count from the shapes
     stem = tuple(state[STEM].shape)
     if stem[1:] != (12, 3, 3) or stem[0] not in widths: raise ValueError(f'{STEM} is {stem}; in the known sizes it is [N, 12, 3, 3], N one of {list(widths)}')
     for key, shape in {_NORM: stem[:1], _CLASSES: (*state[_CLASSES].shape[:1], 4*stem[0], 1, 1)}.items():
-        if tuple(state[key].shape) != shape or not 0 < shape[0] <= 100_000: raise ValueError(f'{key} is {tuple(state[key].shape)}, which does not fit {STEM} of {stem}')
-    if not all(state[k].is_floating_point() for k in (STEM, _NORM, _CLASSES)): raise ValueError(f'{STEM} is of {state[STEM].dtype}: weights have to be floats')
+        if tuple(state[key].shape) != shape or not 0 < shape[0] <= _MOST_CLASSES: raise ValueError(f'{key} is {tuple(state[key].shape)}, which does not fit {STEM} of {stem}')
     return widths[stem[0]], len(state[_CLASSES])
+
+def _check_numbers(state): # Those of a training that went wrong find nothing, and say nothing
+    odd = next((k for k, v in state.items() if not k.endswith('num_batches_tracked') and not (v.is_floating_point() and v.float().isfinite().all())), None)
+    if odd: raise ValueError(f'{odd[:80]}: not all of its numbers are finite floats ({state[odd].dtype}), as those of a trained network are')
 
 # %% ../nbs/02_checkpoints.ipynb #aef773d2
 COCO_NAMES = '''person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse,
@@ -214,6 +221,13 @@ surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, ban
 potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
 teddy bear, hair drier, toothbrush'''.replace('\n', ' ').split(', ')
 
+# %% ../nbs/02_checkpoints.ipynb #e1d05e45
+def _check_names(names, num_classes):
+    if names is None: return
+    if len(names) != num_classes: raise ValueError(f'there are {len(names)} names for {num_classes} classes')
+    (name, times), = Counter(names).most_common(1)
+    if times > 1: raise ValueError(f'the class name {str(name)[:80]!r} stands there {times} times: give each class a name of its own')
+
 # %% ../nbs/02_checkpoints.ipynb #23fc72b6
 def _check_guess(family, takes, state): # Do the weights look like those of their family?
     white = seen_white(state)
@@ -221,6 +235,12 @@ def _check_guess(family, takes, state): # Do the weights look like those of thei
     if seen_focus(state[STEM]) not in (takes.focus, None): raise ValueError(f'the weights are like those of {family}, but their filters are smooth for another order of pixels than {takes.focus!r}: say focus=')
 
 # %% ../nbs/02_checkpoints.ipynb #ad65d274
+def _takes(family, pixels, known=None): # `Pixels` of a family, or those that are known, with some changed
+    if family is not None and family not in FAMILIES: raise ValueError(f'family={family!r}: choose one of {list(FAMILIES)}')
+    takes = replace(known if family is None else FAMILIES[family], **pixels)
+    if takes.focus not in (RIGHT, DOWN): raise ValueError(f'focus={str(takes.focus)[:80]!r}: {RIGHT!r} or {DOWN!r}')
+    return takes
+
 def recognise(
     checkpoint:dict, # What a file holds, or a state dict
     family:str=None, # One of `FAMILIES`, instead of a guess
@@ -230,16 +250,15 @@ def recognise(
     "Tell which family a `checkpoint` belongs to, and make it ours."
     whose, state, other = unpack(checkpoint)
     model_type, num_classes = _describe(state)
+    _check_numbers(state)
     told = family is not None or bool(pixels)
     if family is None: family = {('megvii', 1): 'megvii_legacy', ('mmdetection', 1): 'cjm'}.get((whose, seen_white(state)), whose)
-    if family not in FAMILIES: raise ValueError(f'family={family!r}: choose one of {list(FAMILIES)}')
-    takes = replace(FAMILIES[family], **pixels)
-    if takes.focus not in (RIGHT, DOWN): raise ValueError(f'focus={takes.focus!r}: {RIGHT!r} or {DOWN!r}')
+    takes = _takes(family, pixels)
     if not told: _check_guess(family, takes, state)
     size = SIZES[model_type]
     state = {**state, STEM: our_stem(state[STEM], takes)}
     names = names or (COCO_NAMES if num_classes == len(COCO_NAMES) else None)
-    if names and len(names) != num_classes: raise ValueError(f'there are {len(names)} names for {num_classes} classes')
+    _check_names(names, num_classes)
     return Weights(state, model_type, num_classes, tuple(takes.mean or size.mean), tuple(takes.std or size.std), names, family=family, focus=takes.focus, left_over=other)
 
 # %% ../nbs/02_checkpoints.ipynb #e1f5ef64
@@ -278,36 +297,95 @@ class _Unread: # Stands in for what is not needed
     def __setstate__(self, state): pass
 
 _UNREAD = ['mmengine.logging.history_buffer.HistoryBuffer', 'numpy.ndarray', 'numpy.dtype', *[f'numpy.{core}.multiarray.{f}' for core in ('core', '_core') for f in ('_reconstruct', 'scalar')]]
+_READING = threading.Lock() # For torch has one list of what may be read, for all threads
 
 # %% ../nbs/02_checkpoints.ipynb #e1330754
-_MOST = 10**9 # Larger than any file of weights makes it
-_GREEDY = re.compile('bytearray|_rebuild_device_tensor_from_cpu_tensor|_rebuild_wrapper_subclass') # These ask for memory that the file does not have
+@dataclass(eq=False, slots=True)
+class _Thing:
+    "What a pickle makes, without making it"
+    by:str # Name of the opcode
+    size:int # Things in it, and in these, and so on
+    value:object # Of a number or a text; the name of what was called; how many numbers a storage has
+    parts:list = None # Of a tuple
+    held:bool = False # Part of another
 
-def _refuse_large(program): # A pickle that makes something of more than `_MOST` letters and numbers
-    stack, memo = [], {}
+def _taken(stacks, op): # What an opcode takes. A mark begins a new stack, as in torch
+    above = stacks.pop() if pickletools.stackslice in op.stack_before else []
+    below = [stacks[-1].pop() for wanted in op.stack_before if wanted not in (pickletools.markobject, pickletools.stackslice)]
+    return below[::-1] + above
+
+# %% ../nbs/02_checkpoints.ipynb #d93cb2e6
+_MADE = 'REDUCE', 'NEWOBJ', 'BINPERSID' # By these, it may be larger than the pickle says
+
+def _fits(*parts): # A tensor's storage, offset, sizes and strides
+    if len(parts) < 4 or parts[0].by != 'BINPERSID' or any(p.parts is None or len(p.parts) > 16 for p in parts[2:4]): return False
+    sizes, strides = ([p.value for p in part.parts] for part in parts[2:4])
+    last = parts[1].value + sum((n - 1)*step for n, step in zip(sizes, strides))
+    if 0 not in sizes and max(math.prod(sizes), last + 1) > parts[0].value: raise ValueError(f'a tensor of {sizes} has more numbers than its storage, {parts[0].value}')
+    return True
+
+_CALLED = {**dict.fromkeys([*_UNREAD, 'torch.device', 'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state'], lambda *parts: True),
+           **dict.fromkeys([f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3')], _fits),
+           **dict.fromkeys(['__builtin__.set', 'builtins.set', 'collections.Counter', 'torch.Size'], lambda *parts: not any(p.by in _MADE for p in parts)),
+           'collections.OrderedDict': lambda *parts: not parts, '_codecs.encode': lambda *parts: [p.value for p in parts[1:]] == ['latin1']}
+_NAMED = re.compile(r'torch\.([a-z]\w*|\w+Storage)|torch\.storage\.\w+Storage') # Types of numbers and of storages
+
+# %% ../nbs/02_checkpoints.ipynb #e693c1fb
+def _name(thing, storages): # Of something that torch will look up
+    thing.value = thing.value.replace(' ', '.')
+    if thing.value not in _CALLED and not _NAMED.fullmatch(thing.value): raise ValueError(f'GLOBAL {thing.value}') # As torch says it
+    return 0
+
+def _call(thing, storages, function, args):
+    thing.value = function.value
+    if function.by != 'GLOBAL' or function.value not in _CALLED or args.parts is None or not _CALLED[function.value](*args.parts):
+        raise ValueError(f'it calls {str(function.value)[:80]} in a way that weights do not need')
+    return args.size + sum(len(p.value) for p in args.parts if isinstance(p.value, str))
+
+def _build(thing, storages, built, state): # Attributes
+    if state.by in _MADE or built.by not in _MADE or built.value not in ('collections.OrderedDict', *_UNREAD): raise ValueError(f'it changes {str(built.value)[:80]} in a way that weights do not need')
+    return state.size
+
+def _store(thing, storages, wanted): # storage, type of numbers, key, device, how many numbers; and None before torch 1.6
+    key, numbers = wanted.parts[2].value, wanted.parts[4].value
+    if not isinstance(key, str) or numbers < 0 or [p.by for p in wanted.parts[5:]] not in ([], ['NONE']): raise ValueError('it wants a part of a storage, which weights do not need')
+    new, thing.value = key not in storages, storages.setdefault(key, numbers)
+    return numbers*new
+
+def _keys(thing, storages, mapping, *items): return sum(key.size for key in items[::2]) # Hashed with all that is in them
+
+_COSTS = dict(GLOBAL=_name, REDUCE=_call, NEWOBJ=_call, BUILD=_build, BINPERSID=_store, SETITEM=_keys, SETITEMS=_keys)
+
+# %% ../nbs/02_checkpoints.ipynb #e3811baf
+def _refuse_large(
+    program, # Bytes of a pickle, or a file that stands at its beginning
+    most:int # Parts that it may put together, and that it may copy in all
+):
+    "Raise a `ValueError` for a pickle that calls what weights do not need, or makes more than it is long."
+    stacks, memo, storages, work = [[]], {}, {}, 0
     for op, arg, _ in pickletools.genops(program):
-        if 'PUT' in op.name: memo[arg] = stack[-1]
-        elif op.name == 'MEMOIZE': memo[len(memo)] = stack[-1]
-        elif 'GET' in op.name: stack.append(memo[arg])
-        elif op.name == 'MARK': stack.append(None)
+        if 'PUT' in op.name: memo[arg] = stacks[-1][-1]
+        elif 'GET' in op.name: stacks[-1].append(memo[arg])
+        elif op.name == 'MARK': stacks.append([])
         else:
-            if op.name == 'GLOBAL' and _GREEDY.search(arg): raise ValueError(f'it wants {arg.replace(" ", ".")}, which weights do not need')
-            taken = len(arg) if isinstance(arg, (str, bytes)) else 1
-            for wanted in reversed(op.stack_before): taken += _to_mark(stack) if wanted is pickletools.stackslice else stack.pop() or 0
-            if taken > _MOST: raise ValueError(f'it puts together something of more than {_MOST:.0e} parts')
-            stack += [taken*(4 if op.name == 'REDUCE' else 1)]*len(op.stack_after) # A codec makes at most four letters of one
-
-def _to_mark(stack): # What lies above the topmost mark, which stays
-    n = next(i for i in range(1, len(stack) + 1) if stack[-i] is None) - 1
-    taken, stack[len(stack) - n:] = sum(stack[len(stack) - n:]), []
-    return taken
+            taken = _taken(stacks, op)
+            thing = _Thing(op.name, 1 + sum(t.size for t in taken), arg, taken if 'TUPLE' in op.name else None)
+            work += _COSTS.get(op.name, lambda *_: 0)(thing, storages, *taken)
+            if max(work, thing.size) > most: raise ValueError(f'it puts together something of more than {most} parts')
+            if op.name in ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD'):
+                grown, *taken = taken
+                if grown.held: raise ValueError('it changes what it has put elsewhere')
+                grown.size, thing = thing.size, grown
+            for t in taken: t.held = True
+            stacks[-1] += [thing]*len(op.stack_after)
 
 # %% ../nbs/02_checkpoints.ipynb #c570a8a6
 def _refuse_bombs(path, start):
+    most = 10**6 + 4*os.path.getsize(path) # Files of weights need a tenth of that
     if start[:4] != b'PK\x03\x04': # As before torch 1.6: five pickles, and the numbers
         with open(path, 'rb') as f:
             for _ in range(5):
-                if f.peek(1): _refuse_large(f)
+                if f.peek(1): _refuse_large(f, most)
         return
     with zipfile.ZipFile(path) as archive:
         claimed = sum(i.file_size for i in archive.infolist())
@@ -315,7 +393,7 @@ def _refuse_bombs(path, start):
         # Otherwise torch might find another list of contents than we do here
         if archive.comment or min((i.header_offset for i in archive.infolist()), default=0): raise ValueError('there is something before or behind the archive')
         for i in archive.infolist():
-            if i.filename.lower().endswith('.pkl'): _refuse_large(archive.read(i))
+            if i.filename.lower().endswith('.pkl'): _refuse_large(archive.read(i), most)
 
 # %% ../nbs/02_checkpoints.ipynb #ddde8625
 def read_file(
@@ -327,9 +405,9 @@ def read_file(
     try:
         if start[8:] == b'{': return _read_safetensors(path)
         _refuse_bombs(path, start)
-        with torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]): return torch.load(path, map_location='cpu', weights_only=True), None
+        with _READING, torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]): return torch.load(path, map_location='cpu', weights_only=True), None
     except Exception as e: # Of any kind, for a file may hold anything
-        wants = re.search(r'GLOBAL (?:builtins\.)?(\S+)', str(e)) # Older releases of torch name the module of eval, too
+        wants = re.search(r'GLOBAL (?:builtins\.|__builtin__\.)?(\S+)', str(e)) # Older releases of torch name the module of eval, too
         if wants: raise ValueError(f'{path} wants to run {wants[1][:240]} when it is read, which a {kind} need not, and is not read. If you trust it, load it yourself and hand over its state dict') from e
         why = str(e).rpartition('WeightsUnpickler error: ')[2].strip() or type(e).__name__ # Without advice to read it unsafely
         raise ValueError(f'{path} is not a {kind}, or was cut off: {why.splitlines()[0].partition(". ")[0][:240]}') from e
@@ -346,23 +424,31 @@ def _sane(weights): # Whether what JSON said is of the kinds that it has to be
     rest = isinstance(w.notes, dict) and isinstance(w.family, str) and isinstance(w.num_classes, int) and w.left_over == []
     return numbers and names and rest and (w.size is None or isinstance(w.size, int) and 0 < w.size < 2**15)
 
-def _ours(state, metadata, path): # `Weights`, if the metadata agree with the tensors
+def _read_metadata(state, metadata): # `Weights`, if they agree with the tensors
     try:
         weights = Weights(state, **json.loads(metadata))
-        fits = (weights.model_type, weights.num_classes) == _describe(state) and (weights.names is None or len(weights.names) == weights.num_classes)
         if not _sane(weights): raise ValueError('mean and std are three numbers each, names are plain text, size is in pixels, notes are a dict')
-        weights.mean, weights.std = tuple(weights.mean), tuple(weights.std) # JSON has no tuples
-    except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'{path}: its metadata cannot be understood: {str(e)[:240]}') from e
-    if not fits: raise ValueError(f'{path}: its metadata are not about its tensors, which are of a {"{} with {} classes".format(*_describe(state))}')
-    if weights.focus == DOWN: weights.state = {**state, STEM: swap_focus(state[STEM])}
-    elif weights.focus != RIGHT: raise ValueError(f'{path}: focus={str(weights.focus)[:80]!r}: {RIGHT!r} or {DOWN!r}')
+    except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'its metadata cannot be understood: {str(e)[:240]}') from e
+    seen = _describe(state)
+    if (weights.model_type, weights.num_classes) != seen or weights.names is not None and len(weights.names) != seen[1]:
+        raise ValueError(f'its metadata are not about its tensors, which are of a {seen[0]} with {seen[1]} classes')
     return weights
+
+# %% ../nbs/02_checkpoints.ipynb #556b269b
+def _ours(state, metadata, family=None, names=None, **pixels): # As for `recognise`
+    known = _read_metadata(state, metadata)
+    _check_numbers(state)
+    takes = _takes(family, pixels, Pixels(False, 1, known.focus))
+    names = names or known.names
+    _check_names(names, known.num_classes)
+    return replace(known, state={**state, STEM: our_stem(state[STEM], takes)}, names=names, family=family or known.family, focus=takes.focus,
+                   mean=tuple(takes.mean or known.mean), std=tuple(takes.std or known.std))
 
 # %% ../nbs/02_checkpoints.ipynb #ff86839f
 def load_weights(
     source, # File or address of weights of any family, or a state dict
-    family:str=None, # One of `FAMILIES`, instead of what the weights look like
-    names:list=None, # Of the classes, if the file does not say
+    family:str=None, # One of `FAMILIES`, instead of what the weights look like, or say
+    names:list=None, # Of the classes, instead of what the file says
     **pixels # Of `Pixels`: bgr, white, focus, mean, std, instead of those of the family
 ) -> Weights:
     "Read weights, whoever wrote them."
@@ -370,8 +456,7 @@ def load_weights(
     path = download(source) if str(source).startswith(('https://', 'http://')) else Path(source)
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file of weights')
     held, metadata = read_file(path)
-    if metadata and not family and not names and not pixels: return _ours(held, metadata, path)
-    try: return recognise(held, family, names, **pixels)
+    try: return _ours(held, metadata, family, names, **pixels) if metadata else recognise(held, family, names, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
 # %% ../nbs/02_checkpoints.ipynb #83887ddf

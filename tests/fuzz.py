@@ -248,7 +248,7 @@ def read_pictures(root):
 def network():
     g = torch.Generator().manual_seed(0)
     stem = torch.rand(24, 12, 3, 3, generator=g)
-    return {STEM: stem, _NORM: stem.flatten(1).square().sum(1)/12, _CLASSES: torch.zeros(2, 96, 1, 1), 'neck.x': torch.zeros(2, dtype=torch.int64)}
+    return {STEM: stem, _NORM: stem.flatten(1).square().sum(1)/12, _CLASSES: torch.zeros(2, 96, 1, 1), 'neck.x': torch.zeros(2)}
 
 KNOWN = dict(model_type='yolox_tiny', num_classes=2, mean=[.5, .5, .5], std=[1., 1., 1.], names=['ant', 'bee'], size=64, family='ours', focus='TL TR BL BR', notes=dict(AP=.5))
 
@@ -286,6 +286,8 @@ def opcodes(rng):
 
 GREEDY = [b'cbuiltins\nbytearray\n' + whole(2**31 - 1) + b'\x85R', # Two gigabytes
           b'}' + text_of(b'ab') + b'\x85q\x06' + b'h\x06\x86q\x06'*30 + b'Ns', # A key of a billion parts
+          b'c__builtin__\nset\nctorch\nTensor\n' + whole(2**31 - 1) + b'\x85R\x85R', # A set of numbers that nobody wrote
+          b']q\x06(' + b'K\x07'*9999 + b'ec__builtin__\nset\nq\x07](' + b'h\x07h\x06\x85R'*9999 + b'e', # Sets of one list
           b'c_codecs\nencode\n'*26 + b'c_codecs\nencode\n' + text_of(b'a'*32) + text_of(b'latin1') + b'\x86R' + (text_of(b'hex') + b'\x86R')*26] # Doubled again and again
 
 def thing(rng, depth=3): # What puts one thing on the stack

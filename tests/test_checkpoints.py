@@ -1,6 +1,7 @@
 "Weights of every family and size, made from our networks by names written down a second time, and the real ones."
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cjm_yolox_pytorch.checkpoints import DOWN, RIGHT, STEM, Weights, load_weights, recognise, save_weights, seen_focus, swap_focus
+from cjm_yolox_pytorch.checkpoints import _MOST_CLASSES, DOWN, RIGHT, STEM, Weights, load_weights, recognise, save_weights, seen_focus, swap_focus
+from cjm_yolox_pytorch.data import MOST_CLASSES
 from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, PUBLISHED, build_model, load_matching
 
 # From our names to theirs
@@ -165,3 +167,45 @@ def test_names_that_move_the_cursor_are_refused(tmp_path):
     model = build_model('yolox_nano', 1, pretrained=False)
     save_weights(Weights(model.state_dict(), 'yolox_nano', 1, **NORM_STATS['yolox_nano'], names=['a\x1b[2J']), tmp_path/'a.safetensors')
     with pytest.raises(ValueError, match='names are plain text'): load_weights(tmp_path/'a.safetensors')
+
+
+def test_what_is_said_leaves_the_rest_of_our_own_files(tmp_path):
+    "A tiny network is normally for another mean"
+    state = ours('yolox_tiny', 2, 1)
+    save_weights(Weights(state, 'yolox_tiny', 2, (0., 0., 0.), (1., 1., 1.), size=96, notes=dict(AP=.5)), tmp_path/'a.safetensors')
+    for said in (dict(), dict(names=['cat', 'dog']), dict(names=['cat', 'dog'], family='cjm'), dict(mean=(.1, .2, .3)), dict(bgr=True), dict(focus=DOWN)):
+        found = load_weights(tmp_path/'a.safetensors', **said)
+        assert (found.names, found.mean, found.std, found.size, found.notes) == (said.get('names'), said.get('mean', (0., 0., 0.)), (1., 1., 1.), 96, dict(AP=.5))
+        stem = swap_focus(state[STEM]) if 'focus' in said else state[STEM].unflatten(1, (4, 3)).flip(2).flatten(1, 2) if 'bgr' in said else state[STEM]
+        assert_close(found.state, {**state, STEM: stem})
+    for names in (['cat'], ['cat', 'cat']):
+        for source in (tmp_path/'a.safetensors', state):
+            with pytest.raises(ValueError, match='there are 1 names for 2 classes|the class name .cat. stands there 2 times'): load_weights(source, names=names)
+
+
+def test_many_threads_read(tmp_path):
+    "torch has one list of what may be read for all of them"
+    torch.save(dict(state_dict=ours('yolox_nano', 2, 1), best=np.float64(.5)), tmp_path/'a.pth')
+    with ThreadPoolExecutor(4) as pool: found = list(pool.map(lambda _: load_weights(tmp_path/'a.pth').num_classes, range(40)))
+    assert found == [2]*40 and not [g for g in torch.serialization.get_safe_globals() if isinstance(g, tuple)]
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('-inf'), 1e39])
+def test_weights_of_a_training_that_went_wrong(value, tmp_path):
+    state = ours('yolox_nano', 2, 1)
+    key = 'neck.out_convs.2.bn.running_var'
+    state[key] = state[key].double()
+    state[key][-1] = value
+    torch.save(state, tmp_path/'a.pth')
+    save_weights(Weights(state, 'yolox_nano', 2, (0., 0., 0.), (1., 1., 1.)), tmp_path/'a.safetensors')
+    for name in ('a.pth', 'a.safetensors'):
+        with pytest.raises(ValueError, match=f'{name}: {key}: not all of its numbers are finite floats'): load_weights(tmp_path/name)
+
+
+def test_tensors_without_plain_numbers_are_refused():
+    state = ours('yolox_nano', 2, 1)
+    for odd in (state[STEM].to_sparse(), state[STEM].to('meta')):
+        with pytest.raises(ValueError, match='sparse, quantized or without numbers: 1 keys such as'): recognise({**state, STEM: odd})
+
+
+def test_no_network_has_more_classes_than_data_may_have(): assert _MOST_CLASSES == MOST_CLASSES

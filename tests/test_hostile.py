@@ -14,6 +14,7 @@ import time
 import warnings
 import zipfile
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import fuzz
@@ -24,7 +25,7 @@ from fuzz import ALIASES, COCO, DARKNET, LAUGHS, LINES, OBJECT, TXT, XML, YAML, 
 from PIL import Image
 from safetensors.torch import save
 
-from cjm_yolox_pytorch.checkpoints import _CLASSES, STEM, load_weights, save_weights
+from cjm_yolox_pytorch.checkpoints import _CLASSES, STEM, load_weights, read_file, save_weights
 from cjm_yolox_pytorch.data import _stored_sizes, check_splits, find_splits, read_annotated, read_coco, relabel
 from cjm_yolox_pytorch.doctor import draw_report, examine, report_lines
 from cjm_yolox_pytorch.evaluate import report
@@ -350,12 +351,13 @@ EVIL = dict(model=Mischief(os.system, 'touch canary'))
 PAIRS = pickle.dumps({'k': 0}, protocol=2)[:2] + b'}' + pickle.dumps(paired(60), protocol=2)[2:-1] + b'K\x01s.' # The sixtieth pair as a key
 BAD_WEIGHTS = {
     'runs a command': (saved(EVIL), 'wants to run (posix|nt).system'), 'runs a command, the old way': (saved(EVIL, _use_new_zipfile_serialization=False), 'wants to run (posix|nt).system'), 'a plain pickle': (pickle.dumps(EVIL, protocol=2), 'wants to run (posix|nt).system'), 'a plain pickle of today': (pickle.dumps(EVIL), 'is not a file of weights'),
-    'evaluates': (archive(pickle.dumps(Mischief(eval, 'open("canary", "w")'), protocol=2)), 'wants to run eval'), 'a hash that never ends': (archive(PAIRS), 'puts together something of more than 1e[+]09 parts'), 'a hash that never ends, the old way': (PAIRS, 'puts together something'),
-    'a long array': (archive(b'\x80\x02cbuiltins\nbytearray\n' + b'J' + struct.pack('<i', 2**31 - 1) + b'\x85R.'), 'it wants builtins.bytearray'), 'text doubled again and again': (archive(pickle.dumps(Hexed(40), protocol=2)), 'puts together something'),
-    'zip bomb': (archive(pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED, _0=bytes(10**8)), 'claims to hold 1000000'), 'not a zip': (b'PK\x03\x04' + bytes(99), 'is not a file of weights'), 'nothing': (archive(pickle.dumps({}, protocol=2)), 'STEM|missing'), 'TorchScript': (scripted(), 'TorchScript archives(?!.*weights_only=False)'), 'a large pickle in capitals': (archive(PAIRS, name='DATA.PKL'), 'puts together something'), 'another archive behind': (archive(PAIRS) + archive(pickle.dumps({}, protocol=2)), 'before or behind the archive'), 'another archive before': (archive(pickle.dumps({}, protocol=2)) + archive(PAIRS), 'before or behind the archive'),
+    'evaluates': (archive(pickle.dumps(Mischief(eval, 'open("canary", "w")'), protocol=2)), 'wants to run eval'), 'a hash that never ends': (archive(PAIRS), 'puts together something of more than [0-9]+ parts'), 'a hash that never ends, the old way': (PAIRS, 'puts together something'),
+    'a long array': (archive(b'\x80\x02cbuiltins\nbytearray\n' + b'J' + struct.pack('<i', 2**31 - 1) + b'\x85R.'), 'wants to run bytearray'), 'text doubled again and again': (archive(pickle.dumps(Hexed(40), protocol=2)), 'calls _codecs.encode in a way that weights do not need'),
+    'zip bomb': (archive(pickle.dumps({}, protocol=2), zipfile.ZIP_DEFLATED, _0=bytes(10**8)), 'claims to hold 1000000'), 'not a zip': (b'PK\x03\x04' + bytes(99), 'is not a file of weights'), 'nothing': (archive(pickle.dumps({}, protocol=2)), 'STEM|missing'), 'TorchScript': (scripted(), 'wants to run __torch__.torch.nn.modules.linear.Linear when it is read'), 'a large pickle in capitals': (archive(PAIRS, name='DATA.PKL'), 'puts together something'), 'another archive behind': (archive(PAIRS) + archive(pickle.dumps({}, protocol=2)), 'before or behind the archive'), 'another archive before': (archive(pickle.dumps({}, protocol=2)) + archive(PAIRS), 'before or behind the archive'),
     'a header of 2^63 bytes': (struct.pack('<Q', 2**63) + b'{"a":1}', 'is not a file of weights'), 'a header nested deeply': (struct.pack('<Q', 100000) + b'{"a":' + b'['*99995, 'is not a file of weights'), 'numbers as keys': (saved({1: torch.zeros(1), 'x': {2: 3}}), 'missing among'),
-    'keys of all kinds': (saved({**network(), 1: 2, (3, 4): torch.zeros(1)}), None), 'other shapes': (saved({**network(), _CLASSES: torch.zeros(())}), 'does not fit'), 'many classes': (saved({**network(), _CLASSES: torch.zeros(1, 96, 1, 1).expand(10**9, -1, -1, -1)}), 'does not fit'),
-    'no numbers': (saved({**network(), 'neck.x': torch.zeros(2, device='meta')}), 'sparse, quantized or without numbers'), 'sparse': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3).to_sparse()}), 'sparse, quantized'), 'whole numbers': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3, dtype=torch.int32)}), 'weights have to be floats'),
+    'keys of all kinds': (saved({**network(), 1: 2, (3, 4): torch.zeros(1)}), None), 'other shapes': (saved({**network(), _CLASSES: torch.zeros(())}), 'does not fit'), 'many classes': (saved({**network(), _CLASSES: torch.zeros(1, 96, 1, 1).expand(10**9, -1, -1, -1)}), 'more numbers than its storage, 96'), 'more classes than there can be': (saved({**network(), _CLASSES: torch.zeros(20_001, 96, 1, 1)}), 'does not fit'),
+    'no numbers': (saved({**network(), 'neck.x': torch.zeros(2, device='meta')}), 'wants to run torch._utils._rebuild_meta_tensor_no_storage'), 'sparse': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3).to_sparse()}), 'wants to run torch._utils._rebuild_sparse_tensor'), 'whole numbers': (saved({**network(), STEM: torch.zeros(24, 12, 3, 3, dtype=torch.int32)}), 'finite floats .torch.int32'), 'whole numbers elsewhere': (saved({**network(), 'neck.x': torch.zeros(2, dtype=torch.bool)}), 'neck.x: not all of its numbers are finite floats'),
+    'not a number': (saved({**network(), 'neck.x': torch.tensor([0, float('nan')])}), 'neck.x: not all of its numbers are finite floats'), 'too large for float32': (saved({**network(), 'neck.x': torch.tensor([1e39], dtype=torch.double)}), 'neck.x: not all'),
 }
 
 
@@ -369,7 +371,56 @@ def test_weights(name, root):
     assert found is None if message is None else re.search(message, found)
 
 
-@pytest.mark.parametrize('change', [dict(mean=[float('nan'), 0, 0]), dict(mean='abc'), dict(notes=[1]), dict(left_over=['a']), dict(left_over=3), dict(family=3), dict(std=[0, 1, 1]), dict(size=10**9), dict(size='64'), dict(names='ab'), dict(names=[1, 2]), dict(num_classes=10**12), dict(focus='x'*10**5), {'x'*10**5: 1}])
+# Calls that weights_only lets by. Each of these files of some hundred bytes took any amount of memory or time
+
+def whole(n): return b'J' + struct.pack('<i', n)
+def named(name): return b'c' + '\n'.join(name.rsplit('.', 1)).encode() + b'\n'
+def stored(key=b'0', numbers=4, kind=b'', old=b''): return b'(' + fuzz.text_of(b'storage') + named('torch.FloatStorage') + fuzz.text_of(key) + fuzz.text_of(b'cpu') + whole(numbers) + old + b'tQ'
+def rebuilt(sizes=(4,), strides=(1,), **kwargs): return named('torch._utils._rebuild_tensor_v2') + b'(' + stored(**kwargs) + whole(0) + b'(' + b''.join(map(whole, sizes)) + b't(' + b''.join(map(whole, strides)) + b't\x89N' + b'tR'
+def listed(n): return b']q\x00(' + b'K\x07K\x08\x86'*n + b'e' # As thing 0
+def before_1_6(program): return b''.join(pickle.dumps(v, protocol=2) for v in (torch.serialization.MAGIC_NUMBER, 1001, {})) + program + pickle.dumps([], protocol=2)
+
+
+EMPTY, OD, SET, COUNTER, SIZE = named('torch.FloatTensor') + whole(2**31 - 1) + b'\x85R', named('collections.OrderedDict'), named('__builtin__.set'), named('collections.Counter'), named('torch.Size')
+CALLS = { # A program, and the message
+    'an empty tensor': (EMPTY, 'wants to run torch.FloatTensor'), 'an empty storage': (named('torch.storage.UntypedStorage') + whole(2**31 - 1) + b'\x85R', 'calls torch.storage.UntypedStorage'), 'a set of an empty tensor': (SET + EMPTY + b'\x85R', 'wants to run torch.FloatTensor'), 'a tensor of anything': (named('torch._tensor._rebuild_from_type_v2') + b'(' + SET + b'NNNtR', 'wants to run torch._tensor._rebuild_from_type_v2'),
+    **{f'a {f.decode().split()[-1]} of a tensor': (f + rebuilt() + b'\x85R', 'in a way that weights do not need') for f in (SET, COUNTER, SIZE, OD)}, **{f'a {f.decode().split()[-1]} of a storage': (f + stored() + b'\x85R', 'in a way that weights do not need') for f in (SET, COUNTER, SIZE, OD)},
+    'a tensor instead of a tuple': (SET + rebuilt() + b'R', 'calls __builtin__.set'), 'a tensor for a new object': (OD + rebuilt() + b'\x81', 'calls collections.OrderedDict'), 'a tensor as attributes': (OD + b')R' + rebuilt() + b'b', 'changes collections.OrderedDict'), 'attributes of a tensor': (rebuilt() + b'}b', 'changes torch._utils._rebuild_tensor_v2'), 'a list as a tuple': (SET + b']R', 'calls __builtin__.set'),
+    'no function': (b'K\x01)R', 'calls 1 in a way'), 'the result of a call': (OD + b')R)R', 'calls collections.OrderedDict'), 'another codec': (named('_codecs.encode') + fuzz.text_of(b'ab') + fuzz.text_of(b'hex') + b'\x86R', 'calls _codecs.encode'),
+    **{f'a list for many {f.decode().split()[-1]}s': (listed(5000) + f + b'q\x01' + b'](' + b'h\x01h\x00\x85R'*5000 + b'e', 'puts together something of more than') for f in (SET, COUNTER, SIZE)}, 'attributes for many': (b'}q\x00(' + b''.join(whole(n) + b'N' for n in range(5000)) + b'u' + OD + b'q\x01](' + b'h\x01)Rh\x00b'*5000 + b'e', 'puts together'), 'a key for many': (b'(' + b'K\x07'*5000 + b'tq\x00}(' + b'h\x00N'*5000 + b'u', 'puts together'),
+    'a text for many': (fuzz.text_of(b'a'*9999) + b'q\x00' + fuzz.text_of(b'latin1') + b'q\x01' + named('_codecs.encode') + b'q\x02](' + b'h\x02h\x00h\x01\x86R'*5000 + b'e', 'puts together'), 'letters for many': (fuzz.text_of(b'a'*9999) + b'q\x00' + SET + b'q\x01](' + b'h\x01h\x00\x85R'*5000 + b'e', 'puts together'),
+    'what grows elsewhere': (b']q\x00\x85q\x01h\x00(' + b'K\x07'*99 + b'e', 'changes what it has put elsewhere'), 'a storage by many names': (b'](' + b''.join(stored(bytes(65 + (n >> i & 1)*32 + i for i in range(12)), 10**6) for n in range(2**12)) + b'e', 'puts together'), 'a key that is a number': (named('torch._utils._rebuild_tensor_v2') + b'(' + fuzz.text_of(b'storage') + named('torch.FloatStorage') + whole(0) + fuzz.text_of(b'cpu') + whole(4) + b'tQ', 'a part of a storage'),
+    'repeated numbers': (rebuilt((10**9,), (0,)), 'a tensor of .1000000000. has more numbers than its storage, 4'), 'long strides': (rebuilt((2,), (10**9,)), 'more numbers than its storage'), 'many dimensions': (rebuilt((1,)*9999, (1,)*9999), 'calls torch._utils._rebuild_tensor_v2'), 'no storage': (named('torch._utils._rebuild_tensor_v2') + b'(NK\x00))tR', 'calls torch._utils._rebuild_tensor_v2'),
+}
+OLD_CALLS = {'a storage that is not there': (stored(numbers=10**9, old=b'N'), 'puts together'), 'a tensor that makes its storage larger': (rebuilt((10**9,), old=b'N'), 'more numbers than its storage'), 'a storage by another size': (b'](' + stored(old=b'N') + rebuilt((10**5,), numbers=10**5, old=b'N') + b'e', 'more numbers than its storage, 4'), 'a view': (stored(old=b'(K\x00K\x00K\x01t'), 'a part of a storage')}
+
+
+@pytest.mark.parametrize('name', [*CALLS, *OLD_CALLS])
+def test_calls(name, root):
+    program, message = {**CALLS, **OLD_CALLS}[name]
+    program = b'\x80\x02' + program + b'.'
+    (root/'a.pth').write_bytes(before_1_6(program) if name in OLD_CALLS else archive(program, _0=bytes(16)))
+    assert re.search(message, tried(read_weights, root, megabytes=100, seconds=2))
+
+
+@pytest.mark.parametrize('new', [True, False])
+def test_what_trainings_leave_in_pickles(new, root):
+    "Schedulers count, optimizers have states, and people keep what they like"
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.rand(4, 3)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 2, 5])
+    more = dict(classes={'ant', 'bee'}, size=torch.Size([3, 4]), device=torch.device('cuda', 0), dtype=torch.bfloat16, raw=b'\x00\xff', numpy=np.random.RandomState(0).get_state(), random=torch.get_rng_state(), rows=[dict(epoch=n, loss=.1) for n in range(300)])
+    tensors = dict(turned=torch.rand(3, 4).T, part=torch.rand(9)[3:5], none=torch.zeros(0, 3), one=torch.tensor(1.), half=torch.zeros(2).half(), owned=torch.nn.Parameter(torch.zeros(2)), **dict(young=torch.zeros(2, dtype=torch.uint16)) if new else {})
+    content = dict(state_dict=OrderedDict(network()), model_=model.state_dict(), optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(), **more, **tensors)
+    torch.save(content, root/'a.pth', _use_new_zipfile_serialization=new)
+    assert tried(read_weights, root) is None
+    held, _ = read_file(root/'a.pth')
+    assert held['scheduler']['milestones'] == scheduler.milestones and all(torch.equal(held[k], v) for k, v in tensors.items()) and held['classes'] == more['classes']
+
+
+@pytest.mark.parametrize('change', [dict(mean=[float('nan'), 0, 0]), dict(mean='abc'), dict(notes=[1]), dict(left_over=['a']), dict(left_over=3), dict(family=3), dict(std=[0, 1, 1]), dict(size=10**9), dict(size='64'), dict(names='ab'), dict(names=[1, 2]), dict(num_classes=10**12), dict(names=['a', 'a']), dict(focus='x'*10**5), {'x'*10**5: 1}])
 def test_metadata(change, root):
     (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=json.dumps({**fuzz.KNOWN, **change}))))
     assert 'a.safetensors: ' in tried(read_weights, root)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import ops
 
 from cjm_yolox_pytorch.checkpoints import Weights, save_weights
 from cjm_yolox_pytorch.inference import Detections, VideoWriter, as_image, load_detector, nms, predict, read_video, yolox_predict
@@ -77,7 +78,7 @@ def test_what_cannot_be_read_is_told_at_the_end(file, pictures, tmp_path, capsys
     (pictures/'c.jpg').write_bytes((pictures/'a.jpg').read_bytes()[:-200])
     (pictures/'d.png').write_text('text')
     with pytest.raises(SystemExit) as end: yolox_predict(file, [str(pictures), str(tmp_path/'nowhere.jpg')], out=str(tmp_path/'out'), device='cpu')
-    assert str(end.value).startswith('3 of the inputs could not be read:')
+    assert str(end.value).startswith('3 of the inputs could not be read or drawn:')
     for part in ('c.jpg', 'd.png', 'nowhere.jpg: no such file, folder or pattern'): assert part in str(end.value)
     assert len(list((tmp_path/'out').rglob('*.jpg'))) == 3
 
@@ -151,7 +152,8 @@ def test_a_video_of_sound_alone_loses_nothing_else(file, film, pictures, tmp_pat
     assert len(json.loads((tmp_path/'out/detections.json').read_text())['images']) == 1
 
 
-def test_ctrl_c_keeps_what_was_found(file, film, tmp_path):
+@pytest.mark.parametrize('sent, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_is_stopped_keeps_what_was_found(sent, status, file, film, tmp_path):
     "Also a video that is half done"
     path = film('long.mp4', 'libx264', frames=3000, side=128)
     before = signal.signal(signal.SIGINT, signal.default_int_handler) # In the background it may be ignored, here and by all that is started
@@ -162,10 +164,81 @@ def test_ctrl_c_keeps_what_was_found(file, film, tmp_path):
         if (tmp_path/'out/long.mp4').exists() or process.poll() is not None: break
         time.sleep(.02)
     time.sleep(.5)
-    process.send_signal(signal.SIGINT)
-    assert 'interrupted' in process.communicate(timeout=120)[1] and process.returncode == 130
+    process.send_signal(sent)
+    assert ('interrupted' in process.communicate(timeout=120)[1]) == (sent == signal.SIGINT) and process.returncode == status
     images = json.loads((tmp_path/'out/detections.json').read_text())['images']
     assert 0 < len(images) < 3000 and abs(len(list(read_video(tmp_path/'out/long.mp4'))) - len(images)) <= 1
+
+
+def test_pictures_that_cannot_be_written_lose_nothing_else(file, pictures, tmp_path, monkeypatch):
+    "JPEG has at most 65,500 pixels a side; and a file may stand where a folder should"
+    Image.new('RGB', (65501, 2)).save(pictures/'long.png')
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out/deep').touch()
+    with pytest.raises(SystemExit) as end: yolox_predict(file, [str(pictures)], out=str(tmp_path/'out'), conf=0., max_detections=1, device='cpu')
+    assert str(end.value).startswith('2 of the inputs could not be read or drawn:')
+    for part in ('out/deep/a.jpg could not be written', 'out/long.png.jpg could not be written'): assert part in str(end.value)
+    assert len(json.loads((tmp_path/'out/detections.json').read_text())['annotations']) == 4
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['a.jpg', 'b.png.jpg', 'deep', 'detections.json']
+
+
+def test_a_video_that_cannot_be_drawn_is_told_once(file, film, pictures, tmp_path, monkeypatch):
+    av = pytest.importorskip('av')
+    clip = film('clip.mp4', 'libx264')
+    def refuse(self, *args, **kwargs): raise av.error.ExternalError(1, 'no more licences')
+    monkeypatch.setattr(VideoWriter, 'begin', refuse)
+    with pytest.raises(SystemExit, match=r'^1 of the inputs could not be read or drawn:\n.*out/clip.mp4 could not be written: .*no more licences'): yolox_predict(file, [str(clip), str(pictures/'a.jpg')], out=str(tmp_path/'out'), device='cpu')
+    assert len(json.loads((tmp_path/'out/detections.json').read_text())['images']) == 13
+
+
+def test_the_end_of_a_video_does_not_hide_what_was_wrong_with_it(tmp_path):
+    pytest.importorskip('av')
+    writer = VideoWriter(tmp_path/'a.mp4')
+    writer.add(Image.new('RGB', (64, 48)), 0)
+    with pytest.raises(ValueError, match='NaN'): writer.add(Image.new('RGB', (64, 48)), float('nan'))
+    writer.close()
+
+
+def test_without_pyav_photos_are_still_looked_at(file, pictures, tmp_path, monkeypatch):
+    (pictures/'clip.mp4').write_bytes(b'a video')
+    monkeypatch.setitem(sys.modules, 'av', None)
+    with pytest.raises(SystemExit, match=r'^1 of the inputs could not be read or drawn:\n.*clip.mp4: videos need PyAV: pip install'): yolox_predict(file, [str(pictures)], out=str(tmp_path/'out'), device='cpu')
+    assert len(json.loads((tmp_path/'out/detections.json').read_text())['images']) == 3
+
+
+def test_links_keep_their_names(file, film, pictures, tmp_path):
+    "As git-annex, DVC and caches of hubs keep files"
+    (tmp_path/'store').mkdir()
+    film('clip.mp4', 'libx264').rename(tmp_path/'store/def456')
+    (pictures/'a.jpg').rename(tmp_path/'store/abc123')
+    for name, to in (('p.jpg', 'abc123'), ('q.jpg', 'abc123'), ('deep/clip.mp4', 'def456')): (pictures/name).symlink_to(tmp_path/'store'/to)
+    yolox_predict(file, [str(pictures)], out=str(tmp_path/'out'), device='cpu')
+    assert sorted(p.relative_to(tmp_path/'out').as_posix() for p in (tmp_path/'out').rglob('*.*')) == ['b.png.jpg', 'deep/a.jpg', 'deep/clip.mp4', 'detections.json', 'p.jpg', 'q.jpg']
+    assert len(list(read_video(tmp_path/'out/deep/clip.mp4'))) == 12
+    with pytest.raises(ValueError, match='store/abc123 would be written over'): yolox_predict(file, [str(pictures/'p.jpg')], out=str(pictures), device='cpu')
+
+
+def test_the_same_again(file, film, pictures, tmp_path, monkeypatch):
+    "Patterns and folders do not find the pictures of the first time, which may be written over"
+    film('pictures/clip.mp4', 'libx264')
+    monkeypatch.chdir(tmp_path)
+    for inputs in (['**/*.jpg'], ['pictures'], ['**/*.jpg', 'pictures/clip.mp4'], ['*']):
+        for _ in range(2): yolox_predict(file, inputs, device='cpu')
+    assert len(json.loads((tmp_path/'runs/predict/detections.json').read_text())['images']) == 3 + 12
+    with pytest.raises(ValueError, match='would be written over'): yolox_predict(file, ['runs/predict/**/*.jpg'], device='cpu')
+
+
+def test_what_others_wrote_is_not_written_over(file, film, pictures, tmp_path, monkeypatch):
+    "Also where an evaluation left its detections"
+    film('pictures/deep/clip.mp4', 'libx264')
+    (pictures/'clip.mp4').write_bytes((pictures/'deep/clip.mp4').read_bytes())
+    (pictures/'detections.json').write_text('[]')
+    monkeypatch.chdir(pictures)
+    before = {p: p.read_bytes() for p in pictures.rglob('*.*')}
+    for given, write in (('deep/a.jpg', 'pictures'), ('deep/clip.mp4', 'pictures'), ('b.png', 'json'), ('b.png', 'both')):
+        with pytest.raises(ValueError, match='(a.jpg|clip.mp4|detections.json) is there already, and was not written by yolox_predict: choose another folder with out'): yolox_predict(file, [given], out='.', write=write, device='cpu')
+    assert {p: p.read_bytes() for p in pictures.rglob('*.*')} == before
+    yolox_predict(file, ['b.png'], out='.', write='pictures', device='cpu')
 
 
 def test_two_inputs_have_two_pictures(file, tmp_path):
@@ -191,6 +264,21 @@ def test_floats_of_pillow(high, shade, tmp_path):
         if shade is None:
             with pytest.raises((OSError, ValueError), match='floats'): as_image(picture)
         else: assert as_image(picture)[0].tolist() == [[0, shade], [255, 255]]
+
+
+@pytest.mark.parametrize('num_classes', [3, 80, 1203, 20_000])
+def test_suppression_is_that_of_each_class_alone(num_classes):
+    "Small boxes in far tiles, whose corners had three digits left"
+    g = torch.Generator().manual_seed(num_classes)
+    for n in range(5):
+        first = torch.randint(0, 100, (800,), generator=g)
+        corner, side = torch.rand(100, 2, generator=g)[first]*600, (torch.rand(100, 2, generator=g)*6 + 2)[first]
+        boxes = torch.cat([corner, corner + side], 1) + torch.rand(800, 4, generator=g)*.8
+        labels, scores = first*7919 % num_classes, torch.rand(800, generator=g)*.9 + .05
+        every = torch.zeros(800, num_classes).scatter(1, labels[:, None], scores[:, None])
+        kept = torch.cat([rows[ops.nms(boxes[rows], scores[rows], .65)] for rows in ((labels == c).nonzero()[:, 0] for c in labels.unique())])
+        found = nms(boxes, every, min_score=.01, max_detections=800)
+        torch.testing.assert_close(found.boxes, boxes[kept[scores[kept].argsort(descending=True)]], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize('size', [1e3, 1e7, 1e8, float('inf'), float('nan')])
