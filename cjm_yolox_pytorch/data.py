@@ -8,6 +8,7 @@ __all__ = ['LONGEST', 'MOST_CLASSES', 'MOST_OF_YAML', 'CLASS_LISTS', 'FORMATS', 
            'check', 'check_splits', 'fault_lines', 'relabel']
 
 # %% ../nbs/07_data.ipynb #62d7a73c
+import glob
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from .inference import IMAGE_SUFFIXES, files_below, is_readable, open_image, read_image
+from .inference import IMAGE_SUFFIXES, files_below, is_readable, open_image, orientation, read_image
 from .utils import CONTROL, printable
 
 # %% ../nbs/07_data.ipynb #ff3d0f37
@@ -116,10 +117,16 @@ def _collect(where, names, paths, sizes, image, boxes, labels, crowd=None, areas
     return Annotations(list(names), np.array(paths, dtype=str), sizes, starts, boxes[kept], labels[kept].astype(np.int64), crowd[kept], areas[kept],
                        dropped, list(notes))
 
+# %% ../nbs/07_data.ipynb #e0dccc18
+def _in_pixels(where, boxes, sizes): # Stops if boxes [T, 4] xyxy are fractions of images whose sizes are [T, 2]
+    if len(boxes) and boxes.max() <= 1 and (boxes % 1).any() and sizes.min() > 16:
+        raise ValueError(f'{where}: no box ends beyond 1, so these are fractions of the images. Write boxes in pixels')
+
 # %% ../nbs/07_data.ipynb #f7486025
 def _inside(where, name): # `name` as a path that stays in its folder
     path = PureWindowsPath(name)
-    if path.anchor or '..' in path.parts: raise ValueError(f'{where}: {_brief(name)} leaves the folder of the data. Write it relative to that folder')
+    if '..' in path.parts: raise ValueError(f'{where}: {_brief(name)} leaves the folder of the data. Write it relative to that folder')
+    if path.anchor: raise ValueError(f'{where}: {_brief(name)} is absolute, here or on Windows. Write it relative to the folder of the data')
     if CONTROL.search(str(name)): raise ValueError(f'{where}: {_brief(repr(str(name)))} has control characters in it. Rename that file')
     return path.as_posix()
 
@@ -256,6 +263,7 @@ def read_coco(
     image, labels = (np.array([known[a[key]] for a in objects], dtype=np.int64) for key, known in [('image_id', place), ('category_id', label)])
     boxes, crowd, areas = _coco_boxes(path, objects)
     sizes, files = _coco_images(path, images)
+    _in_pixels(path, boxes, sizes[image])
     folder = _image_folder(path, files) if folder is None else Path(folder)
     _present(path, [folder/f for f in files if len(f) > 255]) # One long name makes the array of all names large
     found = _collect(path, names, [folder/f for f in files], sizes, image, boxes, labels, crowd, areas, notes)
@@ -280,13 +288,13 @@ def _voc_split(root, parts, part, seen): # `seen` is what XML files say that ano
     found = [seen[part.files[s]] for s in part.stems]
     paths = _voc_images(root, part, found)
     table = np.array([(n, label[name], *box) for n, said in enumerate(found) for name, *box in said.rows], dtype=np.float64).reshape(-1, 6)
-    lowest = min((min(row[1:3]) for file in used for row in seen[file].rows), default=1)
-    if 0 <= lowest < 1: notes.append('pixels are counted from 0, since some box begins there')
+    if any(0 <= start < 1 for file in used for row in seen[file].rows for start in row[1:3]): notes.append('pixels are counted from 0, since some box begins there')
     # A box that ends where it begins is a slip of the mouse rather than one pixel wide
     else: table[:, 2:4] -= (table[:, 2:4] < table[:, 4:]).all(1, keepdims=True)
     sizes = np.array([said.size for said in found], dtype=np.float64).reshape(-1, 2)
     unknown = np.flatnonzero((sizes < 1).any(1))
     sizes[unknown] = _stored_sizes(root, [paths[i] for i in unknown])
+    _in_pixels(root, table[:, 2:], sizes[table[:, 0].astype(np.int64)])
     return _collect(root, names, paths, sizes, table[:, 0].astype(np.int64), table[:, 2:], table[:, 1], notes=notes)
 
 # %% ../nbs/07_data.ipynb #ed55b936
@@ -294,13 +302,27 @@ _Part = namedtuple('_Part', 'where folders stems files images') # A split: its l
 
 def _voc_parts(root): # Split -> `_Part`
     lists, xml, images = _beside(root/'ImageSets/Main', '.txt'), _first(root, 'Annotations'), _first(root, 'JPEGImages', 'images')
-    folders = {} if lists else ({s: (_first(f, 'Annotations'), _first(f, 'JPEGImages', 'images')) for s, f in _split_folders(root).items()}
-                                or {s: (f, _first(images, f.name)) for s, f in _split_folders(xml).items()})
-    parts = {}
-    for split, (xml, images) in (folders or dict(all=(xml, images))).items():
-        files = {name: paths[0] for name, paths in _by_name(xml, '.xml').items()}
-        parts[split] = _Part(xml, (xml, images), list(files), files, _by_name(images, *IMAGE_SUFFIXES))
-    return _by_split(root, [(p.stem, parts['all']._replace(where=p, stems=_stems(p, parts['all'].files))) for p in lists]) if lists else parts
+    if lists:
+        whole = _voc_part(xml, images)
+        return _by_split(root, [(p.stem, whole._replace(where=p, stems=_stems(p, whole.files))) for p in lists])
+    apart = [{s: (_first(f, 'Annotations'), _first(f, 'JPEGImages', 'images')) for s, f in _split_folders(root).items()},
+             {s: (f, _first(images, f.name)) for s, f in _split_folders(xml).items()}]
+    places, seen = [], set()
+    for folders in (*apart, dict(all=(xml, images))):
+        parts = {split: _voc_part(*pair) for split, pair in folders.items()}
+        held = [p.files[s] for p in parts.values() for s in p.files if s in p.images and p.files[s] not in seen]
+        places.append((parts, held[:1]))
+        seen.update(held)
+    return _only_place(root, places)
+
+def _voc_part(xml, images): # Of all in two folders
+    files = {name: paths[0] for name, paths in _by_name(xml, '.xml').items()}
+    return _Part(xml, (xml, images), list(files), files, _by_name(images, *IMAGE_SUFFIXES))
+
+def _only_place(root, places): # Of pairs of splits and what is annotated there, the only ones where something is; the last if nothing is
+    found = [(splits, held[0]) for splits, held in places if held]
+    _refuse(f'{root}: annotated images lie in places that do not belong together', found[1:] and [held for _, held in found], 'Take away what is not meant, or give the folder that is')
+    return found[0][0] if found else places[-1][0]
 
 def _stems(listing, files): # Lists for one class have a 1, 0 or -1 after each name
     return [line if line in files or line.split()[-1] not in ('1', '0', '-1') else line.rsplit(maxsplit=1)[0] for line in _lines(listing)]
@@ -328,7 +350,8 @@ _Said = namedtuple('_Said', 'filename size rows') # Height and width (0 where un
 def _voc_file(path): # `_Said`
     try: tree = ElementTree.fromstring(_bytes(path), ElementTree.XMLParser(target=_NoEntities()))
     except NotImplementedError: raise ValueError(f'{path}: declares a document type or entities, which annotations do not need. Remove them') from None
-    except (ElementTree.ParseError, ValueError, LookupError) as e: raise ValueError(f'{path}: not XML: {_brief(e)}. It may have been cut off') from e
+    except ElementTree.ParseError as e: raise ValueError(f'{path}: not XML: {_brief(e)}. It may have been cut off') from e
+    except (ValueError, LookupError) as e: raise ValueError(f'{path}: not XML in UTF-8: {_brief(e)}. Save it as UTF-8') from e
     if tree.tag != 'annotation': raise ValueError(f'{path}: begins with <{_brief(tree.tag)}> and not with <annotation>, so it is not Pascal VOC')
     rows = [(_text(o, 'name', path), *(_number(o, f'bndbox/{k}', path) for k in ('xmin', 'ymin', 'xmax', 'ymax'))) for o in tree.iter('object')]
     size = [_number(tree, f'size/{side}', path) // 1 if tree.findtext(f'size/{side}') else 0 for side in ('height', 'width')]
@@ -339,9 +362,13 @@ def _text(element, name, path): # What stands there
     if not text: raise ValueError(f'{path}: <{element.tag}> has no <{name}>')
     return text
 
+def _float(text): # Stricter than Python, for which 1_0 and the digits of other scripts are numbers, too
+    if '_' in text or not text.isascii(): raise ValueError(f'could not convert string to float: {text!r}')
+    return float(text)
+
 def _number(element, name, path):
     text = _text(element, name, path)
-    try: number = float(text)
+    try: number = _float(text)
     except ValueError: number = math.nan
     if not math.isfinite(number): raise ValueError(f'{path}: <{name}> is {_brief(repr(text))} and not a number')
     return number
@@ -357,8 +384,8 @@ def _stored_sizes(where, paths): # [N, 2] height and width, from the heads of th
     for n, path in enumerate(paths):
         try:
             with open_image(path) as image:
-                on_its_side = ('exif' in image.info or image.format == 'TIFF') and image.getexif().get(0x0112, 1) > 4
-                sizes[n] = image.size if on_its_side else image.size[::-1]
+                stored = (image.tag_v2[256], image.tag_v2[257]) if image.format == 'TIFF' else image.size # Pillow may have turned those of TIFF
+                sizes[n] = stored if orientation(image) > 4 else stored[::-1]
         except Exception as e: bad.append(str(e) if str(path) in str(e) else f'{path}: {e}')
     _refuse(f'{where}: files that cannot be opened as images', bad, 'Mend them, or leave them out of the data')
     return sizes
@@ -366,8 +393,10 @@ def _stored_sizes(where, paths): # [N, 2] height and width, from the heads of th
 # %% ../nbs/07_data.ipynb #d98ce11b
 def _split_name(name): # instances_train2017 and train are the same split
     plain = re.sub(r'^(train|val|test)\d{4}$', r'\1', name.removeprefix('instances_').lower())
-    plain = {'valid': 'val', 'validation': 'val', 'annotations': 'all', '_annotations.coco': 'all', 'default': 'all'}.get(plain, plain)
+    plain = {'training': 'train', 'valid': 'val', 'validation': 'val', 'testing': 'test', 'annotations': 'all', '_annotations.coco': 'all', 'default': 'all'}.get(plain, plain)
     return plain if plain in ('train', 'val', 'test', 'trainval', 'all') else name
+
+def _is_split(name): return _split_name(name) in ('train', 'val', 'test', 'trainval', 'all')
 
 def _by_split(where, pairs): # A dict of them
     pairs = [(_split_name(name), thing) for name, thing in pairs]
@@ -385,36 +414,39 @@ def _split_of(where, splits, name): # The one that is meant
 # %% ../nbs/07_data.ipynb #f021682b
 def read_yolo(
     images, # Folder of images, or a list of their files
-    names=None # C names of classes in a list, or in a dict by their numbers; the numbers themselves if None
+    names=None, # C names of classes in a list, or in a dict by their numbers; the numbers themselves if None
+    root=None # Folder of the data set; further up, a folder `images` has no `labels` beside it. Anywhere if None
 ) -> Annotations:
     "Read a split in the format of YOLO."
     listed = not isinstance(images, (str, Path))
     paths = _present('images', [Path(p) for p in images]) if listed else files_below(images, *IMAGE_SUFFIXES)
     where, notes = os.path.commonpath([p.parent for p in paths]) if paths else images, []
     names, label = _names(where, dict(enumerate(names)) if isinstance(names, list) else names) if names is not None else (None, None)
-    files = [_label_file(p) for p in paths]
+    files = [_label_file(p, root) for p in paths]
     if paths and not any(files):
         raise FileNotFoundError(f'{where}: no image has a label file. For {paths[0]}, {paths[0].stem}.txt is neither beside it nor in a folder labels')
-    rows, bad = [], []
+    _one_image_each(where, paths, files)
+    rows, bad, poses = [], [], []
     for n, file in enumerate(files):
-        if file: _yolo_file(file, n, label, rows, bad)
+        if file: _yolo_file(file, n, label, rows, bad, poses)
     _refuse(f'{where}: lines that are no objects', bad, 'Mend them, or the names of the classes')
+    if min(poses, default=0) > 0 and max(poses) > 1: raise ValueError(f'{where}: {len(poses)} lines are not outlines, but boxes with more after them, as of poses or tracks. Keep the first 5 numbers of each')
     bare, alone = files.count(None), _alone(paths, files)
     if bare: notes.append(f'{bare} images have no label file, which is to say no objects')
-    if alone: notes.append(f'{len(alone)} label files without an image are left out, such as {alone[0]}')
+    if alone: notes.append(f'{len(alone)} label files without an image are left out, such as {alone[0]}' + _of_another_kind(paths, alone[0]))
     table = np.array(rows, dtype=np.float64).reshape(-1, 6)
     if names is None:
         if len(rows) and table[:, 1].max() >= MOST_CLASSES: raise ValueError(f'{where}: nothing names the classes, and one has the number {table[:, 1].max():g}. Name them in classes.txt')
         names = [str(n) for n in range(int(table[:, 1].max(initial=-1)) + 1)]
-        notes.append('nothing names the classes, so they are called by their numbers')
+        notes.append('nothing names the classes' + f' (no names in data.yaml, {", ".join(CLASS_LISTS)} in {root})'*(root is not None) + ', so they are called by their numbers')
     sizes = _stored_sizes(where, paths)
     image = table[:, 0].astype(np.int64)
     return _collect(where, names, paths, sizes, image, table[:, 2:] * np.tile(sizes[image][:, ::-1], 2), table[:, 1], notes=notes)
 
 # %% ../nbs/07_data.ipynb #403ce2c0
-def _label_file(image): # Where its objects are: labels/x.txt for images/x.jpg, or beside it
-    parts = image.parts
-    at = max((n for n, part in enumerate(parts[:-1]) if part.lower() == 'images'), default=None)
+def _label_file(image, root=None): # Where its objects are: labels/x.txt for images/x.jpg, or beside it
+    parts, top = image.parts, 0 if root is None else len(Path(root).parts)
+    at = max((n for n, part in enumerate(parts[:-1]) if part.lower() == 'images' and n >= top), default=None)
     places = [image] if at is None else [*(Path(*parts[:at], labels, *parts[at+1:]) for labels in ('labels', 'Labels')), image]
     return next((file for p in places for suffix in ('.txt', '.TXT') if _is_file(file := p.with_suffix(suffix))), None)
 
@@ -425,14 +457,27 @@ def _is_file(path): # Not False for want of permission
 def _alone(paths, files): # Label files beside those of the images, but without an image
     folders = {(image.parent, file.parent) for image, file in zip(paths, files) if file}
     pictured = {(labels, p.stem) for images, labels in folders for p in _beside(images, *IMAGE_SUFFIXES)}
-    beside = {p for _, labels in folders for p in _beside(labels, '.txt') if (labels, p.stem) not in pictured and p.name not in CLASS_LISTS}
+    beside = {p for _, labels in folders for p in _beside(labels, '.txt') if (labels, p.stem) not in pictured and p.name.lower() not in CLASS_LISTS}
     return sorted(p for p in beside if _bytes(p)[:1].isdigit())
 
-def _yolo_file(path, n, label, rows, bad): # Adds rows of `n`, label and corners, as fractions of width and height; or what is wrong with a line
+def _of_another_kind(paths, label): # What is named like it beside the images
+    found = [p.name for folder in sorted({p.parent for p in paths}) for p in folder.glob(f'{glob.escape(label.stem)}.*') if p.suffix.lower() not in (*IMAGE_SUFFIXES, '.txt')]
+    return f'; {found[0]} is of no kind that is read' if found else ''
+
+def _one_image_each(where, paths, files): # Stops where a label file may be about either of two
+    sharing = {}
+    for image, file in zip(paths, files): sharing.setdefault(file, {})[image] = None
+    double = [', '.join(map(str, images)) for file, images in sharing.items() if file and len(images) > 1]
+    _refuse(f'{where}: images that differ in nothing but their suffix', double, 'Leave one of them there')
+
+def _yolo_file(path, n, label, rows, bad, poses): # Adds rows of `n`, label and corners, as fractions of width and height; or what is wrong with a line
     for number, line in enumerate(_read(path).splitlines(), start=1):
+        if not line.strip(): continue
         try:
-            if line.strip(): rows.append((n, *_yolo_object([float(v) for v in line.split()], label)))
-        except (ValueError, OverflowError) as e: bad.append(f'{path} line {number}: {_brief(e)}')
+            numbers = [_float(v) for v in line.split()]
+            rows.append((n, *_yolo_object(numbers, label)))
+            if len(numbers) > 5: poses.append(_like_a_pose(*numbers[1:]))
+        except (ValueError, OverflowError) as e: bad.append(f'{path} line {number}: {_brief(e)}' if len(bad) < 3 else None) # The others are only counted
 
 def _yolo_object(numbers, label): # Label and corners
     c, *shape = numbers
@@ -441,9 +486,19 @@ def _yolo_object(numbers, label): # Label and corners
     if not (c in label if label is not None else c >= 0 and c.is_integer()):
         raise ValueError(f'class {c:g} has no name' + f'; there are names for {_brief(", ".join(map(str, label or [])), 60)}'*(label is not None))
     if max(map(abs, shape)) > 2: raise ValueError(f'{max(shape, key=abs):g} is no fraction of the width or height of an image')
+    if len(shape) > 4 and not all(-.1 <= v <= 1.1 for v in shape):
+        raise ValueError(f'{next(v for v in shape if not -.1 <= v <= 1.1):g} is outside the image, where no outline goes. Of poses and tracks, keep the first 5 numbers')
     if len(shape) > 4: corners = min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2])
     else: corners = shape[0] - shape[2]/2, shape[1] - shape[3]/2, shape[0] + shape[2]/2, shape[1] + shape[3]/2
     return int(c) if label is None else label[c], *corners
+
+def _like_a_pose(x, y, w, h, *more): # 0: no. 1: a box, and points in it or a score and the number of a track. 2: and no outline, since w, h as a corner were far from all others
+    def inside(px, py): return abs(px - x) <= w/2 + .01 and abs(py - y) <= h/2 + .01
+    step = 3 if len(more) % 3 == 0 and {*more[2::3]} <= {0, 1} else 2 # Whether it is seen follows each point
+    points = [p for p in zip(more[::step], more[1::step]) if any(p)] # 0, 0 stands for one that is not known
+    box = w > 0 < h and min(x - w/2, y - h/2) > -.01 and max(x + w/2, y + h/2) < 1.01
+    if not box or not (len(more) == 2 and more[1].is_integer() or all(inside(*p) for p in points)): return 0
+    return 1 if inside(w, h) else 2
 
 # %% ../nbs/07_data.ipynb #e7cbed1b
 MOST_OF_YAML = 500_000 # Bytes, which is some 15,000 classes with long names, and seconds of work
@@ -451,8 +506,9 @@ MOST_OF_YAML = 500_000 # Bytes, which is some 15,000 classes with long names, an
 def _yolo_config(path): # What to call it, the root, the names of classes, and what is said about each split
     if path.suffix.lower() == '.data':
         config = dict(map(str.strip, line.split('=', 1)) for line in _lines(path) if '=' in line)
-        config['names'] = _lines(_entry(path, path.parent, config['names'])) if 'names' in config else None
+        config.update(nc=config.get('classes'), names=_listed(_entry(path, path.parent, config['names'])) if 'names' in config else None)
     else: config = _yaml(path)
+    if config.get('names') is None: config['names'] = _class_list(_lists_in([path.parent]))
     said, nc, root, where = config.get('names'), config.get('nc'), path.parent/_brief(config.get('path') or '', 4096), str(path)
     names = {int(n): name for n, name in said.items() if re.fullmatch('[0-9]{1,9}', _brief(n))} if isinstance(said, dict) else said
     if isinstance(nc, int) and nc > MOST_CLASSES: raise ValueError(f'{path}: nc: {_brief(nc, 60)} is more than the {MOST_CLASSES} classes that are possible')
@@ -467,12 +523,16 @@ def _yolo_config(path): # What to call it, the root, the names of classes, and w
 
 def _yaml(path):
     import yaml
-    class NoAliases(yaml.SafeLoader):
+    class Plain(yaml.SafeLoader):
         def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent) and not isinstance(self.anchors.get(self.peek_event().anchor), yaml.ScalarNode): raise ValueError('aliases (*) are not needed here, and a few of them can stand for gigabytes')
+            if self.check_event(yaml.AliasEvent): raise ValueError('aliases (*) are not needed here, and a few of them can stand for gigabytes')
             return super().compose_node(parent, index)
+        def construct_mapping(self, node, deep=False):
+            twice = _repeated(self.construct_object(key, deep=True) for key, _ in node.value)
+            if twice: raise ValueError(f'{_brief(twice[0])} is there twice')
+            return super().construct_mapping(node, deep)
     text = _read(path, most=MOST_OF_YAML)
-    try: config = yaml.load(text, NoAliases)
+    try: config = yaml.load(text, Plain)
     except Exception as e: raise ValueError(f'{path}: not YAML: {_brief(" ".join(str(e).split()) or type(e).__name__)}') from e # Of any kind, as with "!!int x" or "[[[["
     if not isinstance(config, dict): raise ValueError(f'{path}: no description of a data set, which has train, val and names')
     return config
@@ -490,6 +550,7 @@ def _yolo_images(where, root, entries): # Files: of a folder, of a list, or of s
     for name in entries if isinstance(entries, list) else [entries]:
         path = _entry(where, root, name)
         if not os.path.exists(path): raise FileNotFoundError(f'{where}: {_brief(name)} is not in {root}. Mend the entry, or say with path: which folder it is relative to')
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir(): raise ValueError(f'{where}: {_brief(name)} is an image. Write a folder of images there, or a text file that lists them')
         found += files_below(path, *IMAGE_SUFFIXES) if path.is_dir() else _present(path, [_entry(path, root, line) for line in _lines(path)])
     return found
 
@@ -498,11 +559,15 @@ def _coco_splits(path):
     if path.is_file(): return dict(all=lambda: read_coco(path)) if path.suffix.lower() == '.json' else {}
     exports = [(p.parent.name, p) for p in sorted(path.glob('*/_annotations.coco.json'))]
     files = [p for folder in {path: 0, _first(path, 'annotations'): 0} for p in _beside(folder, '.json') if _is_coco(p)]
-    instances = [p for p in files if p.name.startswith('instances_')] # There are captions and poses beside them
-    return {split: lambda p=p: read_coco(p) for split, p in _by_split(path, exports or [(p.stem, p) for p in instances or files]).items()}
+    instances = [p for p in files if p.name.startswith('instances_')]
+    named = [p for p in files if p in instances or _is_split(p.stem)] if exports or instances else files
+    left = [p.name for p in files if p not in named] # Such as captions and poses
+    notes = [f'{len(left)} other JSON files with annotations are not read, such as {left[0]}'] if left else []
+    def read(p): return replace(a := read_coco(p), notes=a.notes + notes)
+    return {split: lambda p=p: read(p) for split, p in _by_split(path, exports + [(p.stem, p) for p in named]).items()}
 
 def _is_coco(path): # Whether it may be one; other programs leave JSON beside images, too
-    if _split_name(path.stem) in ('train', 'val', 'test', 'all'): return True
+    if _is_split(path.stem): return True
     with open(path, 'rb') as f: return path.stat().st_size > 0 and mmap(f.fileno(), 0, access=ACCESS_READ).find(b'"annotations"') >= 0
 
 # %% ../nbs/07_data.ipynb #d700dac3
@@ -522,12 +587,23 @@ def _yolo_splits(path):
         where, root, names, entries = _yolo_config(config)
         if path.is_dir() and not root.resolve().is_relative_to(path.resolve()):
             raise ValueError(f'{config}: its path: leads out of {path}, to {root}. If those images are meant, give this file instead of the folder')
-        return {split: lambda e=e: read_yolo(_yolo_images(where, root, e), names) for split, e in entries.items() if split != 'test' or _promised(where, root, e)}
+        top = root.parent if path.is_file() else root # The root itself may be called images
+        return {split: lambda e=e: read_yolo(_yolo_images(where, root, e), names, top) for split, e in entries.items() if split != 'test' or _promised(where, root, e)}
     if path.is_file() or not _named_like_images(path, '.txt'): return {}
-    folders, labels = _split_folders(path) or _split_folders(_first(path, 'images')) or dict(all=path), _first(path, 'labels')
-    near = {split: [path, labels, f, _first(f, 'labels'), labels/f.name] for split, f in folders.items()}
-    def read(split): return read_yolo(_first(folders[split], 'images'), _class_list(near[split]) or _class_list(sum(near.values(), [])))
+    folders, images, labels = _yolo_folders(path), _first(path, 'images'), _first(path, 'labels')
+    near = {split: [path, images, labels, f, _first(f, 'labels'), labels/f.name] for split, f in folders.items()}
+    def read(split):
+        lists = _lists_in(near[split]) or _lists_in(sum(near.values(), [])) or _lists_below(path)
+        return read_yolo(folders[split] if split == 'all' else _first(folders[split], 'images'), _class_list(lists), path)
     return {split: lambda s=split: read(s) for split in folders}
+
+def _yolo_folders(root): # Split -> folder
+    rest, places, images = files_below(root, *IMAGE_SUFFIXES), [], _first(root, 'images')
+    for folders in (_split_folders(root), _split_folders(images), dict(all=images)):
+        inside = tuple(f'{folder}{os.sep}' for folder in folders.values())
+        places.append((folders, [p for p in rest if str(p).startswith(inside)]))
+        rest = [p for p in rest if not str(p).startswith(inside)]
+    return _only_place(root, [(folders, [p for p in files if _label_file(p, root)][:1]) for folders, files in [*places, (dict(all=root), rest)]])
 
 def _promised(where, root, entry): # Whether to expect it; Roboflow writes test: always
     try: return not isinstance(entry, str) or os.path.exists(_entry(where, root, entry))
@@ -550,13 +626,26 @@ def _describes(path): # Other programs leave YAML behind, too
     except (OSError, ValueError): return True # Reading it will say why
 
 # %% ../nbs/07_data.ipynb #b57fe8eb
-CLASS_LISTS = 'classes.txt', 'obj.names', '_darknet.labels'
+CLASS_LISTS = 'classes.txt', 'obj.names', '_darknet.labels' # In small letters or capitals
 
-def _class_list(folders): # Names of classes that a program left in one of the folders, or None; LabelImg has an order of its own in each
-    lists = {p: _lines(p) for folder in folders for name in CLASS_LISTS if (p := folder/name).is_file()}
+def _lists_in(folders): # Lists of classes that a program left there
+    return [folder/name for folder in dict.fromkeys(folders) if folder.is_dir() for name in sorted(os.listdir(folder)) if name.lower() in CLASS_LISTS and (folder/name).is_file()]
+
+def _lists_below(root): # Those further down, of a folder that is not the data set itself but holds it
+    told = [p for p in files_below(root, '.yaml', '.yml', '.data') if _describes(p)]
+    _refuse(f'{root}: names no classes, but there are descriptions below it', told, 'Give the folder of one of them')
+    return _lists_in(p.parent for p in files_below(root, *{Path(name).suffix for name in CLASS_LISTS}))
+
+def _class_list(files): # Names of classes, or None without a file; LabelImg has an order of its own in each folder
+    lists = {p: _listed(p) for p in files}
     differ = len({*map(tuple, lists.values())}) > 1
     _refuse('lists of classes differ', [f'{p}: {", ".join(names)}' for p, names in lists.items()]*differ, 'Leave only the one by which labels were numbered')
     return next(iter(lists.values()), None)
+
+def _listed(path): # Names by the numbers of their lines
+    names = [name.strip() for name in _read(path).rstrip().splitlines()]
+    _refuse(f'{path}: lines without a name, by which classes are counted', [f'line {n}' for n, name in enumerate(names, start=1) if not name], 'Write one there, or take them out')
+    return names
 
 # %% ../nbs/07_data.ipynb #67343555
 FORMATS = dict(coco=_coco_splits, voc=_voc_splits, yolo=_yolo_splits)
@@ -591,13 +680,14 @@ def read_split(
 def choose_splits(
     where, # Folder or file of the data
     splits, # Names of its splits
-    train:str=None, # Split to learn from; train, trainval or the only one if None
+    train:str=None, # Split to learn from; if None train, trainval, or the only one unless that is val or test
     val:str=None # Split to validate on; val or test if None
 ) -> tuple: # Two of the names; None where images have to be held out
     "Choose splits to learn from and to validate on."
     def first(names): return next((s for s in names if s in splits), None)
-    train = _split_of(where, splits, train) if train else first(('train', 'trainval') if len(splits) > 1 else splits)
-    if train is None: raise ValueError(f'{where} has the splits {sorted(splits)}: say which to take with --train and --val')
+    alone = [s for s in splits if len(splits) == 1 and s not in ('val', 'test')]
+    train = _split_of(where, splits, train) if train else first(['train', 'trainval', *alone])
+    if train is None: raise ValueError(f'{where} has the splits {sorted(splits)}, and none of them is called train: say which to take with --train and --val')
     return train, _split_of(where, splits, val) if val else first([s for s in ('val', 'test') if s != train])
 
 # %% ../nbs/07_data.ipynb #acb3e685

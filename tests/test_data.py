@@ -324,7 +324,7 @@ def test_a_test_split_that_is_elsewhere_does_not_stop_training(tmp_path):
     LAYOUTS['yolo roboflow'][0](tmp_path)
     with open(tmp_path/'data.yaml', 'a') as f: f.write('\ntest: /content/birds/test/images')
     assert len(read_split(tmp_path, 'train')) == 2
-    with pytest.raises(ValueError, match='/content/birds/test/images leaves the folder'): read_split(tmp_path, 'test')
+    with pytest.raises(ValueError, match='/content/birds/test/images is absolute'): read_split(tmp_path, 'test')
     report = examine(tmp_path)
     assert report.sound and [f.where for f in report.faults if f.kind == 'cannot be read'] == ['test']
 
@@ -356,8 +356,8 @@ BAD_COCO = {
     'size in words': (dict(images=dict(width='wide')), 'images whose height and width are not numbers'),
     'no size': (dict(images=dict(width=0)), 'images without height or width: '),
     'parent folder': (dict(images=dict(file_name='../../etc/passwd')), '../../etc/passwd leaves the folder of the data. Write it relative'),
-    'absolute': (dict(images=dict(file_name='/etc/passwd')), '/etc/passwd leaves the folder'),
-    'drive': (dict(images=dict(file_name='C:\\photos\\a.png')), 'leaves the folder'),
+    'absolute': (dict(images=dict(file_name='/etc/passwd')), '/etc/passwd is absolute'),
+    'drive': (dict(images=dict(file_name='C:\\photos\\a.png')), 'is absolute, here or on Windows'),
     'missing': (dict(images=dict(file_name='z.png')), 'instances_default.json: 1 of 3 images are missing, such as .*z.png. Put them there'),
     'same id': (dict(images=dict(id=1)), 'several images have the same id: 1. Give each'),
     'same file': (dict(images=dict(file_name='b.png')), 'listed more than once: .*b.png. List each once'),
@@ -460,10 +460,10 @@ def test_bad_yolo(name, tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('train: [a', 'data.yaml: not YAML: .*line 1'), ('3', 'data.yaml: no description'), ('names: [ant, bee]', 'data.yaml: says nothing of train, val or test'), ('train: /etc\nnames: [ant, bee]', '/etc leaves the folder'), ('train: ../../etc\nnames: [ant, bee]', 'leaves the folder'),
+    ('train: [a', 'data.yaml: not YAML: .*line 1'), ('3', 'data.yaml: no description'), ('names: [ant, bee]', 'data.yaml: says nothing of train, val or test'), ('train: /etc\nnames: [ant, bee]', '/etc is absolute'), ('train: ../../etc\nnames: [ant, bee]', 'leaves the folder'),
     ('train: images/../../etc\nnames: [ant, bee]', 'leaves the folder'), ('train: train/pictures\nnames: [ant, bee]', 'data.yaml: train/pictures is not in .*say with path:'), ('train: train/images\nnames: [no, yes]', 'names of classes that are not text: False; True. Put them in quotes'),
     ('train: train/images\nnc: 3\nnames: [ant, bee]', 'which is not a list of 3'), ('train: train/images\nnames: [ant, ant]', 'the same name: ant'), ('train: train/images\nkpt_shape: [4, 3]\nnames: [ant, bee]', 'these are poses'),
-    ('train: list.txt\nnames: [ant, bee]', '/etc/passwd leaves the folder'), ('path: /mnt/birds\ntrain: images\nnames: [ant, bee]', 'data.yaml, whose path: /mnt/birds is not there: images is not in'),
+    ('train: list.txt\nnames: [ant, bee]', '/etc/passwd is absolute'), ('path: /mnt/birds\ntrain: images\nnames: [ant, bee]', 'data.yaml, whose path: /mnt/birds is not there: images is not in'),
     ('path: ..\ntrain: train/images\nnames: [ant, bee]', 'data.yaml: its path: leads out of .*give this file instead of the folder'), ('train: short.txt\nnames: [ant, bee]', 'short.txt: 1 of 2 images are missing, such as .*z.png. Put'),
     ('train: train/images\nnames: {ant: 0, bee: 1}', 'which is not a list of')])
 def test_bad_yaml(text, message, tmp_path):
