@@ -75,7 +75,8 @@ def _turned(pixels, orientation): # [3, H, W] upright, of [H, W, 3] as stored
 # %% ../nbs/06_inference.ipynb #92b5356f
 def _as_rgb(image, upright=True): # [3, H, W] uint8 of an image of Pillow
     turn = orientation(image)
-    if image.format == 'TIFF': turn = 1 if upright else {6: 8, 8: 6}.get(turn, turn) # Pillow turns these itself while it decodes
+    if image.format == 'TIFF': # Pillow turns these itself while it decodes, and spoils those on their side if it maps the file into memory
+        turn, image.filename = 1 if upright else {6: 8, 8: 6}.get(turn, turn), ''
     elif not upright: turn = 1
     # Pillow would cut grey of 16 bits, which it may call I, off at 255
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
