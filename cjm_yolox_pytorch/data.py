@@ -308,7 +308,7 @@ def _voc_parts(root): # Split -> `_Part`
     apart = [{s: (_first(f, 'Annotations'), _first(f, 'JPEGImages', 'images')) for s, f in _split_folders(root).items()},
              {s: (f, _first(images, f.name)) for s, f in _split_folders(xml).items()}]
     places, seen = [], set()
-    for folders in (*apart, dict(all=(xml, images))):
+    for folders in (*apart[:1 + (apart[0] != apart[1])], dict(all=(xml, images))):
         parts = {split: _voc_part(*pair) for split, pair in folders.items()}
         held = [p.files[s] for p in parts.values() for s in p.files if s in p.images and p.files[s] not in seen]
         places.append((parts, held[:1]))
@@ -377,7 +377,7 @@ def _number(element, name, path):
 # %% ../nbs/07_data.ipynb #b780a96b
 def _by_name(folder, *suffixes): # Files below it, by their names
     found = {}
-    for p in files_below(folder, *suffixes): found.setdefault(p.relative_to(folder).with_suffix('').as_posix(), []).append(p)
+    for p in files_below(folder, *suffixes): found.setdefault(os.path.splitext('/'.join(p.parts[len(folder.parts):]))[0], []).append(p)
     return found
 
 def _stored_sizes(where, paths): # [N, 2] height and width, from the heads of the files
@@ -396,8 +396,6 @@ def _split_name(name): # instances_train2017 and train are the same split
     plain = re.sub(r'^(train|val|test)\d{4}$', r'\1', name.removeprefix('instances_').lower())
     plain = {'training': 'train', 'valid': 'val', 'validation': 'val', 'testing': 'test', 'annotations': 'all', '_annotations.coco': 'all', 'default': 'all'}.get(plain, plain)
     return plain if plain in ('train', 'val', 'test', 'trainval', 'all') else name
-
-def _is_split(name): return _split_name(name) in ('train', 'val', 'test', 'trainval', 'all')
 
 def _by_split(where, pairs): # A dict of them
     pairs = [(_split_name(name), thing) for name, thing in pairs]
@@ -587,14 +585,14 @@ def _coco_splits(path):
     exports = [(p.parent.name, p) for p in sorted(path.glob('*/_annotations.coco.json'))]
     files = [p for folder in {path: 0, _first(path, 'annotations'): 0} for p in _beside(folder, '.json') if _is_coco(p)]
     instances = [p for p in files if p.name.startswith('instances_')]
-    named = [p for p in files if p in instances or _is_split(p.stem)] if exports or instances else files
-    left = [p.name for p in files if p not in named] # Such as captions and poses
+    named = [p for p in files if p in instances or _split_name(p.stem) in ('train', 'val', 'test')] if exports or instances else files
+    left = [p.name for p in files if p not in named] # Such as captions and poses, or all once more
     notes = [f'{len(left)} other JSON files with annotations are not read, such as {left[0]}'] if left else []
     def read(p): return replace(a := read_coco(p), notes=a.notes + notes)
     return {split: lambda p=p: read(p) for split, p in _by_split(path, exports + [(p.stem, p) for p in named]).items()}
 
 def _is_coco(path): # Whether it may be one; other programs leave JSON beside images, too
-    if _is_split(path.stem): return True
+    if _split_name(path.stem) in ('train', 'val', 'test', 'all'): return True
     with open(path, 'rb') as f: return path.stat().st_size > 0 and mmap(f.fileno(), 0, access=ACCESS_READ).find(b'"annotations"') >= 0
 
 # %% ../nbs/07_data.ipynb #d700dac3
@@ -636,7 +634,7 @@ def _yolo_folders(root): # Split -> folder
         inside = tuple(f'{folder}{os.sep}' for folder in folders.values())
         places.append((folders, [p for p in rest if str(p).startswith(inside)]))
         rest = [p for p in rest if not str(p).startswith(inside)]
-    return _only_place(root, [(folders, [p for p in files if _label_file(p, root)][:1]) for folders, files in [*places, (dict(all=root), rest)]])
+    return _only_place(root, [(folders, next(([p] for p in files if _label_file(p, root)), [])) for folders, files in [*places, (dict(all=root), rest)]])
 
 # %% ../nbs/07_data.ipynb #0a18b322
 def _description(path): # The file that describes a data set
