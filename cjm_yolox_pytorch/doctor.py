@@ -277,6 +277,7 @@ def yolox_doctor(
     "Look at DATA: what is in it, and whether training on it would go well"
     from tqdm import tqdm
     check_between(size=(size, 1, math.inf))
+    if out and Path(out).resolve().is_relative_to(Path(data).resolve()): raise ValueError(f'{out} is in the folder of the data, of which its pictures would become a part. Choose another one for --out')
     report = examine(data, format, size, progress=lambda images: tqdm(images, desc='images', ncols=80, disable=None), train=train, val=val)
     text = dumps(summary(report), indent=1)
     print(text if json else '\n'.join(printable(line) for lines in report_lines(report) for line in lines.split('\n')), flush=True)

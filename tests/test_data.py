@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cjm_yolox_pytorch import data, doctor, train
 from cjm_yolox_pytorch.batches import DetectionDataset
 from cjm_yolox_pytorch.data import Annotations, check, check_splits, fault_lines, find_splits, read_annotated, read_split, read_voc, read_yolo
 from cjm_yolox_pytorch.doctor import examine, look_at_images, report_lines, summary
-from cjm_yolox_pytorch.inference import files_below
+from cjm_yolox_pytorch.inference import as_image, files_below, read_image
 
 WIDTH, HEIGHT = 80, 60
 NAMES = ['ant', 'bee']
@@ -322,9 +323,9 @@ def test_two_descriptions_are_refused(files, tmp_path):
 
 def test_a_test_split_that_is_elsewhere_does_not_stop_training(tmp_path):
     LAYOUTS['yolo roboflow'][0](tmp_path)
-    with open(tmp_path/'data.yaml', 'a') as f: f.write('\ntest: /content/birds/test/images')
+    write(tmp_path/'data.yaml', (tmp_path/'data.yaml').read_text().replace('../test/images', '/content/birds/test/images'))
     assert len(read_split(tmp_path, 'train')) == 2
-    with pytest.raises(ValueError, match='/content/birds/test/images leaves the folder'): read_split(tmp_path, 'test')
+    with pytest.raises(ValueError, match='/content/birds/test/images is absolute'): read_split(tmp_path, 'test')
     report = examine(tmp_path)
     assert report.sound and [f.where for f in report.faults if f.kind == 'cannot be read'] == ['test']
 
@@ -356,8 +357,8 @@ BAD_COCO = {
     'size in words': (dict(images=dict(width='wide')), 'images whose height and width are not numbers'),
     'no size': (dict(images=dict(width=0)), 'images without height or width: '),
     'parent folder': (dict(images=dict(file_name='../../etc/passwd')), '../../etc/passwd leaves the folder of the data. Write it relative'),
-    'absolute': (dict(images=dict(file_name='/etc/passwd')), '/etc/passwd leaves the folder'),
-    'drive': (dict(images=dict(file_name='C:\\photos\\a.png')), 'leaves the folder'),
+    'absolute': (dict(images=dict(file_name='/etc/passwd')), '/etc/passwd is absolute'),
+    'drive': (dict(images=dict(file_name='C:\\photos\\a.png')), 'is absolute, here or on Windows'),
     'missing': (dict(images=dict(file_name='z.png')), 'instances_default.json: 1 of 3 images are missing, such as .*z.png. Put them there'),
     'same id': (dict(images=dict(id=1)), 'several images have the same id: 1. Give each'),
     'same file': (dict(images=dict(file_name='b.png')), 'listed more than once: .*b.png. List each once'),
@@ -442,7 +443,7 @@ BAD_YOLO = {
     'half a class': ('0.5 .5 .5 .1 .1', 'a.txt line 1: class 0.5 has no name'),
     'negative class': ('\n-1 .5 .5 .1 .1', 'a.txt line 2: class -1 has no name'),
     'word': ('ant .5 .5 .1 .1', "a.txt line 1: could not convert string to float: 'ant'"),
-    'NaN': ('0 nan .5 .1 .1', r'not finite: a.png'),
+    'NaN': ('0 nan .5 .1 .1', 'a.txt line 1: nan is no fraction'),
     'infinite': ('0 inf .5 .1 .1', 'a.txt line 1: inf is no fraction'),
     'pixels': ('0 40 30 20 10', 'a.txt line 1: 40 is no fraction of the width or height'),
     'negative size': ('0 .5 .5 -.1 .1', r'boxes of negative size: a.png'),
@@ -460,10 +461,10 @@ def test_bad_yolo(name, tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('train: [a', 'data.yaml: not YAML: .*line 1'), ('3', 'data.yaml: no description'), ('names: [ant, bee]', 'data.yaml: says nothing of train, val or test'), ('train: /etc\nnames: [ant, bee]', '/etc leaves the folder'), ('train: ../../etc\nnames: [ant, bee]', 'leaves the folder'),
+    ('train: [a', 'data.yaml: not YAML: .*line 1'), ('3', 'data.yaml: no description'), ('names: [ant, bee]', 'data.yaml: says nothing of train, val or test'), ('train: /etc\nnames: [ant, bee]', '/etc is absolute'), ('train: ../../etc\nnames: [ant, bee]', 'leaves the folder'),
     ('train: images/../../etc\nnames: [ant, bee]', 'leaves the folder'), ('train: train/pictures\nnames: [ant, bee]', 'data.yaml: train/pictures is not in .*say with path:'), ('train: train/images\nnames: [no, yes]', 'names of classes that are not text: False; True. Put them in quotes'),
     ('train: train/images\nnc: 3\nnames: [ant, bee]', 'which is not a list of 3'), ('train: train/images\nnames: [ant, ant]', 'the same name: ant'), ('train: train/images\nkpt_shape: [4, 3]\nnames: [ant, bee]', 'these are poses'),
-    ('train: list.txt\nnames: [ant, bee]', '/etc/passwd leaves the folder'), ('path: /mnt/birds\ntrain: images\nnames: [ant, bee]', 'data.yaml, whose path: /mnt/birds is not there: images is not in'),
+    ('train: list.txt\nnames: [ant, bee]', '/etc/passwd is absolute'), ('path: /mnt/birds\ntrain: images\nnames: [ant, bee]', 'data.yaml, whose path: /mnt/birds is not there: images is not in'),
     ('path: ..\ntrain: train/images\nnames: [ant, bee]', 'data.yaml: its path: leads out of .*give this file instead of the folder'), ('train: short.txt\nnames: [ant, bee]', 'short.txt: 1 of 2 images are missing, such as .*z.png. Put'),
     ('train: train/images\nnames: {ant: 0, bee: 1}', 'which is not a list of')])
 def test_bad_yaml(text, message, tmp_path):
@@ -704,3 +705,243 @@ def test_names_of_classes_with_the_same_beginning_have_a_bar_each(tmp_path):
 @pytest.mark.parametrize('size', [0, -5])
 def test_the_doctor_needs_a_size(size, tmp_path):
     with pytest.raises(ValueError, match=f'size={size}: at least 1 is needed'): doctor.yolox_doctor(str(tmp_path), size=size)
+
+
+# What was read without a word, as something else
+
+LINE = '0 .5 .5 .2 .2\n'
+
+
+def files(root, **kinds):
+    "Write `a` as a picture and `a.txt` or `a.xml` beside it for each path; of other files the text"
+    for path, text in kinds.items():
+        if '.' not in Path(path).name: picture((root/path).parent, Path(path).name)
+        else: write(root/path, text)
+
+
+def labelled(*paths): return {name: text for path in paths for name, text in {path: None, f'{path}.txt': LINE}.items()}
+def described(*paths): return {name: text for path in paths for name, text in {path: None, f'{path}.xml': voc(Path(path).name)}.items()}
+
+
+APART = {**labelled('images/train/a', 'images/val/c'), 'classes.txt': 'ant'}
+WHOLE = {'JPEGImages/a': None, 'Annotations/a.xml': voc('a')}
+PLACES = { # What is written, and the splits found there or the message
+    'training and validation': ({**labelled('training/a', 'validation/c'), 'classes.txt': 'ant'}, ['train', 'val']),
+    'training and validation, of images': (labelled('images/training/a', 'images/validation/c'), ['train', 'val']),
+    'training and testing in VOC': (described('training/a', 'testing/c'), ['test', 'train']),
+    'a test that has no labels': ({**APART, 'test/b': None}, ['train', 'val']),
+    'a test with labels': ({**APART, **labelled('test/b')}, 'annotated images lie in places that do not belong together: .*/test/b.png; .*/images/train/a.png. Take away'),
+    'a val of predictions': ({**APART, **labelled('val/b')}, '/val/b.png; .*/images/train/a.png'),
+    'an empty train': ({**labelled('images/a'), 'train/x.md': ''}, ['all']),
+    'images around train': (labelled('train/a', 'b'), '/train/a.png; .*/b.png'),
+    'images around images': (labelled('images/a', 'b'), '/images/a.png; .*/b.png'),
+    'pictures around images': ({**labelled('images/a'), 'b': None}, ['all']),
+    'VOC with a test that has no XML': ({**WHOLE, 'test/b': None}, ['all']),
+    'VOC with a test': ({**WHOLE, **described('test/b')}, '/test/b.xml; .*/Annotations/a.xml'),
+    'VOC around train': (described('train/a', 'b'), '/train/a.xml; .*/b.xml'),
+    'VOC, train beside images/train': ({'train/a.xml': voc('a'), 'images/train/a': None}, ['train']),
+}
+
+
+@pytest.mark.parametrize('name', PLACES)
+def test_places_of_images(name, tmp_path):
+    what, found = PLACES[name]
+    files(tmp_path, **what)
+    if isinstance(found, list): assert sorted(find_splits(tmp_path)) == found and all(len(read()) == 1 for read in find_splits(tmp_path).values())
+    else:
+        with pytest.raises(ValueError, match=found): find_splits(tmp_path)
+
+
+@pytest.mark.parametrize('split', ['val', 'test', 'validation'])
+def test_what_is_kept_for_the_end_is_not_learnt_from_unasked(split, tmp_path):
+    files(tmp_path, **labelled(f'{split}/a', f'{split}/b'))
+    report = examine(tmp_path)
+    assert [f.kind for f in report.faults if f.stops] == ['no split to learn from'] and 'none of them is called train: say which to take with --train' in report.faults[0].text
+    assert examine(tmp_path, train=split).sound
+
+
+def test_json_files_beside_exports_are_not_forgotten(tmp_path):
+    for name in 'ac': picture(tmp_path/'images', name)
+    write(tmp_path/'annotations/instances_train.json', coco(['a']))
+    write(tmp_path/'annotations/val.json', coco(['c']))
+    write(tmp_path/'annotations/captions_val.json', coco(['c']))
+    assert {s: [Path(p).stem for p in read().paths] for s, read in find_splits(tmp_path).items()} == dict(train=['a'], val=['c'])
+    assert read_split(tmp_path, 'train').notes == ['1 other JSON files with annotations are not read, such as captions_val.json']
+    LAYOUTS['coco roboflow'][0](tmp_path/'export')
+    write(tmp_path/'export/val.json', coco(['c']))
+    with pytest.raises(ValueError, match='more than one part for a split: val'): find_splits(tmp_path/'export')
+
+
+def test_the_parent_of_exports_is_no_data_set(tmp_path):
+    "Classes of two would become one, and splits would be mixed"
+    LAYOUTS['yolo roboflow'][0](tmp_path/'one/bees')
+    LAYOUTS['yolo cvat 1.1'][0](tmp_path/'two/bees')
+    for folder in ('one', 'two'):
+        with pytest.raises(ValueError, match=r'names no classes, but there are descriptions below it: .*/bees/(data.yaml|obj.data). Give the folder'): read_split(tmp_path/folder, 'all')
+    files(tmp_path/'three', **labelled('day/a', 'night/c'), **{'day/classes.txt': 'ant\nbee'})
+    assert read_split(tmp_path/'three', 'all').names == NAMES
+    write(tmp_path/'three/night/classes.txt', 'bee\nant')
+    with pytest.raises(ValueError, match='lists of classes differ'): read_split(tmp_path/'three', 'all')
+
+
+@pytest.mark.parametrize('place', ['images/classes.txt', 'Classes.txt', 'labels/CLASSES.TXT', 'images/train/classes.txt', 'obj.names', 'images/day/classes.txt'])
+def test_where_classes_are_named(place, tmp_path):
+    files(tmp_path, **labelled('images/train/a', 'images/val/c'), **{place: 'ant\nbee\n'})
+    assert [read_split(tmp_path, split).names for split in SPLITS] == [NAMES]*2
+    (tmp_path/place).unlink()
+    assert read_split(tmp_path, 'val').notes == [f'nothing names the classes (looked for classes.txt, obj.names, _darknet.labels in {tmp_path}), so they are called by their numbers']
+
+
+@pytest.mark.parametrize('text, message', [('train: images', None), ('train: images\nnc: 2', None), ('train: images\nnc: 3', 'which is not a list of 3')])
+def test_a_yaml_without_names_beside_a_list_of_them(text, message, tmp_path):
+    files(tmp_path, **labelled('images/a'), **{'classes.txt': 'ant\nbee', 'data.yaml': text})
+    if message is None: assert read_split(tmp_path, 'train').names == NAMES
+    else:
+        with pytest.raises(ValueError, match=message): read_split(tmp_path, 'train')
+
+
+def test_darknet_counts_its_classes(tmp_path):
+    LAYOUTS['yolo cvat 1.1'][0](tmp_path)
+    write(tmp_path/'obj.data', 'classes = 7\ntrain = data/train.txt\nnames = data/obj.names')
+    with pytest.raises(ValueError, match='which is not a list of 7'): read_split(tmp_path, 'train')
+
+
+@pytest.mark.parametrize('layout, file', [('yolo images/train', 'classes.txt'), ('yolo cvat 1.1', 'obj.names')])
+def test_a_blank_line_is_no_class(layout, file, tmp_path):
+    LAYOUTS[layout][0](tmp_path)
+    write(tmp_path/file, 'ant\nbee\n\n \n')
+    assert read_split(tmp_path, 'train').names == NAMES
+    write(tmp_path/file, 'ant\n\nbee\n')
+    with pytest.raises(ValueError, match=f'{file}: lines without a name, by which classes are counted: line 2'): read_split(tmp_path, 'train')
+
+
+def test_two_images_do_not_share_a_label_file(tmp_path):
+    files(tmp_path, **labelled('a'), **{'a.jpg': b''})
+    with pytest.raises(ValueError, match='images that differ in nothing but their suffix: .*a.jpg, .*a.png. Leave one of them there'): read_yolo(tmp_path, ['ant'])
+
+
+@pytest.mark.parametrize('more', ['.45 .45', '.45 .46 '*17, '.45 .45 0 0 .55 .52', '.45 .45 1 .55 .55 0', '.45 .45 2 .55 .55 2', '.93 1', '.93 7'])
+def test_poses_and_tracks_are_no_outlines(more, tmp_path):
+    files(tmp_path, **labelled('a'))
+    write(tmp_path/'a.txt', f'0 .5 .5 .2 .2 {more}\n'*3)
+    with pytest.raises(ValueError, match='[Kk]eep the first 5 numbers'): read_yolo(tmp_path, ['ant'])
+
+
+def test_outlines_are_read_wherever_they_lie(tmp_path):
+    "Over the border by a little, and in the middle, where the first numbers might be a box"
+    files(tmp_path, **labelled('a'))
+    for centre in [(x/10, y/10) for x in range(11) for y in range(11)]:
+        angle = np.linspace(0, 2*np.pi, 12, endpoint=False)
+        corners = np.stack([centre[0] + .09*np.cos(angle), centre[1] + .09*np.sin(angle)], 1)
+        write(tmp_path/'a.txt', f'0 {" ".join(f"{v:.4f}" for v in corners.ravel())}')
+        assert len(read_yolo(tmp_path, ['ant']).labels) == 1, centre
+
+
+@pytest.mark.parametrize('line', ['0 .1 .1 .5 nan nan .5 .2 .3', '0 .1 .1 .5 inf .2 .3', '1_0 .5 .5 .2 .2', '0 .5 .5 .2 0.1_5', '٣ .5 .5 .1 .1', '0 .5 .5 .1 .٣'])
+def test_what_is_no_number(line, tmp_path):
+    files(tmp_path, **labelled('a'))
+    write(tmp_path/'a.txt', line)
+    with pytest.raises(ValueError, match='a.txt line 1: (could not convert|nan is no fraction|inf is no fraction)'): read_yolo(tmp_path)
+    LAYOUTS['voc official'][0](tmp_path/'voc')
+    write(tmp_path/'voc/Annotations/a.xml', voc('a').replace('<xmin>9<', f'<xmin>{"1_0" if "_" in line else "٣"}<'))
+    with pytest.raises(ValueError, match='is .* and not a number'): read_split(tmp_path/'voc', 'train')
+
+
+def test_fractions_are_no_pixels(tmp_path):
+    LAYOUTS['coco cvat task'][0](tmp_path/'coco')
+    doc = coco(EVERYTHING)
+    for a in doc['annotations']: a['bbox'] = [.1, .2, .5, .6]
+    write(tmp_path/'coco/annotations/instances_default.json', doc)
+    LAYOUTS['voc in one folder'][0](tmp_path/'voc')
+    for name in EVERYTHING: write(tmp_path/f'voc/{name}.xml', re.sub(r'<(x|y)(min|max)>\d+', lambda m: f'<{m[1]}{m[2]}>{dict(min=.2, max=.7)[m[2]]}', voc(name)))
+    for name in ('coco', 'voc'):
+        with pytest.raises(ValueError, match='no box ends beyond 1, so these are fractions of the images. Write boxes in pixels'): read_split(tmp_path/name, 'all')
+
+
+def test_a_box_that_begins_at_0_says_how_pixels_are_counted(tmp_path):
+    "Even if another one is over the border"
+    LAYOUTS['voc cvat'][0](tmp_path)
+    write(tmp_path/'Annotations/c.xml', voc('c', 0).replace('<xmin>40<', '<xmin>-3<'))
+    found = read_split(tmp_path, 'all')
+    assert found.objects(0)[0].tolist() == [[*o[1:]] for o in OBJECTS['a']] and 'counted from 0' in found.notes[0]
+
+
+def test_labels_of_another_data_set_are_not_taken(tmp_path):
+    root = tmp_path/'images/ds'
+    files(root, **labelled('a'), **{'classes.txt': 'ant'})
+    write(tmp_path/'labels/ds/a.txt', '0 .1 .1 .1 .1')
+    assert read_split(root, 'all').boxes.tolist() == [[32, 24, 48, 36]] # Of the file beside the image
+    write(root/'data.yaml', 'train: .\nnames: [ant]')
+    assert read_split(root, 'train').boxes.tolist() == [[32, 24, 48, 36]]
+    write(tmp_path/'data.yaml', 'path: images\ntrain: ds\nnames: [ant]') # Here the folder of labels is a part of the data
+    assert read_split(tmp_path/'data.yaml', 'train').boxes.round().tolist() == [[4, 3, 12, 9]]
+
+
+def test_a_key_is_not_there_twice(tmp_path):
+    files(tmp_path, **labelled('images/a'), **{'data.yaml': 'train: images\nnames:\n  0: ant\n  0: bee'})
+    with pytest.raises(ValueError, match='data.yaml: not YAML: 0 is there twice'): find_splits(tmp_path)
+
+
+def test_an_image_is_no_list_of_images(tmp_path):
+    files(tmp_path, **labelled('images/a'), **{'data.yaml': 'train: images/a.png\nnames: [ant]'})
+    with pytest.raises(ValueError, match='data.yaml: images/a.png is an image. Write a folder of images there, or a text file that lists them'): read_split(tmp_path, 'train')
+
+
+def test_kinds_of_images_that_are_not_read_are_named(tmp_path):
+    files(tmp_path, **{'images/a': None, 'labels/a.txt': LINE, 'images/b.heic': b'', 'labels/b.txt': LINE})
+    assert read_yolo(tmp_path/'images', ['ant']).notes == [f'1 label files without an image are left out, such as {tmp_path}/labels/b.txt; b.heic is of no kind that is read']
+
+
+def test_xml_in_an_encoding_of_several_bytes(tmp_path):
+    LAYOUTS['voc in one folder'][0](tmp_path)
+    write(tmp_path/'a.xml', ('<?xml version="1.0" encoding="gb2312"?>' + voc('a').replace('ant', '猫')).encode('gb2312'))
+    with pytest.raises(ValueError, match='a.xml: not XML: multi-byte encodings are not supported. Save it as UTF-8'): read_split(tmp_path, 'all')
+
+
+# Upright
+
+def chunk(kind, data): return len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{}"/></x:xmpmeta>'
+
+
+def png_with(data, kind, inside, late):
+    place = data.rindex(b'IEND') - 4 if late else data.index(b'IDAT') - 4
+    return data[:place] + chunk(kind, inside) + data[place:]
+
+
+NOTES = { # Where the orientation stands: suffix, mode, what to save with, and what to do to the bytes of a PNG
+    'EXIF': ('jpg', 'RGB', lambda o, exif: dict(exif=exif), None), 'EXIF, grey': ('jpg', 'L', lambda o, exif: dict(exif=exif), None),
+    'XMP': ('jpg', 'RGB', lambda o, exif: dict(xmp=XMP.format(o).encode()), None), 'XMP, grey': ('jpg', 'L', lambda o, exif: dict(xmp=XMP.format(o).encode()), None),
+    'EXIF in PNG': ('png', 'RGB', lambda o, exif: dict(exif=exif), None), 'EXIF in WebP': ('webp', 'RGB', lambda o, exif: dict(exif=exif, lossless=True), None), 'XMP in WebP': ('webp', 'RGB', lambda o, exif: dict(xmp=XMP.format(o).encode(), lossless=True), None),
+    'TIFF': ('tif', 'RGB', lambda o, exif: dict(tiffinfo={274: o}), None), 'TIFF, packed': ('tif', 'RGB', lambda o, exif: dict(tiffinfo={274: o}, compression='tiff_lzw'), None), 'TIFF, grey': ('tif', 'L', lambda o, exif: dict(tiffinfo={274: o}), None),
+    'XMP in PNG': ('png', 'RGB', lambda o, exif: {}, lambda data, o, exif: png_with(data, b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0' + XMP.format(o).encode(), False)),
+    'behind the pixels of a PNG': ('png', 'RGB', lambda o, exif: {}, lambda data, o, exif: png_with(data, b'eXIf', exif.tobytes()[6:], True))}
+
+
+@pytest.mark.parametrize('orientation', [1, 2, 3, 6, 7, 8])
+@pytest.mark.parametrize('name', NOTES)
+def test_training_and_prediction_see_the_same_picture(name, orientation, tmp_path):
+    "The size that boxes are scaled by is that of the picture, which is turned by one rule for all"
+    suffix, mode, options, changed = NOTES[name]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.new(mode, (WIDTH, HEIGHT))
+    stored.paste(Image.new(mode, (WIDTH//2, HEIGHT//2), 'white')) # Top left
+    stored.save(tmp_path/f'a.{suffix}', **options(orientation, exif))
+    if changed: (tmp_path/f'a.{suffix}').write_bytes(changed((tmp_path/f'a.{suffix}').read_bytes(), orientation, exif))
+    write(tmp_path/'a.txt', '0 .25 .25 .5 .5')
+    turned = 1 if 'behind' in name else orientation # That one is not seen in time
+    a = read_yolo(tmp_path, ['ant'])
+    seen = read_image(tmp_path/f'a.{suffix}')
+    assert torch.equal(read_annotated(a, 0), seen) and torch.equal(as_image(Image.open(tmp_path/f'a.{suffix}')), seen)
+    assert tuple(a.sizes[0]) == seen.shape[1:] == ((HEIGHT, WIDTH) if turned < 5 else (WIDTH, HEIGHT))
+    lit = (seen.float().mean(0).unflatten(1, (2, -1)).unflatten(0, (2, -1)).mean((1, 3)) > 128).int().tolist()
+    assert lit == {1: [[1, 0], [0, 0]], 2: [[0, 1], [0, 0]], 3: [[0, 0], [0, 1]], 6: [[0, 1], [0, 0]], 7: [[0, 0], [0, 1]], 8: [[0, 0], [1, 0]]}[turned]
+    flat = read_image(tmp_path/f'a.{suffix}', upright=False).float().mean(0)
+    assert flat.shape == (HEIGHT, WIDTH) and flat[:HEIGHT//2, :WIDTH//2].mean() > 250
+
+
+def test_an_orientation_that_cannot_be_read_turns_nothing(tmp_path):
+    for mode in ('RGB', 'L'):
+        Image.new(mode, (WIDTH, HEIGHT)).save(tmp_path/'a.jpg', exif=b'Exif\0\0no TIFF at all')
+        assert read_image(tmp_path/'a.jpg').shape[1:] == (HEIGHT, WIDTH) and data._stored_sizes('', [tmp_path/'a.jpg']).tolist() == [[HEIGHT, WIDTH]]

@@ -279,7 +279,7 @@ def test_bad_input_is_one_line_at_the_shell(shapes, tmp_path):
     weights = shapes/'nano.safetensors'
     for args, message in [((tmp_path/'no.pth', shapes), 'no.pth: no such file of weights'),
                           ((weights, tmp_path/'nowhere'), 'nowhere: no such folder or file of data'),
-                          ((weights, shapes, '--split', 'testing'), "has no split 'testing': choose one of"),
+                          ((weights, shapes, '--split', 'vaal'), "has no split 'vaal': choose one of"),
                           ((weights, shapes, '--iou', 65), 'iou=65.0: from 0 to 1 is possible'),
                           ((weights, tmp_path/'empty.json'), "empty.json: there are no images in the split 'all'"),
                           ((weights, tmp_path/'wrong.json', '--workers', 1), 'a.png is 50x50 pixels, but its boxes are for 96x96')]:

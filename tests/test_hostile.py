@@ -27,7 +27,7 @@ from safetensors.torch import save
 
 from cjm_yolox_pytorch.checkpoints import _CLASSES, STEM, load_weights, read_file, save_weights
 from cjm_yolox_pytorch.data import _stored_sizes, check_splits, find_splits, read_annotated, read_coco, relabel
-from cjm_yolox_pytorch.doctor import draw_report, examine, report_lines
+from cjm_yolox_pytorch.doctor import draw_report, examine, report_lines, yolox_doctor
 from cjm_yolox_pytorch.evaluate import report
 from cjm_yolox_pytorch.inference import Detections, find_inputs, read_image, read_video
 from cjm_yolox_pytorch.utils import command, printable
@@ -96,8 +96,8 @@ BAD_JSON = {
     '1e999': (box('1e999'), 'numbers that are not finite'), 'NaN': (box('NaN'), 'numbers that are not finite'), '1e300': (box('1e300'), 'numbers that are not finite'), 'an area that overflows': (box('1').replace('1, 2, 3, 4', '1, 2, 1e200, 1e200'), 'numbers that are not finite'), 'a corner that overflows': (box('1.7e308').replace('308, 2, 3', '308, 2, 1.7e308'), 'numbers that are not finite'), '10,000 digits': (box('9'*10000), 'not JSON'), '400 digits': (box('9'*400), 'bbox is not 4 numbers'), '400 digits beside a float': (box('0.5, ' + '9'*400), 'bbox is not 4 numbers'),
     'an endless area': (raw('annotations', 'area', '1e999'), 'numbers that are not finite'), 'an area of 400 digits': (raw('annotations', 'area', '9'*400), 'area is not a number'), 'endless width': (raw('images', 'width', '1e999'), 'sizes that no image has'), 'a width of 400 digits': (raw('images', 'width', '9'*400), 'height and width are not numbers'),
     'a width of 10^12': (raw('images', 'width', '1000000000000'), 'sizes that no image has: .*1e[+]12x10'), 'a class of NaN': (raw('annotations', 'category_id', 'NaN'), 'category_id the file does not define'), 'class names that clear the screen': (json.dumps(coco(categories=dict(name='\x1b[2Jant'))), 'control characters'),
-    'half a character': (json.dumps(coco(categories=dict(name='\ud800'))), 'control characters'), 'parent folder': (placed('../../etc/passwd'), 'leaves the folder'), 'absolute': (placed('/etc/passwd'), 'leaves the folder'), 'backslashes': (placed('..\\..\\secret'), 'leaves the folder'), 'a share': (placed('\\\\host\\share\\a.png'), 'leaves the folder'),
-    'newline': (placed('a.png\nerror: none'), r"a.png\\nerror: none.* control characters"), 'NUL': (placed('a.png\0'), 'control characters'), 'a long name': (placed('a'*100000), 'images are missing'), 'a device': (placed('/dev/zero'), 'leaves the folder')}
+    'half a character': (json.dumps(coco(categories=dict(name='\ud800'))), 'control characters'), 'parent folder': (placed('../../etc/passwd'), 'leaves the folder'), 'absolute': (placed('/etc/passwd'), 'is absolute'), 'backslashes': (placed('..\\..\\secret'), 'leaves the folder'), 'a share': (placed('\\\\host\\share\\a.png'), 'is absolute'),
+    'newline': (placed('a.png\nerror: none'), r"a.png\\nerror: none.* control characters"), 'NUL': (placed('a.png\0'), 'control characters'), 'a long name': (placed('a'*100000), 'images are missing'), 'a device': (placed('/dev/zero'), 'is absolute')}
 
 
 @pytest.mark.parametrize('name', BAD_JSON)
@@ -194,7 +194,7 @@ def test_a_list_with_a_long_gap(root):
 
 MERGES = 'a0: &a0 {k: v}\n' + ''.join(f'a{n + 1}: &a{n + 1} {{<<: [{", ".join([f"*a{n}"]*10)}]}}\n' for n in range(9))
 BAD_YAML = {
-    'object': ('train: !!python/object/apply:os.system ["touch canary"]', 'not YAML'), 'name': ('train: !!python/name:os.system', 'not YAML'), 'aliases': (ALIASES + 'train: images/train\nnames: *a9', 'aliases'), 'merges': (MERGES + 'train: images/train', 'aliases'), 'itself': ('train: images/train\nnames: &x [*x]', 'aliases'),
+    'object': ('train: !!python/object/apply:os.system ["touch canary"]', 'not YAML'), 'name': ('train: !!python/name:os.system', 'not YAML'), 'aliases': (ALIASES + 'train: images/train\nnames: *a9', 'aliases'), 'merges': (MERGES + 'train: images/train', 'aliases'), 'itself': ('train: images/train\nnames: &x [*x]', 'aliases'), 'text again and again': (f'x: &a "{"y"*200000}"\ntrain: images/train\nnames: [{",".join(["*a"]*19000)}]', 'aliases'),
     'nested deeply': (f'train: {DEEP}', 'not YAML: maximum recursion'), 'int': ('train: !!int ""', 'not YAML'), 'bool': ('train: !!bool x', 'not YAML'), 'date': ('train: !!timestamp x', 'not YAML'), 'day': ('train: 2001-99-99', 'not YAML'), 'large': ('train: ' + 'a'*600000, 'of a description of data not more than'),
     'many classes': (YAML.replace('nc: 2', 'nc: 4000000000'), 'nc: 4000000000 is more than'), 'many classes without names': ('train: images/train\nnc: 4000000000', 'nc: 4000000000 is more than'), 'digits': ('train: images/train\nnc: 0x' + 'f'*100000, 'nc: a int that is too large to be shown is more'),
     'squared': ("train: images/train\nnames: {'²': ant}", 'which is not a list'), 'long path': (YAML.replace('images/train', 'a'*5000), 'is not in'), 'long root': (YAML.replace('path: .', f'path: {"a"*5000}'), None), 'NUL': (YAML.replace('images/train', r'"a\0"'), 'control characters'), 'outside': (YAML.replace('images/train', '../../etc'), 'leaves the folder')}
@@ -213,6 +213,12 @@ def test_a_class_of_many_digits_is_not_counted_up_to(root):
     pixels(root, 'a.png')
     put(root, {'a.txt': b'1e12 .5 .5 .1 .1'})
     assert 'nothing names the classes, and one has the number 1e+12' in tried(read_data, root)
+
+
+def test_wrong_lines_are_counted_and_not_kept(root):
+    pixels(root, 'a.png')
+    put(root, {'a.txt': b'x\n'*10**6, 'classes.txt': b'ant'})
+    assert "lines that are no objects: 1000000, such as" in tried(read_data, root, seconds=20, megabytes=150)
 
 
 # Folders
@@ -265,6 +271,29 @@ def test_a_terminal_shows_what_it_is_told(root, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end: look()
     assert str(end.value).startswith('look: error: ') and str(end.value).isprintable() and r'a\x1b[2J\n\u202e.png cannot be decoded' in str(end.value)
     assert printable('größer, 猫, 💥') == 'größer, 猫, 💥'
+    assert printable('a\u2028b\u2029c\u200ed\u200f') == r'a\u2028b\u2029c\u200ed\u200f' # Other lines, and other directions
+
+
+def test_the_doctor_draws_names_that_are_not_utf_8(root):
+    for name in (b'caf\xe9.png', b'$\xff$.png', b'c.png'):
+        path = Path(os.fsdecode(os.fsencode(root) + b'/' + name))
+        pixels(root, path.name)
+        path.with_suffix('.txt').write_text(TXT.splitlines()[0] + '\n0 .9 .5 .6 .2')
+    (root/os.fsdecode(b'caf\xe9.png')).write_bytes(png(20, 10)) # And one with a fault
+    report = examine(root)
+    (root/'out').mkdir()
+    fuzz.WATCH['root'] = None
+    draw_report(report, root/'out/doctor.png')
+    assert r'caf\udce9.png' in printable('\n'.join(report_lines(report))) and (root/'out/doctor.png').stat().st_size > 1000
+
+
+@pytest.mark.parametrize('out', ['report', '.', '../data/a/../report'])
+def test_the_doctor_adds_nothing_to_the_data(out, root):
+    "Its pictures would be images without objects the next time"
+    pixels(root, 'a.png', 'b.png')
+    put(root, {'a.txt': TXT.encode(), 'b.txt': TXT.encode()})
+    with pytest.raises(ValueError, match='is in the folder of the data, of which its pictures would become a part. Choose another one for --out'): yolox_doctor(str(root), out=str(root/out))
+    assert sorted(os.listdir(root)) == ['a.png', 'a.txt', 'b.png', 'b.txt']
 
 
 # Pictures
