@@ -331,30 +331,34 @@ _CALLED = {**dict.fromkeys([*_UNREAD, 'torch.device', 'torch._utils._rebuild_par
 _NAMED = re.compile(r'torch\.([a-z]\w*|\w+Storage)|torch\.storage\.\w+Storage') # Types of numbers and of storages
 
 # %% ../nbs/02_checkpoints.ipynb #e693c1fb
-def _name(thing, storages): # Of something that torch will look up
+def _name(thing, seen): # Of something that torch will look up
     thing.value = thing.value.replace(' ', '.')
     if thing.value not in _CALLED and not _NAMED.fullmatch(thing.value): raise ValueError(f'GLOBAL {thing.value}') # As torch says it
     return 0
 
-def _call(thing, storages, function, args):
+def _call(thing, seen, function, args):
     thing.value = function.value
     if function.by != 'GLOBAL' or function.value not in _CALLED or args.parts is None or not _CALLED[function.value](*args.parts):
         raise ValueError(f'it calls {str(function.value)[:80]} in a way that weights do not need')
     return args.size + sum(len(p.value) for p in args.parts if isinstance(p.value, str))
 
-def _build(thing, storages, built, state): # Attributes
+def _build(thing, seen, built, state): # Attributes
     if state.by in _MADE or built.by not in _MADE or built.value not in ('collections.OrderedDict', *_UNREAD): raise ValueError(f'it changes {str(built.value)[:80]} in a way that weights do not need')
     return state.size
 
-def _store(thing, storages, wanted): # storage, type of numbers, key, device, how many numbers; and None before torch 1.6
+def _store(thing, seen, wanted): # storage, type of numbers, key, device, how many numbers; and None before torch 1.6
     key, numbers = wanted.parts[2].value, wanted.parts[4].value
     if not isinstance(key, str) or numbers < 0 or [p.by for p in wanted.parts[5:]] not in ([], ['NONE']): raise ValueError('it wants a part of a storage, which weights do not need')
-    new, thing.value = key not in storages, storages.setdefault(key, numbers)
+    new, thing.value = key not in seen, seen.setdefault(key, numbers)
     return numbers*new
 
-def _keys(thing, storages, mapping, *items): return sum(key.size for key in items[::2]) # Hashed with all that is in them
+def _whole(thing, seen): # Those that differ by 2**61 - 1 have the same hash, so that each is compared with all before
+    seen[int] = seen.get(int, 0) + (abs(thing.value) >= 2**61 - 1)
+    return seen[int]*(abs(thing.value) >= 2**61 - 1)
 
-_COSTS = dict(GLOBAL=_name, REDUCE=_call, NEWOBJ=_call, BUILD=_build, BINPERSID=_store, SETITEM=_keys, SETITEMS=_keys)
+def _keys(thing, seen, mapping, *items): return sum(key.size for key in items[::2]) # Hashed with all that is in them
+
+_COSTS = dict(GLOBAL=_name, REDUCE=_call, NEWOBJ=_call, BUILD=_build, BINPERSID=_store, SETITEM=_keys, SETITEMS=_keys, LONG1=_whole)
 
 # %% ../nbs/02_checkpoints.ipynb #e3811baf
 def _refuse_large(
@@ -362,7 +366,7 @@ def _refuse_large(
     most:int # Parts that it may put together, and that it may copy in all
 ):
     "Raise a `ValueError` for a pickle that calls what weights do not need, or makes more than it is long."
-    stacks, memo, storages, work = [[]], {}, {}, 0
+    stacks, memo, seen, work = [[]], {}, {}, 0
     for op, arg, _ in pickletools.genops(program):
         if 'PUT' in op.name: memo[arg] = stacks[-1][-1]
         elif 'GET' in op.name: stacks[-1].append(memo[arg])
@@ -370,7 +374,7 @@ def _refuse_large(
         else:
             taken = _taken(stacks, op)
             thing = _Thing(op.name, 1 + sum(t.size for t in taken), arg, taken if 'TUPLE' in op.name else None)
-            work += _COSTS.get(op.name, lambda *_: 0)(thing, storages, *taken)
+            work += _COSTS.get(op.name, lambda *_: 0)(thing, seen, *taken)
             if max(work, thing.size) > most: raise ValueError(f'it puts together something of more than {most} parts')
             if op.name in ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD'):
                 grown, *taken = taken

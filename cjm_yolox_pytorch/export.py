@@ -43,9 +43,11 @@ class Suppressed(nn.Module):
     def suppress(self, rows): # [B, A, 6]
         columns = (torch.ones_like(rows[:, 0, 0]).sum()*self.num_classes).sqrt().ceil().long() # The size of the batch may be any
         image, cell = (rows[..., 5] > self.min_score).nonzero(as_tuple=True)
-        rows = rows[image, cell]
+        # Two boxes that nobody asked for, away from all: the program of a pt2 file takes it that `nms` keeps two
+        rows, image = torch.cat([rows[image, cell], rows.new_zeros(2, 6)]), torch.cat([image, -1 - torch.arange(2, device=image.device)])
         number = rows[:, 4].long() + image*self.num_classes
         keep = ops.nms(apart(ops.box_convert(rows[:, :4], 'xywh', 'xyxy'), number, columns, low=-1280., high=2560.), rows[:, 5], self.max_iou)
+        keep = keep[rows[keep, 5] > self.min_score]
         return torch.cat([image[keep, None].to(rows.dtype), rows[keep]], dim=1)
 
 # %% ../nbs/10_export.ipynb #249c4f61
@@ -71,9 +73,10 @@ def description(
     camera:bool=False
 ) -> dict:
     "What to tell the users of a file."
+    size = -(-weights.input_size//32)*32 # Trained with whatever side, it takes multiples of 32
     rows = '[N, 7] image, x0, y0, width, height, label, probability' if suppress else f'[batch, A, {5 + weights.num_classes}] raw box, objectness, probabilities' if raw else '[batch, A, 6] x0, y0, width, height, label, probability'
-    return dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names, size=weights.input_size,
-                input=f'{CAMERA if camera else "float32 [batch, 3, height, width] RGB"} from 0 to 255; height and width are multiples of 32, from 64 to 1280', output=rows,
+    return dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names, size=size,
+                input=f'{CAMERA if camera else "float32 [batch, 3, height, width] RGB"} from 0 to 255; height and width are multiples of 32, from {min(64, size)} to {max(1280, size)}', output=rows,
                 normalisation='inside', mean=list(weights.mean), std=list(weights.std), strides=[8, 16, 32],
                 letterbox='scale the image until it fits, put it into the top left corner, and fill the rest with 114')
 
@@ -169,17 +172,19 @@ def export_weights(
     format = format or next((f for f, suffix in FORMATS.items() if suffix == path.suffix), None)
     if format not in FORMATS: raise ValueError(f'format={format!r} of {path.name}: choose one of {list(FORMATS)}')
     if path.suffix != FORMATS[format]: raise ValueError(f'{path}: files of {format} end in {FORMATS[format]}')
+    told = description(weights, **{k: v for k, v in choices.items() if k in ('raw', 'suppress', 'camera')})
+    size, shapes = told['size'], SHAPES + [((told['size'],)*2, 1)]*(not 64 <= told['size'] <= 1280)
+    if size < 64 and format == 'pt2': raise ValueError(f'size={size}: pt2 files are for 64 and more; ONNX and OpenVINO have no such limit')
     module, camera, generator = exportable(weights, **choices), choices.get('camera', False), torch.Generator().manual_seed(0)
-    height, width = (32*torch.export.Dim(side, min=2, max=40) for side in ('height', 'width'))
+    height, width = (32*torch.export.Dim(side, min=2, max=max(1280, size)//32) for side in ('height', 'width'))
     sides = {1: height, 2: width} if camera else {2: height, 3: width}
     program = torch.export.export(module, (_images((96, 128), 2, camera, generator),), dynamic_shapes=dict(x={0: torch.export.Dim('batch', min=1), **sides}))
-    told = json.dumps(description(weights, **{k: v for k, v in choices.items() if k in ('raw', 'suppress', 'camera')}))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         draft = Path(folder)/path.name
-        {'onnx': _write_onnx, 'pt2': _write_pt2, 'openvino': _write_openvino}[format](program, draft, told)
+        {'onnx': _write_onnx, 'pt2': _write_pt2, 'openvino': _write_openvino}[format](program, draft, json.dumps(told))
         # Returning closes the file, which Windows would not move while it is open
-        difference = _check_file(draft, module, weights, format, camera, [_images(shape, n, camera, generator) for shape, n in SHAPES])
+        difference = _check_file(draft, module, weights, format, camera, [_images(shape, n, camera, generator) for shape, n in shapes])
         for file in sorted(Path(folder).iterdir()): os.replace(file, path.with_name(file.name)) # .bin before .xml
     return difference
 

@@ -84,6 +84,28 @@ def test_suppression_in_the_file_is_that_of_predict(tmp_path, suffix):
     assert load_exported(tmp_path/f'nano{suffix}')(x*0)[:, 1:].shape[1] == 6
 
 
+def test_few_rows_remain():
+    "None, or one, is what a camera mostly sees; the program of `nms` is made for two and more"
+    rows, module, Dim = torch.rand(2, 84, 6)*torch.tensor([60, 60, 20, 20, 2.9, 1]), Suppressed(torch.nn.Identity(), 3), torch.export.Dim
+    run = torch.export.export(module, (rows,), dynamic_shapes=dict(x={0: Dim('batch', min=1), 1: Dim('cells', min=2)})).module()
+    for n in (0, 1, 2, 84):
+        rows[..., 5] = 0
+        rows[1, :n, 5] = torch.linspace(.9, .3, n)
+        assert 0 < len(run(rows)) <= n or n == 0
+        torch.testing.assert_close(run(rows), module(rows), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('size, suffix', [(1500, '.pt2'), (20, '.onnx')])
+def test_a_file_is_for_the_size_of_the_training(tmp_path, size, suffix):
+    "As a multiple of 32, also where it is not from 64 to 1280"
+    weights = nano(size=size)
+    export_weights(weights, tmp_path/f'nano{suffix}')
+    side = description(weights)['size']
+    assert 0 <= side - size < 32 and side % 32 == 0
+    x = blotches(1, side, side)
+    with torch.no_grad(): torch.testing.assert_close(load_exported(tmp_path/f'nano{suffix}')(x)[..., :4], exportable(weights)(x)[..., :4], atol=1e-2, rtol=1e-4)
+
+
 def test_raw_and_camera(tmp_path):
     weights = nano()
     assert export_weights(weights, tmp_path/'raw.onnx', raw=True) < 1e-2

@@ -170,7 +170,7 @@ def test_who_is_stopped_keeps_what_was_found(sent, status, file, film, tmp_path)
     assert 0 < len(images) < 3000 and abs(len(list(read_video(tmp_path/'out/long.mp4'))) - len(images)) <= 1
 
 
-def test_pictures_that_cannot_be_written_lose_nothing_else(file, pictures, tmp_path, monkeypatch):
+def test_pictures_that_cannot_be_written_lose_nothing_else(file, pictures, tmp_path):
     "JPEG has at most 65,500 pixels a side; and a file may stand where a folder should"
     Image.new('RGB', (65501, 2)).save(pictures/'long.png')
     (tmp_path/'out').mkdir()
