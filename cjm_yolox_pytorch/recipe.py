@@ -86,7 +86,7 @@ class Recipe(Pictures):
     freeze:str = '' # Parts that do not learn, such as backbone, or backbone.stem,neck
     sync_bn:bool = False # Norm layers see the images of all processes
     amp:str = 'auto' # Precision of the network: none, bf16 or fp16; auto for what is fast here
-    compile:bool = False # Compile network and loss: slow to begin, faster afterwards
+    compile:bool = False # Compile network and loss: minutes to begin, faster afterwards
     every:int = 5 # Epochs from one validation to the next
     patience:int = 0 # Validations without a better AP, after which to stop, even before the closing epochs; 0 for no end
     seed:int = 0 # On a CPU, the same seed gives the same training

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from cjm_yolox_pytorch.inference import yolox_predict
 from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model
 from cjm_yolox_pytorch.shapes import write_shapes
 from cjm_yolox_pytorch.recipe import Recipe
-from cjm_yolox_pytorch.train import Trainer, fit, read_rows, yolox_demo, yolox_train
+from cjm_yolox_pytorch.train import Trainer, fit, read_rows, train_epoch, validate, yolox_demo, yolox_train
 from cjm_yolox_pytorch.utils import parser_of
 
 
@@ -287,3 +288,18 @@ def test_one_split_is_enough(shapes, tmp_path):
                           (('--resume',), 'state.pt: there is no training to go on with'), (('--weights', tmp_path/'no.pth'), 'no.pth: no such file of weights'), (('--size', '0'), 'size=0: at least 1 is needed')]:
         done = subprocess.run([Path(sys.executable).with_name('yolox_train'), only, '--model', 'yolox_nano', '--out', tmp_path/'new', '--device', 'cpu', *args], capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.startswith('yolox_train: error: ') and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
+
+
+@pytest.mark.parametrize('sizes, graphs', [({}, 1), (dict(min_size=64, max_size=128), 2)]) # Of one size, and of variable ones
+def test_a_compiled_training_is_the_same_in_few_graphs(shapes, monkeypatch, sizes, graphs):
+    "Also through closing epochs and validations; a compiler is not needed to see that"
+    from torch._dynamo.testing import CompileCounter
+    torch._dynamo.reset()
+    counter, split = CompileCounter(), read_split(shapes, 'train')
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
+    plain, compiled = (Trainer(Recipe('yolox_nano', size=64, epochs=8, batch=3, amp='none', closing=7, compile=c, **sizes), split, split, device='cpu') for c in (False, True))
+    for _ in range(2): first, second = train_epoch(plain), train_epoch(compiled)
+    validate(compiled)
+    third = train_epoch(plain), train_epoch(compiled)
+    assert counter.frame_count == graphs
+    assert second == pytest.approx(first, rel=1e-3) and third[1] == pytest.approx(third[0], rel=1e-2)
