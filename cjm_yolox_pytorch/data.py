@@ -325,7 +325,7 @@ def _stems(listing, files): # Lists for one class have a 1, 0 or -1 after each n
 # %% ../nbs/07_data.ipynb #afeb7526
 def _only_place(root, places): # Of pairs of splits and what is annotated there, the only ones where something is; the last if nothing is
     found = [(splits, held[0]) for splits, held in places if held]
-    _refuse(f'{root}: annotated images lie in places that do not belong together', found[1:] and [held for _, held in found], 'Take away what is not meant, or give the folder that is')
+    _refuse(f'{root}: annotated images lie in places that do not belong together', found[1:] and [held for _, held in found], 'Take away what is not meant, give the folder that is, or say which by a data.yaml (YOLO) or lists in ImageSets/Main (VOC)')
     return found[0][0] if found else places[-1][0]
 
 # %% ../nbs/07_data.ipynb #f86fde84
@@ -431,7 +431,7 @@ def read_yolo(
     for n, file in enumerate(files):
         if file: _yolo_file(file, n, label, rows, bad, poses)
     _refuse(f'{where}: lines that are no objects', bad, 'Mend them, or the names of the classes')
-    if min(poses, default=0) > 0 and max(poses) > 1: raise ValueError(f'{where}: {len(poses)} lines are not outlines, but boxes with more after them, as of poses or tracks. Keep the first 5 numbers of each')
+    if len(poses) > 4 and min(poses) > 0 and poses.count(2) >= len(poses)/2: raise ValueError(f'{where}: {len(poses)} lines are not outlines, but boxes with more after them, as of poses or tracks. Keep the first 5 numbers of each')
     bare, alone = files.count(None), _alone(paths, files)
     if bare: notes.append(f'{bare} images have no label file, which is to say no objects')
     if alone: notes.append(f'{len(alone)} label files without an image are left out, such as {alone[0]}' + _of_another_kind(paths, alone[0]))
@@ -488,7 +488,7 @@ def _yolo_object(numbers, label): # Label and corners
         raise ValueError(f'{len(numbers)} numbers. 5 are a class and its box; 7, 9 or more a class and its outline')
     if not (c in label if label is not None else c >= 0 and c.is_integer()):
         raise ValueError(f'class {c:g} has no name' + f'; there are names for {_brief(", ".join(map(str, label or [])), 60)}'*(label is not None))
-    least, most = (-.1, 1.1) if len(shape) > 4 else (-2, 2) # Boxes may reach far over the border
+    least, most = (-.5, 1.5) if len(shape) > 4 else (-2, 2) # Boxes may reach far over the border, outlines a little
     if beyond := [v for v in shape if not least <= v <= most]:
         raise ValueError(f'{beyond[0]:g} is no fraction of the width or height of an image' + '. Of poses and tracks, keep the first 5 numbers'*(len(shape) > 4))
     if len(shape) > 4: corners = min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2])
@@ -550,11 +550,12 @@ def _yaml(path):
     import yaml
     class Plain(yaml.SafeLoader):
         def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent): raise ValueError('aliases (*) are not needed here, and a few of them can stand for gigabytes')
-            return super().compose_node(parent, index)
+            alias, node = self.check_event(yaml.AliasEvent), super().compose_node(parent, index)
+            if alias and not (isinstance(node, yaml.ScalarNode) and len(node.value) < 100): raise ValueError('aliases (*) of more than a short text are not needed here, and a few of them can stand for gigabytes')
+            return node
         def construct_mapping(self, node, deep=False):
             twice = _repeated(self.construct_object(key, deep=True) for key, _ in node.value)
-            if twice: raise ValueError(f'{_brief(twice[0])} is there twice')
+            if twice: raise ValueError(f'{_brief(twice[0])} is there twice: leave out one of them')
             return super().construct_mapping(node, deep)
     text = _read(path, most=MOST_OF_YAML)
     try: config = yaml.load(text, Plain)
@@ -585,14 +586,19 @@ def _coco_splits(path):
     exports = [(p.parent.name, p) for p in sorted(path.glob('*/_annotations.coco.json'))]
     files = [p for folder in {path: 0, _first(path, 'annotations'): 0} for p in _beside(folder, '.json') if _is_coco(p)]
     instances = [p for p in files if p.name.startswith('instances_')]
-    named = [p for p in files if p in instances or _split_name(p.stem) in ('train', 'val', 'test')] if exports or instances else files
+    if exports or instances: # Others count where these have no such split
+        known = {_split_name(name) for name in [p.stem for p in instances] + [name for name, _ in exports]}
+        named = instances + [p for p in files if _split_name(p.stem) in {'train', 'val', 'test'} - known and _has_annotations(p)]
+    else: named = files
     left = [p.name for p in files if p not in named] # Such as captions and poses, or all once more
     notes = [f'{len(left)} other JSON files with annotations are not read, such as {left[0]}'] if left else []
     def read(p): return replace(a := read_coco(p), notes=a.notes + notes)
     return {split: lambda p=p: read(p) for split, p in _by_split(path, exports + [(p.stem, p) for p in named]).items()}
 
 def _is_coco(path): # Whether it may be one; other programs leave JSON beside images, too
-    if _split_name(path.stem) in ('train', 'val', 'test', 'all'): return True
+    return _split_name(path.stem) in ('train', 'val', 'test', 'all') or _has_annotations(path)
+
+def _has_annotations(path):
     with open(path, 'rb') as f: return path.stat().st_size > 0 and mmap(f.fileno(), 0, access=ACCESS_READ).find(b'"annotations"') >= 0
 
 # %% ../nbs/07_data.ipynb #d700dac3

@@ -99,7 +99,7 @@ def examine(
     format:str=None, # coco, voc or yolo; found by looking if None
     size:int=416, # Side of the canvas in training, in pixels
     progress=lambda images: images, # Wraps the images, as tqdm does
-    train:str=None, # Split to learn from; train, trainval or the only one if None
+    train:str=None, # Split to learn from; if None train, trainval, or the only one unless that is val or test
     val:str=None # Split to validate on; val, test, or a tenth held out if None
 ) -> Report:
     "Look at all annotations and all images."

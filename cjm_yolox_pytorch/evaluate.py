@@ -500,7 +500,7 @@ def _to_measure_on(data, split, format, notes): # Name and annotations
 def _known_of(name, learnt, here): # A line about the only split, if the network has learnt from one of that name
     if learnt is None: return f'the network has learnt from {name!r} of some data; if it is this, figures will be too good'
     if learnt == here: return f'there is nothing but {name!r} to measure on, which the network has learnt from: figures will be too good'
-    return f'the network has learnt from {name!r} of other data, or of this before it was changed: all of it is measured'
+    return f'the network has learnt from {name!r} of other data, or of this before it was changed (then figures will be too good): all of it is measured'
 
 # %% ../nbs/08_evaluate.ipynb #bd96d02f
 @command

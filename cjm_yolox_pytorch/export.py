@@ -32,10 +32,11 @@ class Suppressed(nn.Module):
         wrapper:YOLOXInferenceWrapper, # That decodes
         num_classes:int, # C
         min_score:float=.25, # Rows of a higher probability are kept
-        max_iou:float=.65 # Of boxes of a class that overlap by more, the best stays
+        max_iou:float=.65, # Of boxes of a class that overlap by more, the best stays
+        side:int=1280 # Of the largest canvas in pixels; what lies further away than that is cut off
     ):
         super().__init__()
-        self.wrapper, self.num_classes, self.min_score, self.max_iou = wrapper, num_classes, min_score, max_iou
+        self.wrapper, self.num_classes, self.min_score, self.max_iou, self.side = wrapper, num_classes, min_score, max_iou, float(side)
 
     def forward(self, x) -> Tensor: # [N, 7], best first
         return self.suppress(self.wrapper(x))
@@ -46,7 +47,7 @@ class Suppressed(nn.Module):
         # Two boxes that nobody asked for, away from all: the program of a pt2 file takes it that `nms` keeps two
         rows, image = torch.cat([rows[image, cell], rows.new_zeros(2, 6)]), torch.cat([image, -1 - torch.arange(2, device=image.device)])
         number = rows[:, 4].long() + image*self.num_classes
-        keep = ops.nms(apart(ops.box_convert(rows[:, :4], 'xywh', 'xyxy'), number, columns, low=-1280., high=2560.), rows[:, 5], self.max_iou)
+        keep = ops.nms(apart(ops.box_convert(rows[:, :4], 'xywh', 'xyxy'), number, columns, low=-self.side, high=2*self.side), rows[:, 5], self.max_iou)
         keep = keep[rows[keep, 5] > self.min_score]
         return torch.cat([image[keep, None].to(rows.dtype), rows[keep]], dim=1)
 
@@ -63,7 +64,8 @@ def exportable(
     if raw and suppress: raise ValueError('raw and suppress: boxes that are not decoded cannot be compared')
     model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights))
     wrapper = YOLOXInferenceWrapper(model, weights.mean, weights.std, model.bbox_head.strides, scale_inp=True, channels_last=camera, run_box_and_prob_calculation=not raw)
-    return (Suppressed(wrapper, weights.num_classes, conf, iou) if suppress else wrapper).eval()
+    side = max(1280, -(-weights.input_size//32)*32)
+    return (Suppressed(wrapper, weights.num_classes, conf, iou, side) if suppress else wrapper).eval()
 
 # %% ../nbs/10_export.ipynb #c0684412
 def description(

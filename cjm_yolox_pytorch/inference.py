@@ -78,7 +78,10 @@ def _turned(pixels, orientation): # [3, H, W] upright, of [H, W, 3] as stored
 def _as_rgb(image, upright=True): # [3, H, W] uint8 of an image of Pillow
     turn = orientation(image)
     if image.format == 'TIFF': # Pillow turns these itself while it decodes, and spoils those on their side if it maps the file into memory
-        turn, image.filename = 1 if upright else {6: 8, 8: 6}.get(turn, turn), ''
+        turn = 1 if upright else {6: 8, 8: 6}.get(turn, turn)
+        name, image.filename = image.filename, ''
+        image.load()
+        image.filename = name
     elif not upright: turn = 1
     # Pillow would cut grey of 16 bits, which it may call I, off at 255
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
@@ -201,7 +204,7 @@ def nms(
     order = order[boxes[cells[order]].isfinite().all(1)][:max_candidates] # Early in a training, sizes may overflow
     boxes, found, labels = boxes[cells[order]], scores[cells[order], labels[order]], labels[order]
     numbers = torch.zeros_like(labels) if class_agnostic else labels
-    exact = boxes if boxes.device.type == 'mps' else boxes.double() # Far tiles would cost small boxes their last digits
+    exact = boxes.double() if boxes.device.type in ('cpu', 'cuda') else boxes # Far tiles would cost small boxes their last digits
     keep = ops.nms(apart(exact, numbers, math.ceil(math.sqrt(scores.shape[1]))), found.to(exact.dtype), max_iou)[:max_detections]
     return Detections(boxes[keep], found[keep], labels[keep])
 
@@ -424,7 +427,7 @@ def files_below(
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
         found += [Path(root)/name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.') and is_readable(f'{root}/{name}')]
-    return sorted(found)
+    return sorted(found, key=lambda p: p.parts) # In one order everywhere: Windows compares paths without regard to case
 
 def _raise(e): # A folder that may not be read is not an empty one
     if not isinstance(e, (NotADirectoryError, FileNotFoundError)): raise e
@@ -485,7 +488,7 @@ def _is_drawn(path): # By an earlier run
 
 def _check_free(paths): # That nothing else is written over
     other = next((p for p in paths if os.path.lexists(p) and not _is_drawn(p)), None)
-    if other: raise ValueError(f'{other} is there already, and was not {DRAWN}: choose another folder with out, or move it')
+    if other: raise ValueError(f'{other} is there already, and does not say that it was {DRAWN}: choose another folder with out, or move it')
 
 # %% ../nbs/06_inference.ipynb #52f1e16d
 def _av():
@@ -588,7 +591,9 @@ def _ends_softly(): # SIGTERM passes through `finally`
         signal.signal(signal.SIGTERM, signal.SIG_IGN) # Once is enough
         sys.exit(143) # As shells count signals
     here = threading.current_thread() is threading.main_thread() # No other may receive signals
-    before = signal.signal(signal.SIGTERM, end) if here else None
+    before = signal.getsignal(signal.SIGTERM)
+    here = here and before not in (signal.SIG_IGN, None) # None: of a program around Python
+    if here: signal.signal(signal.SIGTERM, end)
     try: yield
     finally:
         if here: signal.signal(signal.SIGTERM, before)

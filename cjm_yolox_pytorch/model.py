@@ -298,18 +298,22 @@ def load_matching(
     if wrong or missing or unknown: raise ValueError(f'weights of a {weights.model_type} do not fit: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {wrong[:5]}')
     model.load_state_dict(state)
     left = f'; left over: {len(weights.left_over)} such as {", ".join(weights.left_over[:3])}' * bool(weights.left_over)
-    return f'{weights.model_type} of {weights.family}: {len(own) - len(cls)*(not rows)} of {len(own)} tensors loaded{_anew(rows, old_rows, C, weights.num_classes)}{left}'
+    return f'{weights.model_type} of {weights.family}: {len(own) - len(cls)*(not rows)} of {len(own)} tensors loaded{_anew(rows, old_rows, C, weights, names)}{left}'
 
 # %% ../nbs/03_model.ipynb #4fe80d63
 def _rows_by_name(weights, names, C): # Their rows in the class convolutions of the model, and in those of the weights
     if not (names and weights.names): return [[*range(C)]]*2 if C == weights.num_classes else ([], [])
-    place = {name: i for i, name in enumerate(weights.names)}
-    return [i for i, name in enumerate(names) if name in place], [place[name] for name in names if name in place]
+    place, names = {name.casefold(): i for i, name in enumerate(weights.names)}, [name.casefold() for name in names]
+    rows = [i for i, name in enumerate(names) if name in place]
+    if not rows and C == weights.num_classes: return [[*range(C)]]*2 # Names may be guessed, or numbers
+    return rows, [place[names[i]] for i in rows]
 
-def _anew(rows, old_rows, C, old_C): # What became of the rows, in words
-    if not rows: return f'; those of the classes made anew, for {C} {"others" if C == old_C else f"instead of {old_C}"}'
+def _anew(rows, old_rows, C, weights, names): # What became of the rows, in words
+    if not rows: return f'; those of the classes made anew, for {C} instead of {weights.num_classes}'
     if len(rows) < C: return f'; of the {C} classes {len(rows)} known by name, the others made anew'
-    return '' if rows == old_rows else '; classes put in order by name'
+    if rows != old_rows: return '; classes put in order by name'
+    known = not (names and weights.names) or {n.casefold() for n in names} & {n.casefold() for n in weights.names}
+    return '' if known else '; classes by their place, since no name is the same'
 
 # %% ../nbs/03_model.ipynb #b67dda11
 def fuse(

@@ -564,7 +564,7 @@ def measure_best(
 def splits_to_use(
     data, # Folder or file of a data set
     format:str=None, # coco, voc or yolo; what it looks like if None
-    train:str=None, # Split to learn from; train, trainval or the only one if None
+    train:str=None, # Split to learn from; if None train, trainval, or the only one unless that is val or test
     val:str=None # Split to validate on; val, test, or a tenth held out if None
 ) -> dict: # Role -> name of a split and its `Annotations`, for training and validation
     "Read what there is to learn from and to validate on."

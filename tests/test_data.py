@@ -769,7 +769,9 @@ def test_json_files_beside_exports_are_not_forgotten(tmp_path):
     assert read_split(tmp_path, 'train').notes == ['1 other JSON files with annotations are not read, such as captions_val.json']
     LAYOUTS['coco roboflow'][0](tmp_path/'export')
     write(tmp_path/'export/val.json', coco(['c']))
-    with pytest.raises(ValueError, match='more than one part for a split: val'): find_splits(tmp_path/'export')
+    write(tmp_path/'export/test.json', '{}') # Of another program
+    assert {'val'} <= set(found := find_splits(tmp_path/'export')) and 'test' not in found
+    assert found['val']().notes[-1:] == ['2 other JSON files with annotations are not read, such as test.json']
 
 
 def test_the_parent_of_exports_is_no_data_set(tmp_path):
@@ -823,8 +825,16 @@ def test_two_images_do_not_share_a_label_file(tmp_path):
 @pytest.mark.parametrize('more', ['.45 .45', '.45 .46 '*17, '.45 .45 0 0 .55 .52', '.45 .45 1 .55 .55 0', '.45 .45 2 .55 .55 2', '.93 1', '.93 7'])
 def test_poses_and_tracks_are_no_outlines(more, tmp_path):
     files(tmp_path, **labelled('a'))
-    write(tmp_path/'a.txt', f'0 .5 .5 .2 .2 {more}\n'*3)
+    write(tmp_path/'a.txt', f'0 .5 .5 .2 .2 {more}\n'*5)
     with pytest.raises(ValueError, match='[Kk]eep the first 5 numbers'): read_yolo(tmp_path, ['ant'])
+
+
+@pytest.mark.parametrize('outline', ['.3 .3 .1 .1 .3 .34', '.5 .5 .3 .2 .6 1.0', '.5 .4 .2 .7 .4 0', '.9 .9 1.12 .9 1 1'])
+def test_a_few_outlines_among_boxes_are_outlines(outline, tmp_path):
+    "Although each could be a box with a point"
+    files(tmp_path, **labelled('a'))
+    write(tmp_path/'a.txt', f'0 {outline}\n'*2 + '0 .5 .5 .2 .2\n'*5)
+    assert len(read_yolo(tmp_path, ['ant']).labels) == 7
 
 
 def test_outlines_are_read_wherever_they_lie(tmp_path):
@@ -878,6 +888,8 @@ def test_labels_of_another_data_set_are_not_taken(tmp_path):
 
 
 def test_a_key_is_not_there_twice(tmp_path):
+    files(tmp_path/'short', **labelled('images/a'), **{'data.yaml': 'train: &t images\nval: *t\nnames: [ant]'}) # A name for a place does no harm
+    assert list(find_splits(tmp_path/'short')) == ['train', 'val']
     files(tmp_path, **labelled('images/a'), **{'data.yaml': 'train: images\nnames:\n  0: ant\n  0: bee'})
     with pytest.raises(ValueError, match='data.yaml: not YAML: 0 is there twice'): find_splits(tmp_path)
 

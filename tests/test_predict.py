@@ -236,7 +236,7 @@ def test_what_others_wrote_is_not_written_over(file, film, pictures, tmp_path, m
     monkeypatch.chdir(pictures)
     before = {p: p.read_bytes() for p in pictures.rglob('*.*')}
     for given, write in (('deep/a.jpg', 'pictures'), ('deep/clip.mp4', 'pictures'), ('b.png', 'json'), ('b.png', 'both')):
-        with pytest.raises(ValueError, match='(a.jpg|clip.mp4|detections.json) is there already, and was not written by yolox_predict: choose another folder with out'): yolox_predict(file, [given], out='.', write=write, device='cpu')
+        with pytest.raises(ValueError, match='(a.jpg|clip.mp4|detections.json) is there already, and does not say that it was written by yolox_predict: choose another folder with out'): yolox_predict(file, [given], out='.', write=write, device='cpu')
     assert {p: p.read_bytes() for p in pictures.rglob('*.*')} == before
     yolox_predict(file, ['b.png'], out='.', write='pictures', device='cpu')
 
