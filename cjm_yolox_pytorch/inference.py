@@ -418,16 +418,19 @@ def files_below(
     folder, # Path
     *suffixes # With their dots, in lower case
 ) -> list: # Paths, sorted
-    "Files of some kinds in `folder` and below it, each folder once; none that are hidden."
+    "Files of some kinds in `folder` and below it, each folder once; none that are hidden, or in a folder that a training wrote."
     found, seen = [], set()
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        if (real := os.path.realpath(root)) in seen: # A link may lead back
+        if (real := os.path.realpath(root)) in seen or (root != os.fspath(folder) and _is_written({*names})): # A link may lead back
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
         found += [Path(root)/name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith('.') and is_readable(f'{root}/{name}')]
     return sorted(found, key=lambda p: p.parts) # In one order everywhere: Windows compares paths without regard to case
+
+def _is_written(names): # By a training or an evaluation, whose pictures are none to learn from
+    return {'state.pt', 'metrics.csv'} <= names or {'metrics.json', 'worst.png'} <= names
 
 def _raise(e): # A folder that may not be read is not an empty one
     if not isinstance(e, (NotADirectoryError, FileNotFoundError)): raise e

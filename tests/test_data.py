@@ -957,3 +957,12 @@ def test_an_orientation_that_cannot_be_read_turns_nothing(tmp_path):
     for mode in ('RGB', 'L'):
         Image.new(mode, (WIDTH, HEIGHT)).save(tmp_path/'a.jpg', exif=b'Exif\0\0no TIFF at all')
         assert read_image(tmp_path/'a.jpg').shape[1:] == (HEIGHT, WIDTH) and data._stored_sizes('', [tmp_path/'a.jpg']).tolist() == [[HEIGHT, WIDTH]]
+
+
+def test_a_training_in_the_folder_of_its_data_adds_nothing_to_it(tmp_path):
+    "Nor does an evaluation: their pictures would become images without objects, and the data others than those of the state"
+    files(tmp_path, **labelled('a', 'c'))
+    before = read_split(tmp_path, 'all').paths.tolist()
+    for name in ('one/state.pt', 'one/metrics.csv', 'one/worst.png', 'one/curves.png', 'test/metrics.json', 'test/worst.png'): write(tmp_path/'runs'/name, '')
+    assert read_split(tmp_path, 'all').paths.tolist() == before
+    assert len(files_below(tmp_path/'runs/one', '.png')) == 2 # Who asks for it gets it
