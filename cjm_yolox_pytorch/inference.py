@@ -607,6 +607,7 @@ def _write_coco(path, images, annotations, detector):
     with atomic(path) as partial:
         partial.write_text(json.dumps(dict(info=dict(description=DRAWN), images=images, annotations=annotations, categories=[dict(id=i, name=str(n)) for i, n in enumerate(names)])))
 
+# %% ../nbs/06_inference.ipynb #5e0b7d13
 @command
 def yolox_predict(
     weights:str, # File or address of weights, or a size such as yolox_s for published ones

@@ -46,7 +46,6 @@ from cjm_yolox_pytorch.inference import find_inputs, read_image
 from cjm_yolox_pytorch.utils import _message
 
 SECONDS, MEGABYTES, LETTERS = 5, 1000, 3000 # Most that one input may cost: time of the CPU, memory, and length of its message
-PICTURES = 2700 # Megabytes for a picture: SECURITY.md has 15 bytes for each of 179 million pixels, which 600 bytes of a GIF may hold
 
 # What does harm, as it stands in text
 
@@ -442,7 +441,7 @@ def fuzz(reader, numbers, seed, place):
         except UnicodeEncodeError: files = {}
         put(root, files)
         faulthandler.dump_traceback_later(900, exit=True, file=sys.stderr) # Where Python gets no say, or something waits without working
-        what, error, took = attempt(read, root, megabytes=PICTURES if reader == 'pictures' else MEGABYTES)
+        what, error, took = attempt(read, root)
         faulthandler.cancel_dump_traceback_later()
         worst = tuple(map(max, worst, took))
         if sorted(os.listdir(root.parent)) != ['data', 'secret'] or (place/'canary').exists() or os.listdir('.'): what = 'leaves something behind'
