@@ -308,11 +308,14 @@ def cuda_uses(source):
 
 
 def _use(node):
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r'cuda(:.*)?', node.value): return None if isinstance(node.parent, (ast.Compare, ast.Subscript)) else repr(node.value)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r'cuda(:.*)?', node.value): return None if isinstance(_holder(node), (ast.Compare, ast.Subscript)) else repr(node.value)
     if isinstance(node, (ast.Import, ast.ImportFrom)) and re.search(r'\btorch\.cuda\b|torch import .*\bcuda\b', ast.unparse(node)): return ast.unparse(node)
     if not isinstance(node, ast.Attribute) or node.attr != 'cuda' or 'backends' in ast.unparse(node): return None
     whole = node.parent if isinstance(node.parent, ast.Attribute) else node
     return None if ast.unparse(whole) == 'torch.cuda.is_available' else ast.unparse(whole)
+
+
+def _holder(text): return text.parent.parent if isinstance(text.parent, ast.Tuple) and isinstance(text.parent.parent, ast.Compare) else text.parent # Of `d in ('cpu', 'cuda')`, the comparison
 
 
 def _asks(test): return isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq) and ast.unparse(test).endswith("== 'cuda'") or ast.unparse(test) in ('cuda', 'there', 'torch.cuda.is_available()') or ast.unparse(test).endswith('.is_cuda')
@@ -320,7 +323,7 @@ def _asks(test): return isinstance(test, ast.Compare) and isinstance(test.ops[0]
 
 @pytest.mark.parametrize('source, asked', [
     ('torch.cuda.empty_cache()', False), ("if d.type == 'cuda': torch.cuda.synchronize()", True), ('x = torch.cuda.Event() if v.is_cuda else None', True), ("if d.type == 'cuda': pass\nelse: torch.cuda.synchronize()", False),
-    ('model.cuda()', False), ('x = 1 if v.is_cuda else torch.cuda.Event()', False), ("x.to('cuda')", False), ("f(device='cuda:1')", False), ("torch.amp.GradScaler('cuda')", False), ('from torch import cuda', False),
+    ('model.cuda()', False), ('x = 1 if v.is_cuda else torch.cuda.Event()', False), ("x.to('cuda')", False), ("f(device='cuda:1')", False), ("torch.amp.GradScaler('cuda')", False), ("f(('cpu', 'cuda'))", False), ('from torch import cuda', False),
     ('from torch.cuda import amp', False), ('import torch.cuda', False), ('c = torch.cuda', False), ("if d.type == 'cuda' or True: torch.cuda.synchronize()", False), ("if d.type == 'cuda' and n: torch.cuda.synchronize()", True),
     ("x = 'nccl' if cuda else torch.device('cuda')", False), ("return torch.device('cuda') if torch.cuda.is_available() else None", True)])
 def test_use_without_a_question_would_be_seen(source, asked):
@@ -328,4 +331,4 @@ def test_use_without_a_question_would_be_seen(source, asked):
 
 
 def test_questions_are_no_uses():
-    for source in ('torch.cuda.is_available()', "x.to(d, non_blocking=d.type == 'cuda')", "state['cuda']"): assert cuda_uses(source) == [], source
+    for source in ('torch.cuda.is_available()', "x.to(d, non_blocking=d.type == 'cuda')", "state['cuda']", "x = b.double() if d.type in ('cpu', 'cuda') else b"): assert cuda_uses(source) == [], source
