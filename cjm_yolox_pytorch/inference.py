@@ -83,14 +83,22 @@ def _as_rgb(image, upright=True): # [3, H, W] uint8 of an image of Pillow
         image.load()
         image.filename = name
     elif not upright: turn = 1
+    pixels, to_bytes = np.empty((image.height, image.width, 3), np.uint8), _to_bytes(image)
+    for top, strip in _strips(image): pixels[top:top + strip.height] = to_bytes(strip).convert('RGB')
+    return _turned(pixels, turn)
+
+def _strips(image, rows=256): # (first row, part of the image)
+    for top in range(0, image.height, rows): yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+def _to_bytes(image): # What to do with each of its strips
+    of = lambda change: lambda strip: Image.fromarray(change(np.asarray(strip)).astype(np.uint8))
     # Pillow would cut grey of 16 bits, which it may call I, off at 255
-    if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode == 'F': # Floats, of which Pillow would cut off all that is below 1
-        numbers = np.asarray(image)
-        if not (numbers >= 0).all() or numbers.max() > 255: raise ValueError('a picture of floats has to be from 0 to 1, or to 255, without NaN')
-        image = Image.fromarray((numbers*(255 if numbers.max() <= 1 else 1)).round().astype(np.uint8))
-    return _turned(np.array(image.convert('RGB')), turn)
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255): return of(lambda numbers: numbers.clip(0, 65535) // 257)
+    if image.mode != 'F': return lambda strip: strip
+    # Of floats it would cut off all that is below 1
+    low, high = np.array([(n.min(), n.max()) for n in (np.asarray(strip) for _, strip in _strips(image))]).T # NaN if one is
+    if not (low.min() >= 0 and high.max() <= 255): raise ValueError('a picture of floats has to be from 0 to 1, or to 255, without NaN')
+    return of(lambda numbers: (numbers*(255 if high.max() <= 1 else 1)).round())
 
 def _decode_jpeg(path): # [H, W, 3] as stored, or None if the file does not end as it should
     import cv2
