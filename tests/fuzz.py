@@ -40,8 +40,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from cjm_yolox_pytorch.checkpoints import _CLASSES, _NORM, SIZES, STEM, load_weights
-from cjm_yolox_pytorch.data import MOST_CLASSES, _stored_sizes, check, check_splits, find_splits
+from cjm_yolox_pytorch.checkpoints import _CLASSES, _NORM, MOST_CLASSES, SIZES, STEM, load_weights
+from cjm_yolox_pytorch.data import _stored_sizes, check, check_splits, find_splits
 from cjm_yolox_pytorch.inference import find_inputs, read_image
 from cjm_yolox_pytorch.utils import _message
 

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cjm_yolox_pytorch.checkpoints import _MOST_CLASSES, DOWN, RIGHT, STEM, Weights, load_weights, recognise, save_weights, seen_focus, swap_focus
-from cjm_yolox_pytorch.data import MOST_CLASSES
+from cjm_yolox_pytorch.checkpoints import DOWN, RIGHT, STEM, Weights, load_weights, recognise, save_weights, seen_focus, swap_focus
 from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, PUBLISHED, build_model, load_matching
 
 # From our names to theirs
@@ -206,6 +205,3 @@ def test_tensors_without_plain_numbers_are_refused():
     state = ours('yolox_nano', 2, 1)
     for odd in (state[STEM].to_sparse(), state[STEM].to('meta')):
         with pytest.raises(ValueError, match='sparse, quantized or without numbers: 1 keys such as'): recognise({**state, STEM: odd})
-
-
-def test_no_network_has_more_classes_than_data_may_have(): assert _MOST_CLASSES == MOST_CLASSES
