@@ -16,6 +16,7 @@ import re
 import stat
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, namedtuple
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from mmap import ACCESS_READ, mmap
 from pathlib import Path, PureWindowsPath
@@ -673,9 +674,16 @@ def find_splits(
     if format is not None and format not in FORMATS: raise ValueError(f'format={format!r}: choose one of {list(FORMATS)}')
     found = {f: splits for f in ([format] if format else FORMATS) if (splits := FORMATS[f](path))}
     if not found: raise ValueError(f'{path}: does not look like {format or "any format"}. Looked for '
-                                   + '; '.join(text for f, text in LOOKED_FOR.items() if format in (None, f)))
+                                   + '; '.join(text for f, text in LOOKED_FOR.items() if format in (None, f)) + _hint(path))
     if len(found) > 1: raise ValueError(f'{path}: looks like {" and like ".join(found)}. Say which to read, with format (--format)')
     return next(iter(found.values()))
+
+def _hint(path): # For those who give the folder of images, which is a part of their data
+    for part in (path.absolute(), path.absolute().parent):
+        with suppress(OSError, ValueError):
+            if part.name.lower() in ('images', 'labels', 'annotations', 'jpegimages') and any(splits(part.parent) for splits in FORMATS.values()):
+                return f'. It is a part of {part.parent}: give that'
+    return ''
 
 # %% ../nbs/07_data.ipynb #dcf234c3
 def read_split(

@@ -497,6 +497,15 @@ def test_what_is_no_data_set_or_two(write_data, message, tmp_path):
     assert not report.sound and re.search(message, report.faults[0].text)
 
 
+@pytest.mark.parametrize('part', ['images', 'images/train', 'labels/val'])
+def test_a_part_of_a_data_set_is_told_from_the_whole(part, tmp_path):
+    for split in ('train', 'val'):
+        picture(tmp_path/f'data/images/{split}', 'a'); write(tmp_path/f'data/labels/{split}/a.txt', '0 .5 .5 .2 .2')
+    with pytest.raises(ValueError, match=f'does not look like any format.*It is a part of {tmp_path}/data: give that$'): find_splits(tmp_path/'data'/part)
+    (tmp_path/'alone/images').mkdir(parents=True)
+    with pytest.raises(ValueError, match=r'\(YOLO\)$'): find_splits(tmp_path/'alone/images')
+
+
 def test_empty_splits_can_be_read_and_are_named(tmp_path):
     both(LAYOUTS['voc official'][0], ('ImageSets/Main/train.txt', ''))(tmp_path/'voc')
     (tmp_path/'yolo/train/images').mkdir(parents=True)
