@@ -369,7 +369,7 @@ def _refuse_large(
     "Raise a `ValueError` for a pickle that calls what weights do not need, or makes more than it is long."
     stacks, memo, seen, work = [[]], {}, {}, 0
     for op, arg, _ in pickletools.genops(program):
-        if op.name == 'PROTO' and arg > 3: raise ValueError(f'it is a pickle of protocol {arg}, of which torch reads none safely: write it again with pickle_protocol=2')
+        if op.name == 'PROTO' and arg in (4, 5): raise ValueError(f'it is a pickle of protocol {arg}, of which torch reads none safely: ask whoever wrote it for a .safetensors file')
         if 'PUT' in op.name: memo[arg] = stacks[-1][-1]
         elif 'GET' in op.name: stacks[-1].append(memo[arg])
         elif op.name == 'MARK': stacks.append([])

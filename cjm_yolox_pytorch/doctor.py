@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .boxes import letterbox_scale, letterbox_size
-from .data import Fault, check, check_splits, choose_splits, find_splits, hold_out, read_annotated
+from .data import Fault, check, check_out, check_splits, choose_splits, find_splits, hold_out, read_annotated
 from .inference import letterbox, plain, read_image
 from .utils import check_between, command, printable
 
@@ -277,7 +277,7 @@ def yolox_doctor(
     "Look at DATA: what is in it, and whether training on it would go well"
     from tqdm import tqdm
     check_between(size=(size, 1, math.inf))
-    if out and Path(out).resolve().is_relative_to(Path(data).resolve()): raise ValueError(f'{out} is in the folder of the data, of which its pictures would become a part. Choose another one for --out')
+    if out: check_out(out, data, below=True)
     report = examine(data, format, size, progress=lambda images: tqdm(images, desc='images', ncols=80, disable=None), train=train, val=val)
     text = dumps(summary(report), indent=1)
     print(text if json else '\n'.join(printable(line) for lines in report_lines(report) for line in lines.split('\n')), flush=True)

@@ -26,7 +26,7 @@ import torch
 from .boxes import box_iou, unletterbox
 from .checkpoints import atomic, load_weights
 from .batches import DetectionDataset, make_loader
-from .data import Annotations, check, fault_lines, find_splits, hold_out, read_annotated, read_split, relabel
+from .data import Annotations, check, check_out, fault_lines, find_splits, hold_out, read_annotated, read_split, relabel
 from .inference import Detections, draw_box, draw_boxes, letterbox, nms, normalize, plain, scored_boxes
 from .model import build_model
 from .utils import check_between, choose_device, command
@@ -524,6 +524,7 @@ def yolox_eval(
     from tqdm import tqdm
     check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1),
                   max_detections=(max_detections, 1, math.inf), batch=(batch, 1, math.inf), workers=(workers, 0, math.inf), size=(32 if size is None else size, 1, math.inf))
+    if out: check_out(out, data)
     if out and (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training, whose pictures would be replaced: choose another folder')
     loaded = load_weights(weights)
     split, annotations = _to_measure_on(data, split, format, loaded.notes)

@@ -83,11 +83,13 @@ def _as_rgb(image, upright=True): # [3, H, W] uint8 of an image of Pillow
         image.load()
         image.filename = name
     elif not upright: turn = 1
+    image.load() # It may change its size
     pixels, to_bytes = np.empty((image.height, image.width, 3), np.uint8), _to_bytes(image)
     for top, strip in _strips(image): pixels[top:top + strip.height] = to_bytes(strip).convert('RGB')
     return _turned(pixels, turn)
 
-def _strips(image, rows=256): # (first row, part of the image)
+def _strips(image, most=2**18): # (first row, part of the image of so many pixels)
+    rows = max(1, most//max(1, image.width))
     for top in range(0, image.height, rows): yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 def _to_bytes(image): # What to do with each of its strips

@@ -303,10 +303,12 @@ def load_matching(
 # %% ../nbs/03_model.ipynb #4fe80d63
 def _rows_by_name(weights, names, C): # Their rows in the class convolutions of the model, and in those of the weights
     if not (names and weights.names): return [[*range(C)]]*2 if C == weights.num_classes else ([], [])
-    place, names = {name.casefold(): i for i, name in enumerate(weights.names)}, [name.casefold() for name in names]
-    rows = [i for i, name in enumerate(names) if name in place]
+    alike = len({*map(str.casefold, names)}) == C and len({*map(str.casefold, weights.names)}) == weights.num_classes # Capitals tell no classes apart
+    said = str.casefold if alike else str
+    place = {said(name): i for i, name in enumerate(weights.names)}
+    rows = [i for i, name in enumerate(names) if said(name) in place]
     if not rows and C == weights.num_classes: return [[*range(C)]]*2 # Names may be guessed, or numbers
-    return rows, [place[names[i]] for i in rows]
+    return rows, [place[said(names[i])] for i in rows]
 
 def _anew(rows, old_rows, C, weights, names): # What became of the rows, in words
     if not rows: return f'; those of the classes made anew, for {C} instead of {weights.num_classes}'

@@ -35,7 +35,7 @@ from torchvision.transforms import v2
 from .augment import yolox_transforms
 from .batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
 from .checkpoints import Weights, atomic, load_weights, read_file, save_weights
-from .data import Annotations, check, check_splits, choose_splits, fault_lines, find_splits, hold_out, read_split, relabel
+from .data import Annotations, check, check_out, check_splits, choose_splits, fault_lines, find_splits, hold_out, read_split, relabel
 from .evaluate import average_precision, check_names, detect, fingerprint, report, show_detections, table, yolox_eval
 from .inference import normalize
 from .loss import YOLOXLoss
@@ -640,6 +640,7 @@ def yolox_train(
     changes = {k: v for k, v in changes.items() if v is not None and v is not False}
     plan = RECIPES[recipe](workers=_spare_cores() if workers is None else workers, **changes)
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
+    check_out(out, data)
     if not resume: _must_be_new(out)
     elif not (out/'state.pt').exists(): raise FileNotFoundError(f'{out/"state.pt"}: there is no training to go on with')
     used = splits_to_use(data, format, train, val)

@@ -67,7 +67,7 @@ def _message(e, package): # What to tell, or None if `e` is no mistake in the in
     if isinstance(e, OSError) or last.tb_frame.f_globals.get('__name__', '').partition('.')[0] == package: return str(e)
 
 # %% ../nbs/00_utils.ipynb #830034e7
-CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]') # No letter, but something that a terminal does
+CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]') # No letter, but something that a terminal does
 
 def printable(
     text # Of any kind

@@ -497,13 +497,23 @@ def test_what_is_no_data_set_or_two(write_data, message, tmp_path):
     assert not report.sound and re.search(message, report.faults[0].text)
 
 
-@pytest.mark.parametrize('part', ['images', 'images/train', 'labels/val'])
-def test_a_part_of_a_data_set_is_told_from_the_whole(part, tmp_path):
+@pytest.mark.parametrize('place, parts', [('{}/{}', ['images', 'images/train', 'labels/val', '../data/images']), ('{1}/{0}', ['train/images', 'val/labels'])], ids=['ultralytics', 'roboflow'])
+def test_who_gives_a_part_of_a_data_set_is_told_which_folder_to_give(place, parts, tmp_path, monkeypatch):
     for split in ('train', 'val'):
-        picture(tmp_path/f'data/images/{split}', 'a'); write(tmp_path/f'data/labels/{split}/a.txt', '0 .5 .5 .2 .2')
-    with pytest.raises(ValueError, match=f'does not look like any format.*It is a part of {tmp_path}/data: give that$'): find_splits(tmp_path/'data'/part)
-    (tmp_path/'alone/images').mkdir(parents=True)
+        picture(tmp_path/'data'/place.format('images', split), 'a')
+        write(tmp_path/'data'/place.format('labels', split)/'a.txt', '0 .5 .5 .2 .2')
+    monkeypatch.chdir(tmp_path/'data')
+    for part in (*parts, tmp_path/'data'/parts[0]):
+        with pytest.raises(ValueError, match=f'does not look like any format.*Perhaps it is a part of {re.escape(str(tmp_path/"data"))}$'): find_splits(part)
+    picture(tmp_path/'alone/images', 'a')
+    write(tmp_path/'alone/package.json', '{}')
     with pytest.raises(ValueError, match=r'\(YOLO\)$'): find_splits(tmp_path/'alone/images')
+
+
+def test_names_may_hold_marks_of_direction(tmp_path):
+    picture(tmp_path/'images/train', 'a')
+    write(tmp_path/'labels/train/a.txt', '0 .5 .5 .2 .2'); write(tmp_path/'classes.txt', 'كلب\u200f\n')
+    assert read_split(tmp_path, 'train').names == ['كلب\u200f']
 
 
 def test_empty_splits_can_be_read_and_are_named(tmp_path):

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torchvision import ops
 
 from cjm_yolox_pytorch.checkpoints import Weights, save_weights
@@ -264,6 +264,21 @@ def test_floats_of_pillow(high, shade, tmp_path):
         if shade is None:
             with pytest.raises((OSError, ValueError), match='floats'): as_image(picture)
         else: assert as_image(picture)[0].tolist() == [[0, shade], [255, 255]]
+
+
+def test_a_large_picture_in_memory_is_no_bomb(monkeypatch):
+    "Pillow's limit is for files, which can claim any size"
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 300_000)
+    picture = np.arange(3000*900*3, dtype=np.uint32).reshape(900, 3000, 3).astype(np.uint8)
+    assert torch.equal(as_image(Image.fromarray(picture)), torch.from_numpy(picture).permute(2, 0, 1))
+
+
+@pytest.mark.skipif(not features.check('jpg_2000'), reason='this Pillow knows no JPEG 2000')
+def test_a_picture_may_turn_out_smaller(tmp_path):
+    Image.new('RGB', (80, 60), 'red').save(tmp_path/'a.jp2')
+    with Image.open(tmp_path/'a.jp2') as image:
+        image.reduce = 1 # Half its size, which it has once it is decoded
+        assert as_image(image).shape == (3, 30, 40)
 
 
 @pytest.mark.parametrize('num_classes', [3, 80, 1203, 20_000])

@@ -17,7 +17,7 @@ from cjm_yolox_pytorch.doctor import yolox_doctor
 from cjm_yolox_pytorch.evaluate import METRICS, average_precision, detect, yolox_eval
 from cjm_yolox_pytorch.export import yolox_export
 from cjm_yolox_pytorch.inference import yolox_predict
-from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model
+from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model, load_matching
 from cjm_yolox_pytorch.shapes import write_shapes
 from cjm_yolox_pytorch.recipe import Recipe
 from cjm_yolox_pytorch.train import Trainer, fit, read_rows, train_epoch, validate, yolox_demo, yolox_train
@@ -132,6 +132,22 @@ def test_classes_of_weights_find_their_rows_by_name(shapes):
     assert trainer.loaded.endswith('642 of 642 tensors loaded; of the 5 classes 4 known by name, the others made anew')
     biases = [dict(zip(train.names, conv.bias.tolist())) for conv in trainer.model.bbox_head.multi_level_conv_cls]
     assert all({n: b for n, b in level.items() if n in known} == dict(disc=2, square=4, star=3, cross=0) and level['triangle'] == pytest.approx(PRIOR_BIAS) for level in biases)
+
+
+@pytest.mark.parametrize('command', [partial(yolox_train, model='yolox_nano'), partial(yolox_eval, 'best.safetensors')], ids=['train', 'eval'])
+def test_results_do_not_go_among_the_data(command, shapes):
+    before = sorted(shapes.iterdir())
+    with pytest.raises(ValueError, match='is in the folder of the data, of which its pictures would become a part'): command(data=str(shapes), out=f'{shapes}/../{shapes.name}')
+    assert sorted(shapes.iterdir()) == before
+
+
+def test_classes_that_differ_in_capitals_alone_are_not_mixed_up():
+    model, names = build_model('yolox_nano', 2, pretrained=False), ['A', 'a']
+    for conv in model.bbox_head.multi_level_conv_cls: conv.bias.data = torch.tensor([1., 2])
+    for order in (names, names[::-1]):
+        other = build_model('yolox_nano', 2, pretrained=False)
+        load_matching(other, Weights(model.state_dict(), 'yolox_nano', 2, (0,)*3, (1,)*3, names=names), order)
+        assert other.bbox_head.multi_level_conv_cls[0].bias.tolist() == [1 + names.index(name) for name in order]
 
 
 def _nothing(annotations): return annotations.take([])
