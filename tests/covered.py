@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from IPython.core.inputtransformer2 import TransformerManager
+from IPython.core.interactiveshell import InteractiveShell
 
 ROOT, PACKAGE = Path(__file__).resolve().parents[1], 'cjm_yolox_pytorch'
 PAGES = sorted((ROOT/'nbs').rglob('*.ipynb'))
@@ -36,6 +37,7 @@ def run_page(path, root=ROOT):
         lines = {text[a].split('#')[-1].strip(): (a + 1, ''.join(text[a+1:b])) for a, b in zip(marks, marks[1:])}
     main = ModuleType('__main__')
     main.__package__ = PACKAGE # Modules import each other relative to it
+    main.get_ipython = InteractiveShell.instance # For cells with magics
     os.chdir(path.parent)
     for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
