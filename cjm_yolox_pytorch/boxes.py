@@ -21,9 +21,10 @@ def grid_priors(
     device=None, # Where to make them
     dtype=torch.float32
 ) -> Tensor: # [A, 4] x, y, s, s in pixels
-    "List the cells of feature maps with these `sizes` and `strides`, in pixels."
+    "List the cells of feature maps with these `sizes` and `strides`, in pixels. Raises `ValueError` if these are not equally many."
+    if len(sizes) != len(strides): raise ValueError(f'there are {len(sizes)} feature maps for the {len(strides)} strides {list(strides)}')
     levels = []
-    for (h, w), s in zip(sizes, strides, strict=True):
+    for (h, w), s in zip(sizes, strides):
         y, x = torch.meshgrid(torch.arange(h, device=device, dtype=dtype), torch.arange(w, device=device, dtype=dtype), indexing='ij')
         xy = torch.stack([x, y], dim=-1).reshape(-1, 2) * s
         levels.append(torch.cat([xy, torch.full_like(xy, s)], dim=-1))
