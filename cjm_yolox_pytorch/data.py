@@ -683,7 +683,7 @@ PARTS = 'images', 'jpegimages', 'labels', 'annotations', 'imagesets' # Folders i
 def _hint(path): # For those who give a part of their data. It looks only at what lies beside
     for part in (path.resolve(), path.resolve().parent):
         whole = part.parent
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             if part.name.lower() in PARTS and any(p.name.lower() in PARTS and p != part for p in whole.iterdir()):
                 return f'. Perhaps it is a part of {whole.parent if len(_split_folders(whole.parent)) > 1 and _split_name(whole.name) in ("train", "val", "test") else whole}'
     return ''

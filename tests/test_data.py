@@ -505,8 +505,9 @@ def test_who_gives_a_part_of_a_data_set_is_told_which_folder_to_give(place, part
     monkeypatch.chdir(tmp_path/'data')
     for part in (*parts, tmp_path/'data'/parts[0]):
         with pytest.raises(ValueError, match=f'does not look like any format.*Perhaps it is a part of {re.escape(str(tmp_path/"data"))}$'): find_splits(part)
-    picture(tmp_path/'alone/images', 'a')
+    for folder in ('alone/images', 'twice/train/images', 'twice/train/labels', 'twice/val/images', 'twice/valid/images'): picture(tmp_path/folder, 'a')
     write(tmp_path/'alone/package.json', '{}')
+    with pytest.raises(ValueError, match=r'\(YOLO\)$'): find_splits(tmp_path/'twice/train/images') # Of which val is, nobody knows
     with pytest.raises(ValueError, match=r'\(YOLO\)$'): find_splits(tmp_path/'alone/images')
 
 
