@@ -68,12 +68,13 @@ def _message(e, package): # What to tell, or None if `e` is no mistake in the in
 
 # %% ../nbs/00_utils.ipynb #830034e7
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]') # No letter, but something that a terminal does
+_SHOWN = re.compile(f'{CONTROL.pattern}|[\u200e\u200f]') # These two turn the direction, but right-to-left keyboards put them into names
 
 def printable(
     text # Of any kind
 ) -> str: # Fit for a terminal
     "What `text` says, on one line, with control characters as they are written in Python."
-    return CONTROL.sub(lambda m: m[0].encode('unicode_escape').decode(), str(text))
+    return _SHOWN.sub(lambda m: m[0].encode('unicode_escape').decode(), str(text))
 
 # %% ../nbs/00_utils.ipynb #8b0a5209
 def command(
