@@ -10,10 +10,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
 from loss import machine, tell
 
-from cjm_yolox_pytorch.checkpoints import load_weights
-from cjm_yolox_pytorch.data import read_split
-from cjm_yolox_pytorch.recipe import fine_tune_recipe
-from cjm_yolox_pytorch.train import Trainer, train_epoch, validate
+from cjm_yolox_pytorch.files.checkpoints import load_weights
+from cjm_yolox_pytorch.data.splits import read_split
+from cjm_yolox_pytorch.training.recipe import fine_tune_recipe
+from cjm_yolox_pytorch.training.trainer import Trainer, train_epoch, validate
 
 LOSSES = ['squared_iou', 'squared_giou', 'giou', 'ciou']
 METRICS = ['AP', 'AP50', 'AP75']

@@ -19,9 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmarks be
 from loader import write_photos
 from loss import machine, tell
 
-from cjm_yolox_pytorch.checkpoints import Weights, load_weights
-from cjm_yolox_pytorch.export import export_weights, load_exported
-from cjm_yolox_pytorch.inference import Detector, as_image, letterbox, nms, unletterbox
+from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights
+from cjm_yolox_pytorch.deploy.export import export_weights, load_exported
+from cjm_yolox_pytorch.detection.detector import Detector
+from cjm_yolox_pytorch.files.images import as_image
+from cjm_yolox_pytorch.files.letterbox import letterbox, unletterbox
+from cjm_yolox_pytorch.inference import nms
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
 
 MODELS = ['yolox_nano', 'yolox_s']
@@ -53,7 +56,7 @@ def pixeltable_onnx(weights, folder):
 def ours(weights, folder, compiled=False):
     detector = Detector(weights, 'cpu')
     if compiled: detector.model = torch.compile(detector.model)
-    return lambda files: detector(list(files), batch=len(files), min_score=SCORE, max_iou=OVERLAP)
+    return lambda files: detector(list(files), batch=len(files), conf=SCORE, iou=OVERLAP)
 
 
 def exported(weights, folder, suffix):

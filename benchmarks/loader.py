@@ -19,10 +19,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
 from loss import machine, tell
 
-from cjm_yolox_pytorch.augment import yolox_transforms
-from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, train_loader
-from cjm_yolox_pytorch.data import find_splits, read_split
-from cjm_yolox_pytorch.shapes import SHAPES, draw_shapes
+from cjm_yolox_pytorch.data.augment import yolox_transforms
+from cjm_yolox_pytorch.data.batches import DetectionDataset, EpochBatches, train_loader
+from cjm_yolox_pytorch.data.splits import find_splits, read_split
+from cjm_yolox_pytorch.data.shapes import SHAPES, draw_shapes
 
 BATCH = 8
 

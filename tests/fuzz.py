@@ -40,10 +40,16 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from cjm_yolox_pytorch.checkpoints import _CLASSES, _NORM, MOST_CLASSES, SIZES, STEM, load_weights
-from cjm_yolox_pytorch.data import _stored_sizes, check, check_splits, find_splits
-from cjm_yolox_pytorch.inference import find_inputs, read_image
-from cjm_yolox_pytorch.utils import _message
+from cjm_yolox_pytorch.files.checkpoints import _CLASSES, load_weights
+from cjm_yolox_pytorch.files.class_names import MAX_CLASSES
+from cjm_yolox_pytorch.files.families import _NORM, STEM
+from cjm_yolox_pytorch.model import VARIANTS
+from cjm_yolox_pytorch.data.checks import check, check_splits
+from cjm_yolox_pytorch.data.splits import find_splits
+from cjm_yolox_pytorch.files.images import stored_sizes
+from cjm_yolox_pytorch.detection.predict import find_inputs
+from cjm_yolox_pytorch.files.images import read_image
+from cjm_yolox_pytorch.commands.command import _message
 
 SECONDS, MEGABYTES, LETTERS = 5, 1000, 3000 # Most that one input may cost: time of the CPU, memory, and length of its message
 
@@ -208,7 +214,7 @@ def read_data(root):
 def sound(a, root): # What was read is what it has to be
     assert np.isfinite(a.boxes).all() and np.isfinite(a.areas).all() and (a.boxes[:, :2] < a.boxes[:, 2:]).all(), a.boxes
     assert len(a.boxes) == len(a.labels) == len(a.crowd) == len(a.areas) == a.starts[-1] and (a.sizes > 0).all() and (a.sizes < 2**31).all(), a.sizes
-    assert ((a.labels >= 0) & (a.labels < len(a.names))).all() and len({*a.names}) == len(a.names) <= MOST_CLASSES, a.names
+    assert ((a.labels >= 0) & (a.labels < len(a.names))).all() and len({*a.names}) == len(a.names) <= MAX_CLASSES, a.names
     assert all(isinstance(n, str) and not re.search('[\x00-\x1f\x7f-\x9f\ud800-\udfff]', n) for n in a.names), a.names
     for p in a.paths: assert os.path.abspath(p).startswith(str(root) + os.sep) and '..' not in Path(p).parts and os.path.isfile(p), p
     check(a)
@@ -237,7 +243,7 @@ def pictures_input(rng, seeds=[]):
 
 def read_pictures(root):
     (path,) = root.iterdir()
-    for read in (lambda: _stored_sizes(root, [path]), lambda: read_image(path, upright=False)):
+    for read in (lambda: stored_sizes(root, [path]), lambda: read_image(path, upright=False)):
         with contextlib.suppress(OSError, ValueError): read()
     image = read_image(path)
     assert image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3 and image.numel() < 2**30, image.shape
@@ -341,7 +347,7 @@ def pickles_input(rng, seeds=[]):
 def read_weights(root):
     (path,) = root.iterdir()
     w = load_weights(path)
-    assert w.model_type in SIZES and isinstance(w.num_classes, int) and 0 < w.num_classes == len(w.state[_CLASSES]) and isinstance(w.input_size, int) and 0 < w.input_size < 2**15, w
+    assert w.model_type in VARIANTS and isinstance(w.num_classes, int) and 0 < w.num_classes == len(w.state[_CLASSES]) and isinstance(w.input_size, int) and 0 < w.input_size < 2**15, w
     assert w.names is None or len(w.names) == w.num_classes and all(isinstance(n, str) for n in w.names), w.names
     assert all(np.isfinite(v) for v in (*w.mean, *w.std)) and len(w.mean) == len(w.std) == 3 and 0 not in w.std, (w.mean, w.std)
     assert all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in w.state.items())

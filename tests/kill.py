@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from test_resume import ENVIRONMENT, assert_same_training, command, run
 
-from cjm_yolox_pytorch.checkpoints import load_weights
-from cjm_yolox_pytorch.shapes import write_shapes
+from cjm_yolox_pytorch.files.checkpoints import load_weights
+from cjm_yolox_pytorch.data.shapes import write_shapes
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 

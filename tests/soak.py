@@ -18,10 +18,12 @@ from pathlib import Path
 
 from test_resume import ENVIRONMENT
 
-from cjm_yolox_pytorch.data import read_split
-from cjm_yolox_pytorch.recipe import Recipe
-from cjm_yolox_pytorch.shapes import write_shapes
-from cjm_yolox_pytorch.train import Trainer, fit, read_rows
+from cjm_yolox_pytorch.data.splits import read_split
+from cjm_yolox_pytorch.training.recipe import Recipe
+from cjm_yolox_pytorch.data.shapes import write_shapes
+from cjm_yolox_pytorch.training.runs import read_rows
+from cjm_yolox_pytorch.training.train import fit
+from cjm_yolox_pytorch.training.trainer import Trainer
 
 
 def family(pid):

@@ -6,10 +6,10 @@ from PIL import Image
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from cjm_yolox_pytorch.augment import MixUp, Mosaic, RandomAffine, RandomHSV, apply, as_sample, paste, yolox_transforms
-from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, train_loader
-from cjm_yolox_pytorch.data import Annotations
-from cjm_yolox_pytorch.shapes import draw_shapes
+from cjm_yolox_pytorch.data.augment import MixUp, Mosaic, RandomAffine, RandomHSV, apply_transforms, as_sample, paste, yolox_transforms
+from cjm_yolox_pytorch.data.batches import DetectionDataset, EpochBatches, train_loader
+from cjm_yolox_pytorch.data.annotations import Annotations
+from cjm_yolox_pytorch.data.shapes import draw_shapes
 
 STILL = dict(scale=(1, 1), degrees=0, translate=0, shear=0)
 
@@ -42,7 +42,7 @@ def test_a_mirrored_image_has_mirrored_boxes(mosaic, mixup):
         made = []
         for flip in (0, 1):
             torch.manual_seed(seed)
-            made.append(apply(yolox_transforms(160, mosaic, mixup, scale=(.5, 1.5), flip=flip), as_sample(*draw_shapes(np.random.default_rng(17))), draw))
+            made.append(apply_transforms(yolox_transforms(160, mosaic, mixup, scale=(.5, 1.5), flip=flip), as_sample(*draw_shapes(np.random.default_rng(17))), draw))
         (image, target), (mirrored, there) = made
         assert len(target['boxes']) and torch.equal(image.flip(2), mirrored) and torch.equal(target['labels'], there['labels'])
         assert_close(160 - there['boxes'][:, [2, 0]], target['boxes'][:, [0, 2]])

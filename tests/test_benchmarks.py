@@ -34,7 +34,7 @@ def test_loader(tmp_path):
 
 
 def test_box_loss(tmp_path):
-    from cjm_yolox_pytorch.shapes import write_shapes
+    from cjm_yolox_pytorch.data.shapes import write_shapes
     write_shapes(tmp_path/'shapes', train=8, val=4, test=0, size=64)
     printed = run('box_loss.py', tmp_path/'shapes', '--size', '64', '--epochs', '1', '--seeds', '2', '--only', 'giou', '--out', tmp_path)
     assert '| giou | 0.' in printed and len(json.loads((tmp_path/'box-loss.json').read_text())['rows']) == 2

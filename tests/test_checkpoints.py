@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cjm_yolox_pytorch.checkpoints import DOWN, RIGHT, STEM, Weights, load_weights, recognise, save_weights, seen_focus, swap_focus
+from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, recognise, save_weights
+from cjm_yolox_pytorch.files.families import COLUMN_MAJOR, ROW_MAJOR, STEM, seen_focus, swap_focus
 from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, PUBLISHED, build_model, load_matching
 
 # From our names to theirs
@@ -61,7 +62,7 @@ def test_every_tensor_of_a_family_has_its_place(model_type, family):
     file = theirs(state, key, family != 'megvii_legacy')
     assert len(file) == len(state)
     found = recognise({'model' if 'megvii' in family else 'state_dict': file, 'optimizer': {}})
-    assert (found.family, found.model_type, found.num_classes, found.focus, found.left_over) == (family, model_type, 7, DOWN, [])
+    assert (found.family, found.model_type, found.num_classes, found.focus, found.left_over) == (family, model_type, 7, COLUMN_MAJOR, [])
     variance = 'backbone.stem.conv.bn.running_var' # As the file says
     assert found.state.keys() == state.keys()
     assert_close({k: v for k, v in found.state.items() if k != variance}, {k: v for k, v in state.items() if k != variance})
@@ -74,7 +75,7 @@ def test_cjm_and_our_own(model_type, tmp_path):
     state = ours(model_type, 3, 1)
     torch.save(state, tmp_path/'cjm.pth')
     found = load_weights(tmp_path/'cjm.pth')
-    assert (found.family, found.focus) == ('cjm', RIGHT)
+    assert (found.family, found.focus) == ('cjm', ROW_MAJOR)
     assert_close(found.state, state)
     save_weights(found, tmp_path/'ours.safetensors')
     again = load_weights(tmp_path/'ours.safetensors')
@@ -130,10 +131,10 @@ def test_what_mmengine_and_numpy_leave_in_pickles(tmp_path):
 def test_the_real_weights(shared):
     checkpoint = torch.load(shared/'weights/yolox_nano_coco.pth', weights_only=True)
     weights = load_weights(shared/'weights/yolox_nano_coco.pth')
-    assert (weights.family, weights.model_type, weights.num_classes, weights.focus) == ('megvii', 'yolox_nano', 80, DOWN)
+    assert (weights.family, weights.model_type, weights.num_classes, weights.focus) == ('megvii', 'yolox_nano', 80, COLUMN_MAJOR)
     assert {megvii_key(k) for k in weights.state} == checkpoint['model'].keys()
     stem = checkpoint['model'][megvii_key(STEM)]
-    assert (seen_focus(stem), seen_focus(swap_focus(stem))) == (DOWN, RIGHT)
+    assert (seen_focus(stem), seen_focus(swap_focus(stem))) == (COLUMN_MAJOR, ROW_MAJOR)
     # The same weights in the other order of pixels, which nothing but the filters tells
     with pytest.raises(ValueError, match='filters are smooth for another order'): recognise(dict(model={**checkpoint['model'], megvii_key(STEM): swap_focus(stem)}))
     reference = np.load(shared/'weights/reference.npz')
@@ -172,7 +173,7 @@ def test_what_is_said_leaves_the_rest_of_our_own_files(tmp_path):
     "A tiny network is normally for another mean"
     state = ours('yolox_tiny', 2, 1)
     save_weights(Weights(state, 'yolox_tiny', 2, (0., 0., 0.), (1., 1., 1.), size=96, notes=dict(AP=.5)), tmp_path/'a.safetensors')
-    for said in (dict(), dict(names=['cat', 'dog']), dict(names=['cat', 'dog'], family='cjm'), dict(mean=(.1, .2, .3)), dict(bgr=True), dict(focus=DOWN)):
+    for said in (dict(), dict(names=['cat', 'dog']), dict(names=['cat', 'dog'], family='cjm'), dict(mean=(.1, .2, .3)), dict(bgr=True), dict(focus=COLUMN_MAJOR)):
         found = load_weights(tmp_path/'a.safetensors', **said)
         assert (found.names, found.mean, found.std, found.size, found.notes) == (said.get('names'), said.get('mean', (0., 0., 0.)), (1., 1., 1.), 96, dict(AP=.5))
         stem = swap_focus(state[STEM]) if 'focus' in said else state[STEM].unflatten(1, (4, 3)).flip(2).flatten(1, 2) if 'bgr' in said else state[STEM]

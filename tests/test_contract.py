@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.tv_tensors import BoundingBoxes
 
 from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper
-from cjm_yolox_pytorch.loss import SamplingResult, YOLOXLoss
+from cjm_yolox_pytorch.loss import YOLOXLoss
+from cjm_yolox_pytorch.loss import SamplingResult
 from cjm_yolox_pytorch.model import CSP_DARKNET_CFGS, HEAD_CFGS, MODEL_CFGS, MODEL_TYPES, NORM_STATS, PAFPN_CFGS, PRETRAINED_URLS, build_model, init_head
 from cjm_yolox_pytorch.simota import AssignResult, SimOTAAssigner
 from cjm_yolox_pytorch.utils import generate_output_grids, multi_apply

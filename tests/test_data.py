@@ -17,10 +17,15 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cjm_yolox_pytorch import data, doctor, train
-from cjm_yolox_pytorch.batches import DetectionDataset
-from cjm_yolox_pytorch.data import Annotations, check, check_splits, fault_lines, find_splits, read_annotated, read_split, read_voc, read_yolo
-from cjm_yolox_pytorch.doctor import examine, look_at_images, report_lines, summary
-from cjm_yolox_pytorch.inference import as_image, files_below, read_image
+from cjm_yolox_pytorch.data.batches import DetectionDataset
+from cjm_yolox_pytorch.data.annotations import Annotations, read_annotated
+from cjm_yolox_pytorch.data.checks import check, check_splits, fault_lines
+from cjm_yolox_pytorch.data.splits import find_splits, read_split
+from cjm_yolox_pytorch.data.voc import read_voc
+from cjm_yolox_pytorch.data.yolo import read_yolo
+from cjm_yolox_pytorch.evaluation.doctor import examine, look_at_images, report_lines, summary
+from cjm_yolox_pytorch.files.images import as_image, read_image
+from cjm_yolox_pytorch.files.paths import files_below
 
 WIDTH, HEIGHT = 80, 60
 NAMES = ['ant', 'bee']
@@ -650,7 +655,7 @@ def test_the_doctor_stops_at_once(monkeypatch):
 
 def test_the_doctor_as_a_command(tmp_path):
     LAYOUTS['yolo roboflow'][0](tmp_path/'data')
-    write(tmp_path/'yolox_doctor.py', 'from cjm_yolox_pytorch.doctor import yolox_doctor\nyolox_doctor()')
+    write(tmp_path/'yolox_doctor.py', 'from cjm_yolox_pytorch.evaluation.doctor import yolox_doctor\nyolox_doctor()')
     def run(*args): return subprocess.run([sys.executable, tmp_path/'yolox_doctor.py', *map(str, args)], capture_output=True, text=True)
     done = run(tmp_path/'data', '--out', tmp_path/'out')
     assert done.returncode == 0 and done.stdout.endswith('training would go well\n')
@@ -976,7 +981,7 @@ def test_training_and_prediction_see_the_same_picture(name, orientation, tmp_pat
 def test_an_orientation_that_cannot_be_read_turns_nothing(tmp_path):
     for mode in ('RGB', 'L'):
         Image.new(mode, (WIDTH, HEIGHT)).save(tmp_path/'a.jpg', exif=b'Exif\0\0no TIFF at all')
-        assert read_image(tmp_path/'a.jpg').shape[1:] == (HEIGHT, WIDTH) and data._stored_sizes('', [tmp_path/'a.jpg']).tolist() == [[HEIGHT, WIDTH]]
+        assert read_image(tmp_path/'a.jpg').shape[1:] == (HEIGHT, WIDTH) and data.stored_sizes('', [tmp_path/'a.jpg']).tolist() == [[HEIGHT, WIDTH]]
 
 
 def test_a_training_in_the_folder_of_its_data_adds_nothing_to_it(tmp_path):

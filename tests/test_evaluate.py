@@ -14,13 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cjm_yolox_pytorch.checkpoints import Weights, load_weights, save_weights
-from cjm_yolox_pytorch.data import Annotations, read_split
-from cjm_yolox_pytorch.evaluate import (BACKGROUND, METRICS, VOC_METRICS, _coco_results, _coco_truth, _count, average_precision, confusion_matrix, detect, match,
-                                        report, table, voc_average_precision, yolox_eval)
-from cjm_yolox_pytorch.inference import Detections
+from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
+from cjm_yolox_pytorch.data.annotations import Annotations
+from cjm_yolox_pytorch.data.splits import read_split
+from cjm_yolox_pytorch.evaluation.metrics import BACKGROUND, METRICS, VOC_METRICS, coco_results, _count, average_precision, confusion_matrix, match, voc_average_precision
+from cjm_yolox_pytorch.data.coco import coco_truth
+from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
+from cjm_yolox_pytorch.evaluation.report import report, table
+from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
-from cjm_yolox_pytorch.shapes import write_shapes
+from cjm_yolox_pytorch.data.shapes import write_shapes
 
 
 def official(truth, found):
@@ -96,7 +99,7 @@ def test_real_detections_as_the_official_program_counts_them(shared, coco, nano,
     categories = {c['name']: c['id'] for c in file['categories']}
     several = detect(nano[0], coco, 416, **nano[1], multi_label=True)
     for found in (nano_detections, several):
-        rows = [dict(r, image_id=images[Path(coco.paths[r['image_id']]).name], category_id=categories[coco.names[r['category_id']]]) for r in _coco_results(found)]
+        rows = [dict(r, image_id=images[Path(coco.paths[r['image_id']]).name], category_id=categories[coco.names[r['category_id']]]) for r in coco_results(found)]
         stats, of_class = official(file, rows)
         assert_same_as_official(average_precision(coco, found), [c['name'] for c in sorted(file['categories'], key=lambda c: c['id'])], stats, of_class)
     assert sum(map(len, several)) > sum(map(len, nano_detections)) and average_precision(coco, several)['AP'] > average_precision(coco, nano_detections)['AP']
@@ -117,7 +120,7 @@ def test_made_up_detections_as_the_official_program_counts_them(data, name, case
         found = made_up(truth, seed, **case)
         assert min(map(len, found)) == 0
         if name == 'many': assert max(np.bincount(d.labels).max() for d in found if len(d)) > 100
-        assert_same_as_official(average_precision(truth, found), truth.names, *official(_coco_truth(truth), _coco_results(found)))
+        assert_same_as_official(average_precision(truth, found), truth.names, *official(coco_truth(truth), coco_results(found)))
 
 
 def test_classes_without_detections_or_objects(bccd):
@@ -125,7 +128,7 @@ def test_classes_without_detections_or_objects(bccd):
     rare = replace(bccd, names=[*bccd.names, 'yeast'])
     some = [Detections(d.boxes[d.labels != 1], d.scores[d.labels != 1], d.labels[d.labels != 1]) for d in made_up(rare, 3)]
     for truth, found in [(bccd, nothing), (rare, some)]:
-        assert_same_as_official(average_precision(truth, found), truth.names, *official(_coco_truth(truth), _coco_results(found)))
+        assert_same_as_official(average_precision(truth, found), truth.names, *official(coco_truth(truth), coco_results(found)))
 
 
 def slow_voc(truth, found, c):
@@ -213,7 +216,7 @@ def test_reports_of_odd_data(tmp_path):
 
 def test_the_worst_come_first(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr('cjm_yolox_pytorch.evaluate._pairs', lambda annotations, chosen, *args, **kwargs: drawn.append(list(chosen)))
+    monkeypatch.setattr('cjm_yolox_pytorch.evaluation.report._draw_pairs', lambda annotations, chosen, *args, **kwargs: drawn.append(list(chosen)))
     there = [(1, 1, 9, 9, 0), (11, 1, 19, 9, 0)]
     annotations = tiny(tmp_path, [(20, 30)]*4, [there]*4, ['cat'])
     good = [(*row, .9) for row in there]

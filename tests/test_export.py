@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cjm_yolox_pytorch.checkpoints import Weights, load_weights
-from cjm_yolox_pytorch.export import FORMATS, Suppressed, description, export_weights, exportable, load_exported
-from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, letterbox, nms, unletterbox
+from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights
+from cjm_yolox_pytorch.deploy.export import EXPORT_FORMATS, Suppressed, description, export_weights, exportable, load_exported
+from cjm_yolox_pytorch.files.letterbox import letterbox, unletterbox
+from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, nms
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
 
 onnx, onnxruntime, openvino = (pytest.importorskip(name) for name in ('onnx', 'onnxruntime', 'openvino'))
@@ -39,7 +40,7 @@ def nano(num_classes=3, **kwargs):
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp('exported')
-    for suffix in FORMATS.values(): export_weights(nano(), folder/f'nano{suffix}')
+    for suffix in EXPORT_FORMATS.values(): export_weights(nano(), folder/f'nano{suffix}')
     return folder
 
 
@@ -57,7 +58,7 @@ def test_no_slices_between_the_image_and_the_first_convolution(files):
     assert not any(node.op_type == 'BatchNormalization' for node in graph.node)
 
 
-@pytest.mark.parametrize('suffix', FORMATS.values())
+@pytest.mark.parametrize('suffix', EXPORT_FORMATS.values())
 @pytest.mark.parametrize('shape', [(1, 64, 64), (8, 64, 96), (2, 1280, 64), (1, 1280, 1280), (1, 416, 672)])
 def test_sizes_from_64_to_1280_and_batches_to_8(files, suffix, shape):
     x = blotches(*shape)
@@ -67,7 +68,7 @@ def test_sizes_from_64_to_1280_and_batches_to_8(files, suffix, shape):
     torch.testing.assert_close(got[..., 5], want[..., 5], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize('suffix', FORMATS.values())
+@pytest.mark.parametrize('suffix', EXPORT_FORMATS.values())
 def test_suppression_in_the_file_is_that_of_predict(tmp_path, suffix):
     weights = nano(7)
     export_weights(weights, tmp_path/f'nano{suffix}', suppress=True, conf=.3, iou=.5)
@@ -133,7 +134,7 @@ def test_a_pt2_file_needs_none_of_our_code(files, tmp_path):
 
 def test_a_file_that_is_not_equal_is_not_kept(tmp_path, monkeypatch):
     (tmp_path/'nano.onnx').write_text('what was there')
-    monkeypatch.setattr('cjm_yolox_pytorch.export.load_exported', lambda path: lambda x: torch.zeros(len(x), 5, 6))
+    monkeypatch.setattr('cjm_yolox_pytorch.deploy.export.load_exported', lambda path: lambda x: torch.zeros(len(x), 5, 6))
     with pytest.raises(RuntimeError, match='the file gives'): export_weights(nano(), tmp_path/'nano.onnx')
     assert (tmp_path/'nano.onnx').read_text() == 'what was there' and [p.name for p in tmp_path.iterdir()] == ['nano.onnx']
 
@@ -151,8 +152,9 @@ def test_scripts_written_for_cjm_yolox_pytorch_export_as_before(tmp_path, dynamo
 
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
 def test_real_weights_score_the_same_in_other_programs(shared, tmp_path, suffix):
-    from cjm_yolox_pytorch.data import read_split, find_splits, read_annotated
-    from cjm_yolox_pytorch.evaluate import average_precision
+    from cjm_yolox_pytorch.data.annotations import read_annotated
+    from cjm_yolox_pytorch.data.splits import read_split, find_splits
+    from cjm_yolox_pytorch.evaluation.metrics import average_precision
     weights = load_weights(shared/'weights/yolox_nano_coco.pth')
     export_weights(weights, tmp_path/f'nano{suffix}')
     run = load_exported(tmp_path/f'nano{suffix}')
@@ -162,7 +164,7 @@ def test_real_weights_score_the_same_in_other_programs(shared, tmp_path, suffix)
         image = read_annotated(split, i)
         rows = run(letterbox(image, (416, 416))[None].float())[0]
         scores = torch.zeros(len(rows), 80).scatter(1, rows[:, 4:5].long(), rows[:, 5:])
-        d = nms(torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1), scores, min_score=.01)
+        d = nms(torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1), scores, conf=.01)
         d.boxes = unletterbox(d.boxes, image.shape[1:], (416, 416))
         found.append(d)
     metrics = average_precision(split, found)

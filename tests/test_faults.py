@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cjm_yolox_pytorch.checkpoints import load_weights
-from cjm_yolox_pytorch.train import _alone
+from cjm_yolox_pytorch.files.checkpoints import load_weights
+from cjm_yolox_pytorch.training.runs import _lock_folder
 from test_resume import ENVIRONMENT, _wait_for, assert_same_training, command, run, shapes, uninterrupted # noqa: F401 (the last two are fixtures)
 
 LONG = ['--epochs', '500', '--workers', '1']
@@ -124,7 +124,7 @@ def test_a_drive_without_locks(number, tmp_path, monkeypatch):
     def flock(*args): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(fcntl, 'flock', flock)
     expected = pytest.raises(OSError, match='Input/output') if number == errno.EIO else pytest.warns(UserWarning, match='lock') # Also that of filelock itself
-    with expected, _alone(tmp_path): pass
+    with expected, _lock_folder(tmp_path): pass
 
 
 def test_a_mistake_of_a_transform_is_no_want_of_memory(shapes, tmp_path):

@@ -25,12 +25,22 @@ from fuzz import ALIASES, COCO, DARKNET, LAUGHS, LINES, OBJECT, TXT, XML, YAML, 
 from PIL import Image
 from safetensors.torch import save
 
-from cjm_yolox_pytorch.checkpoints import _CLASSES, STEM, load_weights, read_file, save_weights
-from cjm_yolox_pytorch.data import _stored_sizes, check_splits, find_splits, read_annotated, read_coco, relabel
-from cjm_yolox_pytorch.doctor import draw_report, examine, report_lines, yolox_doctor
-from cjm_yolox_pytorch.evaluate import report
-from cjm_yolox_pytorch.inference import Detections, find_inputs, read_image, read_video
-from cjm_yolox_pytorch.utils import command, printable
+from cjm_yolox_pytorch.files.checkpoints import _CLASSES, load_weights, save_weights
+from cjm_yolox_pytorch.files.families import STEM
+from cjm_yolox_pytorch.files.pickles import read_file
+from cjm_yolox_pytorch.data.annotations import read_annotated, relabel
+from cjm_yolox_pytorch.data.checks import check_splits
+from cjm_yolox_pytorch.data.coco import read_coco
+from cjm_yolox_pytorch.data.splits import find_splits
+from cjm_yolox_pytorch.files.images import stored_sizes
+from cjm_yolox_pytorch.evaluation.doctor import draw_report, examine, report_lines, yolox_doctor
+from cjm_yolox_pytorch.evaluation.report import report
+from cjm_yolox_pytorch.detection.detections import Detections
+from cjm_yolox_pytorch.detection.predict import find_inputs
+from cjm_yolox_pytorch.files.images import read_image
+from cjm_yolox_pytorch.files.video import read_video
+from cjm_yolox_pytorch.commands.command import command
+from cjm_yolox_pytorch.commands.messages import printable
 
 PASSWORD = 'hunter2'
 
@@ -308,7 +318,7 @@ def png(width, height, data=b''):
 def test_a_picture_that_claims_to_be_large(size, root):
     (root/'a.png').write_bytes(png(*size))
     assert 'a.png cannot be decoded as an image' in tried(lambda root: read_image(root/'a.png'), root, megabytes=50)
-    assert 'files that cannot be opened as images' in tried(lambda root: _stored_sizes(root, [root/'a.png']), root, megabytes=50)
+    assert 'files that cannot be opened as images' in tried(lambda root: stored_sizes(root, [root/'a.png']), root, megabytes=50)
 
 
 def test_the_doctor_draws_what_claims_to_be_large(root):

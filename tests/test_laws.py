@@ -13,10 +13,13 @@ from hypothesis import assume, event, example, given, settings
 from torch.testing import assert_close
 
 import cjm_yolox_pytorch.simota
-from cjm_yolox_pytorch.boxes import (box_ciou, box_giou, box_iou, cell_centres, decode, encode, flatten_levels, grid_priors, letterbox_scale,
-                                     letterbox_size, unletterbox)
-from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, _gather_objects, _losses, class_targets
-from cjm_yolox_pytorch.simota import SimOTAAssigner, pad_objects, rank_key, simota, simota_sparse, top
+from cjm_yolox_pytorch.boxes import box_ciou, box_giou, box_iou, cell_centres, decode, encode, flatten_levels, grid_priors
+from cjm_yolox_pytorch.files.letterbox import letterbox_scale, letterbox_size, unletterbox
+from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, _gather_objects, _losses
+from cjm_yolox_pytorch.sampling import class_targets
+from cjm_yolox_pytorch.assignment import pad_objects, rank_key, simota, topk_values
+from cjm_yolox_pytorch.assignment_sparse import simota_sparse
+from cjm_yolox_pytorch.simota import SimOTAAssigner
 from cjm_yolox_pytorch.utils import generate_output_grids
 
 NAMES = ['loss_cls', 'loss_bbox', 'loss_obj', 'loss_l1']
@@ -575,7 +578,7 @@ def test_grids_are_priors_in_the_order_of_maps(height, width, strides):
 def test_top_is_the_beginning_of_sorted(A, k, column, largest, seed, different):
     values = torch.randint(different, (2, 3, A), generator=torch.Generator().manual_seed(seed))
     want = values.sort(-1, descending=largest).values
-    for order in (values, want, want.flip(-1)): assert_close(top(order, k, largest, column), want[..., :k]) # The best may be in the rest that fills no column
+    for order in (values, want, want.flip(-1)): assert_close(topk_values(order, k, largest, column), want[..., :k]) # The best may be in the rest that fills no column
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, width=32), st.integers(0, 2**24 - 1)), min_size=2, max_size=20))

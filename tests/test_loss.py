@@ -18,7 +18,9 @@ import cjm_yolox_pytorch.loss
 import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.boxes import box_iou, cell_centres, decode, encode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss
-from cjm_yolox_pytorch.simota import PAIRS_AT_ONCE, AssignResult, Matches, SimOTAAssigner, SimOTASettings, pad_objects, simota, simota_sparse
+from cjm_yolox_pytorch.assignment import Matches, SimOTASettings, pad_objects, simota
+from cjm_yolox_pytorch.assignment_sparse import PAIRS_AT_ONCE, simota_sparse
+from cjm_yolox_pytorch.simota import AssignResult, SimOTAAssigner
 
 STRIDES, SIZES, C = [8, 16, 32], [(10, 12), (5, 6), (3, 3)], 4
 NAMES = ['loss_cls', 'loss_bbox', 'loss_obj', 'loss_l1']
@@ -241,7 +243,7 @@ def test_ignored_regions_touch_objectness_alone():
 @pytest.fixture
 def padded(monkeypatch):
     "Assign and take positives out as an accelerator does: all pairs, and slots with a mask"
-    monkeypatch.setattr(cjm_yolox_pytorch.simota, 'simota_sparse', cjm_yolox_pytorch.simota.simota)
+    monkeypatch.setattr(cjm_yolox_pytorch.simota, 'simota_sparse', cjm_yolox_pytorch.assignment.simota)
 
 
 def test_own_loss_functions_get_the_positives_and_no_more(padded):
@@ -403,7 +405,7 @@ def test_positives_that_overflow_overlap_nothing(value):
 def test_late_and_undecided_claims_happen(monkeypatch):
     "The test above would prove little if its small objects did not lack preferred cells, and did not fight for others"
     seen = dict(late=0, undecided=0)
-    prior, favourites = cjm_yolox_pytorch.simota.centre_prior, cjm_yolox_pytorch.simota.favourites
+    prior, favourites = cjm_yolox_pytorch.assignment.centre_prior, cjm_yolox_pytorch.assignment_sparse.favourites
     def spy_prior(*args): seen['late'] += 1; return prior(*args)
     def spy_favourites(*args):
         cells, objects = favourites(*args)

@@ -13,16 +13,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cjm_yolox_pytorch.batches import DetectionDataset, EpochBatches, make_loader, train_loader
-from cjm_yolox_pytorch.augment import yolox_transforms
+from cjm_yolox_pytorch.data.batches import DetectionDataset, EpochBatches, make_loader, train_loader
+from cjm_yolox_pytorch.data.augment import yolox_transforms
 from cjm_yolox_pytorch.boxes import cell_centres, decode, encode, flatten_levels, grid_priors
-from cjm_yolox_pytorch.data import read_split
-from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, predict
-from cjm_yolox_pytorch.loss import YOLOXLoss, class_targets
+from cjm_yolox_pytorch.data.splits import read_split
+from cjm_yolox_pytorch.detection.detector import predict
+from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper
+from cjm_yolox_pytorch.loss import YOLOXLoss
+from cjm_yolox_pytorch.sampling import class_targets
 from cjm_yolox_pytorch.model import MODEL_TYPES, build_model
-from cjm_yolox_pytorch.recipe import EMA, Recipe
-from cjm_yolox_pytorch.shapes import write_shapes
-from cjm_yolox_pytorch.simota import SimOTAAssigner, pad_objects, simota, simota_sparse
+from cjm_yolox_pytorch.training.recipe import EMA, Recipe
+from cjm_yolox_pytorch.data.shapes import write_shapes
+from cjm_yolox_pytorch.assignment import pad_objects, simota
+from cjm_yolox_pytorch.assignment_sparse import simota_sparse
+from cjm_yolox_pytorch.simota import SimOTAAssigner
 from test_loss import NAMES, batch, gradients
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,7 +239,7 @@ def test_copies_are_equal(shapes):
             assert torch.equal(torch.cat([m.flatten() for m in again(ema).module(x)[0]]), torch.cat([m.flatten() for m in model(x)[0]]))
         assert_close(again(dataset)[3, 7], dataset[3, 7], rtol=0, atol=0)
         assert again(Recipe('yolox_nano')) == Recipe('yolox_nano') and again(SimOTAAssigner(1.5)) == SimOTAAssigner(1.5)
-        (found,) = predict(model, [torch.zeros(3, 64, 64, dtype=torch.uint8)], mean=[.5]*3, std=[1.]*3, size=64, min_score=0)
+        (found,) = predict(model, [torch.zeros(3, 64, 64, dtype=torch.uint8)], mean=[.5]*3, std=[1.]*3, size=64, conf=0)
         assert_close(vars(again(found)), vars(found), rtol=0, atol=0)
         assert [len(b.images) for b in make_loader(again(dataset), 5)] == [5, 5, 2]
     other = copy.deepcopy(model)

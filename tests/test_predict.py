@@ -13,10 +13,15 @@ import torch
 from PIL import Image, features
 from torchvision import ops
 
-from cjm_yolox_pytorch.checkpoints import Weights, save_weights
-from cjm_yolox_pytorch.inference import Detections, VideoWriter, as_image, load_detector, nms, predict, read_video, yolox_predict
+from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
+from cjm_yolox_pytorch.detection.detections import Detections
+from cjm_yolox_pytorch.detection.detector import load_detector, predict
+from cjm_yolox_pytorch.detection.predict import yolox_predict
+from cjm_yolox_pytorch.files.images import as_image
+from cjm_yolox_pytorch.files.video import VideoWriter, read_video
+from cjm_yolox_pytorch.inference import nms
 from cjm_yolox_pytorch.model import build_model
-from cjm_yolox_pytorch.utils import command
+from cjm_yolox_pytorch.commands.command import command
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +49,7 @@ def pictures(tmp_path):
 
 @pytest.mark.parametrize('size', [(1, 1), (8000, 6000), (3000, 2)])
 def test_pictures_of_odd_sizes(weights, size):
-    found = load_detector(weights, 'cpu')(Image.new('RGB', size, 'red'), min_score=0, max_detections=5)
+    found = load_detector(weights, 'cpu')(Image.new('RGB', size, 'red'), conf=0, max_detections=5)
     assert len(found) == 5 and found.boxes.min() >= 0 and (found.boxes <= torch.tensor([size[0], size[1]]*2)).all()
     assert found.picture().size == size
 
@@ -52,7 +57,7 @@ def test_pictures_of_odd_sizes(weights, size):
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I', 'I;16', 'F'])
 def test_pictures_in_other_modes(weights, mode, tmp_path):
     picture = Image.fromarray(np.zeros((30, 40), np.uint16)) if mode == 'I;16' else Image.new('L', (40, 30)).convert(mode)
-    assert load_detector(weights, 'cpu')(picture, min_score=0).image.shape == (3, 30, 40)
+    assert load_detector(weights, 'cpu')(picture, conf=0).image.shape == (3, 30, 40)
 
 
 def test_folders_and_json(file, pictures, tmp_path, capsys):
@@ -292,7 +297,7 @@ def test_suppression_is_that_of_each_class_alone(num_classes):
         labels, scores = first*7919 % num_classes, torch.rand(800, generator=g)*.9 + .05
         every = torch.zeros(800, num_classes).scatter(1, labels[:, None], scores[:, None])
         kept = torch.cat([rows[ops.nms(boxes[rows], scores[rows], .65)] for rows in ((labels == c).nonzero()[:, 0] for c in labels.unique())])
-        found = nms(boxes, every, min_score=.01, max_detections=800)
+        found = nms(boxes, every, conf=.01, max_detections=800)
         torch.testing.assert_close(found.boxes, boxes[kept[scores[kept].argsort(descending=True)]], atol=0, rtol=0)
 
 
@@ -306,7 +311,7 @@ def test_a_box_that_explodes_suppresses_nothing(size):
 
 def test_supervision(weights):
     pytest.importorskip('supervision')
-    found = load_detector(weights, 'cpu')(np.zeros((40, 60, 3), np.uint8), min_score=0, max_detections=3)
+    found = load_detector(weights, 'cpu')(np.zeros((40, 60, 3), np.uint8), conf=0, max_detections=3)
     theirs = found.to_supervision()
     np.testing.assert_array_equal(theirs.xyxy, found.boxes)
     assert len(theirs) == 3 and list(theirs.data['class_name']) == [found.name(i) for i in range(3)]
@@ -338,7 +343,7 @@ def test_an_error_of_compiled_code_is_told(capsys, monkeypatch):
 
 
 def test_what_jupyter_shows(weights):
-    found = load_detector(weights, 'cpu')(Image.new('RGB', (900, 300), 'red'), min_score=0, max_detections=3)
+    found = load_detector(weights, 'cpu')(Image.new('RGB', (900, 300), 'red'), conf=0, max_detections=3)
     assert Image.open(io.BytesIO(found._repr_png_())).size == (640, 213)
     assert Detections(*(torch.zeros(0) for _ in range(3)))._repr_png_() is None
 

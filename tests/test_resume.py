@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cjm_yolox_pytorch.batches import DetectionDataset, train_loader
-from cjm_yolox_pytorch.checkpoints import load_weights
-from cjm_yolox_pytorch.data import read_split
-from cjm_yolox_pytorch.recipe import Recipe
-from cjm_yolox_pytorch.shapes import write_shapes
-from cjm_yolox_pytorch.train import Trainer, fit, load_state, read_rows, save_state, train_epoch, validate
+from cjm_yolox_pytorch.data.batches import DetectionDataset, train_loader
+from cjm_yolox_pytorch.files.checkpoints import load_weights
+from cjm_yolox_pytorch.data.splits import read_split
+from cjm_yolox_pytorch.training.recipe import Recipe
+from cjm_yolox_pytorch.data.shapes import write_shapes
+from cjm_yolox_pytorch.training.runs import load_state, read_rows, save_state
+from cjm_yolox_pytorch.training.train import fit
+from cjm_yolox_pytorch.training.trainer import Trainer, train_epoch, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'} # The networks are small, and processes share the machine
@@ -56,7 +58,7 @@ def assert_same_training(out, other):
 
 
 SLOW = """import os, sys, time
-from cjm_yolox_pytorch.train import yolox_train
+from cjm_yolox_pytorch.training.train import yolox_train
 replace = os.replace
 def slow(source, target):
     if str(target).endswith('best.safetensors'): time.sleep(60)
@@ -137,7 +139,7 @@ def test_a_state_with_something_odd_in_it_is_told_in_one_line(shapes, tmp_path, 
         state = place = copy.deepcopy(good)
         for key in way: place = place[key]
         place[last] = value
-        monkeypatch.setattr('cjm_yolox_pytorch.train.read_file', lambda *args: (state, None)) # Faster
+        monkeypatch.setattr('cjm_yolox_pytorch.files.pickles.read_file', lambda *args: (state, None)) # Faster
         with pytest.raises(ValueError, match='state.pt is not a state of a training that can go on here') as said: load_state(again, tmp_path/'state.pt')
         assert '\n' not in str(said.value) and len(str(said.value)) < 500
     monkeypatch.undo()
@@ -168,7 +170,8 @@ def test_stopped_in_the_middle_of_an_epoch(shapes, tmp_path, changes):
 def test_a_full_disk_leaves_what_was_there(tmp_path, write):
     torch.save(dict(a=1), tmp_path/'state.pt')
     code = f"""import resource, signal, torch
-from cjm_yolox_pytorch.checkpoints import Weights, atomic, save_weights
+from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
+from cjm_yolox_pytorch.files.paths import atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 file = {str(tmp_path/'state.pt')!r}
@@ -202,7 +205,7 @@ def test_two_processes_are_one(shapes, tmp_path, accumulate):
     script = tmp_path/'two.py'
     script.write_text(f"""import sys, torch
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT/'tests')!r}]
-from cjm_yolox_pytorch.train import processes, rank_and_world
+from cjm_yolox_pytorch.training.trainer import processes, rank_and_world
 from test_resume import steps
 torch.set_num_threads(1)
 with processes():

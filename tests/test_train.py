@@ -11,17 +11,22 @@ import torch
 from PIL import Image
 
 import cjm_yolox_pytorch.train
-from cjm_yolox_pytorch.checkpoints import Weights, load_weights
-from cjm_yolox_pytorch.data import find_splits, read_split, relabel
-from cjm_yolox_pytorch.doctor import yolox_doctor
-from cjm_yolox_pytorch.evaluate import METRICS, average_precision, detect, yolox_eval
-from cjm_yolox_pytorch.export import yolox_export
-from cjm_yolox_pytorch.inference import yolox_predict
+from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights
+from cjm_yolox_pytorch.data.annotations import relabel
+from cjm_yolox_pytorch.data.splits import find_splits, read_split
+from cjm_yolox_pytorch.evaluation.doctor import yolox_doctor
+from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
+from cjm_yolox_pytorch.evaluation.metrics import METRICS, average_precision
+from cjm_yolox_pytorch.deploy.export import yolox_export
+from cjm_yolox_pytorch.detection.predict import yolox_predict
 from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model, load_matching
-from cjm_yolox_pytorch.shapes import write_shapes
-from cjm_yolox_pytorch.recipe import Recipe
-from cjm_yolox_pytorch.train import Trainer, fit, read_rows, train_epoch, validate, yolox_demo, yolox_train
-from cjm_yolox_pytorch.utils import parser_of
+from cjm_yolox_pytorch.data.shapes import write_shapes
+from cjm_yolox_pytorch.training.recipe import Recipe
+from cjm_yolox_pytorch.training.demo import yolox_demo
+from cjm_yolox_pytorch.training.runs import read_rows
+from cjm_yolox_pytorch.training.train import fit, yolox_train
+from cjm_yolox_pytorch.training.trainer import Trainer, train_epoch, validate
+from cjm_yolox_pytorch.commands.command import parser_of
 
 
 def command(name, *args):
@@ -91,7 +96,7 @@ def test_a_few_images_are_learnt_by_heart(shapes, tmp_path):
 
 
 def test_best_and_last_are_what_they_say(shapes, tmp_path, monkeypatch):
-    scores, real = iter([.1, .5, .3]), cjm_yolox_pytorch.train.validate
+    scores, real = iter([.1, .5, .3]), cjm_yolox_pytorch.training.trainer.validate
     def validate(trainer):
         metrics, found = real(trainer)
         return {**metrics, 'AP': next(scores)}, found
@@ -186,7 +191,7 @@ def test_real_nano_weights_score_what_they_should(shared):
     weights = load_weights(shared/'weights/yolox_nano_coco.pth')
     model = build_model(weights.model_type, weights.num_classes, pretrained=weights).eval()
     # The figures of the published weights; forty-five images leave AP75 some play
-    metrics = average_precision(annotations, detect(model, annotations, 416, weights.mean, weights.std, min_score=.01))
+    metrics = average_precision(annotations, detect(model, annotations, 416, weights.mean, weights.std, conf=.01))
     assert abs(metrics['AP'] - .330) < .004 and abs(metrics['AP50'] - .484) < .004 and abs(metrics['AP75'] - .347) < .008
     metrics = average_precision(annotations, detect(model, annotations, 416, weights.mean, weights.std))
     assert [metrics[k] for k in ('AP_small', 'AP_medium', 'AP_large')] == pytest.approx([.080, .302, .611], abs=.004)
@@ -240,7 +245,7 @@ def test_multi_scale(shapes):
 
 
 def test_early_stopping(shapes, tmp_path, monkeypatch):
-    real = cjm_yolox_pytorch.train.validate
+    real = cjm_yolox_pytorch.training.trainer.validate
     scores = iter([.1, .3, .2, .25, .29, .9])
     def validate(trainer):
         metrics, found = real(trainer)
@@ -275,7 +280,7 @@ def test_wandb(tmp_path, monkeypatch):
     (out := tmp_path/'run').mkdir()
     Image.new('RGB', (9, 9)).save(out/'detections.png')
     for rows in ([dict(epoch=1, loss_obj=2.), dict(epoch=2, loss_obj=1., AP=.5)], [dict(epoch=3, loss_obj=.7)]): # The second time it goes on
-        log = cjm_yolox_pytorch.train.wandb_logger(out)
+        log = cjm_yolox_pytorch.training.runs.wandb_logger(out)
         for row in rows: log(row, out)
         assert wandb.run.id == (out/'wandb-id').read_text()
         wandb.finish()
@@ -285,7 +290,7 @@ def test_wandb(tmp_path, monkeypatch):
 def test_a_missing_logger_says_what_to_install(tmp_path, monkeypatch):
     for name, module in dict(tensorboard='torch.utils.tensorboard', wandb='wandb').items():
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ImportError, match=r"pip install 'cjm-yolox-pytorch\[log\]'"): cjm_yolox_pytorch.train.LOGGERS[name](tmp_path)
+        with pytest.raises(ImportError, match=r"pip install 'cjm-yolox-pytorch\[log\]'"): cjm_yolox_pytorch.training.runs.LOGGERS[name](tmp_path)
 
 
 def test_one_split_is_enough(shapes, tmp_path):
