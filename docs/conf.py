@@ -42,7 +42,7 @@ toc_object_entries_show_parents = 'domain'
 
 
 def linkcode_resolve(domain, info):
-    m = module(info['module'].rpartition('.')[2])
+    m = module('/'.join(info['module'].split('.')[1:]))
     return f'{cfg.git_url}/blob/{cfg.branch}/{m.file}#L{m.nodes[info["fullname"]].lineno}'
 
 

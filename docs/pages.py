@@ -18,9 +18,11 @@ from nbdev.showdoc import showdoc_nm
 
 cfg = get_config()
 SITE = f'{cfg.doc_host}{cfg.doc_baseurl}/'
-GROUPS = dict(Tutorials='tutorials', Explanations='explanations', Modules='.') # Captions of the sidebar, folders in nbs/
-READ_IN = 'own_loop fine_tune onnx_runtime many_gpus why_simota fast_simota differences reliability from_0_2'.split() # Order; modules follow their numbers
-SAYS_SO = r'''title(?:=|\()'([^'{]+)'|\A# (.+)''' # Where a cell tells what its picture shows: a title, a comment that begins it
+FLOORS = dict(Core='.', Commands='commands', Files='files', Data='data', Detection='detection', Evaluation='evaluation', Training='training',
+              Deployment='deploy') # Captions of the sidebar and folders in nbs/; each floor imports only from those before it
+GROUPS = dict(Tutorials='tutorials', Explanations='explanations') | FLOORS
+READING_ORDER = 'own_loop fine_tune onnx_runtime many_gpus why_simota fast_simota differences reliability from_0_2'.split() # Modules follow their numbers
+ALT_TEXT = r'''title(?:=|\()'([^'{]+)'|\A# (.+)''' # A figure's description: its title, or the comment that opens its cell
 
 
 def address(path):
@@ -33,7 +35,7 @@ def slug(title): return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.lower
 
 def notebooks(folder):
     found = [p.relative_to(cfg.nbs_path) for p in (cfg.nbs_path/folder).glob('*.ipynb') if p.stem != 'index']
-    return sorted(found, key=lambda p: (READ_IN.index(p.stem) if p.stem in READ_IN else len(READ_IN), p))
+    return sorted(found, key=lambda p: (READING_ORDER.index(p.stem) if p.stem in READING_ORDER else len(READING_ORDER), p))
 
 
 class Module:
@@ -41,7 +43,8 @@ class Module:
     def __init__(self, path):
         source = path.read_text(encoding='utf-8')
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        self.name, self.file = f'{path.parent.name}.{path.stem}', f'{path.parent.name}/{path.name}'
+        place = path.relative_to(cfg.lib_path.parent)
+        self.name, self.file = '.'.join(place.with_suffix('').parts), place.as_posix()
         self.comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
         self.nodes = {} # By the name that one writes: YOLOXLoss, YOLOXLoss.forward
         for node in ast.parse(source).body:
@@ -137,7 +140,7 @@ def module(page):
 @cache
 def symbols():
     "Full names by the names in backticks that lead there. One that is an argument somewhere leads only to what is on the same page"
-    modules = [m for p in notebooks('.') if (m := module(address(p)))]
+    modules = [m for folder in FLOORS.values() for p in notebooks(folder) if (m := module(address(p)))]
     arguments = {arg.arg for m in modules for name in m.nodes for arg in ast.walk(m.arguments(name)) if isinstance(arg, ast.arg)}
     return {name: f'{m.name}.{name}' for m in reversed(modules) for name in m.public() if name not in arguments}
 
@@ -211,7 +214,7 @@ class Page(Processor):
         options = cell.directives_
         for output in cell.outputs if 'outputs' in cell else []: measure(output)
         cell.source = re.sub(r'\A(#\|.*\n)+', '', cell.source)
-        if title := re.search(SAYS_SO, cell.source): cell.metadata['mystnb'] = dict(image=dict(alt=title[1] or title[2]))
+        if title := re.search(ALT_TEXT, cell.source): cell.metadata['mystnb'] = dict(image=dict(alt=title[1] or title[2]))
         if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, 'Code')
         if options.get('echo:') == ['false']: cell.metadata['tags'] = ['remove-input']
         if options.get('output:') == ['false']: cell.metadata['tags'] = ['remove-output']
