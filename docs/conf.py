@@ -31,7 +31,8 @@ html_static_path = ['static']
 html_css_files = ['site.css']
 html_favicon = 'static/icon.svg'
 # Search summaries are fetched, which pages opened as files may not do
-html_js_files = [(None, dict(body='if (location.protocol == "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false'))]
+no_summary = 'if (location.protocol == "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false'
+html_js_files = [(None, dict(body=no_summary))]
 html_copy_source = html_show_sourcelink = html_use_index = html_domain_indices = False
 templates_path, exclude_patterns = [], []
 
