@@ -18,6 +18,7 @@ from cjm_yolox_pytorch.data.augment import yolox_transforms
 from cjm_yolox_pytorch.boxes import cell_centres, decode, encode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.detection.detector import predict
+from cjm_yolox_pytorch.files.letterbox import InputSpec
 from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper
 from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.sampling import class_targets
@@ -182,7 +183,7 @@ def test_boxes_and_labels_of_half_precision_outputs_keep_their_digits(dtype):
             return tuple([m] for m in maps)
     wrapped = YOLOXInferenceWrapper(Says(), [0.]*3, [1.]*3, strides=[8])
     assert wrapped(torch.zeros(1, 3, 8, 4096))[0, -1].tolist() == [4084, -4, 8, 8, 1777, 1]
-    (found,) = predict(Says(), [torch.zeros(3, 8, 4096, dtype=torch.uint8)], mean=[0.]*3, std=[1.]*3, size=(8, 4096), strides=[8])
+    (found,) = predict(Says(), [torch.zeros(3, 8, 4096, dtype=torch.uint8)], InputSpec((8, 4096), strides=(8,)))
     assert found.labels.tolist() == [1777] and found.boxes.tolist() == [[4084, 0, 4092, 4]]
 
 
@@ -239,7 +240,7 @@ def test_copies_are_equal(shapes):
             assert torch.equal(torch.cat([m.flatten() for m in again(ema).module(x)[0]]), torch.cat([m.flatten() for m in model(x)[0]]))
         assert_close(again(dataset)[3, 7], dataset[3, 7], rtol=0, atol=0)
         assert again(Recipe('yolox_nano')) == Recipe('yolox_nano') and again(SimOTAAssigner(1.5)) == SimOTAAssigner(1.5)
-        (found,) = predict(model, [torch.zeros(3, 64, 64, dtype=torch.uint8)], mean=[.5]*3, std=[1.]*3, size=64, conf=0)
+        (found,) = predict(model, [torch.zeros(3, 64, 64, dtype=torch.uint8)], InputSpec(64, (.5,)*3), conf=0)
         assert_close(vars(again(found)), vars(found), rtol=0, atol=0)
         assert [len(b.images) for b in make_loader(again(dataset), 5)] == [5, 5, 2]
     other = copy.deepcopy(model)
