@@ -68,9 +68,9 @@ def exported(weights, folder, suffix):
         for image, rows in zip(images, run(torch.stack([letterbox(image, (size, size)) for image in images]).float())):
             rows = rows[rows[:, 5] > SCORE]
             scores = torch.zeros(len(rows), weights.num_classes).scatter(1, rows[:, 4:5].long(), rows[:, 5:])
-            d = nms(torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1), scores, SCORE, OVERLAP)
-            d.boxes = unletterbox(d.boxes, image.shape[1:], (size, size))
-            found.append(d)
+            boxes = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
+            boxes, scores, labels = nms(boxes, scores, SCORE, OVERLAP)
+            found.append((unletterbox(boxes, image.shape[1:], (size, size)), scores, labels))
         return found
     return predict
 
