@@ -131,7 +131,7 @@ def _check_close(name, got, want, atol, rtol=0):
 
 def _scored_boxes(wrapper, x): return scored_boxes(wrapper.model(wrapper.prepare(x)), wrapper.strides.tolist())
 
-def _check_rows(rows, wrapper, x): # Largest difference of boxes from PyTorch
+def _compare_rows(rows, wrapper, x): # Largest difference of boxes from PyTorch
     want, first = wrapper(x), 4
     _check_close('boxes', rows[..., :4], want[..., :4], atol=1e-2, rtol=1e-4)
     if wrapper.run_box_and_prob_calculation:
@@ -158,7 +158,7 @@ def _check_nms(rows, boxes, scores, conf, iou, side, **_): # [N, 6] of a file; [
     return difference.amin(0).amax().item() if len(rows) else 0.
 
 # %% ../../nbs/deploy/00_export.ipynb #a17c3e58
-def _check_kept(rows, module, x): # Largest difference of boxes from PyTorch
+def _compare_kept(rows, module, x): # Largest difference of boxes from PyTorch
     kept = [rows[rows[:, 0] == i, 1:] for i in range(len(x))]
     if sum(map(len, kept)) != len(rows): raise RuntimeError('the file returns rows of images that are not in the batch')
     images = zip(kept, *_scored_boxes(module.wrapper, x))
@@ -173,8 +173,8 @@ def _trace(module, size, camera): # For any batch size, height and width
     return torch.export.export(module, (_trial_images((96, 128), 2, camera),), dynamic_shapes=shapes)
 
 # %% ../../nbs/deploy/00_export.ipynb #5e90b3d8
-def _check_file(file, module, size, camera): # Largest difference of boxes from PyTorch
-    run, check = load_exported(file), _check_kept if isinstance(module, WithNMS) else _check_rows
+def _try_file(file, module, size, camera): # Largest difference of boxes from PyTorch
+    run, check = load_exported(file), _compare_kept if isinstance(module, WithNMS) else _compare_rows
     shapes = TRIAL_SHAPES if 64 <= size <= 1280 else [*TRIAL_SHAPES, ((size, size), 1)]
     batches = [_trial_images(*shape, camera) for shape in shapes]
     return max(check(run(x), module, x) for x in batches)
@@ -197,7 +197,7 @@ def export_weights(
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         draft = Path(folder)/path.name
         _WRITERS[path.suffix](_trace(module, size, camera), draft, json.dumps(metadata))
-        difference = _check_file(draft, module, size, camera)
+        difference = _try_file(draft, module, size, camera)
         for file in sorted(draft.parent.iterdir()): os.replace(file, path.with_name(file.name)) # .bin before .xml
     return difference
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.ops import box_convert
 
-# %% ../../nbs/detection/00_detections.ipynb #569958ab
+# %% ../../nbs/detection/00_detections.ipynb #2ff5e9e6
 def _draw(image, boxes, labels, texts): # [3, H, W] uint8 -> PIL image, the first box on top
     from matplotlib import colors, get_data_path
     drawn = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

@@ -9,7 +9,6 @@ __all__ = ['predict', 'Detector', 'load_detector']
 from dataclasses import replace
 
 import torch
-from fastcore.basics import chunked
 from torch import nn
 
 from ..commands.command import choose_device
@@ -75,12 +74,12 @@ class Detector:
         **kwargs # Of `predict` and `nms`: mirrored, conf, iou, class_agnostic, multi_label, ...
     ): # -> `Detections`, or a list of them
         if not isinstance(images, (list, tuple)): return self([images], **kwargs)[0]
-        groups = chunked(enumerate(images), batch)
-        return [d for group in groups for d in _detect(self, group, **kwargs)]
+        starts = range(0, len(images), batch)
+        return [d for start in starts for d in _detect(self, images[start:start + batch], start, **kwargs)]
 
 # %% ../../nbs/detection/01_detector.ipynb #17170f4c
-def _detect(detector, group, **kwargs): # Of pairs of a number and an image
-    images = [_numbered_image(i, image) for i, image in group]
+def _detect(detector, group, start, **kwargs): # `start`: the number of the first image
+    images = [_numbered_image(i, image) for i, image in enumerate(group, start)]
     found = predict(detector.model, images, detector.spec, **kwargs)
     return [replace(d, names=detector.names, image=image) for d, image in zip(found, images)]
 

@@ -9,9 +9,8 @@ __all__ = ['MARK', 'find_inputs', 'yolox_predict']
 import glob, json, math, mmap, os, sys, time
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-
-from fastcore.basics import chunked
 
 from ..commands.command import command
 from ..commands.messages import printable
@@ -87,7 +86,7 @@ def _frames(files, failed): # Input, drawn file, frame number and time of a vide
 
 # %% ../../nbs/detection/02_predict.ipynb #c3d1b7aa
 def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame number and time, and what was found
-    for group in chunked(frames, batch):
+    for group in iter(lambda: list(islice(frames, batch)), []):
         found = detector([image for *_, image in group], batch, **kwargs)
         for (*about, _), d in zip(group, found): yield *about, d
 

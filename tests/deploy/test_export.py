@@ -140,6 +140,7 @@ def test_file_for_a_camera_with_nms_keeps_what_nms_keeps(tmp_path, suffix):
     assert run(x*0).shape[1] == 7
 
 
+@pytest.mark.slow
 def test_file_may_be_for_more_than_1280_pixels(tmp_path):
     weights = made_up(size=1500)
     export_weights(weights, tmp_path/'nano.pt2')
@@ -217,7 +218,7 @@ def test_scripts_of_0_2_export_as_before(tmp_path, dynamo):
     assert got.shape == (1, 252, 8)
 
 
-@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+@pytest.mark.parametrize('suffix', ['.onnx', pytest.param('.xml', marks=pytest.mark.slow)])
 def test_real_weights_score_the_same_in_other_programs(shared, tmp_path, suffix):
     from cjm_yolox_pytorch.data.annotations import read_annotated
     from cjm_yolox_pytorch.data.splits import find_splits, read_split
