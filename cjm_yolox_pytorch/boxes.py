@@ -68,10 +68,8 @@ def encode(
     return torch.cat([offset, ((bottom_right - top_left)/s + eps).log()], dim=-1)
 
 # %% ../nbs/01_boxes.ipynb #7c1e52a0
-def at_least_fp32(
-    t:Tensor # Tensor of any dtype
-) -> Tensor: # fp64 if `t` is, fp32 otherwise
-    "Raise half precision and integers to fp32."
+def at_least_fp32(t:Tensor) -> Tensor:
+    "Raise half precision and integers to fp32; fp64 stays."
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 # %% ../nbs/01_boxes.ipynb #75052c4e
@@ -110,10 +108,6 @@ def box_giou(
     return intersection/union.clamp(min=eps) - (w*h - union)/(w*h).clamp(min=eps)
 
 # %% ../nbs/01_boxes.ipynb #640da8e8
-def _diagonal_angle(box, eps): # Angle of the diagonal, which tells the aspect ratio
-    w, h = (box[..., 2:] - box[..., :2]).unbind(-1)
-    return torch.atan(w / h.clamp(min=eps))
-
 def box_ciou(
     a:Tensor, # [..., 4] xyxy
     b:Tensor, # [..., 4] xyxy, broadcast against `a`
@@ -124,19 +118,18 @@ def box_ciou(
     iou = box_iou(a, b, eps)
     w, h = _enclosing(a, b)
     distance = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]).square().sum(-1) / 4
-    v = (4/torch.pi**2) * (_diagonal_angle(a, eps) - _diagonal_angle(b, eps)).square()
+    angle_a, angle_b = (torch.atan((x[..., 2] - x[..., 0]) / (x[..., 3] - x[..., 1]).clamp(min=eps)) for x in (a, b))
+    v = (4/torch.pi**2) * (angle_a - angle_b).square()
     with torch.no_grad(): alpha = v / (1 - iou + v).clamp(min=eps) # A weight without gradient (section 3.2)
     return iou - distance/(w*w + h*h).clamp(min=eps) - alpha*v
 
 # %% ../nbs/01_boxes.ipynb #56d7d078
 def as_xyxy(
-    boxes:Tensor # [G, 4] xyxy in pixels, or `BoundingBoxes` in any format; any shape without elements
+    boxes # [G, 4] xyxy in pixels, or `BoundingBoxes` in any format; any shape without elements
 ) -> Tensor: # [G, 4] xyxy in pixels, at least fp32, detached, no subclass
     "Convert `boxes` to a plain xyxy tensor."
-    xyxy = BoundingBoxFormat.XYXY
-    format = boxes.format if isinstance(boxes, BoundingBoxes) else xyxy
-    # Operations on the subclass take ten times as long
-    plain = boxes.as_subclass(Tensor) if isinstance(boxes, BoundingBoxes) else boxes
+    subclass = isinstance(boxes, BoundingBoxes)
+    plain = boxes.as_subclass(Tensor) if subclass else boxes # Operations on a subclass take ten times as long
     plain = at_least_fp32(plain.detach())
-    if format != xyxy: plain = convert_bounding_box_format(plain, format, xyxy)
+    if subclass: plain = convert_bounding_box_format(plain, boxes.format, BoundingBoxFormat.XYXY)
     return plain.reshape(-1, 4) if plain.numel() == 0 else plain

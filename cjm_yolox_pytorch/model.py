@@ -47,10 +47,10 @@ VARIANTS = dict( # Depth, width and what differs from the defaults
     yolox_x=Variant(1.33, 1.25))
 
 # %% ../nbs/02_model.ipynb #db6ab36e
-def _stage(in_channels, out_channels, num_blocks, use_depthwise, last): # Halve a map, then apply a CSP layer
-    spp = [SPPBottleneck(out_channels, out_channels)] if last else []
-    down = conv3x3(in_channels, out_channels, 2, use_depthwise)
-    csp = CSPLayer(out_channels, out_channels, num_blocks, not last, use_depthwise)
+def _stage(c_in, c_out, num_blocks, depthwise, last): # Halve a map, then apply a CSP layer
+    spp = [SPPBottleneck(c_out, c_out)] if last else []
+    down = conv3x3(c_in, c_out, 2, depthwise)
+    csp = CSPLayer(c_out, c_out, num_blocks, not last, depthwise)
     return nn.Sequential(down, *spp, csp)
 
 # %% ../nbs/02_model.ipynb #9203d6c8
@@ -60,9 +60,9 @@ class CSPDarknet(nn.Module):
         super().__init__()
         widths = [int(n*widen_factor) for n in (64, 128, 256, 512, 1024)]
         depths = [max(1, round(n*deepen_factor)) for n in (3, 9, 9, 3)]
-        def stage(i): return _stage(widths[i - 1], widths[i], depths[i - 1], use_depthwise, last=i == 4)
+        def stage(i): return _stage(widths[i], widths[i + 1], depths[i], use_depthwise, last=i == 3)
         self.stem = Focus(3, widths[0])
-        self.stage1, self.stage2, self.stage3, self.stage4 = map(stage, (1, 2, 3, 4))
+        self.stage1, self.stage2, self.stage3, self.stage4 = map(stage, range(4))
 
     def forward(self, x) -> tuple: # Maps [B, D, H, W] at strides 8, 16 and 32
         fine = self.stage2(self.stage1(self.stem(x)))
@@ -79,7 +79,7 @@ class YOLOXPAFPN(nn.Module):
     def __init__(self, in_channels:list, out_channels:int, num_csp_blocks:int=3, use_depthwise:bool=False):
         super().__init__()
         c1, c2, c3 = in_channels
-        def csp(width_in, width_out): return CSPLayer(width_in, width_out, num_csp_blocks, False, use_depthwise)
+        def csp(c_in, c_out): return CSPLayer(c_in, c_out, num_csp_blocks, False, use_depthwise)
         self.reduce_layers = nn.ModuleList([ConvModule(c3, c2), ConvModule(c2, c1)])
         self.top_down_blocks = nn.ModuleList([csp(2*c2, c2), csp(2*c1, c1)])
         self.downsamples = nn.ModuleList([conv3x3(c, c, 2, use_depthwise) for c in (c1, c2)])
@@ -89,7 +89,8 @@ class YOLOXPAFPN(nn.Module):
     def forward(self, features) -> tuple: # 3 maps, finest first
         fine, middle, coarse = features
         coarse = self.reduce_layers[0](coarse)
-        middle = self.reduce_layers[1](self.top_down_blocks[0](_join(_double(coarse), middle)))
+        middle = self.top_down_blocks[0](_join(_double(coarse), middle))
+        middle = self.reduce_layers[1](middle)
         fine = self.top_down_blocks[1](_join(_double(middle), fine))
         middle = self.bottom_up_blocks[0](_join(self.downsamples[0](fine), middle))
         coarse = self.bottom_up_blocks[1](_join(self.downsamples[1](middle), coarse))
@@ -104,13 +105,13 @@ def _predictor(in_channels, out_channels, bias=None): # A 1x1 convolution, with 
     return conv
 
 # %% ../nbs/02_model.ipynb #c92a9623
-def _branch(in_channels, channels, use_depthwise): # Two 3x3 convolutions
-    first = conv3x3(in_channels, channels, 1, use_depthwise)
-    return nn.Sequential(first, conv3x3(channels, channels, 1, use_depthwise))
+def _branch(c_in, c_out, depthwise): # Two 3x3 convolutions
+    first = conv3x3(c_in, c_out, 1, depthwise)
+    return nn.Sequential(first, conv3x3(c_out, c_out, 1, depthwise))
 
 def _levels(strides, make, *args): return nn.ModuleList([make(*args) for _ in strides])
 
-def _predict(x, cls_convs, reg_convs, conv_cls, conv_reg, conv_obj): # One map of classes, boxes, objectness each
+def _level_maps(x, cls_convs, reg_convs, conv_cls, conv_reg, conv_obj): # Classes, boxes, objectness
     regression = reg_convs(x)
     return conv_cls(cls_convs(x)), conv_reg(regression), conv_obj(regression)
 
@@ -135,7 +136,7 @@ class YOLOXHead(nn.Module):
 
     def forward(self, features) -> tuple: # Lists of L maps: classes [B,C,H,W], boxes [B,4,H,W], objectness [B,1,H,W]
         predictors = self.multi_level_conv_cls, self.multi_level_conv_reg, self.multi_level_conv_obj
-        return multi_apply(_predict, features, self.multi_level_cls_convs, self.multi_level_reg_convs, *predictors)
+        return multi_apply(_level_maps, features, self.multi_level_cls_convs, self.multi_level_reg_convs, *predictors)
 
 # %% ../nbs/02_model.ipynb #d20f7e55
 def init_head(
@@ -186,16 +187,20 @@ HEAD_CFGS = {name: _part_cfg(name, 'head_', 'in_channels', 'feat_channels') for 
 # %% ../nbs/02_model.ipynb #19e49a29
 HUGGINGFACE_CKPT_URL = 'https://huggingface.co/cj-mills/yolox-coco-baseline-pytorch/resolve/main/'
 _MEGVII_URL = 'https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/'
-PRETRAINED_URLS = {name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in MODEL_TYPES[1:]}
+PRETRAINED_URLS = {name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in MODEL_TYPES if name != 'yolox_nano'}
 PRETRAINED_URLS['yolox_nano'] = f'{_MEGVII_URL}yolox_nano.pth'
 
 # %% ../nbs/02_model.ipynb #785ba33f
+def _check_model_type(model_type):
+    if model_type not in VARIANTS: raise ValueError(f'model_type={model_type!r}: choose one of {MODEL_TYPES}')
+
 def pretrained_file(
     model_type:str, # One of `MODEL_TYPES`
     checkpoint_dir='./pretrained_checkpoints/' # Folder of downloaded weights
 ) -> Path: # File with published COCO weights
     "Download the published weights of `model_type`, unless they are there already."
     from cjm_yolox_pytorch.files.checkpoints import download
+    _check_model_type(model_type)
     return download(PRETRAINED_URLS[model_type], checkpoint_dir)
 
 # %% ../nbs/02_model.ipynb #f6f66458
@@ -206,7 +211,7 @@ def build_model(
     checkpoint_dir='./pretrained_checkpoints/' # Folder of downloaded weights
 ) -> YOLOX:
     "Build a YOLOX of a given size."
-    if model_type not in VARIANTS: raise ValueError(f'model_type={model_type!r}: choose one of {MODEL_TYPES}')
+    _check_model_type(model_type)
     backbone = CSPDarknet(**CSP_DARKNET_CFGS[model_type])
     neck = YOLOXPAFPN(**PAFPN_CFGS[model_type])
     head = YOLOXHead(num_classes, **HEAD_CFGS[model_type])
@@ -240,7 +245,7 @@ def load_matching(
     weights, # `Weights` to load
     names:list=None # C names of the classes of `model`, if known
 ) -> str: # Summary of what was loaded
-    "Load `weights` into `model`, matching class rows by name; new classes keep their values."
+    "Load `weights` into `model`, matching class rows by name; rows of new classes stay as they are."
     own = model.state_dict()
     counts = {k: v for k, v in own.items() if k.endswith('num_batches_tracked')} # Missing in older files
     state = counts | weights.state
@@ -257,7 +262,7 @@ def load_matching(
     return f'{weights.model_type} ({weights.family}): {loaded} of {len(own)} tensors loaded{note}'
 
 # %% ../nbs/02_model.ipynb #62b19851
-def _load_pretrained(model, model_type, source, checkpoint_dir): # Any `pretrained` of `build_model` but False
+def _load_pretrained(model, model_type, source, checkpoint_dir): # `source` as for `build_model`
     from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights # Only pretrained weights need the toolkit
     if source is True: source = pretrained_file(model_type, checkpoint_dir)
     weights = source if isinstance(source, Weights) else load_weights(source)

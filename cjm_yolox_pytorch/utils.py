@@ -21,8 +21,8 @@ def generate_output_grids(
     "List the cells of all levels of an image of `height` by `width` pixels."
     levels = []
     for s in strides:
-        rows, columns = -(-height // s), -(-width // s) # Rounded up, since partial cells count
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing='ij')
+        # Negating twice rounds up, since partial cells count
+        y, x = torch.meshgrid(torch.arange(-(-height // s)), torch.arange(-(-width // s)), indexing='ij')
         levels.append(torch.stack([x, y, torch.full_like(x, s)], dim=-1).reshape(-1, 3))
     return torch.cat(levels)
 
@@ -43,6 +43,5 @@ def check_between(
 ) -> None:
     "Raise a `ValueError` that names the first of `options` that is out of its range."
     for name, (value, least, most) in options.items():
-        if least <= value <= most: continue
-        wanted = f'from {least} to {most} is possible' if most < math.inf else f'at least {least} is needed'
-        raise ValueError(f'{name}={value}: {wanted}')
+        allowed = f'from {least} to {most} is possible' if most < math.inf else f'at least {least} is needed'
+        if not least <= value <= most: raise ValueError(f'{name}={value}: {allowed}')
