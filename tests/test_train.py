@@ -292,7 +292,7 @@ def test_one_split_is_enough(shapes, tmp_path):
     write_shapes(other, train=22, val=0, test=0, size=96, seed=5)
     for data, said in [(only, 'on a tenth of train: 2 images'), (other, 'on train: 22 images')]: # Whose files have the same names
         printed = command('yolox_eval', tmp_path/'run/last.safetensors', data, '--device', 'cpu')
-        assert said in printed and ("has learnt from 'train' of other data" in printed) == (data is other)
+        assert said in printed and ("trained on 'train' of this or other data" in printed) == (data is other)
     for args, message in [(('--format', 'xml'), "format='xml': choose one of"), (('--train', 'fold'), "has no split 'fold'"), (('--log', 'paper'), "log='paper': choose one of ['tensorboard', 'wandb']"),
                           (('--resume',), 'state.pt: there is no training to go on with'), (('--weights', tmp_path/'no.pth'), 'no.pth: no such file of weights'), (('--size', '0'), 'size=0: at least 1 is needed')]:
         done = subprocess.run([Path(sys.executable).with_name('yolox_train'), only, '--model', 'yolox_nano', '--out', tmp_path/'new', '--device', 'cpu', *args], capture_output=True, text=True)

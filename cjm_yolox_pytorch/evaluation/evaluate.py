@@ -8,7 +8,6 @@ __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
 import json, math, time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import torch, numpy as np
@@ -49,8 +48,7 @@ def detect(
 ) -> list: # One `Detections` per image
     "Run `model` on the images of a split."
     device, found = next(model.parameters()).device, []
-    loader = make_loader(DetectionDataset(annotations, spec.img_size), batch_size, workers=workers)
-    for batch in progress(loader):
+    for batch in progress(make_loader(DetectionDataset(annotations, spec.img_size), batch_size, workers=workers)):
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
             outputs = model(_network_input(batch.images.to(device), spec))
         watch(outputs, batch)
@@ -63,6 +61,8 @@ def _now(device) -> float: # In seconds, once the device has finished
     if device.type != 'cpu': torch.accelerator.synchronize()
     return time.perf_counter()
 
+def _device_name(device) -> str: return torch.cuda.get_device_name() if device.type == 'cuda' else device.type
+
 # %% ../../nbs/evaluation/02_evaluate.ipynb #ebe774c7
 @torch.no_grad()
 def latency(
@@ -73,18 +73,17 @@ def latency(
 ) -> dict: # `total` and `network` in milliseconds, and `device`
     "Measure the median time of one image, from file to boxes, and of the network alone."
     device, times = next(model.parameters()).device, []
-    for i in range(12):
+    for i in np.arange(12) % len(annotations):
         start = _now(device)
-        image = letterbox(read_annotated(annotations, i % len(annotations)), spec.canvas_hw).to(device)
-        image = _network_input(image[None], spec)
+        images = letterbox(read_annotated(annotations, i), spec.canvas_hw).to(device)[None]
+        images = _network_input(images, spec)
         before = _now(device)
-        outputs = model(image)
+        outputs = model(images)
         after = _now(device)
         nms(*(part[0] for part in scored_boxes(outputs, spec.strides)), **settings)
         times.append((_now(device) - start, after - before))
     total, network = (np.median(times[2:], axis=0) * 1000).tolist()
-    name = torch.cuda.get_device_name() if device.type == 'cuda' else device.type
-    return dict(total=total, network=network, device=name)
+    return dict(total=total, network=network, device=_device_name(device))
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #5537714e
 def write_coco(annotations, detections, folder): # As truth.json and detections.json
@@ -150,7 +149,7 @@ def yolox_eval(
     model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()
     spec = InputSpec(img_size or loaded.input_size, loaded.mean, loaded.std, model.bbox_head.strides)
     settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
-    bar = partial(tqdm, desc=split, ncols=80, disable=None)
+    def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
     found = detect(model, annotations, spec, batch, workers, progress=bar, conf=conf, **settings)
     more = dict(split=split, size=spec.img_size, latency=latency(model, annotations, spec, **settings))
     metrics = report(annotations, found, out, max(conf, working_conf), **more)

@@ -32,6 +32,7 @@ def check_names(names:list): # C class names
 
 def _check_inputs(annotations, detections):
     check_names(annotations.names)
+    if not len(annotations): raise ValueError('there are no images to evaluate')
     counts = len(detections), len(annotations)
     if counts[0] != counts[1]: raise ValueError('there are detections of %d images, but annotations of %d' % counts)
 
@@ -142,7 +143,7 @@ def _overlaps(found, boxes, crowd) -> np.ndarray: # [N, G] of `found` [N, 4] and
     inside = torch.cat([low, high], dim=-1)
     return box_iou(found, torch.where(torch.from_numpy(crowd)[:, None], inside, boxes)).numpy()
 
-def _assign_objects(overlaps, same_class, free, order) -> np.ndarray: # [N] object of each detection, or -1
+def _assign_objects(overlaps, same_class, free, order) -> np.ndarray: # [N] object or -1; `free` [G] is updated
     objects = np.full(len(overlaps), -1)
     for allowed in (same_class, ~same_class):
         for n in order:

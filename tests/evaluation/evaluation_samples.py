@@ -30,7 +30,8 @@ def official(truth, rows):
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return run.stats, run.eval['precision'][:, :, :, 0, -1].mean(axis=(0, 1)), run.eval['recall'][0, :, 0, -1]
+    precision, recall = run.eval['precision'], run.eval['recall']
+    return run.stats, precision[:, :, :, 0, -1].mean(axis=(0, 1)), recall[0, :, 0, -1]
 
 
 def assert_official(metrics, names, stats, by_class):
@@ -49,9 +50,9 @@ def random_split(seed, classes, images=25, crowds=.1):
     corner = rng.uniform(0, .9, (len(image), 2)) * sizes[image][:, ::-1]
     boxes = np.concatenate([corner, corner + np.exp(rng.uniform(1.5, 5.5, corner.shape))], axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * rng.uniform(.5, 1, len(boxes))
-    names, crowd = [f'class {c}' for c in range(classes)], rng.uniform(size=len(boxes)) < crowds
-    labels = rng.integers(classes, size=len(boxes))
-    return build_annotations('random', names, [f'{i}.jpg' for i in range(images)], sizes, image, boxes, labels, crowd, areas)
+    labels, crowd = rng.integers(classes, size=len(boxes)), rng.uniform(size=len(boxes)) < crowds
+    names, paths = [f'class {c}' for c in range(classes)], [f'{i}.jpg' for i in range(images)]
+    return build_annotations('random', names, paths, sizes, image, boxes, labels, crowd, areas)
 
 
 def random_detections(annotations, seed, spread=.1, decimals=6, crowded=0):
@@ -76,7 +77,8 @@ def random_detections(annotations, seed, spread=.1, decimals=6, crowded=0):
 def tiny_split(folder, sizes, objects, names):
     "A split of plain images of `sizes` (height, width), with `objects` (x1, y1, x2, y2, label) for each"
     paths = [Path(folder)/f'{i}.png' for i in range(len(sizes))]
-    for i, (path, size) in enumerate(zip(paths, sizes)): Image.fromarray(np.full((*size, 3), 60 + 40*i, dtype=np.uint8)).save(path)
+    for i, (path, size) in enumerate(zip(paths, sizes)):
+        Image.fromarray(np.full((*size, 3), 60 + 40*i, dtype=np.uint8)).save(path)
     rows = np.array([row for rows in objects for row in rows], dtype=float).reshape(-1, 5)
     image = np.repeat(np.arange(len(sizes)), [len(rows) for rows in objects])
     return build_annotations('tiny', names, paths, sizes, image, rows[:, :4], rows[:, 4].astype(int))

@@ -3,6 +3,7 @@ import io
 import json
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from evaluation_samples import FIGURES, assert_official, official
 from PIL import Image
 
+from cjm_yolox_pytorch.data.annotations import fingerprint
 from cjm_yolox_pytorch.data.shapes import write_shapes
-from cjm_yolox_pytorch.data.splits import read_split
+from cjm_yolox_pytorch.data.splits import hold_out, read_split
 from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
 from cjm_yolox_pytorch.evaluation.metrics import METRICS, VOC_METRICS, average_precision, coco_results
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
@@ -37,9 +39,8 @@ def official_of_file(data, annotations, rows):
     file = read_json(data/'annotations.json')
     images = {image['file_name']: image['id'] for image in file['images']}
     categories = {c['name']: c['id'] for c in file['categories']}
-    rows = [
-        dict(r, image_id=images[Path(annotations.paths[r['image_id']]).name], category_id=categories[annotations.names[r['category_id']]])
-        for r in rows]
+    def image_id(r): return images[Path(annotations.paths[r['image_id']]).name]
+    rows = [dict(r, image_id=image_id(r), category_id=categories[annotations.names[r['category_id']]]) for r in rows]
     stats, by_class, _ = official(file, rows)
     return [c['name'] for c in sorted(file['categories'], key=lambda c: c['id'])], stats, by_class
 
@@ -48,8 +49,10 @@ def test_published_weights_score_what_the_official_program_counts(photos):
     printed, out, data = photos
     metrics = read_json(out/'metrics.json')
     # The metrics of the published weights; forty-five images leave AP75 some play
-    assert [metrics[k] for k in ('AP', 'AP50')] == pytest.approx([.330, .484], abs=.005) and abs(metrics['AP75'] - .347) < .01
-    assert [metrics[k] for k in ('AP_small', 'AP_medium', 'AP_large')] == pytest.approx([.080, .302, .611], abs=.004)
+    for names, values, play in [
+        (['AP', 'AP50'], [.330, .484], .005), (['AP75'], [.347], .01),
+        (['AP_small', 'AP_medium', 'AP_large'], [.080, .302, .611], .004)]:
+        assert [metrics[k] for k in names] == pytest.approx(values, abs=play)
     finite = json.loads((out/'metrics.json').read_text().replace('null', 'NaN'))
     assert_official(finite, *official_of_file(data, read_split(data, 'all'), read_json(out/'detections.json')))
     assert '45 images, 399 objects and 6 crowds' in printed
@@ -63,7 +66,8 @@ def test_several_labels_a_box_are_counted_as_the_official_program_does(photos, s
     found = detect(model, coco, InputSpec(416, weights.mean, weights.std), multi_label=True)
     metrics = average_precision(coco, found)
     assert_official(metrics, *official_of_file(data, coco, coco_results(found)))
-    assert sum(map(len, found)) > len(read_json(out/'detections.json')) and metrics['AP'] > read_json(out/'metrics.json')['AP']
+    assert sum(map(len, found)) > len(read_json(out/'detections.json'))
+    assert metrics['AP'] > read_json(out/'metrics.json')['AP']
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +85,8 @@ def shapes(tmp_path_factory):
             conv.bias.data.fill_(-1)
             conv.weight.data.mul_(3)
     names = read_split(folder, 'val').names
-    save_weights(Weights(model.state_dict(), 'yolox_nano', 5, **NORM_STATS['yolox_nano'], names=names, size=96), folder/'nano.safetensors')
+    weights = Weights(model.state_dict(), 'yolox_nano', 5, **NORM_STATS['yolox_nano'], names=names, size=96)
+    save_weights(weights, folder/'nano.safetensors')
     return folder
 
 
@@ -113,17 +118,40 @@ def test_command_writes_and_prints(shapes, tmp_path, command):
 
 
 def test_options_do_something(shapes, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('cjm_yolox_pytorch.evaluation.report.save_figure', lambda fig, path: None) # Drawing takes longest
+    # Drawing would take longest
+    monkeypatch.setattr('cjm_yolox_pytorch.evaluation.report.save_figure', lambda fig, path: None)
     def run(**options):
-        yolox_eval(str(shapes/'nano.safetensors'), str(shapes), split='val', img_size=64, out=str(tmp_path), device='cpu', **options)
+        options = dict(split='val', img_size=64, out=str(tmp_path), device='cpu', **options)
+        yolox_eval(str(shapes/'nano.safetensors'), str(shapes), **options)
         return read_json(tmp_path/'detections.json'), read_json(tmp_path/'metrics.json')
     found, _ = run()
-    assert 'yolox_nano at 64 on val: 6 images' in capsys.readouterr().out and len({r['image_id'] for r in found}) == 6
+    assert 'yolox_nano at 64 on val: 6 images' in capsys.readouterr().out
+    assert len({r['image_id'] for r in found}) == 6
     surer, metrics = run(conf=.3)
-    assert 0 < len(surer) < len(found) and min(r['score'] for r in surer) > .3 and metrics['in_use']['score'] == .3
+    assert 0 < len(surer) < len(found)
+    assert min(r['score'] for r in surer) > .3 and metrics['in_use']['score'] == .3
     assert len(run(max_detections=2)[0]) == 2*6
     assert len(run(iou=.1)[0]) < len(found)
     assert len(run(multi_label=True, max_detections=3000)[0]) > len(run(max_detections=3000)[0])
+
+
+def test_images_that_training_held_out_are_measured(shapes, tmp_path, capsys):
+    "Where there is but one split; of data that were trained on, there is a warning"
+    (tmp_path/'only').mkdir()
+    (tmp_path/'only/val').symlink_to(shapes/'val')
+    only = read_split(tmp_path/'only', 'val')
+    rest, held = hold_out(only)
+    weights = load_weights(shapes/'nano.safetensors')
+    for trained_on, images, warning in [
+        (rest, f'a tenth of val: {len(held)} images', ''),
+        (only, 'val: 6 images', 'trained on these images: metrics may be too high'),
+        (only.take([0]), 'val: 6 images', "trained on 'val' of this or other data: metrics may be too high")]:
+        notes = dict(training='val', fingerprint=fingerprint(trained_on))
+        save_weights(replace(weights, notes=notes), tmp_path/'noted.safetensors')
+        yolox_eval(str(tmp_path/'noted.safetensors'), str(tmp_path/'only'), img_size=32, device='cpu')
+        printed = capsys.readouterr().out
+        assert f'yolox_nano at 32 on {images}' in printed and warning in printed
+        assert ('trained on' in printed) == bool(warning)
 
 
 def write_coco_file(path, images):
@@ -147,5 +175,7 @@ def test_bad_input_is_one_line_at_the_shell(shapes, tmp_path, command):
         ((weights, tmp_path/'empty.json'), "empty.json: the split 'all' has no images"),
         ((weights, tmp_path/'wrong.json', '--workers', 1), 'a.png is 50x50 pixels, but its boxes are for 96x96')]:
         code, printed, _ = command(*args)
-        assert printed == '' and str(code).startswith('yolox_eval: error: ') and message in code and '\n' not in code, code
-    with pytest.raises(FileNotFoundError, match='no such file of weights'): yolox_eval(str(tmp_path/'no.pth'), str(shapes))
+        assert printed == '' and str(code).startswith('yolox_eval: error: '), code
+        assert message in code and '\n' not in code
+    with pytest.raises(FileNotFoundError, match='no such file of weights'):
+        yolox_eval(str(tmp_path/'no.pth'), str(shapes))

@@ -50,5 +50,6 @@ def test_report_shows_the_worst_images_first(tmp_path):
     good = [(*row, .9) for row in there]
     report(split, list(map(detections, [good, good[:1], [], [*good, (1, 11, 9, 19, 0, .9)]])), tmp_path/'out')
     pixels = np.array(Image.open(tmp_path/'out/worst.png').convert('RGB'))
-    rows = [np.argmax((pixels == 60 + 40*i).all(axis=2).sum(axis=1) > 300) for i in range(4)] # Each image has its own grey
+    # Each image has its own grey; the first row of pixels with much of it
+    rows = [np.argmax((pixels == 60 + 40*i).all(axis=2).sum(axis=1) > 300) for i in range(4)]
     assert np.argsort(rows).tolist() == [2, 1, 3, 0]
