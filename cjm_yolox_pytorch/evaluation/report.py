@@ -13,7 +13,7 @@ from pathlib import Path
 import torch, numpy as np
 
 from ..data.annotations import Annotations, read_annotated
-from .metrics import BACKGROUND, Evaluation
+from .metrics import BACKGROUND_NAME, Evaluation
 from ..files.drawing import draw_box, draw_boxes, escape_mathtext, save_figure, shorten_name
 from ..files.paths import atomic
 
@@ -189,6 +189,6 @@ def _most_confused(confusion) -> list: # A line, if there are any
     pairs = Counter()
     for there, row in confusion.items():
         for found, count in row.items():
-            if there != found and BACKGROUND not in (there, found): pairs[f'{there} as {found}'] = count
+            if there != found and BACKGROUND_NAME not in (there, found): pairs[f'{there} as {found}'] = count
     text = ', '.join(f'{pair} ({count})' for pair, count in pairs.most_common(3))
     return [f'most often confused: {text}'] if text else []

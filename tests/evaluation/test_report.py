@@ -6,7 +6,7 @@ import pytest
 from evaluation_samples import FIGURES, detections, tiny_split
 from PIL import Image
 
-from cjm_yolox_pytorch.evaluation.metrics import BACKGROUND
+from cjm_yolox_pytorch.evaluation.metrics import BACKGROUND_NAME
 from cjm_yolox_pytorch.evaluation.report import report, table
 
 BOX = (1, 1, 9, 9, 0)
@@ -33,7 +33,7 @@ def test_report_counts_mistakes(tmp_path):
     metrics = report(tiny_split(tmp_path, sizes, objects, names), list(map(detections, rows)))
     use = metrics['in_use']
     assert (use['right'], use['confused'], use['missed'], use['false']) == (0, 1, 1, 0)
-    assert metrics['confusion'] == {'cat': {names[1]: 1}, names[1]: {BACKGROUND: 1}}
+    assert metrics['confusion'] == {'cat': {names[1]: 1}, names[1]: {BACKGROUND_NAME: 1}}
     assert '0 correct, 1 wrong class, 0 false positives, 1 missed' in table(metrics)
 
 
