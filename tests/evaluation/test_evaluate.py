@@ -50,7 +50,7 @@ def test_published_weights_score_what_the_official_program_counts(photos):
     metrics = read_json(out/'metrics.json')
     # The metrics of the published weights; forty-five images leave AP75 some play
     for names, values, play in [
-        (['AP', 'AP50'], [.330, .484], .005), (['AP75'], [.347], .01),
+        (['AP', 'AP50'], [.331, .488], .004), (['AP75'], [.344], .008),
         (['AP_small', 'AP_medium', 'AP_large'], [.080, .302, .611], .004)]:
         assert [metrics[k] for k in names] == pytest.approx(values, abs=play)
     finite = json.loads((out/'metrics.json').read_text().replace('null', 'NaN'))
