@@ -719,10 +719,13 @@ def judged(error, root):
 
 
 def put(root, files):
-    "Write `files`: bytes, (_, target) of a link, or (_, None) for a pipe. ROOT in bytes stands for the folder."
+    """Write `files`: bytes, ('link', target), ('link', None) for a pipe, or None for nothing.
+
+    ROOT in bytes stands for the folder.
+    """
     for name, data in files.items():
         path = root/name
-        if not os.path.realpath(path.parent).startswith(str(root)): continue
+        if data is None or not os.path.realpath(path.parent).startswith(str(root)): continue
         with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError): # A link took its place
             path.parent.mkdir(parents=True, exist_ok=True)
             if not isinstance(data, tuple): path.write_bytes(data.replace(b'ROOT', os.fsencode(root)))
