@@ -79,7 +79,7 @@ def tried(read, root, **limits):
     ('does what no reader should: open', lambda root: (root/'new').write_text('')), ('does what no reader should: os.rename', lambda root: os.rename(root, root.parent/'other')),
     ('does what no reader should: os.system', lambda root: os.system('exit')), ('does what no reader should: socket', lambda root: socket.socket().connect_ex(('127.0.0.1', 9))),
     ('takes too long', lambda root: [None for _ in iter(int, 1)]), ('takes too long', lambda root: time.sleep(1000)), ('takes [0-9]+ MB', lambda root: np.ones(40_000_000)),
-    ('ends in a traceback: KeyError', lambda root: {}['a']), ('does not name the file', lambda root: Path('there_is_none').read_text()), ('is told in [0-9]+ letters', lambda root: (root/('a/'*1600)).read_text())])
+    ('ends in a traceback: KeyError', lambda root: {}['a']), ('does not name the file', lambda root: Path('there_is_none').read_text()), ('gives an error of [0-9]+ characters', lambda root: (root/('a/'*1600)).read_text())])
 def test_the_watch_sees(what, read, tmp_path):
     (tmp_path/'data').mkdir()
     (tmp_path/'secret').write_text(PASSWORD)
