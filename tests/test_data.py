@@ -589,11 +589,11 @@ def test_images_that_do_not_decode_are_named(kind, how, tmp_path):
     if (kind, how) == ('jpg', 'hole'): # JPEG has no checksum: it decodes, to other pixels
         assert read_annotated(one(path, (HEIGHT, WIDTH)), 0).shape == (3, HEIGHT, WIDTH) and not look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))
         return
-    with pytest.raises(OSError, match=rf'a.{kind} cannot be decoded as an image .*: mend it, or leave it out'): read_annotated(one(path, (HEIGHT, WIDTH)), 0)
+    with pytest.raises(OSError, match=rf'a.{kind} cannot be decoded as an image .*: fix or remove it'): read_annotated(one(path, (HEIGHT, WIDTH)), 0)
     assert [(f.kind, f.stops) for f in look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))] == [('image does not decode', True)]
     write(tmp_path/'a.txt', '0 .5 .5 1 1')
     if how in ('noise', 'empty'): # Not even a head, where YOLO's format needs one
-        with pytest.raises(ValueError, match=f'files that cannot be opened as images: .*a.{kind}.*Mend them'): read_yolo(tmp_path, ['ant'])
+        with pytest.raises(ValueError, match=f'files that cannot be opened as images: .*a.{kind}.*Fix or remove them'): read_yolo(tmp_path, ['ant'])
 
 
 def test_pictures_in_two_splits_are_found_by_their_pixels(tmp_path):

@@ -8,7 +8,6 @@ __all__ = ['BACKGROUND', 'METRICS', 'VOC_METRICS', 'coco_results', 'check_names'
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #0bc602a1
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from ..boxes import box_iou
 from ..data.annotations import Annotations
 from ..data.coco import coco_truth
 from ..detection.detections import Detections
+from ..files.class_names import check_distinct
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a2f80590
 def coco_results(detections): return [row for i, d in enumerate(detections) for row in d.to_coco(i)]
@@ -29,8 +29,7 @@ def check_names(
     names:list # Of classes
 ):
     "Raise a `ValueError` if figures could not be told apart by `names`."
-    again = [name for name, n in Counter(names).items() if n > 1]
-    if again: raise ValueError(f'several classes have the name {again[0]!r}: give each its own')
+    check_distinct(names, 'annotations')
     if BACKGROUND in names: raise ValueError(f'a class is called {BACKGROUND!r}, as the background is in figures: give it another name')
 
 def _check_lengths(annotations, detections):
