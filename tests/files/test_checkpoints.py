@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, recognise, save_weights
-from cjm_yolox_pytorch.files.families import COLUMN_MAJOR, ROW_MAJOR, STEM, seen_focus, swap_focus
+from cjm_yolox_pytorch.files.families import COLUMN_MAJOR, ROW_MAJOR, STEM, STEM_VARIANCE, guess_focus, swap_focus
 from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, PUBLISHED, build_model, load_matching
 
 # From our names to theirs
@@ -35,14 +35,14 @@ def megvii_key(key): return '.'.join(INNER.get(word, word) for word in replaced(
 def mmyolo_key(key): return replaced(key, MMYOLO)
 
 
-def ours(model_type, num_classes, white):
-    "A network with smooth first filters, as if it had been trained on pixels from 0 to `white`"
+def ours(model_type, num_classes, max_pixel):
+    "A network with smooth first filters, as if it had been trained on pixels from 0 to `max_pixel`"
     torch.manual_seed(0)
     state = build_model(model_type, num_classes, pretrained=False).state_dict()
     state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in state.items()}
     smooth = F.interpolate(torch.randn(len(state[STEM]), 3, 3, 3), (6, 6), mode='bilinear')
     state[STEM] = F.pixel_unshuffle(smooth, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
-    state['backbone.stem.conv.bn.running_var'] = state[STEM].flatten(1).square().sum(1) * white**2/12
+    state[STEM_VARIANCE] = state[STEM].flatten(1).square().sum(1) * max_pixel**2/12
     return state
 
 
@@ -51,7 +51,7 @@ def theirs(state, key, bgr255=True):
     stem = swap_focus(state[STEM])
     if bgr255: stem = stem.unflatten(1, (4, 3)).flip(2).flatten(1, 2) / 255
     variance = stem.flatten(1).square().sum(1) * (255**2 if bgr255 else 1)/12
-    return {key(k): v for k, v in {**state, STEM: stem, 'backbone.stem.conv.bn.running_var': variance}.items()}
+    return {key(k): v for k, v in {**state, STEM: stem, STEM_VARIANCE: variance}.items()}
 
 
 @pytest.mark.parametrize('model_type', MODEL_TYPES)
@@ -63,7 +63,7 @@ def test_every_tensor_of_a_family_has_its_place(model_type, family):
     assert len(file) == len(state)
     found = recognise({'model' if 'megvii' in family else 'state_dict': file, 'optimizer': {}})
     assert (found.family, found.model_type, found.num_classes, found.focus, found.left_over) == (family, model_type, 7, COLUMN_MAJOR, [])
-    variance = 'backbone.stem.conv.bn.running_var' # As the file says
+    variance = STEM_VARIANCE # As the file says
     assert found.state.keys() == state.keys()
     assert_close({k: v for k, v in found.state.items() if k != variance}, {k: v for k, v in state.items() if k != variance})
     told = load_matching(build_model(model_type, 7, pretrained=False), found)
@@ -134,7 +134,7 @@ def test_the_real_weights(shared):
     assert (weights.family, weights.model_type, weights.num_classes, weights.focus) == ('megvii', 'yolox_nano', 80, COLUMN_MAJOR)
     assert {megvii_key(k) for k in weights.state} == checkpoint['model'].keys()
     stem = checkpoint['model'][megvii_key(STEM)]
-    assert (seen_focus(stem), seen_focus(swap_focus(stem))) == (COLUMN_MAJOR, ROW_MAJOR)
+    assert (guess_focus(stem), guess_focus(swap_focus(stem))) == (COLUMN_MAJOR, ROW_MAJOR)
     # The same weights in the other order of pixels, which nothing but the filters tells
     with pytest.raises(ValueError, match='filters are smooth for another order'): recognise(dict(model={**checkpoint['model'], megvii_key(STEM): swap_focus(stem)}))
     reference = np.load(shared/'weights/reference.npz')
