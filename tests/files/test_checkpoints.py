@@ -1,29 +1,44 @@
 "Weights of every family and size, made from our networks by names written down a second time, and the real ones."
-
+import json
+import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import types
 
+import fuzz
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fuzz import network, read_weights
+from hostile import armed, root, tried # noqa: F401
+from safetensors.torch import save
 from torch.testing import assert_close
 
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, recognise, save_weights
-from cjm_yolox_pytorch.files.families import COLUMN_MAJOR, ROW_MAJOR, STEM, STEM_VARIANCE, guess_focus, swap_focus
-from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, PUBLISHED, build_model, load_matching
+from cjm_yolox_pytorch.files.families import (
+    CLASSES, COLUMN_MAJOR, ROW_MAJOR, STEM, STEM_VARIANCE, guess_focus, swap_focus)
+from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, build_model, load_matching
 
 # From our names to theirs
-PARTS = {'neck.reduce_layers.0': 'backbone.lateral_conv0', 'neck.reduce_layers.1': 'backbone.reduce_conv1', 'neck.top_down_blocks.0': 'backbone.C3_p4',
-         'neck.top_down_blocks.1': 'backbone.C3_p3', 'neck.downsamples.0': 'backbone.bu_conv2', 'neck.downsamples.1': 'backbone.bu_conv1',
-         'neck.bottom_up_blocks.0': 'backbone.C3_n3', 'neck.bottom_up_blocks.1': 'backbone.C3_n4', 'neck.out_convs': 'head.stems',
-         'bbox_head.multi_level_cls_convs': 'head.cls_convs', 'bbox_head.multi_level_reg_convs': 'head.reg_convs', 'bbox_head.multi_level_conv_cls': 'head.cls_preds',
-         'bbox_head.multi_level_conv_reg': 'head.reg_preds', 'bbox_head.multi_level_conv_obj': 'head.obj_preds', 'backbone.stem': 'backbone.backbone.stem',
-         **{f'backbone.stage{i}': f'backbone.backbone.dark{i + 1}' for i in (1, 2, 3, 4)}}
-INNER = {'main_conv': 'conv1', 'short_conv': 'conv2', 'final_conv': 'conv3', 'blocks': 'm', 'depthwise_conv': 'dconv', 'pointwise_conv': 'pconv'}
-MMYOLO = {'neck.reduce_layers.0': 'neck.reduce_layers.2', 'neck.reduce_layers.1': 'neck.top_down_layers.0.1', 'neck.top_down_blocks.0': 'neck.top_down_layers.0.0',
-          'neck.top_down_blocks.1': 'neck.top_down_layers.1', 'neck.downsamples': 'neck.downsample_layers', 'neck.bottom_up_blocks': 'neck.bottom_up_layers',
-          'neck.out_convs': 'neck.out_layers', 'bbox_head': 'bbox_head.head_module'}
+PARTS = {
+    'neck.reduce_layers.0': 'backbone.lateral_conv0', 'neck.reduce_layers.1': 'backbone.reduce_conv1',
+    'neck.top_down_blocks.0': 'backbone.C3_p4', 'neck.top_down_blocks.1': 'backbone.C3_p3',
+    'neck.downsamples.0': 'backbone.bu_conv2', 'neck.downsamples.1': 'backbone.bu_conv1',
+    'neck.bottom_up_blocks.0': 'backbone.C3_n3', 'neck.bottom_up_blocks.1': 'backbone.C3_n4',
+    'neck.out_convs': 'head.stems', 'bbox_head.multi_level_cls_convs': 'head.cls_convs',
+    'bbox_head.multi_level_reg_convs': 'head.reg_convs', 'bbox_head.multi_level_conv_cls': 'head.cls_preds',
+    'bbox_head.multi_level_conv_reg': 'head.reg_preds', 'bbox_head.multi_level_conv_obj': 'head.obj_preds',
+    'backbone.stem': 'backbone.backbone.stem',
+    **{f'backbone.stage{i}': f'backbone.backbone.dark{i + 1}' for i in (1, 2, 3, 4)}}
+INNER = {
+    'main_conv': 'conv1', 'short_conv': 'conv2', 'final_conv': 'conv3', 'blocks': 'm',
+    'depthwise_conv': 'dconv', 'pointwise_conv': 'pconv'}
+MMYOLO = {
+    'neck.reduce_layers.0': 'neck.reduce_layers.2', 'neck.reduce_layers.1': 'neck.top_down_layers.0.1',
+    'neck.top_down_blocks.0': 'neck.top_down_layers.0.0', 'neck.top_down_blocks.1': 'neck.top_down_layers.1',
+    'neck.downsamples': 'neck.downsample_layers', 'neck.bottom_up_blocks': 'neck.bottom_up_layers',
+    'neck.out_convs': 'neck.out_layers', 'bbox_head': 'bbox_head.head_module'}
 
 
 def replaced(key, names):
@@ -33,13 +48,14 @@ def replaced(key, names):
 
 def megvii_key(key): return '.'.join(INNER.get(word, word) for word in replaced(key, PARTS).split('.'))
 def mmyolo_key(key): return replaced(key, MMYOLO)
+def our_key(key): return key
 
 
-def ours(model_type, num_classes, max_pixel):
+def ours(model_type, num_classes, max_pixel=1):
     "A network with smooth first filters, as if it had been trained on pixels from 0 to `max_pixel`"
     torch.manual_seed(0)
-    state = build_model(model_type, num_classes, pretrained=False).state_dict()
-    state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in state.items()}
+    with torch.device('meta'): state = build_model(model_type, num_classes, pretrained=False).state_dict()
+    state = {k: torch.tensor(n, dtype=v.dtype).expand(v.shape) for n, (k, v) in enumerate(state.items())}
     smooth = F.interpolate(torch.randn(len(state[STEM]), 3, 3, 3), (6, 6), mode='bilinear')
     state[STEM] = F.pixel_unshuffle(smooth, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
     state[STEM_VARIANCE] = state[STEM].flatten(1).square().sum(1) * max_pixel**2/12
@@ -56,23 +72,31 @@ def theirs(state, key, bgr255=True):
 
 @pytest.mark.parametrize('model_type', MODEL_TYPES)
 @pytest.mark.parametrize('family', ['megvii', 'megvii_legacy', 'mmdetection', 'mmyolo'])
-def test_every_tensor_of_a_family_has_its_place(model_type, family):
-    key = {'mmdetection': lambda k: k, 'mmyolo': mmyolo_key}.get(family, megvii_key)
-    state = ours(model_type, 7, 1)
+def test_recognise_every_tensor_of_a_family(model_type, family):
+    key = dict(mmdetection=our_key, mmyolo=mmyolo_key).get(family, megvii_key)
+    state = ours(model_type, 7)
     file = theirs(state, key, family != 'megvii_legacy')
-    assert len(file) == len(state)
     found = recognise({'model' if 'megvii' in family else 'state_dict': file, 'optimizer': {}})
-    assert (found.family, found.model_type, found.num_classes, found.focus, found.left_over) == (family, model_type, 7, COLUMN_MAJOR, [])
-    variance = STEM_VARIANCE # As the file says
-    assert found.state.keys() == state.keys()
-    assert_close({k: v for k, v in found.state.items() if k != variance}, {k: v for k, v in state.items() if k != variance})
-    told = load_matching(build_model(model_type, 7, pretrained=False), found)
-    assert told == f'{model_type} of {family}: {len(state)} of {len(state)} tensors loaded'
+    assert (found.family, found.model_type, found.num_classes) == (family, model_type, 7)
+    assert (found.focus, found.left_over) == (COLUMN_MAJOR, [])
+    assert len(file) == len(state) and found.state.keys() == state.keys()
+    assert_close(found.state[STEM], state[STEM])
+    places = [k for k in state if k not in (STEM, STEM_VARIANCE)] # The variance stays as the file has it
+    assert all(found.state[k].data_ptr() == state[k].data_ptr() for k in places)
 
 
-@pytest.mark.parametrize('model_type', MODEL_TYPES)
-def test_cjm_and_our_own(model_type, tmp_path):
-    state = ours(model_type, 3, 1)
+@pytest.mark.parametrize('family, key', [('megvii', megvii_key), ('mmyolo', mmyolo_key)])
+def test_load_matching_fills_the_network(family, key):
+    state = ours('yolox_nano', 7)
+    found = recognise(dict(model=theirs(state, key)))
+    model = build_model('yolox_nano', 7, pretrained=False)
+    assert load_matching(model, found) == f'yolox_nano ({family}): {len(state)} of {len(state)} tensors loaded'
+    assert_close({**model.state_dict(), STEM_VARIANCE: state[STEM_VARIANCE]}, state)
+
+
+@pytest.mark.parametrize('model_type', ['yolox_nano', 'yolox_s'])
+def test_save_and_load_again(model_type, tmp_path):
+    state = ours(model_type, 3)
     torch.save(state, tmp_path/'cjm.pth')
     found = load_weights(tmp_path/'cjm.pth')
     assert (found.family, found.focus) == ('cjm', ROW_MAJOR)
@@ -83,126 +107,158 @@ def test_cjm_and_our_own(model_type, tmp_path):
     assert_close(again.state, state)
 
 
-def test_every_published_file_has_an_address():
-    assert {f: len(urls) for f, urls in PUBLISHED.items()} == dict(cjm=5, megvii=6, mmyolo=3)
-    for urls in PUBLISHED.values():
-        for name, url in urls.items(): assert url.startswith('https://') and name in url and url.endswith('.pth')
-
-
 @pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.', 'module._orig_mod.'])
-def test_prefixes_of_those_who_train(prefix):
-    state = ours('yolox_nano', 3, 1)
-    for key in (lambda k: k, megvii_key, mmyolo_key):
-        file = {prefix + k: v for k, v in (theirs(state, key) if key is not None else state).items()}
-        found = recognise(dict(epoch=3, state_dict=file))
-        assert found.state.keys() == state.keys()
+def test_recognise_prefixes_of_trainers(prefix):
+    state = ours('yolox_nano', 3)
+    for key in (our_key, megvii_key, mmyolo_key):
+        file = {prefix + k: v for k, v in theirs(state, key).items()}
+        assert recognise(dict(epoch=3, state_dict=file)).state.keys() == state.keys()
 
 
-def test_a_network_that_does_not_fit_is_refused():
-    state = ours('yolox_nano', 3, 1)
+def test_load_matching_refuses_other_networks():
+    state = ours('yolox_nano', 3)
     def without(*keys): return {k: v for k, v in state.items() if k not in keys}
     model = build_model('yolox_nano', 3, pretrained=False)
     gone = 'neck.out_convs.0.conv.weight'
-    for file, error in [(without(gone), gone), ({**state, 'neck.new.weight': torch.zeros(1)}, 'neck.new.weight'), ({**state, gone: torch.zeros(2)}, r'out_convs.0.conv.weight \(2,\)'),
-                        (without('bbox_head.multi_level_conv_cls.0.weight'), 'multi_level_conv_cls.0.weight'), (without(STEM), 'is missing among')]:
-        with pytest.raises(ValueError, match=error): load_matching(model, recognise(file))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ValueError): load_matching(model, recognise(without(gone)))
+    cases = [
+        (without(gone), gone), ({**state, 'neck.new.weight': torch.zeros(1)}, 'neck.new.weight'),
+        ({**state, gone: torch.zeros(2)}, r'out_convs.0.conv.weight \(2,\)'),
+        (without(CLASSES), 'multi_level_conv_cls.0.weight'), (without(STEM), 'is missing among')]
+    for file, error in cases:
+        with pytest.raises(ValueError, match=error): load_matching(model, recognise(file))
     assert_close(model.state_dict(), before) # Not half of it
 
 
-def test_what_mmengine_and_numpy_leave_in_pickles(tmp_path):
-    "The names are those that real files hold; what stands behind them is not needed to read the tensors"
-    import sys, types
+def test_history_of_mmengine_is_skipped(tmp_path, monkeypatch):
+    "The names are those in real files; the objects are not needed to read the tensors"
     names = ['mmengine', 'mmengine.logging', 'mmengine.logging.history_buffer']
-    modules = {n: types.ModuleType(n) for n in names}
     class HistoryBuffer:
         def __init__(self): self._log_history, self._max_length = np.arange(4.), 100
     HistoryBuffer.__module__, HistoryBuffer.__qualname__ = names[-1], 'HistoryBuffer'
-    modules[names[-1]].HistoryBuffer = HistoryBuffer
-    state = ours('yolox_tiny', 3, 1)
-    sys.modules.update(modules)
-    try: torch.save(dict(meta=dict(epoch=np.int64(3)), message_hub=dict(log_scalars=dict(lr=HistoryBuffer())), state_dict=theirs(state, mmyolo_key)), tmp_path/'mmyolo.pth')
-    finally:
-        for n in names: sys.modules.pop(n)
+    history = dict(log_scalars=dict(lr=HistoryBuffer()))
+    with monkeypatch.context() as m:
+        for name in names: m.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules[names[-1]].HistoryBuffer = HistoryBuffer
+        state = theirs(ours('yolox_tiny', 3), mmyolo_key)
+        content = dict(meta=dict(epoch=np.int64(3)), message_hub=history, state_dict=state)
+        torch.save(content, tmp_path/'mmyolo.pth')
     assert load_weights(tmp_path/'mmyolo.pth').family == 'mmyolo'
 
 
-def test_the_real_weights(shared):
+def test_real_weights(shared):
     checkpoint = torch.load(shared/'weights/yolox_nano_coco.pth', weights_only=True)
     weights = load_weights(shared/'weights/yolox_nano_coco.pth')
-    assert (weights.family, weights.model_type, weights.num_classes, weights.focus) == ('megvii', 'yolox_nano', 80, COLUMN_MAJOR)
-    assert {megvii_key(k) for k in weights.state} == checkpoint['model'].keys()
+    assert (weights.family, weights.model_type, weights.num_classes) == ('megvii', 'yolox_nano', 80)
+    assert weights.focus == COLUMN_MAJOR and {megvii_key(k) for k in weights.state} == checkpoint['model'].keys()
     stem = checkpoint['model'][megvii_key(STEM)]
     assert (guess_focus(stem), guess_focus(swap_focus(stem))) == (COLUMN_MAJOR, ROW_MAJOR)
-    # The same weights in the other order of pixels, which nothing but the filters tells
-    with pytest.raises(ValueError, match='filters are smooth for another order'): recognise(dict(model={**checkpoint['model'], megvii_key(STEM): swap_focus(stem)}))
+    # The same weights in the other order of pixels, which only the filters reveal
+    shuffled = {**checkpoint['model'], megvii_key(STEM): swap_focus(stem)}
+    with pytest.raises(ValueError, match='filters are smooth for another order'): recognise(dict(model=shuffled))
     reference = np.load(shared/'weights/reference.npz')
     x = torch.from_numpy(reference['x']).float().flip(1)/255 # RGB
-    with torch.no_grad(): classes, raw, objectness = build_model('yolox_nano', 80, pretrained=weights).eval()(x)
-    got = torch.cat([torch.cat([r, o.sigmoid(), c.sigmoid()], 1).flatten(2) for c, r, o in zip(classes, raw, objectness)], 2).transpose(1, 2)
-    assert (got - torch.from_numpy(reference['y'])).abs().max() < 1e-3
+    model = build_model('yolox_nano', 80, pretrained=weights).eval()
+    with torch.no_grad(): maps = model(x)
+    levels = [torch.cat([r, o.sigmoid(), c.sigmoid()], 1).flatten(2) for c, r, o in zip(*maps)]
+    assert (torch.cat(levels, 2).transpose(1, 2) - torch.from_numpy(reference['y'])).abs().max() < 1e-3
 
 
-def test_a_state_is_no_file_of_weights(tmp_path):
+def test_state_of_a_training_is_refused(tmp_path):
     "Its first network is the one that is not averaged"
-    state = build_model('yolox_nano', 1, pretrained=False).state_dict()
-    torch.save(dict(model=state, average=state, counts={}, recipe={}), tmp_path/'state.pt')
-    with pytest.raises(ValueError, match='state.pt: this is the state of a training: take best.safetensors'): load_weights(tmp_path/'state.pt')
+    torch.save(dict(model=network(), average=network(), counts={}, recipe={}), tmp_path/'state.pt')
+    with pytest.raises(ValueError, match='state.pt: this is the state of a training: use best.safetensors'):
+        load_weights(tmp_path/'state.pt')
 
 
-def test_files_of_the_same_name_at_two_addresses(tmp_path, monkeypatch):
+def small(**changes): # Weights of a few tensors
+    return Weights(network(), 'yolox_tiny', 2, **{**NORM_STATS['yolox_tiny'], **changes})
+
+
+def test_download_files_of_the_same_name(tmp_path, monkeypatch):
     for run in ('cat', 'dog'):
         (tmp_path/run).mkdir()
-        model = build_model('yolox_nano', 1, pretrained=False)
-        save_weights(Weights(model.state_dict(), 'yolox_nano', 1, **NORM_STATS['yolox_nano'], names=[run]), tmp_path/run/'best.safetensors')
+        save_weights(small(names=[run, 'owl']), tmp_path/run/'best.safetensors')
+    def copy(url, to, digest): shutil.copy(tmp_path/url.removeprefix('https://a.b/'), to)
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: tmp_path/'hub')
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, to, digest: shutil.copy(tmp_path/url.removeprefix('https://a.b/'), to))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', copy)
     for _ in range(2):
-        for run in ('cat', 'dog'): assert load_weights(f'https://a.b/{run}/best.safetensors').names == [run]
+        for run in ('cat', 'dog'): assert load_weights(f'https://a.b/{run}/best.safetensors').names == [run, 'owl']
         monkeypatch.setattr(torch.hub, 'download_url_to_file', None) # Both are kept
 
 
-def test_names_that_move_the_cursor_are_refused(tmp_path):
-    model = build_model('yolox_nano', 1, pretrained=False)
-    save_weights(Weights(model.state_dict(), 'yolox_nano', 1, **NORM_STATS['yolox_nano'], names=['a\x1b[2J']), tmp_path/'a.safetensors')
-    with pytest.raises(ValueError, match='names are plain text'): load_weights(tmp_path/'a.safetensors')
+def test_class_names_with_control_characters(tmp_path):
+    save_weights(small(names=['a\x1b[2J', 'b']), tmp_path/'a.safetensors')
+    with pytest.raises(ValueError, match=r"a.safetensors: names: names of classes with control characters: 'a\\x1b"):
+        load_weights(tmp_path/'a.safetensors')
 
 
-def test_what_is_said_leaves_the_rest_of_our_own_files(tmp_path):
-    "A tiny network is normally for another mean"
-    state = ours('yolox_tiny', 2, 1)
-    save_weights(Weights(state, 'yolox_tiny', 2, (0., 0., 0.), (1., 1., 1.), size=96, notes=dict(AP=.5)), tmp_path/'a.safetensors')
-    for said in (dict(), dict(names=['cat', 'dog']), dict(names=['cat', 'dog'], family='cjm'), dict(mean=(.1, .2, .3)), dict(bgr=True), dict(focus=COLUMN_MAJOR)):
-        found = load_weights(tmp_path/'a.safetensors', **said)
-        assert (found.names, found.mean, found.std, found.size, found.notes) == (said.get('names'), said.get('mean', (0., 0., 0.)), (1., 1., 1.), 96, dict(AP=.5))
-        stem = swap_focus(state[STEM]) if 'focus' in said else state[STEM].unflatten(1, (4, 3)).flip(2).flatten(1, 2) if 'bgr' in said else state[STEM]
-        assert_close(found.state, {**state, STEM: stem})
-    for names in (['cat'], ['cat', 'cat']):
-        for source in (tmp_path/'a.safetensors', state):
-            with pytest.raises(ValueError, match='there are 1 names for 2 classes|the class name .cat. stands there 2 times'): load_weights(source, names=names)
+@pytest.mark.parametrize('options', [
+    dict(), dict(names=['cat', 'dog']), dict(names=['cat', 'dog'], family='cjm'), dict(mean=(.1, .2, .3)),
+    dict(bgr=True), dict(focus=COLUMN_MAJOR)])
+def test_options_leave_the_rest_of_our_own_files(options, tmp_path):
+    "A tiny network normally has another mean"
+    saved = small(mean=(0., 0., 0.), std=(1., 1., 1.), size=96, notes=dict(AP=.5))
+    save_weights(saved, tmp_path/'a.safetensors')
+    found = load_weights(tmp_path/'a.safetensors', **options)
+    assert (found.names, found.mean) == (options.get('names'), options.get('mean', (0., 0., 0.)))
+    assert (found.std, found.size, found.notes) == ((1., 1., 1.), 96, dict(AP=.5))
+    stem = saved.state[STEM]
+    if 'focus' in options: stem = swap_focus(stem)
+    if 'bgr' in options: stem = stem.unflatten(1, (4, 3)).flip(2).flatten(1, 2)
+    assert_close(found.state, {**saved.state, STEM: stem})
 
 
-def test_many_threads_read(tmp_path):
-    "torch has one list of what may be read for all of them"
-    torch.save(dict(state_dict=ours('yolox_nano', 2, 1), best=np.float64(.5)), tmp_path/'a.pth')
-    with ThreadPoolExecutor(4) as pool: found = list(pool.map(lambda _: load_weights(tmp_path/'a.pth').num_classes, range(40)))
-    assert found == [2]*40 and not [g for g in torch.serialization.get_safe_globals() if isinstance(g, tuple)]
+@pytest.mark.parametrize('names, message', [
+    (['cat'], '1 names for 2 classes'), (['cat', 'cat'], 'several classes have the same name: cat'),
+    (['a\n', 'b'], 'control characters')])
+def test_bad_names_as_options(names, message, tmp_path):
+    save_weights(small(), tmp_path/'a.safetensors')
+    for source in (tmp_path/'a.safetensors', network()):
+        with pytest.raises(ValueError, match=message): load_weights(source, names=names)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('-inf'), 1e39])
-def test_weights_of_a_training_that_went_wrong(value, tmp_path):
-    state = ours('yolox_nano', 2, 1)
-    key = 'neck.out_convs.2.bn.running_var'
-    state[key] = state[key].double()
-    state[key][-1] = value
-    torch.save(state, tmp_path/'a.pth')
-    save_weights(Weights(state, 'yolox_nano', 2, (0., 0., 0.), (1., 1., 1.)), tmp_path/'a.safetensors')
+def test_numbers_of_a_failed_training_are_refused(value, tmp_path):
+    weights = small()
+    weights.state['neck.x'] = torch.tensor([0, value], dtype=torch.double)
+    torch.save(weights.state, tmp_path/'a.pth')
+    save_weights(weights, tmp_path/'a.safetensors')
     for name in ('a.pth', 'a.safetensors'):
-        with pytest.raises(ValueError, match=f'{name}: {key}: not all of its numbers are finite floats'): load_weights(tmp_path/name)
+        with pytest.raises(ValueError, match=f'{name}: neck.x: not all of its numbers are finite floats'):
+            load_weights(tmp_path/name)
 
 
 def test_tensors_without_plain_numbers_are_refused():
-    state = ours('yolox_nano', 2, 1)
+    state = network()
     for odd in (state[STEM].to_sparse(), state[STEM].to('meta')):
-        with pytest.raises(ValueError, match='sparse, quantized or without numbers: 1 keys such as'): recognise({**state, STEM: odd})
+        with pytest.raises(ValueError, match='sparse, quantized or without numbers: 1 keys such as'):
+            recognise({**state, STEM: odd})
+
+
+@pytest.mark.parametrize('change', [
+    dict(mean=[float('nan'), 0, 0]), dict(mean='abc'), dict(notes=[1]), dict(left_over=['a']), dict(left_over=3),
+    dict(family=3), dict(std=[0, 1, 1]), dict(size=10**9), dict(size='64'), dict(names='ab'), dict(names=[1, 2]),
+    dict(names=0), dict(names=False), dict(num_classes=10**12), dict(names=['a', 'a']),
+    dict(focus='x'*10**5), {'x'*10**5: 1}])
+def test_metadata_that_somebody_edited(change, root): # noqa: F811
+    metadata = json.dumps({**fuzz.KNOWN, **change})
+    (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=metadata)))
+    assert 'a.safetensors: ' in tried(read_weights, root)
+
+
+def test_metadata_nested_deeply(root): # noqa: F811
+    (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch='['*100000)))
+    assert 'bad metadata' in tried(read_weights, root)
+
+
+def test_metadata_of_0_3_are_read(root): # noqa: F811
+    (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=json.dumps(fuzz.KNOWN))))
+    found = load_weights(root/'a.safetensors')
+    assert {k: v for k, v in vars(found).items() if k in fuzz.KNOWN} == {**fuzz.KNOWN, 'mean': (.5,)*3, 'std': (1.,)*3}
+
+
+def test_link_in_place_of_the_partial_file(root): # noqa: F811
+    (root/'a.safetensors.partial').symlink_to('../secret')
+    save_weights(load_weights(network()), root/'a.safetensors')
+    assert load_weights(root/'a.safetensors').num_classes == 2 and os.listdir(root) == ['a.safetensors']
