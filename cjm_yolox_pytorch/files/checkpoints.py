@@ -47,8 +47,8 @@ def _read_shapes(state): # Model type and number of classes
     for width, model_type in types.items():
         fits = stem == (width, 12, 3, 3) and variance == (width,) and classes[1:] == (4*width, 1, 1)
         if fits and 0 < classes[0] <= MAX_CLASSES: return model_type, classes[0]
-    raise ValueError(f'not a known YOLOX: {dict(zip(keys, shapes))} does not fit [N, 12, 3, 3], [N], [C, 4*N, 1, 1] '
-        f'with N one of {list(types)} and C at most {MAX_CLASSES}')
+    needed = f'[N, 12, 3, 3], [N] and [C, 4*N, 1, 1] with N one of {list(types)} and C at most {MAX_CLASSES}'
+    raise ValueError(f'not a known YOLOX: {dict(zip(keys, shapes))} does not fit {needed}')
 
 def _check_finite(state):
     for key, v in state.items():
@@ -83,7 +83,7 @@ def _convert(weights, pixels, names): # To our order and range of pixels
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
     return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
 
-# %% ../../nbs/files/08_checkpoints.ipynb #8186c1e6
+# %% ../../nbs/files/08_checkpoints.ipynb #f09e0669
 def recognise(
     checkpoint:dict, # Content of a file, or a state dict
     family:str=None, # One of `FAMILIES`; a guess if None
@@ -118,21 +118,20 @@ def save_weights(
         except SafetensorError as e: raise OSError(str(e)) from e
 
 # %% ../../nbs/files/08_checkpoints.ipynb #48c2f65a
-def _is_valid(w): # Are fields from JSON of the right types?
-    stats = [*w.mean, *w.std]
-    numbers = all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in stats)
-    names = isinstance(w.names, (list, type(None)))
-    size = w.size is None or isinstance(w.size, int) and 0 < w.size < 2**15
-    rest = isinstance(w.notes, dict) and isinstance(w.family, str) and isinstance(w.num_classes, int)
-    return numbers and len(w.mean) == len(w.std) == 3 and 0 not in w.std and names and size and rest and w.left_over == []
+def _is_valid(w): # Do the fields have the types that `save_weights` writes?
+    if not all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in [*w.mean, *w.std]): return False
+    if len(w.mean) != 3 or len(w.std) != 3 or 0 in w.std or w.left_over != []: return False
+    types = (w.notes, dict), (w.family, str), (w.num_classes, int), (w.names, (list, type(None)))
+    known_size = w.size is None or isinstance(w.size, int) and 0 < w.size < 2**15
+    return known_size and all(isinstance(v, kind) for v, kind in types)
 
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognise`
     try:
         known = Weights(state, **json.loads(metadata))
-        if not _is_valid(known): raise ValueError('a field has another type than save_weights writes')
+        if not _is_valid(known): raise ValueError('a field has the wrong type or range')
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)
-    if (known.model_type, known.num_classes) != found: raise ValueError(f'its metadata do not match its tensors: {found}')
+    if (known.model_type, known.num_classes) != found: raise ValueError(f'metadata do not match the tensors: {found}')
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))
     return _convert(replace(known, family=family or known.family), pixels, names or known.names)

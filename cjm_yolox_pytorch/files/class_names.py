@@ -21,7 +21,8 @@ scissors, teddy bear, hair drier, toothbrush'''.replace('\n', ' ').split(', ')
 MAX_CLASSES = 20_000 # Half as many again as any dataset has; more is a typo or an attack
 
 def check_distinct(names, where):
-    raise_listing(f'{where}: several classes have the same name', repeated(names), 'Give each its own')
+    same = repeated(names)
+    raise_listing(f'{where}: several classes have the same name', same, 'Give each its own')
 
 def check_class_names(names, where):
     count = len(names)

@@ -28,7 +28,7 @@ def atomic(path): # -> path of another file to write first
     finally:
         with suppress(OSError): partial.unlink(missing_ok=True)
 
-# %% ../../nbs/files/00_paths.ipynb #bfb79015
+# %% ../../nbs/files/00_paths.ipynb #cf931558
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']
 VIDEO_SUFFIXES = ['.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg']
 
@@ -80,7 +80,7 @@ def path_inside(where, name): # `name` as a relative path with slashes
     if CONTROL.search(str(name)): refuse(repr(str(name)), 'has control characters. Rename that file')
     return path.as_posix()
 
-# %% ../../nbs/files/00_paths.ipynb #79cc9c73
+# %% ../../nbs/files/00_paths.ipynb #f3c1c5d4
 def check_files_exist(where, paths): # The same paths
     missing = [shorten(p) for p in paths if not os.path.isfile(p)]
     if not missing: return paths
@@ -98,8 +98,8 @@ def read_bytes(path, max_bytes=math.inf): # All of a regular file
 
 def read_text(path, max_bytes=math.inf):
     try: return read_bytes(path, max_bytes).decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise ValueError(f'{path}: byte {e.start} is not UTF-8. Save the file as UTF-8') from e
+    except UnicodeDecodeError as e: start = e.start
+    raise ValueError(f'{path}: byte {start} is not UTF-8. Save the file as UTF-8')
 
 def read_lines(path): return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 

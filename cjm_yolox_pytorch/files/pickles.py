@@ -30,20 +30,20 @@ def read_file(
         _check_file(path, start)
         with _READING, torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]):
             return torch.load(path, map_location='cpu', weights_only=True), None
-    except Exception as e: raise ValueError(f'{path} {_explain(str(e) or type(e).__name__, kind)}') from e
+    except Exception as e: raise ValueError(f'{path} {_explain(e, kind)}') from e
 
 def _read_safetensors(path):
     from safetensors import safe_open
     with safe_open(path, 'pt') as f: state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     return state, metadata.get('cjm_yolox_pytorch')
 
-def _explain(text, kind): # Without torch's advice to read the file unsafely
+def _explain(e, kind): # Without torch's advice to read the file unsafely
     # Older releases of torch name the module of builtins, too
-    code = re.search(r'GLOBAL (?:builtins\.|__builtin__\.)?(\S+)', text)
+    code = re.search(r'GLOBAL (?:builtins\.|__builtin__\.)?(\S+)', str(e))
     advice = 'If you trust it, load it yourself and pass its state dict'
     if code: return f'would execute {code[1][:240]} on load, so it was not loaded. {advice}'
-    reason = text.rpartition('WeightsUnpickler error: ')[2].strip().splitlines()[0].partition('. ')[0]
-    return f'is not a {kind}, or was cut off: {reason[:240]}'
+    reason = str(e).rpartition('WeightsUnpickler error: ')[2].strip() or type(e).__name__
+    return f'is not a {kind}, or was cut off: {reason.splitlines()[0].partition(". ")[0][:240]}'
 
 # %% ../../nbs/files/06_pickles.ipynb #e1330754
 @dataclass(eq=False, slots=True)
@@ -80,7 +80,8 @@ def _check_pickle(program, limit): # `program`: bytes, or a file that stands at 
     "Refuse a pickle that calls what weights do not need, or makes or copies more than `limit` objects."
     stacks, memo, seen, total = [[]], {}, {}, 0
     for op, arg, _ in pickletools.genops(program):
-        if op.name == 'PROTO' and arg in (4, 5): raise ValueError(f'it is a pickle of protocol {arg}, not of torch')
+        if op.name == 'PROTO' and arg in (4, 5):
+            raise ValueError(f'it is a pickle of protocol {arg}, which torch cannot read safely: get a .safetensors file')
         if 'PUT' in op.name: memo[arg] = stacks[-1][-1]
         elif 'GET' in op.name: stacks[-1].append(memo[arg])
         elif op.name == 'MARK': stacks.append([])
@@ -100,10 +101,11 @@ def _fits_storage(*args): # Storage, offset, sizes and strides of a tensor
     return True
 
 _RETURNED = 'REDUCE', 'NEWOBJ', 'BINPERSID' # Objects that may be larger than the pickle says
+
 def _in_file(*args): return not any(a.opcode in _RETURNED for a in args)
 def _is_latin1(*args): return [a.value for a in args[1:]] == ['latin1']
 
-# %% ../../nbs/files/06_pickles.ipynb #1effc21a
+# %% ../../nbs/files/06_pickles.ipynb #569ff6af
 _PARAMETERS = 'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state'
 _TENSORS = [f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3')]
 _CONTAINERS = '__builtin__.set', 'builtins.set', 'collections.Counter', 'torch.Size'
@@ -131,7 +133,7 @@ def _build_cost(item, seen, built, state): # Sets attributes
     if allowed and state.opcode not in _RETURNED: return state.size
     raise ValueError(f'it changes {str(built.value)[:80]} in a way that weights do not need')
 
-# %% ../../nbs/files/06_pickles.ipynb #53773dc8
+# %% ../../nbs/files/06_pickles.ipynb #55608802
 def _storage_cost(item, seen, args): # 'storage', type of numbers, key, device, length; and before torch 1.6, a view
     key, length = args.parts[2].value, args.parts[4].value
     view = [p.opcode for p in args.parts[5:]] not in ([], ['NONE'])
@@ -143,7 +145,7 @@ def _storage_cost(item, seen, args): # 'storage', type of numbers, key, device, 
 def _int_cost(item, seen):
     if abs(item.value) < 2**61 - 1: return 0
     seen[int] = seen.get(int, 0) + 1
-    return seen[int] # Those with one hash are all compared
+    return seen[int] # Comparisons, if all have the same hash
 
 def _keys_cost(item, seen, mapping, *pairs): return sum(key.size for key in pairs[::2]) # Hashed with all their parts
 

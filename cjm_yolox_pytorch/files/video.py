@@ -53,7 +53,7 @@ class VideoWriter:
         if self.video is None: return
         with closing(self.video): self.video.mux(self.stream.encode()) # Delayed frames
 
-# %% ../../nbs/files/05_video.ipynb #55f7bcf0
+# %% ../../nbs/files/05_video.ipynb #c7810ea5
 def read_video(path): # -> frames [3, H, W] uint8 RGB, and their times in seconds
     "Read a video frame by frame, upright."
     with open_video(path) as video:

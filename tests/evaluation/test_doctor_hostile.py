@@ -1,4 +1,5 @@
 "The doctor reports on hostile data without harm."
+# ruff: noqa: F811 (fixtures are imported, and arguments bear their names)
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from cjm_yolox_pytorch.evaluation.doctor import draw_report, examine, report_lin
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='other systems have no such names')
-def test_names_that_are_not_utf_8_are_drawn(root): # noqa: F811
+def test_names_that_are_not_utf_8_are_drawn(root):
     for name in (b'caf\xe9.png', b'$\xff$.png', b'c.png'):
         path = Path(os.fsdecode(os.fsencode(root) + b'/' + name))
         pixels(root, path.name)
@@ -29,7 +30,7 @@ def test_names_that_are_not_utf_8_are_drawn(root): # noqa: F811
 
 
 @pytest.mark.parametrize('out', ['report', '.', '../data/a/../report'])
-def test_output_in_the_data_is_refused(out, root): # noqa: F811
+def test_output_in_the_data_is_refused(out, root):
     "Its images would be images without objects the next time"
     pixels(root, 'a.png', 'b.png')
     put(root, {'a.txt': TXT.encode(), 'b.txt': TXT.encode()})
@@ -38,7 +39,7 @@ def test_output_in_the_data_is_refused(out, root): # noqa: F811
     assert sorted(os.listdir(root)) == ['a.png', 'a.txt', 'b.png', 'b.txt']
 
 
-def test_images_that_claim_to_be_large_are_drawn(root): # noqa: F811
+def test_images_that_claim_to_be_large_are_drawn(root):
     doc = coco(images=dict(width=10**6, height=10**6))
     put(root, {'train.json': json.dumps(doc).encode(), 'a.png': b'no picture', 'b.png': png(20, 10, bytes(61*10))})
     report = examine(root)

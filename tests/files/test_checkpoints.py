@@ -1,4 +1,5 @@
 "Weights of every family and size, made from our networks by names written down a second time, and the real ones."
+# ruff: noqa: F811 (fixtures are imported, and arguments bear their names)
 import json
 import os
 import shutil
@@ -96,7 +97,7 @@ def test_load_matching_fills_the_network(family, key):
 
 @pytest.mark.parametrize('model_type', ['yolox_nano', 'yolox_s'])
 def test_save_and_load_again(model_type, tmp_path):
-    state = ours(model_type, 3)
+    state = {k: v.contiguous() for k, v in ours(model_type, 3).items()}
     torch.save(state, tmp_path/'cjm.pth')
     found = load_weights(tmp_path/'cjm.pth')
     assert (found.family, found.focus) == ('cjm', ROW_MAJOR)
@@ -140,7 +141,7 @@ def test_history_of_mmengine_is_skipped(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         for name in names: m.setitem(sys.modules, name, types.ModuleType(name))
         sys.modules[names[-1]].HistoryBuffer = HistoryBuffer
-        state = theirs(ours('yolox_tiny', 3), mmyolo_key)
+        state = {k: v.contiguous() for k, v in theirs(ours('yolox_tiny', 3), mmyolo_key).items()}
         content = dict(meta=dict(epoch=np.int64(3)), message_hub=history, state_dict=state)
         torch.save(content, tmp_path/'mmyolo.pth')
     assert load_weights(tmp_path/'mmyolo.pth').family == 'mmyolo'
@@ -241,24 +242,24 @@ def test_tensors_without_plain_numbers_are_refused():
     dict(family=3), dict(std=[0, 1, 1]), dict(size=10**9), dict(size='64'), dict(names='ab'), dict(names=[1, 2]),
     dict(names=0), dict(names=False), dict(num_classes=10**12), dict(names=['a', 'a']),
     dict(focus='x'*10**5), {'x'*10**5: 1}])
-def test_metadata_that_somebody_edited(change, root): # noqa: F811
+def test_metadata_that_somebody_edited(change, root):
     metadata = json.dumps({**fuzz.KNOWN, **change})
     (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=metadata)))
     assert 'a.safetensors: ' in tried(read_weights, root)
 
 
-def test_metadata_nested_deeply(root): # noqa: F811
+def test_metadata_nested_deeply(root):
     (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch='['*100000)))
     assert 'bad metadata' in tried(read_weights, root)
 
 
-def test_metadata_of_0_3_are_read(root): # noqa: F811
+def test_metadata_of_0_3_are_read(root):
     (root/'a.safetensors').write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=json.dumps(fuzz.KNOWN))))
     found = load_weights(root/'a.safetensors')
     assert {k: v for k, v in vars(found).items() if k in fuzz.KNOWN} == {**fuzz.KNOWN, 'mean': (.5,)*3, 'std': (1.,)*3}
 
 
-def test_link_in_place_of_the_partial_file(root): # noqa: F811
+def test_link_in_place_of_the_partial_file(root):
     (root/'a.safetensors.partial').symlink_to('../secret')
     save_weights(load_weights(network()), root/'a.safetensors')
     assert load_weights(root/'a.safetensors').num_classes == 2 and os.listdir(root) == ['a.safetensors']

@@ -1,4 +1,5 @@
 "Files of weights that would run code, fill the memory or take forever are refused; what trainings write is read."
+# ruff: noqa: F811 (fixtures are imported, and arguments bear their names)
 import codecs
 import io
 import os
@@ -103,7 +104,7 @@ BAD_WEIGHTS = {
 
 
 @pytest.mark.parametrize('name', BAD_WEIGHTS)
-def test_weights(name, root): # noqa: F811
+def test_weights(name, root):
     data, message = BAD_WEIGHTS[name]
     (root/'a.pth').write_bytes(data)
     with warnings.catch_warnings():
@@ -193,7 +194,7 @@ OLD_CALLS = {
 
 
 @pytest.mark.parametrize('name', [*CALLS, *OLD_CALLS])
-def test_calls(name, root): # noqa: F811
+def test_calls(name, root):
     program, message = {**CALLS, **OLD_CALLS}[name]
     program = b'\x80\x02' + program + b'.'
     (root/'a.pth').write_bytes(before_1_6(program) if name in OLD_CALLS else archive(program, _0=bytes(16)))
@@ -201,7 +202,7 @@ def test_calls(name, root): # noqa: F811
 
 
 @pytest.mark.parametrize('new', [True, False])
-def test_training_files_are_read(new, root): # noqa: F811
+def test_training_files_are_read(new, root):
     "Schedulers count, optimizers have states, and people keep what they like"
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     optimizer = torch.optim.AdamW(model.parameters())
@@ -223,7 +224,7 @@ def test_training_files_are_read(new, root): # noqa: F811
     assert held['size'] == more['size'] and all(torch.equal(held[k], v) for k, v in tensors.items())
 
 
-def test_numpy_objects_are_not_made(root): # noqa: F811
+def test_numpy_objects_are_not_made(root):
     "Arrays and dtypes of numpy can be given states that crash Python; real ones are still let through"
     more = dict(log=np.arange(3.), best=np.float64(1), flags=np.zeros(2, dtype=bool), names=np.array(['a', 'b']))
     (root/'a.pth').write_bytes(saved(dict(state_dict=network(), **more)))

@@ -1,4 +1,5 @@
 "A video may not be a list of other files."
+# ruff: noqa: F811 (fixtures are imported, and arguments bear their names)
 import socket
 
 import pytest
@@ -14,7 +15,7 @@ PLAYLISTS = [
 
 @pytest.mark.parametrize('playlist', PLAYLISTS)
 @pytest.mark.parametrize('suffix', ['mp4', 'm3u8'])
-def test_playlists_disguised_as_videos(playlist, suffix, root, monkeypatch): # noqa: F811
+def test_playlists_disguised_as_videos(playlist, suffix, root, monkeypatch):
     "What they name is not fetched, whatever FFmpeg does of its own accord"
     av = pytest.importorskip('av')
     opened, real = [], av.open
