@@ -28,7 +28,7 @@ def atomic(path): # -> path of another file to write first
     finally:
         with suppress(OSError): partial.unlink(missing_ok=True)
 
-# %% ../../nbs/files/00_paths.ipynb #cf931558
+# %% ../../nbs/files/00_paths.ipynb #b482b476
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']
 VIDEO_SUFFIXES = ['.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg']
 
@@ -76,11 +76,11 @@ def path_inside(where, name): # `name` as a relative path with slashes
     path = PureWindowsPath(name)
     def refuse(shown, problem): raise ValueError(f'{where}: {shorten(shown)} {problem}')
     if '..' in path.parts: refuse(name, 'leaves the folder of the data. Write it relative to that folder')
-    if path.anchor: refuse(name, 'is absolute. Write it relative to the folder of the data')
+    if path.anchor: refuse(name, 'is absolute, here or on Windows. Write it relative to the folder of the data')
     if CONTROL.search(str(name)): refuse(repr(str(name)), 'has control characters. Rename that file')
     return path.as_posix()
 
-# %% ../../nbs/files/00_paths.ipynb #f3c1c5d4
+# %% ../../nbs/files/00_paths.ipynb #e47776f8
 def check_files_exist(where, paths): # The same paths
     missing = [shorten(p) for p in paths if not os.path.isfile(p)]
     if not missing: return paths

@@ -81,7 +81,7 @@ def _check_pickle(program, limit): # `program`: bytes, or a file that stands at 
     stacks, memo, seen, total = [[]], {}, {}, 0
     for op, arg, _ in pickletools.genops(program):
         if op.name == 'PROTO' and arg in (4, 5):
-            raise ValueError(f'it is a pickle of protocol {arg}, which torch cannot read safely: get a .safetensors file')
+            raise ValueError(f'it is a pickle of protocol {arg}, which is unsafe: ask for a .safetensors file')
         if 'PUT' in op.name: memo[arg] = stacks[-1][-1]
         elif 'GET' in op.name: stacks[-1].append(memo[arg])
         elif op.name == 'MARK': stacks.append([])
@@ -105,7 +105,7 @@ _RETURNED = 'REDUCE', 'NEWOBJ', 'BINPERSID' # Objects that may be larger than th
 def _in_file(*args): return not any(a.opcode in _RETURNED for a in args)
 def _is_latin1(*args): return [a.value for a in args[1:]] == ['latin1']
 
-# %% ../../nbs/files/06_pickles.ipynb #569ff6af
+# %% ../../nbs/files/06_pickles.ipynb #73768e44
 _PARAMETERS = 'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state'
 _TENSORS = [f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3')]
 _CONTAINERS = '__builtin__.set', 'builtins.set', 'collections.Counter', 'torch.Size'
@@ -133,7 +133,7 @@ def _build_cost(item, seen, built, state): # Sets attributes
     if allowed and state.opcode not in _RETURNED: return state.size
     raise ValueError(f'it changes {str(built.value)[:80]} in a way that weights do not need')
 
-# %% ../../nbs/files/06_pickles.ipynb #55608802
+# %% ../../nbs/files/06_pickles.ipynb #94c4ff8f
 def _storage_cost(item, seen, args): # 'storage', type of numbers, key, device, length; and before torch 1.6, a view
     key, length = args.parts[2].value, args.parts[4].value
     view = [p.opcode for p in args.parts[5:]] not in ([], ['NONE'])

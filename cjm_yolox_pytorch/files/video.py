@@ -32,7 +32,7 @@ class VideoWriter:
         seconds:float
     ):
         try:
-            if self.video is None: self._begin(*image.size)
+            if self.video is None: self.begin(*image.size)
             frame = _import_av().VideoFrame.from_image(image.crop((0, 0, self.stream.width, self.stream.height)))
             frame.pts, frame.time_base = round(seconds*90000), Fraction(1, 90000)
             self.video.mux(self.stream.encode(frame))
@@ -41,7 +41,7 @@ class VideoWriter:
             self.video = None # Nothing is left for `close`
             raise
 
-    def _begin(self, width, height):
+    def begin(self, width, height):
         av = _import_av()
         self.video = av.open(str(self.path), 'w')
         self.video.metadata['comment'] = self.comment
@@ -53,7 +53,7 @@ class VideoWriter:
         if self.video is None: return
         with closing(self.video): self.video.mux(self.stream.encode()) # Delayed frames
 
-# %% ../../nbs/files/05_video.ipynb #c7810ea5
+# %% ../../nbs/files/05_video.ipynb #b0c8be27
 def read_video(path): # -> frames [3, H, W] uint8 RGB, and their times in seconds
     "Read a video frame by frame, upright."
     with open_video(path) as video:
