@@ -22,7 +22,8 @@ from cjm_yolox_pytorch.data.checks import check_splits
 from cjm_yolox_pytorch.data.coco import read_coco
 from cjm_yolox_pytorch.data.splits import find_splits
 from cjm_yolox_pytorch.detection.detections import Detections
-from cjm_yolox_pytorch.evaluation.doctor import draw_report, examine
+from cjm_yolox_pytorch.evaluation.dataset_figure import draw_dataset
+from cjm_yolox_pytorch.evaluation.doctor import examine
 from cjm_yolox_pytorch.evaluation.report import report
 
 
@@ -158,7 +159,8 @@ def test_class_names_that_look_like_formulas(name, root):
     doc = coco(images=dict(file_name=file), categories=dict(name=name))
     put(root, {'train.json': json.dumps(doc).encode()})
     (root/'out').mkdir()
-    draw_report(examine(root), root/'out/doctor.png')
+    examined = examine(root)
+    draw_dataset(examined.splits, examined.faults, 416, root/'out/doctor.png')
     (a,) = (read() for read in find_splits(root).values())
     boxes = torch.tensor([[1., 2., 4., 6.], [0., 0., 9., 9.]])
     found = [Detections(boxes, torch.tensor([.9, .8]), torch.tensor([0, 1]))]*2

@@ -11,7 +11,8 @@ from fuzz import TXT, pixels, put
 from hostile import armed, coco, png, root # noqa: F401
 
 from cjm_yolox_pytorch.commands.messages import printable
-from cjm_yolox_pytorch.evaluation.doctor import draw_report, examine, report_lines, yolox_doctor
+from cjm_yolox_pytorch.evaluation.dataset_figure import draw_dataset
+from cjm_yolox_pytorch.evaluation.doctor import examine, report_lines, yolox_doctor
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='other systems have no such names')
@@ -24,7 +25,7 @@ def test_names_that_are_not_utf_8_are_drawn(root):
     report = examine(root)
     (root/'out').mkdir()
     fuzz.WATCH['root'] = None
-    draw_report(report, root/'out/doctor.png')
+    draw_dataset(report.splits, report.faults, 416, root/'out/doctor.png')
     assert r'caf\udce9.png' in printable('\n'.join(report_lines(report)))
     assert (root/'out/doctor.png').stat().st_size > 1000
 
@@ -46,5 +47,5 @@ def test_images_that_claim_to_be_large_are_drawn(root):
     (root/'out').mkdir()
     fuzz.WATCH['root'] = None
     before = fuzz.memory(reset=True)
-    draw_report(report, root/'out/doctor.png')
+    draw_dataset(report.splits, report.faults, 416, root/'out/doctor.png')
     assert fuzz.memory() - before < 500e3 and 'image does not decode' in '\n'.join(report_lines(report))
