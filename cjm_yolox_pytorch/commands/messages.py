@@ -31,7 +31,7 @@ def raise_listing(what, found, cure): # Raise a ValueError unless `found` is emp
     count = f'{len(found)}, such as ' if len(found) > 3 else ''
     raise ValueError(f'{what}: {count}{"; ".join(map(shorten, found[:3]))}. {cure}')
 
-# %% ../../nbs/commands/00_messages.ipynb #f2e61961
+# %% ../../nbs/commands/00_messages.ipynb #c9eb045f
 def file_name(path): return os.path.basename(path)
 
 def repeated(values): return [v for v, n in Counter(values).items() if n > 1]

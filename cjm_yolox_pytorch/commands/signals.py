@@ -10,7 +10,7 @@ import signal, sys, threading, torch
 from contextlib import contextmanager, suppress
 from torch import distributed as dist
 
-# %% ../../nbs/commands/02_signals.ipynb #57c01fc4
+# %% ../../nbs/commands/02_signals.ipynb #aeb96707
 @contextmanager
 def handle_signals(signals, handler): # `handler` gets a function that restores the earlier handlers
     "Handle `signals` inside a `with` block, if this is the main thread."

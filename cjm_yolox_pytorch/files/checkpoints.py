@@ -34,8 +34,7 @@ class Weights:
     notes:dict = field(default_factory=dict) # Anything else, such as AP
 
     @property
-    def input_size(self): # `size`, or that of the published weights
-        return self.size or VARIANTS[self.model_type].side
+    def input_size(self): return self.size or VARIANTS[self.model_type].side # The side of the published weights
 
 # %% ../../nbs/files/08_checkpoints.ipynb #c323589c
 def _read_shapes(state): # Model type and number of classes
@@ -83,7 +82,7 @@ def _convert(weights, pixels, names): # To our order and range of pixels
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
     return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
 
-# %% ../../nbs/files/08_checkpoints.ipynb #f09e0669
+# %% ../../nbs/files/08_checkpoints.ipynb #6d511ca0
 def recognise(
     checkpoint:dict, # Content of a file, or a state dict
     family:str=None, # One of `FAMILIES`; a guess if None
@@ -153,6 +152,13 @@ def load_weights(
         return recognise(content, family, names, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
+# %% ../../nbs/files/08_checkpoints.ipynb #ac017018
+def _fetch(url, path, digest):
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout or 60) # Seconds without an answer
+    try: torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+    finally: socket.setdefaulttimeout(timeout)
+
 # %% ../../nbs/files/08_checkpoints.ipynb #83887ddf
 def download(
     url:str, # Of a file of weights
@@ -173,9 +179,3 @@ def download(
         raise OSError(f'{url} could not be downloaded ({e}). Download it elsewhere and put it at {path}') from e
     finally: partial.unlink(missing_ok=True)
     return path
-
-def _fetch(url, path, digest):
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout or 60) # Seconds without an answer
-    try: torch.hub.download_url_to_file(url, str(path), digest and digest[1])
-    finally: socket.setdefaulttimeout(timeout)

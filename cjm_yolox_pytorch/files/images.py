@@ -47,7 +47,7 @@ def _rotate(pixels, orientation): # [3, H, W] upright, from [H, W, 3] as stored
     if flip is not None: pixels = cv2.flip(pixels, flip)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
-# %% ../../nbs/files/02_images.ipynb #377d99fc
+# %% ../../nbs/files/02_images.ipynb #1143561d
 def _decode_jpeg(image, path): # [H, W, 3] as stored; None if `image` is not a whole JPEG in colour
     if image.format not in ('JPEG', 'MPO') or image.mode != 'RGB' or not image.filename: return
     import cv2
@@ -71,7 +71,7 @@ def _strips(image, max_pixels=2**18): # (first row, part of the image)
     rows = max(1, max_pixels//max(1, image.width))
     for top in range(0, image.height, rows): yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
-# %% ../../nbs/files/02_images.ipynb #1efee368
+# %% ../../nbs/files/02_images.ipynb #1afe8a7f
 def _load_tiff(image, upright): # Orientation that is left to apply
     turn = orientation(image)
     name = image.filename
@@ -80,7 +80,7 @@ def _load_tiff(image, upright): # Orientation that is left to apply
     image.filename = name
     return 1 if upright else {6: 8, 8: 6}.get(turn, turn) # Undo it
 
-# %% ../../nbs/files/02_images.ipynb #3c7a9caf
+# %% ../../nbs/files/02_images.ipynb #c6164ae6
 def _rescale_to_8_bits(image): # Function of pixel values; None if they are from 0 to 255
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
         return lambda values: values.clip(0, 65535)//257

@@ -28,7 +28,7 @@ def atomic(path): # -> path of another file to write first
     finally:
         with suppress(OSError): partial.unlink(missing_ok=True)
 
-# %% ../../nbs/files/00_paths.ipynb #b482b476
+# %% ../../nbs/files/00_paths.ipynb #d4f2433e
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']
 VIDEO_SUFFIXES = ['.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg']
 
@@ -80,7 +80,7 @@ def path_inside(where, name): # `name` as a relative path with slashes
     if CONTROL.search(str(name)): refuse(repr(str(name)), 'has control characters. Rename that file')
     return path.as_posix()
 
-# %% ../../nbs/files/00_paths.ipynb #e47776f8
+# %% ../../nbs/files/00_paths.ipynb #051ab0e8
 def check_files_exist(where, paths): # The same paths
     missing = [shorten(p) for p in paths if not os.path.isfile(p)]
     if not missing: return paths

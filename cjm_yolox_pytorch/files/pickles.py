@@ -37,6 +37,7 @@ def _read_safetensors(path):
     with safe_open(path, 'pt') as f: state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     return state, metadata.get('cjm_yolox_pytorch')
 
+# %% ../../nbs/files/06_pickles.ipynb #e0a8cee7
 def _explain(e, kind): # Without torch's advice to read the file unsafely
     # Older releases of torch name the module of builtins, too
     code = re.search(r'GLOBAL (?:builtins\.|__builtin__\.)?(\S+)', str(e))
@@ -76,6 +77,7 @@ def _run_opcode(op, arg, stacks, seen): # Cost beyond taking what is there, and 
     stacks[-1] += [item]*len(op.stack_after)
     return cost, size
 
+# %% ../../nbs/files/06_pickles.ipynb #ee4a2c4d
 def _check_pickle(program, limit): # `program`: bytes, or a file that stands at a pickle
     "Refuse a pickle that calls what weights do not need, or makes or copies more than `limit` objects."
     stacks, memo, seen, total = [[]], {}, {}, 0
@@ -105,7 +107,7 @@ _RETURNED = 'REDUCE', 'NEWOBJ', 'BINPERSID' # Objects that may be larger than th
 def _in_file(*args): return not any(a.opcode in _RETURNED for a in args)
 def _is_latin1(*args): return [a.value for a in args[1:]] == ['latin1']
 
-# %% ../../nbs/files/06_pickles.ipynb #73768e44
+# %% ../../nbs/files/06_pickles.ipynb #813fc204
 _PARAMETERS = 'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state'
 _TENSORS = [f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3')]
 _CONTAINERS = '__builtin__.set', 'builtins.set', 'collections.Counter', 'torch.Size'
@@ -133,7 +135,7 @@ def _build_cost(item, seen, built, state): # Sets attributes
     if allowed and state.opcode not in _RETURNED: return state.size
     raise ValueError(f'it changes {str(built.value)[:80]} in a way that weights do not need')
 
-# %% ../../nbs/files/06_pickles.ipynb #94c4ff8f
+# %% ../../nbs/files/06_pickles.ipynb #a53ae583
 def _storage_cost(item, seen, args): # 'storage', type of numbers, key, device, length; and before torch 1.6, a view
     key, length = args.parts[2].value, args.parts[4].value
     view = [p.opcode for p in args.parts[5:]] not in ([], ['NONE'])

@@ -19,6 +19,16 @@ def _import_av():
 
 def open_video(path): return _import_av().open(os.path.abspath(path), options=dict(protocol_whitelist='file'))
 
+# %% ../../nbs/files/05_video.ipynb #e5271d65
+def _create_mp4(path, width, height, comment): # Container and stream of PyAV
+    av = _import_av()
+    video = av.open(str(path), 'w')
+    video.metadata['comment'] = comment
+    stream = video.add_stream('libx264' if 'libx264' in av.codecs_available else 'mpeg4', rate=30)
+    stream.width, stream.height = width - width % 2, height - height % 2 # yuv420p needs even sides
+    stream.pix_fmt, stream.codec_context.time_base = 'yuv420p', Fraction(1, 90000)
+    return video, stream
+
 # %% ../../nbs/files/05_video.ipynb #46c18089
 class VideoWriter:
     "Write images and their times in seconds as an MP4 file"
@@ -27,10 +37,7 @@ class VideoWriter:
         comment:str='' # Stored in the file
     ): self.path, self.comment, self.video = path, comment, None
 
-    def add(self,
-        image:Image.Image, # All of one size
-        seconds:float
-    ):
+    def add(self, image:Image.Image, seconds:float): # Images all of one size
         try:
             if self.video is None: self.begin(*image.size)
             frame = _import_av().VideoFrame.from_image(image.crop((0, 0, self.stream.width, self.stream.height)))
@@ -41,19 +48,13 @@ class VideoWriter:
             self.video = None # Nothing is left for `close`
             raise
 
-    def begin(self, width, height):
-        av = _import_av()
-        self.video = av.open(str(self.path), 'w')
-        self.video.metadata['comment'] = self.comment
-        self.stream = self.video.add_stream('libx264' if 'libx264' in av.codecs_available else 'mpeg4', rate=30)
-        self.stream.width, self.stream.height = width - width % 2, height - height % 2 # yuv420p needs even sides
-        self.stream.pix_fmt, self.stream.codec_context.time_base = 'yuv420p', Fraction(1, 90000)
+    def begin(self, width, height): self.video, self.stream = _create_mp4(self.path, width, height, self.comment)
 
     def close(self):
         if self.video is None: return
         with closing(self.video): self.video.mux(self.stream.encode()) # Delayed frames
 
-# %% ../../nbs/files/05_video.ipynb #b0c8be27
+# %% ../../nbs/files/05_video.ipynb #07cc9926
 def read_video(path): # -> frames [3, H, W] uint8 RGB, and their times in seconds
     "Read a video frame by frame, upright."
     with open_video(path) as video:
