@@ -82,7 +82,7 @@ def _convert(weights, pixels, names): # To our order and range of pixels
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
     return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
 
-# %% ../../nbs/files/08_checkpoints.ipynb #6d511ca0
+# %% ../../nbs/files/08_checkpoints.ipynb #b32adce7
 def recognise(
     checkpoint:dict, # Content of a file, or a state dict
     family:str=None, # One of `FAMILIES`; a guess if None
@@ -152,8 +152,8 @@ def load_weights(
         return recognise(content, family, names, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
-# %% ../../nbs/files/08_checkpoints.ipynb #ac017018
-def _fetch(url, path, digest):
+# %% ../../nbs/files/08_checkpoints.ipynb #17ce2cc1
+def _download_to(url, path, digest):
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout or 60) # Seconds without an answer
     try: torch.hub.download_url_to_file(url, str(path), digest and digest[1])
@@ -172,7 +172,7 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     try:
-        _fetch(url, partial, torch.hub.HASH_REGEX.search(path.name))
+        _download_to(url, partial, torch.hub.HASH_REGEX.search(path.name))
         load_weights(partial)
         os.replace(partial, path)
     except (OSError, RuntimeError, ValueError) as e:

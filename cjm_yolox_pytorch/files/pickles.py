@@ -27,7 +27,7 @@ def read_file(
     with open(path, 'rb') as f: start = f.read(9)
     try:
         if start[8:] == b'{': return _read_safetensors(path)
-        _check_file(path, start)
+        _check_archive(path, start)
         with _READING, torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]):
             return torch.load(path, map_location='cpu', weights_only=True), None
     except Exception as e: raise ValueError(f'{path} {_explain(e, kind)}') from e
@@ -37,7 +37,7 @@ def _read_safetensors(path):
     with safe_open(path, 'pt') as f: state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     return state, metadata.get('cjm_yolox_pytorch')
 
-# %% ../../nbs/files/06_pickles.ipynb #e0a8cee7
+# %% ../../nbs/files/06_pickles.ipynb #3ed90962
 def _explain(e, kind): # Without torch's advice to read the file unsafely
     # Older releases of torch name the module of builtins, too
     code = re.search(r'GLOBAL (?:builtins\.|__builtin__\.)?(\S+)', str(e))
@@ -77,7 +77,7 @@ def _run_opcode(op, arg, stacks, seen): # Cost beyond taking what is there, and 
     stacks[-1] += [item]*len(op.stack_after)
     return cost, size
 
-# %% ../../nbs/files/06_pickles.ipynb #ee4a2c4d
+# %% ../../nbs/files/06_pickles.ipynb #1c664bcd
 def _check_pickle(program, limit): # `program`: bytes, or a file that stands at a pickle
     "Refuse a pickle that calls what weights do not need, or makes or copies more than `limit` objects."
     stacks, memo, seen, total = [[]], {}, {}, 0
@@ -107,7 +107,7 @@ _RETURNED = 'REDUCE', 'NEWOBJ', 'BINPERSID' # Objects that may be larger than th
 def _in_file(*args): return not any(a.opcode in _RETURNED for a in args)
 def _is_latin1(*args): return [a.value for a in args[1:]] == ['latin1']
 
-# %% ../../nbs/files/06_pickles.ipynb #813fc204
+# %% ../../nbs/files/06_pickles.ipynb #cbbb3c40
 _PARAMETERS = 'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state'
 _TENSORS = [f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3')]
 _CONTAINERS = '__builtin__.set', 'builtins.set', 'collections.Counter', 'torch.Size'
@@ -135,7 +135,7 @@ def _build_cost(item, seen, built, state): # Sets attributes
     if allowed and state.opcode not in _RETURNED: return state.size
     raise ValueError(f'it changes {str(built.value)[:80]} in a way that weights do not need')
 
-# %% ../../nbs/files/06_pickles.ipynb #a53ae583
+# %% ../../nbs/files/06_pickles.ipynb #88ec54a0
 def _storage_cost(item, seen, args): # 'storage', type of numbers, key, device, length; and before torch 1.6, a view
     key, length = args.parts[2].value, args.parts[4].value
     view = [p.opcode for p in args.parts[5:]] not in ([], ['NONE'])
@@ -155,7 +155,7 @@ _COSTS = dict(GLOBAL=_global_cost, REDUCE=_call_cost, NEWOBJ=_call_cost, BUILD=_
     SETITEM=_keys_cost, SETITEMS=_keys_cost, LONG1=_int_cost)
 
 # %% ../../nbs/files/06_pickles.ipynb #c570a8a6
-def _check_file(path, start): # `start`: its first bytes
+def _check_archive(path, start): # `start`: its first bytes
     size = os.path.getsize(path)
     limit = 10**6 + 4*size # Files of weights need a tenth of that
     if start[:4] != b'PK\x03\x04':
