@@ -40,9 +40,9 @@ from safetensors.torch import save
 
 # Read with this checkout, whatever is installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cjm_yolox_pytorch.files.checkpoints import _CLASSES, load_weights
+from cjm_yolox_pytorch.files.checkpoints import load_weights
 from cjm_yolox_pytorch.files.class_names import MAX_CLASSES
-from cjm_yolox_pytorch.files.families import _NORM, STEM
+from cjm_yolox_pytorch.files.families import CLASSES, STEM, STEM_VARIANCE
 from cjm_yolox_pytorch.model import VARIANTS
 from cjm_yolox_pytorch.data.checks import check, check_splits
 from cjm_yolox_pytorch.data.splits import find_splits
@@ -390,7 +390,7 @@ def network():
     g = torch.Generator().manual_seed(0)
     stem = torch.rand(24, 12, 3, 3, generator=g)
     variance = stem.flatten(1).square().sum(1)/12
-    return {STEM: stem, _NORM: variance, _CLASSES: torch.zeros(2, 96, 1, 1), 'neck.x': torch.zeros(2)}
+    return {STEM: stem, STEM_VARIANCE: variance, CLASSES: torch.zeros(2, 96, 1, 1), 'neck.x': torch.zeros(2)}
 
 
 KNOWN = dict(model_type='yolox_tiny', num_classes=2, mean=[.5, .5, .5], std=[1., 1., 1.], names=['ant', 'bee'], size=64,
@@ -449,7 +449,7 @@ def whole(n): return b'J' + struct.pack('<i', n)
 def opcodes(rng):
     "Return a pickle program that puts something together, however odd."
     if rng.random() < .3: return noise(rng)
-    keys = rng.sample([STEM, _NORM, _CLASSES, 'model', 'state_dict', 'x'], 3)
+    keys = rng.sample([STEM, STEM_VARIANCE, CLASSES, 'model', 'state_dict', 'x'], 3)
     return b'\x80\x02}(' + b''.join(text_of(k.encode()) + thing(rng) for k in keys) + b'u.'
 
 
@@ -605,7 +605,7 @@ def read_weights(root):
     (path,) = root.iterdir()
     w = load_weights(path)
     assert w.model_type in VARIANTS, w
-    assert isinstance(w.num_classes, int) and 0 < w.num_classes == len(w.state[_CLASSES]), w
+    assert isinstance(w.num_classes, int) and 0 < w.num_classes == len(w.state[CLASSES]), w
     assert isinstance(w.input_size, int) and 0 < w.input_size < 2**15, w
     if w.names is not None: assert len(w.names) == w.num_classes and all(isinstance(n, str) for n in w.names), w.names
     assert all(np.isfinite(v) for v in (*w.mean, *w.std)) and 0 not in w.std, (w.mean, w.std)
