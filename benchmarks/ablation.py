@@ -13,10 +13,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
 from loss import WORKLOADS, make_batch, ours, timed
 
-from cjm_yolox_pytorch import loss, simota
+from cjm_yolox_pytorch import assignment, assignment_sparse, loss, simota
 
 
-def whole_topk(values, k, largest=True, column=32): return values.topk(min(k, values.shape[-1]), largest=largest).values
+def whole_topk(values, k, largest=True): return values.topk(min(k, values.shape[-1]), largest=largest).values
 def with_log1p(q, dim): return (-q).log1p_().clamp_(min=-100).sum(dim).neg_()
 def from_one_tensor(maps, image, cell): return torch.cat(list(maps), 2).transpose(1, 2)[image, cell]
 
@@ -24,10 +24,10 @@ def from_one_tensor(maps, image, cell): return torch.cat(list(maps), 2).transpos
 TAKEN_BACK = {
     'nothing': [],
     'only pairs that matter': [(simota, 'simota_sparse', simota.simota)],
-    'class maps stay where they are': [(module, 'take_cells', from_one_tensor) for module in (simota, loss)],
-    'log instead of log1p, at all classes': [(simota, 'background_cost', with_log1p)],
-    'the best by columns': [(simota, 'top', whole_topk)],
-    'IoUs in groups': [(simota, 'PAIRS_AT_ONCE', 2**40)]}
+    'class maps stay where they are': [(module, 'take_cells', from_one_tensor) for module in (assignment_sparse, loss)],
+    'log instead of log1p, at all classes': [(assignment_sparse, 'background_cost', with_log1p)],
+    'the best by columns': [(module, 'topk_values', whole_topk) for module in (assignment, assignment_sparse)],
+    'IoUs in groups': [(assignment_sparse, 'PAIRS_AT_ONCE', 2**40)]}
 
 print(f'| taken back | {" | ".join(WORKLOADS)} |', '|---|' + '--:|'*len(WORKLOADS), sep='\n')
 medians = {name: [] for name in TAKEN_BACK}

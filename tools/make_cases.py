@@ -1,4 +1,4 @@
-"Make tests/cases.pt: small assignments as the oracle of nbs/03_assignment.ipynb finds them. Run from the root: python tools/make_cases.py"
+"Make tests/core/cases.pt: small assignments as the oracle of nbs/03_assignment.ipynb finds them. Run from the root: python tools/make_cases.py"
 import sys
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tests'))
 import conftest
+from cjm_yolox_pytorch.assignment import SimOTASettings
 from cjm_yolox_pytorch.boxes import cell_centres, decode, grid_priors
 
 oracle = conftest.read_oracle()
@@ -17,8 +18,8 @@ for seed, settings in enumerate([{}, {}, {}, dict(center_radius=1.5, center_only
     corner = torch.rand(n, 2, generator=g)*40 - 4
     case = dict(settings=settings, priors=cell_centres(corners), boxes=decode(torch.randn(49, 4, generator=g)*.5, corners), scores=torch.rand(49, 3, generator=g),
                 gt_boxes=torch.cat([corner, corner + 4 + torch.rand(n, 2, generator=g)*30], 1), gt_labels=torch.randint(3, (n,), generator=g))
-    names = dict(center_radius='radius', candidate_topk='topk', iou_eps='eps')
-    case['owner'] = oracle(case['scores'], case['boxes'], case['priors'], case['gt_boxes'], case['gt_labels'], **{names.get(k, k): v for k, v in settings.items()})
+    objects = case['gt_boxes'], case['gt_labels']
+    case['owner'] = oracle(case['scores'], case['boxes'], case['priors'], *objects, SimOTASettings(**settings))
     cases.append(case)
-torch.save(cases, ROOT/'tests/cases.pt')
+torch.save(cases, ROOT/'tests/core/cases.pt')
 print([(c['owner'] >= 0).sum().item() for c in cases])
