@@ -12,9 +12,9 @@ import torchvision
 from cjm_yolox_pytorch.assignment import SimOTASettings
 
 matplotlib.use('Agg')
-# How many inputs each law is tried with. The short profile draws the same inputs every time, so that a failure comes from a change and
-# not from luck. New inputs come with `pytest tests/core/test_laws.py --hypothesis-profile long`, or HYPOTHESIS_PROFILE=long. There is
-# no deadline, since other programs may keep the processor busy.
+# How many inputs each law is tried with. The short profile draws the same inputs every time, so that a failure comes from
+# a change and not from luck. New inputs come with `pytest tests/core/test_laws.py --hypothesis-profile long`, or
+# HYPOTHESIS_PROFILE=long. There is no deadline, since other programs may keep the processor busy.
 PHASES = [p for p in hypothesis.Phase if p.name != 'explain']
 SLOW_TO_DRAW = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
 common = dict(deadline=None, phases=PHASES, suppress_health_check=SLOW_TO_DRAW)
@@ -34,10 +34,12 @@ def shared():
 
 def read_oracle():
     "`assign_loop` of nbs/03_assignment.ipynb: for each cell of one image the number of its object, or -1"
-    names = dict(torch=torch, torchvision=torchvision, tensor=torch.tensor, F=torch.nn.functional, SimOTASettings=SimOTASettings)
+    names = dict(torch=torch, torchvision=torchvision, tensor=torch.tensor, F=torch.nn.functional)
+    names['SimOTASettings'] = SimOTASettings
+    parts = 'def slow_class_cost', 'def loop_inputs', 'def assign_loop'
     for cell in json.loads((ROOT/'nbs/03_assignment.ipynb').read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
-        if source.startswith(('def slow_class_cost', 'def loop_inputs', 'def assign_loop')): exec(source.split('\n\n')[0], names)
+        if source.startswith(parts): exec(source.split('\n\n')[0], names)
     return names['assign_loop']
 
 
