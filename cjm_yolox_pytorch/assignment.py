@@ -52,7 +52,7 @@ class SimOTASettings:
     _:KW_ONLY
     center_only:bool = False # Look only at the distance from the center, not at the box
     iou_eps:float = 1e-7 # Added to IoUs under the logarithm: disjoint boxes cost `-log(iou_eps)`
-    max_mb:int = 256 # Memory for pairs of cells and objects, in MB; beyond it objects are processed in groups
+    max_mb:int = 256 # Memory of `simota` for pairs, in MB; beyond it objects are processed in groups
 
     def __post_init__(self):
         limits = dict(center_radius=0, candidate_topk=1, iou_eps=0, max_mb=0)

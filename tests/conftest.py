@@ -12,8 +12,8 @@ import torchvision
 from cjm_yolox_pytorch.assignment import SimOTASettings
 
 matplotlib.use('Agg')
-# How many inputs each law is tried with. The short profile draws the same inputs every time, so that a failure comes from
-# a change and not from luck. New inputs come with `pytest tests/core/test_laws.py --hypothesis-profile long`, or
+# How many inputs each law is tried with. The short profile draws the same inputs every time, so that a failure comes
+# from a change and not from luck. New inputs come with `pytest tests/core/test_laws.py --hypothesis-profile long`, or
 # HYPOTHESIS_PROFILE=long. There is no deadline, since other programs may keep the processor busy.
 PHASES = [p for p in hypothesis.Phase if p.name != 'explain']
 SLOW_TO_DRAW = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
