@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from cjm_yolox_pytorch.detection.detector import predict
+from cjm_yolox_pytorch.files.letterbox import InputSpec
 from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper
 
 
@@ -25,5 +26,5 @@ def test_boxes_and_labels_of_half_precision_outputs_keep_their_digits(dtype):
     wrapped = YOLOXInferenceWrapper(OneObject(dtype), [0.]*3, [1.]*3, strides=[8])
     assert wrapped(torch.zeros(1, 3, 8, 4096))[0, -1].tolist() == [4084, -4, 8, 8, 1777, 1]
     image = torch.zeros(3, 8, 4096, dtype=torch.uint8)
-    (found,) = predict(OneObject(dtype), [image], mean=[0.]*3, std=[1.]*3, size=(8, 4096), strides=[8])
+    (found,) = predict(OneObject(dtype), [image], InputSpec((8, 4096), strides=(8,)))
     assert found.labels.tolist() == [1777] and found.boxes.tolist() == [[4084, 0, 4092, 4]]
