@@ -114,8 +114,7 @@ def _check_objects(where, paths, sizes, image, boxes, areas):
     def boxes_where(bad): return [describe_box(paths[i], box) for i, box in zip(image[bad], boxes[bad])]
     finite = np.isfinite(boxes).all(1) & np.isfinite(areas)
     negative = (boxes[:, :2] > boxes[:, 2:]).any(1)
-    wrong = [
-        ('images that are listed more than once', repeated(paths), 'List each once'),
+    wrong = [('images that are listed more than once', repeated(paths), 'List each once'),
         ('images of impossible sizes', images_where((sizes > MAX_SIDE).any(1)), 'Write sizes in pixels'),
         ('boxes with numbers that are not finite', boxes_where(~finite), 'Fix the file, or the program that wrote it'),
         ('boxes of negative size', boxes_where(negative), 'Write left and top first')]
@@ -142,10 +141,11 @@ def class_names_and_labels(where, classes): # Names in the order of their number
     if len(classes) > MAX_CLASSES: raise ValueError(f'{where}: {len(classes)} classes are more than {MAX_CLASSES}')
     order = sorted(classes, key=lambda c: (isinstance(c, str), c))
     names = [classes[c] for c in order]
-    for what, bad, fix in [
-        ('class names that are not text', [shorten(n) for n in names if not isinstance(n, str)], 'Put them in quotes'),
-        ('class names with control characters', [repr(n) for n in names if CONTROL.search(str(n))], 'Remove those'),
-        ('several classes have the same name', repeated(map(str, names)), 'Give each its own')]: raise_listing(f'{where}: {what}', bad, fix)
+    not_text = [shorten(n) for n in names if not isinstance(n, str)]
+    raise_listing(f'{where}: class names that are not text', not_text, 'Put them in quotes')
+    unprintable = [repr(n) for n in names if CONTROL.search(n)]
+    raise_listing(f'{where}: class names with control characters', unprintable, 'Remove these characters')
+    raise_listing(f'{where}: several classes have the same name', repeated(names), 'Give each its own')
     return names, {c: n for n, c in enumerate(order)}
 
 # %% ../../nbs/data/01_annotations.ipynb #c24fe789

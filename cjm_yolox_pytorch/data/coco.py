@@ -37,6 +37,7 @@ def read_coco(
     paths = check_files_exist(path, [folder/f for f in files])
     return build_annotations(path, names, paths, sizes, rows, notes)
 
+# %% ../../nbs/data/03_coco.ipynb #0d3ae453
 def _coco_boxes(objects): # [T, 6]: corners, crowd flag and area; that of the box if the file has none
     left, top, width, height = np.array([a['bbox'] for a in objects], dtype=np.float64).reshape(-1, 4).T
     areas = np.array([a.get('area') or 0 for a in objects], dtype=np.float64)
@@ -60,7 +61,7 @@ def _coco_classes(path, categories, objects): # Names, labels by number, and not
     used = {a['category_id'] for a in objects}
     def is_parent(c): return all(other.get('supercategory') == c['name'] for other in categories if other is not c)
     parents = [c for c in categories if len(categories) > 1 and c['id'] not in used and is_parent(c)]
-    notes = [f'class {c["name"]!r} is left out: it is the parent of the others, and has no objects' for c in parents[:1]]
+    notes = [f'class {c["name"]!r} is left out: it is the parent of the others, without objects' for c in parents[:1]]
     return *class_names_and_labels(path, {c['id']: c['name'] for c in categories if c not in parents}), notes
 
 # %% ../../nbs/data/03_coco.ipynb #2f9c9f18
@@ -94,7 +95,7 @@ def check_coco(path, coco):
     "Raise a `ValueError` unless `coco` has everything that is read from it."
     for key, fields in _FIELDS.items():
         entries = coco.get(key) if isinstance(coco, dict) else None
-        if not isinstance(entries, list): raise ValueError(f'{path}: not a COCO file for detection, without a list {key!r}')
+        if not isinstance(entries, list): raise ValueError(f'{path}: no list {key!r}, which COCO has for detection')
         strange = [e for e in entries if not isinstance(e, dict)]
         raise_listing(f'{path}: {key} that are not objects', strange, 'Remove them')
         for field, (needed, is_valid) in fields.items():

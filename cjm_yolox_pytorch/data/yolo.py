@@ -16,7 +16,8 @@ from .annotations import Annotations, build_annotations, class_names_and_labels
 from .voc import parse_float
 from ..files.class_names import MAX_CLASSES
 from ..files.images import stored_sizes
-from ..files.paths import check_files_exist, files_below, files_in, IMAGE_SUFFIXES, read_bytes, read_text
+from ..files.paths import check_files_exist, files_below, files_in, IMAGE_SUFFIXES
+from ..files.paths import read_bytes, read_text
 
 # %% ../../nbs/data/05_yolo.ipynb #533087f0
 def _yolo_row(numbers, labels): # Label, and corners as fractions of the image
@@ -99,12 +100,24 @@ def _labels_without_image(paths, files): # Beside those of the images
 def check_label_files(where, paths, files):
     "Raise an error if no image has a label file, or two images have the same."
     if paths and not any(files):
-        name = f'{paths[0].stem}.txt'
-        raise FileNotFoundError(f'{where}: no image has a label file. Put {name} beside {paths[0]}, or in a folder labels')
+        fix = f'For {paths[0]}, put {paths[0].stem}.txt beside it or in a folder labels'
+        raise FileNotFoundError(f'{where}: no image has a label file. {fix}')
     shared = repeated(file for file, _ in dict.fromkeys(zip(files, paths)) if file)
     raise_listing(f'{where}: images that share a label file', shared, 'Leave one image for each')
 
 # %% ../../nbs/data/05_yolo.ipynb #05134a09
+def _numbered(rows, root): # Class names, and a note
+    names = [str(n) for n in range(1 + max((label for _, label, *_ in rows), default=-1))]
+    looked = f' (looked for {", ".join(CLASS_LISTS)} in {root})' if root else ''
+    return names, f'nothing names the classes{looked}, so they are called by their numbers'
+
+def _from_fractions(where, names, paths, rows, notes):
+    sizes = stored_sizes(where, paths)
+    rows = np.array(rows, dtype=np.float64).reshape(-1, 6)
+    rows[:, 2:] *= np.tile(sizes[rows[:, 0].astype(np.int64)][:, ::-1], 2)
+    return build_annotations(where, names, paths, sizes, rows, notes)
+
+# %% ../../nbs/data/05_yolo.ipynb #aedb138b
 def read_yolo(
     images, # Folder of images, or a list of their files
     names=None, # C class names in a list, or in a dict by number; called by their numbers if None
@@ -120,11 +133,8 @@ def read_yolo(
     if isinstance(names, list): names = dict(enumerate(names))
     known = {n: str(n) for n in range(MAX_CLASSES)} if names is None else names
     known, labels = class_names_and_labels(where, known)
-    table = np.array(_yolo_rows(where, files, labels), dtype=np.float64).reshape(-1, 6)
+    rows = _yolo_rows(where, files, labels)
     if names is None:
-        known = known[:int(table[:, 1].max(initial=-1)) + 1]
-        looked = f' (looked for {", ".join(CLASS_LISTS)} in {root})' if root else ''
-        notes.append(f'nothing names the classes{looked}, so they are called by their numbers')
-    sizes = stored_sizes(where, paths)
-    table[:, 2:] *= np.tile(sizes[table[:, 0].astype(np.int64)][:, ::-1], 2)
-    return build_annotations(where, known, paths, sizes, table, notes)
+        known, note = _numbered(rows, root)
+        notes.append(note)
+    return _from_fractions(where, known, paths, rows, notes)
