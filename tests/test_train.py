@@ -15,8 +15,8 @@ from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights
 from cjm_yolox_pytorch.data.annotations import relabel
 from cjm_yolox_pytorch.data.splits import find_splits, read_split
 from cjm_yolox_pytorch.evaluation.doctor import yolox_doctor
-from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
-from cjm_yolox_pytorch.evaluation.metrics import METRICS, average_precision
+from cjm_yolox_pytorch.evaluation.evaluate import yolox_eval
+from cjm_yolox_pytorch.evaluation.metrics import METRICS
 from cjm_yolox_pytorch.deploy.export import yolox_export
 from cjm_yolox_pytorch.detection.predict import yolox_predict
 from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model, load_matching
@@ -134,7 +134,7 @@ def test_classes_of_weights_find_their_rows_by_name(shapes):
     model = build_model('yolox_nano', 5, pretrained=False)
     for conv in model.bbox_head.multi_level_conv_cls: conv.bias.data = torch.arange(5.)
     trainer = Trainer(Recipe('yolox_nano', size=96), train, train, Weights(model.state_dict(), 'yolox_nano', 5, (0,)*3, (1,)*3, names=known), device='cpu')
-    assert trainer.loaded.endswith('642 of 642 tensors loaded; of the 5 classes 4 known by name, the others made anew')
+    assert trainer.loaded.endswith('642 of 642 tensors loaded; 4 of 5 classes matched by name')
     biases = [dict(zip(train.names, conv.bias.tolist())) for conv in trainer.model.bbox_head.multi_level_conv_cls]
     assert all({n: b for n, b in level.items() if n in known} == dict(disc=2, square=4, star=3, cross=0) and level['triangle'] == pytest.approx(PRIOR_BIAS) for level in biases)
 
@@ -183,18 +183,6 @@ def test_bccd_is_read_as_it_is(shared):
     assert {k: (len(a), len(a.labels) + len(a.dropped)) for k, a in read.items()} == dict(train=(205, 2805), val=(87, 1138), test=(72, 945))
     assert [len(a.dropped) for a in read.values()] == [1, 1, 0]
     assert all(a.names == ['Platelets', 'RBC', 'WBC'] for a in read.values())
-
-
-def test_real_nano_weights_score_what_they_should(shared):
-    annotations = read_split(shared/'data/coco_ccby', 'all')
-    assert (len(annotations), len(annotations.labels), len(annotations.names), annotations.crowd.sum()) == (45, 405, 80, 6)
-    weights = load_weights(shared/'weights/yolox_nano_coco.pth')
-    model = build_model(weights.model_type, weights.num_classes, pretrained=weights).eval()
-    # The figures of the published weights; forty-five images leave AP75 some play
-    metrics = average_precision(annotations, detect(model, annotations, 416, weights.mean, weights.std, conf=.01))
-    assert abs(metrics['AP'] - .330) < .004 and abs(metrics['AP50'] - .484) < .004 and abs(metrics['AP75'] - .347) < .008
-    metrics = average_precision(annotations, detect(model, annotations, 416, weights.mean, weights.std))
-    assert [metrics[k] for k in ('AP_small', 'AP_medium', 'AP_large')] == pytest.approx([.080, .302, .611], abs=.004)
 
 
 def small(shapes, transforms=None, **changes):
@@ -304,7 +292,7 @@ def test_one_split_is_enough(shapes, tmp_path):
     write_shapes(other, train=22, val=0, test=0, size=96, seed=5)
     for data, said in [(only, 'on a tenth of train: 2 images'), (other, 'on train: 22 images')]: # Whose files have the same names
         printed = command('yolox_eval', tmp_path/'run/last.safetensors', data, '--device', 'cpu')
-        assert said in printed and ("has learnt from 'train' of other data" in printed) == (data is other)
+        assert said in printed and ("trained on 'train' of this or other data" in printed) == (data is other)
     for args, message in [(('--format', 'xml'), "format='xml': choose one of"), (('--train', 'fold'), "has no split 'fold'"), (('--log', 'paper'), "log='paper': choose one of ['tensorboard', 'wandb']"),
                           (('--resume',), 'state.pt: there is no training to go on with'), (('--weights', tmp_path/'no.pth'), 'no.pth: no such file of weights'), (('--size', '0'), 'size=0: at least 1 is needed')]:
         done = subprocess.run([Path(sys.executable).with_name('yolox_train'), only, '--model', 'yolox_nano', '--out', tmp_path/'new', '--device', 'cpu', *args], capture_output=True, text=True)

@@ -12,9 +12,8 @@ from pathlib import Path
 from torchvision.transforms import v2
 
 from ..commands.command import command
-from ..data.checks import print_split
+from ..data.prepare import prepare_splits
 from ..data.shapes import write_shapes
-from ..data.splits import read_split
 from ..evaluation.evaluate import yolox_eval
 from .recipe import fine_tune_recipe
 from .runs import _lock_folder, _must_be_new
@@ -42,8 +41,7 @@ def yolox_demo(
         mark.touch() # Before there is anything to replace
         print(f'drawing shapes into {out/"shapes"}', flush=True)
         write_shapes(out/'shapes', train=images, val=100, test=200, size=96)
-    train, val = (read_split(out/'shapes', split) for split in ('train', 'val'))
-    print_split('training', 'train', train)
+    (_, train), (_, val) = prepare_splits(out/'shapes').values()
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
     except KeyboardInterrupt: sys.exit('stopped; the next yolox_demo begins again')
     print('on images that took no part:', flush=True)

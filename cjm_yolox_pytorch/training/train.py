@@ -16,7 +16,7 @@ from fastcore.docments import docments
 from ..commands.command import command
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
-from ..data.checks import _raise_faults, print_split, splits_to_use
+from ..data.prepare import prepare_splits
 from ..evaluation.report import report, show_detections, table
 from ..files.checkpoints import load_weights
 from ..files.paths import check_output_folder
@@ -163,12 +163,9 @@ def yolox_train(
     check_output_folder(out, data)
     if not resume: _must_be_new(out)
     elif not (out/'state.pt').exists(): raise FileNotFoundError(f'{out/"state.pt"}: there is no training to go on with')
-    used = splits_to_use(data, format, train, val)
     with processes(device) as device:
         first = rank_and_world()[0] == 0
-        if first:
-            for role, (name, split) in used.items(): print_split(role, name, split)
-        _raise_faults(used)
+        used = prepare_splits(data, format, train, val, quiet=not first)
         start = load_weights(pretrained_file(plan.model) if weights == 'coco' else weights) if weights and not resume else None
         trainer = Trainer(plan, *(split for _, split in used.values()), start, device)
         trainer.notes = {**{role: name for role, (name, _) in used.items()}, 'fingerprint': fingerprint(used['training'][1])}

@@ -22,7 +22,7 @@ from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, 
 from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
 from ..files.checkpoints import Weights
-from ..files.letterbox import normalize
+from ..files.letterbox import InputSpec, normalize
 from ..files.paths import atomic
 from ..loss import YOLOXLoss
 from ..model import build_model, load_matching, NORM_STATS
@@ -256,5 +256,6 @@ def validate(
 
 def _detect_split(trainer, annotations, **kwargs): # By the averaged weights; `kwargs` are of `detect`
     r, model = trainer.recipe, trainer.ema.module
-    return detect(model, annotations, r.size, **trainer.stats, batch_size=max(1, r.batch//r.accumulate//trainer.world), workers=r.workers,
-                  strides=model.bbox_head.strides, amp_dtype=trainer.dtype, **kwargs)
+    spec = InputSpec(r.size, **trainer.stats, strides=model.bbox_head.strides)
+    batch_size = max(1, r.batch//r.accumulate//trainer.world)
+    return detect(model, annotations, spec, batch_size, r.workers, amp_dtype=trainer.dtype, **kwargs)
