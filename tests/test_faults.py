@@ -82,7 +82,7 @@ def test_the_disk_is_full(shapes, tmp_path, uninterrupted, start):
     import resource
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)) # Python ignores SIGXFSZ, and sees an OSError
     printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 1 and 'could not be written, and is as it was before' in error_line(printed)
+    assert process.returncode == 1 and 'could not be written, and is unchanged' in error_line(printed)
     assert run(shapes, out, '--resume').returncode == 0
     assert_same_training(out, uninterrupted)
 

@@ -152,7 +152,7 @@ def test_times_rise_whatever_a_video_says(file, film, tmp_path, name, codec, kin
 
 
 def test_a_video_of_sound_alone_loses_nothing_else(file, film, pictures, tmp_path):
-    with pytest.raises(SystemExit, match='sound.mp4: there are no pictures in it'):
+    with pytest.raises(SystemExit, match='sound.mp4: no video stream'):
         yolox_predict(file, [str(film('sound.mp4', 'aac')), str(pictures/'a.jpg')], out=str(tmp_path/'out'), device='cpu')
     assert len(json.loads((tmp_path/'out/detections.json').read_text())['images']) == 1
 

@@ -40,9 +40,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from cjm_yolox_pytorch.files.checkpoints import _CLASSES, load_weights
+from cjm_yolox_pytorch.files.checkpoints import load_weights
 from cjm_yolox_pytorch.files.class_names import MAX_CLASSES
-from cjm_yolox_pytorch.files.families import _NORM, STEM
+from cjm_yolox_pytorch.files.families import CLASSES, STEM, STEM_VARIANCE
 from cjm_yolox_pytorch.model import VARIANTS
 from cjm_yolox_pytorch.data.checks import check, check_splits
 from cjm_yolox_pytorch.data.splits import find_splits
@@ -254,7 +254,7 @@ def read_pictures(root):
 def network():
     g = torch.Generator().manual_seed(0)
     stem = torch.rand(24, 12, 3, 3, generator=g)
-    return {STEM: stem, _NORM: stem.flatten(1).square().sum(1)/12, _CLASSES: torch.zeros(2, 96, 1, 1), 'neck.x': torch.zeros(2)}
+    return {STEM: stem, STEM_VARIANCE: stem.flatten(1).square().sum(1)/12, CLASSES: torch.zeros(2, 96, 1, 1), 'neck.x': torch.zeros(2)}
 
 KNOWN = dict(model_type='yolox_tiny', num_classes=2, mean=[.5, .5, .5], std=[1., 1., 1.], names=['ant', 'bee'], size=64, family='ours', focus='TL TR BL BR', notes=dict(AP=.5))
 
@@ -288,7 +288,7 @@ def whole(n): return b'J' + struct.pack('<i', n)
 def opcodes(rng):
     "A program for a pickle's machine that makes something, however odd"
     if rng.random() < .3: return noise(rng)
-    return b'\x80\x02}(' + b''.join(text_of(k.encode()) + thing(rng) for k in rng.sample([STEM, _NORM, _CLASSES, 'model', 'state_dict', 'x'], 3)) + b'u.'
+    return b'\x80\x02}(' + b''.join(text_of(k.encode()) + thing(rng) for k in rng.sample([STEM, STEM_VARIANCE, CLASSES, 'model', 'state_dict', 'x'], 3)) + b'u.'
 
 GREEDY = [b'cbuiltins\nbytearray\n' + whole(2**31 - 1) + b'\x85R', # Two gigabytes
           b'}' + text_of(b'ab') + b'\x85q\x06' + b'h\x06\x86q\x06'*30 + b'Ns', # A key of a billion parts
@@ -347,7 +347,7 @@ def pickles_input(rng, seeds=[]):
 def read_weights(root):
     (path,) = root.iterdir()
     w = load_weights(path)
-    assert w.model_type in VARIANTS and isinstance(w.num_classes, int) and 0 < w.num_classes == len(w.state[_CLASSES]) and isinstance(w.input_size, int) and 0 < w.input_size < 2**15, w
+    assert w.model_type in VARIANTS and isinstance(w.num_classes, int) and 0 < w.num_classes == len(w.state[CLASSES]) and isinstance(w.input_size, int) and 0 < w.input_size < 2**15, w
     assert w.names is None or len(w.names) == w.num_classes and all(isinstance(n, str) for n in w.names), w.names
     assert all(np.isfinite(v) for v in (*w.mean, *w.std)) and len(w.mean) == len(w.std) == 3 and 0 not in w.std, (w.mean, w.std)
     assert all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in w.state.items())

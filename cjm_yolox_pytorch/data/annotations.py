@@ -14,9 +14,9 @@ import numpy as np
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..commands.messages import CONTROL, describe_box, MAX_SIDE, raise_listing, repeated, shorten
+from ..commands.messages import CONTROL, describe_box, raise_listing, repeated, shorten
 from ..files.class_names import MAX_CLASSES
-from ..files.images import read_image
+from ..files.images import MAX_SIDE, read_image
 
 # %% ../../nbs/data/01_annotations.ipynb #ff3d0f37
 @dataclass

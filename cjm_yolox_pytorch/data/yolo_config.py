@@ -100,7 +100,7 @@ def load_yaml(path) -> dict:
             twice = repeated(self.construct_object(key, deep=True) for key, _ in node.value)
             if twice: raise ValueError(f'{shorten(twice[0])} is there twice. Remove one of them')
             return super().construct_mapping(node, deep)
-    text = read_text(path, most=MAX_YAML_BYTES)
+    text = read_text(path, max_bytes=MAX_YAML_BYTES)
     try: config = yaml.load(text, Loader)
     except Exception as e: # Of any kind, as with "!!int x" or "[[[["
         raise ValueError(f'{path}: not YAML: {shorten(" ".join(str(e).split()) or type(e).__name__)}') from e

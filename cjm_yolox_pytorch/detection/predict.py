@@ -17,7 +17,7 @@ from ..commands.signals import exit_on_sigterm
 from .detector import load_detector
 from ..files.images import as_image, open_image
 from ..files.paths import atomic, files_below, IMAGE_SUFFIXES, is_readable, VIDEO_SUFFIXES
-from ..files.video import _av, read_video, VideoWriter
+from ..files.video import open_video, read_video, VideoWriter
 from ..utils import check_between
 
 # %% ../../nbs/detection/02_predict.ipynb #05c2a440
@@ -64,7 +64,7 @@ def _is_drawn(path): # By an earlier run
         if path.suffix == '.json':
             with open(path, encoding='utf-8') as f: return DRAWN in f.read(100)
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            with _av().open(os.path.abspath(path), options=dict(protocol_whitelist='file')) as video: return video.metadata.get('comment') == DRAWN
+            with open_video(path) as video: return video.metadata.get('comment') == DRAWN
         with open_image(path) as image: return image.info.get('comment') == DRAWN.encode()
     except Exception: return False # Whatever it is
 

@@ -125,7 +125,7 @@ def recipe_options(func):
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     others = [f for f in fields(Recipe) if f.name not in signature.parameters]
     func.__signature__ = signature.replace(parameters=[*own, *map(option, others)])
-    func.told = {f.name: told[f.name] + _in_brackets(f) for f in others}
+    func.option_help = {f.name: told[f.name] + _in_brackets(f) for f in others}
     return func
 
 def _in_brackets(f): # Its default, if it has one
