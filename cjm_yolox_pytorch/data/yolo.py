@@ -35,8 +35,9 @@ def check_yolo_line(numbers, labels):
     label, *shape = numbers
     if len(shape) != 4 and (len(shape) < 6 or len(shape) % 2):
         raise ValueError(f'{len(numbers)} numbers, but a box has 5, and an outline 7, 9 or more')
-    named = shorten(', '.join(map(str, labels)), 60)
-    if label not in labels: raise ValueError(f'class {label:g} has no name; there are names for {named}')
+    if label not in labels:
+        named = shorten(', '.join(map(str, labels)), 60)
+        raise ValueError(f'class {label:g} has no name; there are names for {named}')
     low, high, fix = -2, 2, 'Divide x by the width of the image and y by its height'
     if len(shape) > 4: low, high, fix = -.5, 1.5, 'Of poses and tracks, keep the first 5 numbers'
     beyond = [v for v in shape if not low <= v <= high]
