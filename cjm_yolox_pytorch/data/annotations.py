@@ -73,11 +73,11 @@ def take(self:Annotations,
 def _columns(rows): # image, labels, boxes, crowd and areas [T]
     rows = np.array(rows, dtype=np.float64) if len(rows) else np.zeros((0, 8))
     image, labels = rows[:, :2].T.astype(np.int64)
-    with np.errstate(over='ignore'): # What is too large for float32 becomes infinite, which is refused
+    with np.errstate(over='ignore', invalid='ignore'): # What is too large for float32 is infinite, and refused
         boxes = rows[:, 2:6].astype(np.float32)
+        if rows.shape[1] == 8: return image, labels, boxes, rows[:, 6] > 0, rows[:, 7].astype(np.float32)
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        if rows.shape[1] == 6: return image, labels, boxes, np.zeros(len(rows), dtype=bool), areas
-        return image, labels, boxes, rows[:, 6] > 0, rows[:, 7].astype(np.float32)
+    return image, labels, boxes, np.zeros(len(rows), dtype=bool), areas
 
 # %% ../../nbs/data/01_annotations.ipynb #bece68e8
 _REASONS = '', 'has no area', 'is outside the image of {}x{}', 'is too thin in the image of {}x{}'

@@ -52,7 +52,7 @@ def load_coco(path): # -> images, categories, annotations
     def without_outline(entry): return {k: v for k, v in entry.items() if k != 'segmentation'}
     text = read_text(path)
     try: coco = json.loads(text, object_hook=without_outline)
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not JSON: {e}. Was it cut off?') from e
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not JSON: {e}. Export it again') from e
     check_coco(path, coco)
     return coco['images'], coco['categories'], coco['annotations']
 
@@ -95,7 +95,7 @@ def check_coco(path, coco):
     "Raise a `ValueError` unless `coco` has everything that is read from it."
     for key, fields in _FIELDS.items():
         entries = coco.get(key) if isinstance(coco, dict) else None
-        if not isinstance(entries, list): raise ValueError(f'{path}: no list {key!r}, which COCO has for detection')
+        if not isinstance(entries, list): raise ValueError(f'{path}: no list {key!r}, so not a COCO file of boxes')
         strange = [e for e in entries if not isinstance(e, dict)]
         raise_listing(f'{path}: {key} that are not objects', strange, 'Remove them')
         for field, (needed, is_valid) in fields.items():
@@ -105,9 +105,9 @@ def check_coco(path, coco):
         ids = [e['id'] for e in coco[key]]
         raise_listing(f'{path}: several {key} have the same id', repeated(ids), 'Give each its own')
         known = {*ids}
-        lost = [f'annotation {shorten(a.get("id"), 60)} has {shorten(a[field], 60)}'
+        undefined = [f'annotation {shorten(a.get("id"), 60)} has {shorten(a[field], 60)}'
             for a in coco['annotations'] if a[field] not in known]
-        raise_listing(f'{path}: annotations whose {field} is not defined', lost, 'Define it, or remove them')
+        raise_listing(f'{path}: annotations whose {field} is not defined', undefined, 'Define it, or remove them')
 
 # %% ../../nbs/data/03_coco.ipynb #2e053f68
 def find_coco_splits(path) -> dict: # Split -> function that reads it

@@ -57,7 +57,7 @@ class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined,
 def _parse_xml(path):
     try: tree = ElementTree.fromstring(read_bytes(path), ElementTree.XMLParser(target=_NoEntities()))
     except (ElementTree.ParseError, ValueError, LookupError) as e:
-        raise ValueError(f'{path}: not readable as XML: {shorten(e)}. Save all of it again, in UTF-8') from e
+        raise ValueError(f'{path}: not readable as XML: {shorten(e)}. Save it again, complete and in UTF-8') from e
     if tree.tag == 'annotation': return tree
     raise ValueError(f'{path}: not Pascal VOC, since it begins with <{shorten(tree.tag)}> instead of <annotation>')
 

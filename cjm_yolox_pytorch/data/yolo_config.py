@@ -98,14 +98,14 @@ def load_yaml(path) -> dict:
             raise ValueError('aliases (*) of more than a short text are not read, since a few can stand for gigabytes')
         def construct_mapping(self, node, deep=False):
             twice = repeated(self.construct_object(key, deep=True) for key, _ in node.value)
-            if twice: raise ValueError(f'{shorten(twice[0])} is there twice. Remove one of them')
+            if twice: raise ValueError(f'{shorten(twice[0])} appears twice. Remove one of them')
             return super().construct_mapping(node, deep)
     text = read_text(path, max_bytes=MAX_YAML_BYTES)
     try: config = yaml.load(text, Loader)
     except Exception as e: # Of any kind, as with "!!int x" or "[[[["
         raise ValueError(f'{path}: not YAML: {shorten(" ".join(str(e).split()) or type(e).__name__)}') from e
     if isinstance(config, dict): return config
-    raise ValueError(f'{path}: no description of a dataset, which has train, val and names')
+    raise ValueError(f'{path}: not a description of a dataset. Write train, val and names')
 
 # %% ../../nbs/data/06_yolo_config.ipynb #f53c7bab
 _CONFIGS = '.yaml', '.yml', '.data'
@@ -145,15 +145,15 @@ def _darknet_config(path):
 
 # %% ../../nbs/data/06_yolo_config.ipynb #0318ac39
 def _config_names(path, config): # C class names in a list, or by number
-    said = config.get('names')
+    given = config.get('names')
     nc = config.get('nc')
-    if said is None: said = _class_names(_lists_in([path.parent]))
-    if said is None: return [str(n) for n in range(nc)] if isinstance(nc, int) else None
-    names = said
-    if isinstance(said, dict): names = {int(n): said[n] for n in said if re.fullmatch('[0-9]{1,9}', shorten(n))}
-    fits = isinstance(said, (list, dict)) and len(names) == len(said) and nc in (None, len(names), str(len(names)))
+    if given is None: given = _class_names(_lists_in([path.parent]))
+    if given is None: return [str(n) for n in range(nc)] if isinstance(nc, int) else None
+    names = given
+    if isinstance(given, dict): names = {int(n): given[n] for n in given if re.fullmatch('[0-9]{1,9}', shorten(n))}
+    fits = isinstance(given, (list, dict)) and len(names) == len(given) and nc in (None, len(names), str(len(names)))
     if fits: return names
-    raise ValueError(f'{path}: names are {shorten(said, 80)}, which is not a list of {shorten(nc or "them", 60)}')
+    raise ValueError(f'{path}: names are {shorten(given, 80)}, which is not a list of {shorten(nc or "them", 60)}')
 
 def check_config(path, config):
     nc = config.get('nc')
@@ -177,7 +177,6 @@ def _images_of(where, root, entries): # Paths
 def _entry_path(where, root, name): # The file or folder that is meant
     name = shorten(name, 4096) # A folder may be called 2017, which is a number to YAML
     bases = [base for base in (os.path.abspath(root), os.path.realpath(root)) if Path(name).is_relative_to(base)]
-    plain = str(Path(name).relative_to(bases[0])) if bases else re.sub(r'^\.\.[\\/]', '', name)
-    path = root/path_inside(where, plain)
-    short = root/plain.removeprefix('data/')
-    return short if os.path.exists(short) and not os.path.exists(path) else path
+    name = str(Path(name).relative_to(bases[0])) if bases else re.sub(r'^\.\.[\\/]', '', name)
+    plain = path_inside(where, name)
+    return next((p for p in (root/plain, root/plain.removeprefix('data/')) if os.path.exists(p)), root/plain)

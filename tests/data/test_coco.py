@@ -117,7 +117,7 @@ def test_coco_refuses_fractions(tmp_path):
 
 
 UNREADABLE = {
-    'cut off': ('{"images": [', 'instances_default.json: not JSON: .*line 1 column 13.*cut off'),
+    'cut off': ('{"images": [', 'instances_default.json: not JSON: .*line 1 column 13.*Export it again'),
     'empty': ('', 'not JSON'), 'NUL': ('\x00', 'not JSON'), 'deep': ('['*100000, 'not JSON'),
     'a list': ('[]', "no list 'images'"), 'a number in place of a list': ('{"images": 3}', "no list 'images'"),
     'numbers': ('{"images": [3], "annotations": [], "categories": []}', 'images that are not objects: 3. Remove')}

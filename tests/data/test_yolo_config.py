@@ -13,17 +13,18 @@ def refused(root, message):
 NAMED = 'names: [ant, bee]'
 BAD = {
     'not YAML': ('train: [a', 'data.yaml: not YAML: .*line 1'),
-    'a number': ('3', 'data.yaml: no description'),
+    'a number': ('3', 'data.yaml: not a description'),
     'no split': (NAMED, 'data.yaml: no train, val or test'),
     'absolute': (f'train: /etc\n{NAMED}', '/etc is absolute'),
     'outside': (f'train: ../../etc\n{NAMED}', 'leaves the folder'),
     'outside, later': (f'train: images/../../etc\n{NAMED}', 'leaves the folder'),
+    'absolute below data': (f'train: data//etc/passwd\n{NAMED}', 'data.yaml: data//etc/passwd is not in'),
     'missing': (f'train: train/pictures\n{NAMED}', 'data.yaml: train/pictures is not in .*Correct the entry, or path:'),
     'names that are truths': ('train: train/images\nnames: [no, yes]', 'names that are not text: False; True. Put'),
     'too few names': (f'train: train/images\nnc: 3\n{NAMED}', 'which is not a list of 3'),
     'a name twice': ('train: train/images\nnames: [ant, ant]', 'the same name: ant'),
     'numbers by name': ('train: train/images\nnames: {ant: 0, bee: 1}', 'which is not a list of'),
-    'a key twice': ('train: train/images\nnames:\n  0: ant\n  0: bee', 'data.yaml: not YAML: 0 is there twice'),
+    'a key twice': ('train: train/images\nnames:\n  0: ant\n  0: bee', 'data.yaml: not YAML: 0 appears twice'),
     'poses': (f'train: train/images\nkpt_shape: [4, 3]\n{NAMED}', 'for poses'),
     'an image': (f'train: train/images/a.png\n{NAMED}', 'data.yaml: train/images/a.png is an image. Give its folder'),
     'absolute in a list': (f'train: list.txt\n{NAMED}', '/etc/passwd is absolute'),
@@ -42,6 +43,13 @@ def test_yaml_is_refused(name, tmp_path):
     write(tmp_path/'list.txt', 'train/images/a.png\n/etc/passwd\n')
     write(tmp_path/'short.txt', 'train/images/a.png\ntrain/images/z.png')
     refused(tmp_path, message)
+
+
+@pytest.mark.parametrize('name', ['data/train/images', 'data\\\\train\\\\images', '../train/images', './train/images'])
+def test_yaml_paths_of_other_programs_mean_the_folder_of_the_file(name, tmp_path):
+    write_layout('yolo roboflow', tmp_path)
+    write(tmp_path/'data.yaml', f'train: "{name}"\n{NAMED}')
+    assert len(read_split(tmp_path, 'train')) == 2
 
 
 def test_yaml_may_name_a_short_text_and_repeat_it(tmp_path):
