@@ -6,16 +6,15 @@
 __all__ = ['Annotations', 'build_annotations', 'read_annotated', 'class_names_and_labels', 'relabel', 'fingerprint']
 
 # %% ../../nbs/data/01_annotations.ipynb #fe2844f0
-import hashlib, json
+import hashlib, json, numpy as np
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..commands.messages import CONTROL, describe_box, raise_listing, repeated, shorten
-from ..files.class_names import MAX_CLASSES
+from ..commands.messages import describe_box, raise_listing, repeated, shorten
+from ..files.class_names import check_class_names
 from ..files.images import MAX_SIDE, read_image
 
 # %% ../../nbs/data/01_annotations.ipynb #ff3d0f37
@@ -40,9 +39,7 @@ class Annotations:
 
 # %% ../../nbs/data/01_annotations.ipynb #a8f3d25f
 @patch
-def objects(self:Annotations,
-    i:int # Index of an image
-) -> tuple: # Boxes [G, 4], labels [G] and crowd flags [G]
+def objects(self:Annotations, i:int) -> tuple: # Boxes [G, 4], labels [G] and crowd flags [G]
     "Return the objects on image `i`."
     part = slice(self.starts[i], self.starts[i+1])
     return self.boxes[part], self.labels[part], self.crowd[part]
@@ -56,9 +53,7 @@ def counts(self:Annotations): return np.bincount(self.labels[~self.crowd], minle
 
 # %% ../../nbs/data/01_annotations.ipynb #45bc952d
 @patch
-def take(self:Annotations,
-    indices # [K] indices of images
-) -> Annotations:
+def take(self:Annotations, indices) -> Annotations: # `indices` [K] of images
     "Keep only the images `indices`, in that order."
     counts = np.diff(self.starts)[indices]
     starts = np.append(0, counts.cumsum())
@@ -75,9 +70,8 @@ def _columns(rows): # image, labels, boxes, crowd and areas [T]
     image, labels = rows[:, :2].T.astype(np.int64)
     with np.errstate(over='ignore', invalid='ignore'): # What is too large for float32 is infinite, and refused
         boxes = rows[:, 2:6].astype(np.float32)
-        if rows.shape[1] == 8: return image, labels, boxes, rows[:, 6] > 0, rows[:, 7].astype(np.float32)
-        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return image, labels, boxes, np.zeros(len(rows), dtype=bool), areas
+        areas = rows[:, 7].astype(np.float32) if rows.shape[1] == 8 else (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return image, labels, boxes, rows[:, 6:7].any(1), areas
 
 # %% ../../nbs/data/01_annotations.ipynb #bece68e8
 _REASONS = '', 'has no area', 'is outside the image of {}x{}', 'is too thin in the image of {}x{}'
@@ -109,7 +103,6 @@ def build_annotations(where, names, paths, sizes, rows, notes=()) -> Annotations
 
 # %% ../../nbs/data/01_annotations.ipynb #524fa24c
 def _check_objects(where, paths, sizes, image, boxes, areas):
-    "Raise a `ValueError` if images or boxes cannot be right."
     def images_where(bad): return [f'{paths[i]}: {sizes[i, 1]:g}x{sizes[i, 0]:g}' for i in np.flatnonzero(bad)]
     def boxes_where(bad): return [describe_box(paths[i], box) for i, box in zip(image[bad], boxes[bad])]
     finite = np.isfinite(boxes).all(1) & np.isfinite(areas)
@@ -123,37 +116,26 @@ def _check_objects(where, paths, sizes, image, boxes, areas):
     raise ValueError(f'{where}: no box ends beyond the first pixel. COCO and VOC need pixels, and YOLO fractions')
 
 # %% ../../nbs/data/01_annotations.ipynb #4efac5bb
-def read_annotated(
-    annotations:Annotations,
-    i:int # Index of the image
-) -> Tensor: # [3, H, W] uint8 RGB
+def read_annotated(annotations:Annotations, i:int) -> Tensor: # [3, H, W] uint8 RGB
     "Read image `i`, turned as it was when it was annotated."
     path = annotations.paths[i]
-    height, width = annotations.sizes[i].tolist()
+    size = tuple(annotations.sizes[i].tolist())
     image = read_image(path)
-    if image.shape[1:] == (width, height) != (height, width): image = read_image(path, upright=False)
-    if image.shape[1:] == (height, width): return image
-    found = f'{image.shape[2]}x{image.shape[1]}'
-    raise ValueError(f'{path} is {found} pixels, but its boxes are for {width}x{height}. Annotate it again')
+    if image.shape[1:] == size[::-1] != size: image = read_image(path, upright=False)
+    if image.shape[1:] == size: return image
+    sizes = f'{image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}'
+    raise ValueError(f'{path} is {sizes}. Annotate it again')
 
 # %% ../../nbs/data/01_annotations.ipynb #0ad86562
 def class_names_and_labels(where, classes): # Names in the order of their numbers, and labels by number
-    if len(classes) > MAX_CLASSES: raise ValueError(f'{where}: {len(classes)} classes are more than {MAX_CLASSES}')
     order = sorted(classes, key=lambda c: (isinstance(c, str), c))
     names = [classes[c] for c in order]
-    not_text = [shorten(n) for n in names if not isinstance(n, str)]
-    raise_listing(f'{where}: class names that are not text', not_text, 'Put them in quotes')
-    unprintable = [repr(n) for n in names if CONTROL.search(n)]
-    raise_listing(f'{where}: class names with control characters', unprintable, 'Remove these characters')
-    raise_listing(f'{where}: several classes have the same name', repeated(names), 'Give each its own')
+    check_class_names(names, where)
     return names, {c: n for n, c in enumerate(order)}
 
 # %% ../../nbs/data/01_annotations.ipynb #c24fe789
-def relabel(
-    annotations:Annotations,
-    names:list # C class names
-) -> Annotations:
-    "Renumber the labels of `annotations` as indices into `names`."
+def relabel(annotations:Annotations, names:list) -> Annotations:
+    "Renumber the labels of `annotations` as indices into the class names `names`."
     index = {name: i for i, name in enumerate(names)}
     new = np.array([index.get(name, -1) for name in annotations.names], dtype=np.int64)
     unknown = [annotations.names[i] for i in np.unique(annotations.labels) if new[i] < 0]
@@ -161,9 +143,7 @@ def relabel(
     return replace(annotations, names=list(names), labels=new[annotations.labels])
 
 # %% ../../nbs/data/01_annotations.ipynb #8be2f0d4
-def fingerprint(
-    annotations:Annotations
-) -> str: # 16 letters and digits
+def fingerprint(annotations:Annotations) -> str: # 16 letters and digits
     "Hash what identifies `annotations`, wherever their files are."
     a = annotations
     names = json.dumps([list(a.names), [Path(p).name for p in a.paths]])

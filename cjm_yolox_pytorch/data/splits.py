@@ -6,14 +6,12 @@
 __all__ = ['FORMATS', 'LOOKED_FOR', 'find_splits', 'read_split', 'choose_splits', 'hold_out']
 
 # %% ../../nbs/data/07_splits.ipynb #1136d278
-from contextlib import suppress
-from pathlib import Path
-
 import numpy as np
+from pathlib import Path
 
 from .annotations import Annotations
 from .coco import find_coco_splits
-from .split_names import resolve_split, split_folders
+from .split_names import resolve_split
 from .voc import find_voc_splits
 from .yolo_config import find_yolo_splits
 
@@ -28,46 +26,24 @@ def find_splits(
 ) -> dict: # Split -> function that reads it
     "Find the splits of a dataset in any format."
     path = Path(path)
-    formats = [format] if format else list(FORMATS)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such folder or file of data')
     if format not in (None, *FORMATS): raise ValueError(f'format={format!r}: choose one of {list(FORMATS)}')
+    formats = [format] if format else list(FORMATS)
     found = {f: splits for f in formats if (splits := FORMATS[f](path))}
     if len(found) == 1: return found.popitem()[1]
     if found: raise ValueError(f'{path}: looks like {" and like ".join(found)}. Choose one with format (--format)')
-    looked = '; '.join(f'{f} ({LOOKED_FOR[f]})' for f in formats)
-    raise ValueError(f'{path}: does not look like {format or "any format"}. Looked for {looked}{_hint(path)}')
-
-# %% ../../nbs/data/07_splits.ipynb #f2be1c0d
-_FOLDERS = 'images', 'jpegimages', 'labels', 'annotations', 'imagesets' # In lower case, beside each other in a dataset
-
-def _hint(path): # Only by what lies beside it
-    with suppress(OSError, ValueError):
-        for part in (path.resolve(), path.resolve().parent):
-            root = part.parent
-            beside = [p for p in root.iterdir() if p.name.lower() in _FOLDERS and p != part]
-            if part.name.lower() not in _FOLDERS or not beside: continue
-            splits = split_folders(root.parent)
-            return f'. Perhaps it is a part of {root.parent if len(splits) > 1 and root in splits.values() else root}'
-    return ''
+    looked = f'Looked for {"; ".join(f"{f} ({LOOKED_FOR[f]})" for f in formats)}. Give the folder of the whole dataset'
+    raise ValueError(f'{path}: does not look like {format or "any format"}. {looked}')
 
 # %% ../../nbs/data/07_splits.ipynb #dcf234c3
-def read_split(
-    path, # Folder of a dataset, or its file in COCO's JSON or YOLO's YAML
-    split:str, # One of `find_splits`
-    format:str=None # coco, voc or yolo; the one that fits if None
-) -> Annotations:
-    "Read one split of a dataset in any format."
+def read_split(path, split:str, format:str=None) -> Annotations:
+    "Read one split of a dataset, by a name that `find_splits` knows, in the format that fits if None."
     splits = find_splits(path, format)
     return splits[resolve_split(path, splits, split)]()
 
 # %% ../../nbs/data/07_splits.ipynb #32872fbe
-def choose_splits(
-    where, # Folder or file of the data
-    splits, # Names of its splits
-    train:str=None, # Training split; if None train, trainval, or the only one unless that is val or test
-    val:str=None # Validation split; val or test if None
-) -> tuple: # Two names; the second is None if images have to be held out
-    "Choose the training and the validation split."
+def choose_splits(where, splits, train:str=None, val:str=None) -> tuple: # Names; None for images to be held out
+    "Choose the training and the validation split among the names `splits`."
     def first(*names): return next((s for s in names if s in splits), None)
     only = [s for s in splits if len(splits) == 1 and s not in ('val', 'test')]
     train = resolve_split(where, splits, train) if train else first('train', 'trainval', *only)
@@ -77,16 +53,13 @@ def choose_splits(
     return train, first(*(s for s in ('val', 'test') if s != train))
 
 # %% ../../nbs/data/07_splits.ipynb #acb3e685
-def hold_out(
-    annotations:Annotations,
-    share:float=.1 # Of the images with objects, and of those without
-) -> tuple: # `Annotations` of the rest, and of the held-out images
-    "Hold out some images for validation."
+def hold_out(annotations:Annotations) -> tuple: # `Annotations` of the rest, and of the held-out images
+    "Hold out a tenth of the images for validation."
     a = annotations
     counts = np.bincount(a.image[~a.crowd], minlength=len(a))
     held = np.zeros(len(a), dtype=bool)
     for chosen in (counts > 0, counts == 0):
         images = np.random.default_rng(0).permutation(np.flatnonzero(chosen))
-        held[images[:max(round(share*len(images)), int(counts[chosen].any()))]] = True
+        held[images[:max(round(.1*len(images)), int(counts[chosen].any()))]] = True
     if (counts[~held] > 0).any(): return a.take(np.flatnonzero(~held)), a.take(np.flatnonzero(held))
     raise ValueError(f'{a}: too few images with objects to hold some out. Give a validation split')

@@ -33,6 +33,7 @@ def test_check_of_unnamed_classes_is_one_note(tmp_path):
 def empty_voc(root):
     write_layout('voc official', root)
     write(root/'ImageSets/Main/train.txt', '')
+    write(root/'ImageSets/Main/others.txt', 'a\nc')
 
 
 def empty_yolo(root):

@@ -66,8 +66,8 @@ BAD = { # What is changed of the first image, annotation or category, and the me
     'infinite': ('annotations', dict(bbox=[1, 2, float('inf'), 4]), 'annotations whose bbox is not 4 plain numbers'),
     'too large': ('annotations', dict(bbox=[1, 2, 1e99, 4]), r'not finite: a.png: box \[1, 2, inf, 6\]. Fix'),
     'negative size': ('annotations', dict(bbox=[9, 9, -3, 4]), r'boxes of negative size: a.png: box \[9, 9, 6, 13\]'),
-    'unknown class': ('annotations', dict(category_id=9), 'whose category_id is not defined: annotation 0 has 9'),
-    'unknown image': ('annotations', dict(image_id='0'), 'whose image_id is not defined: annotation 0 has 0. Define'),
+    'unknown class': ('annotations', dict(category_id=9), "not an id in categories: {'id': 0, .*'category_id': 9"),
+    'unknown image': ('annotations', dict(image_id='0'), "not an id in images: {'id': 0, 'image_id': '0'.*Correct"),
     'size in words': ('images', dict(width='wide'), 'images whose width is not a number of pixels'),
     'no size': ('images', dict(width=0), 'images whose width is not a number of pixels'),
     'no height': ('images', dict(height=None), 'images whose height is not a number of pixels'),
@@ -80,7 +80,7 @@ BAD = { # What is changed of the first image, annotation or category, and the me
     'same class': ('categories', dict(name='bee'), 'several classes have the same name: bee'),
     'class without a name': ('categories', dict(name=None), 'categories whose name is not text: .*Correct'),
     'same class number': ('categories', dict(id=2), 'several categories have the same id: 2. Give each'),
-    'class number as text': ('categories', dict(id='1'), 'whose category_id is not defined: annotation 1 has 1'),
+    'class number as text': ('categories', dict(id='1'), "not an id in categories: {'id': 1, .*'category_id': 1"),
     'class number in a list': ('annotations', dict(category_id=[1]), 'whose category_id is not a number or text'),
     'image number in a list': ('images', dict(id=[1]), 'images whose id is not a number or text: .*a.png'),
     'no file name': ('images', dict(file_name=None), 'images whose file_name is not text'),
@@ -135,5 +135,5 @@ def test_coco_names_some_of_many_faults(tmp_path):
     file = coco(EVERYTHING)
     file['annotations'] = [dict(file['annotations'][0], id=n, category_id=100 + n) for n in range(12)]
     write(tmp_path/FILE, json.dumps(file))
-    message = 'not defined: 12, such as annotation 0 has 100; annotation 1 has 101; annotation 2 has 102. Define'
+    message = f'not an id in categories: 12, such as {"; ".join(f".*{n}.*" for n in (100, 101, 102))}. Correct'
     with pytest.raises(ValueError, match=message): read_split(tmp_path, 'all')

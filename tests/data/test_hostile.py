@@ -68,7 +68,7 @@ BAD_JSON = {
     'nested deeply, and closed': (DEEP + ']'*100000, 'not JSON'),
     'nested in an annotation': (raw('annotations', 'bbox', '['*400 + ']'*400), 'bbox is not 4 plain numbers'),
     'nested in an id': (
-        raw('annotations', 'id', '['*400 + ']'*400).replace('"image_id": 0', '"image_id": 9'), 'image_id is not defined'),
+        raw('annotations', 'id', '['*400 + ']'*400).replace('"image_id": 0', '"image_id": 9'), 'not an id in images'),
     '1e999': (box('1e999'), 'bbox is not 4 plain numbers'),
     'NaN': (box('NaN'), 'bbox is not 4 plain numbers'),
     '1e99': (box('1e99'), 'numbers that are not finite'),
@@ -82,7 +82,7 @@ BAD_JSON = {
     'endless width': (raw('images', 'width', '1e999'), 'width is not a number of pixels'),
     'a width of 400 digits': (raw('images', 'width', '9'*400), 'width is not a number of pixels'),
     'a width of 10^12': (raw('images', 'width', '1000000000000'), 'impossible sizes: .*1e[+]12x10'),
-    'a class of NaN': (raw('annotations', 'category_id', 'NaN'), 'category_id is not defined'),
+    'a class of NaN': (raw('annotations', 'category_id', 'NaN'), 'category_id is not an id in categories'),
     'class names that clear the screen': (json.dumps(coco(categories=dict(name='\x1b[2Jant'))), 'control characters'),
     'half a character': (json.dumps(coco(categories=dict(name='\ud800'))), 'control characters'),
     'parent folder': (placed('../../etc/passwd'), 'leaves the folder'),
@@ -211,7 +211,7 @@ def test_voc_list_with_a_long_gap(root):
     "Once searched from each of its blanks"
     pixels(root, 'JPEGImages/a.png')
     put(root, {'Annotations/a.xml': XML.encode(), 'ImageSets/Main/train.txt': ('a' + ' '*10**6 + 'x').encode()})
-    assert 'names lack an XML file' in tried(read_data, root, seconds=2)
+    assert 'names that lack an XML file' in tried(read_data, root, seconds=2)
 
 
 LABELS = {'labels/train/a.txt': TXT.encode(), 'labels/val/b.txt': TXT.encode()}

@@ -20,13 +20,14 @@ BAD = {
     'outside, later': (f'train: images/../../etc\n{NAMED}', 'leaves the folder'),
     'absolute below data': (f'train: data//etc/passwd\n{NAMED}', 'data.yaml: data//etc/passwd is not in'),
     'missing': (f'train: train/pictures\n{NAMED}', 'data.yaml: train/pictures is not in .*Correct the entry, or path:'),
-    'names that are truths': ('train: train/images\nnames: [no, yes]', 'names that are not text: False; True. Put'),
+    'names that are truths': ('train: train/images\nnames: [no, yes]', 'classes that are not text: False; True. Put'),
     'too few names': (f'train: train/images\nnc: 3\n{NAMED}', 'which is not a list of 3'),
     'a name twice': ('train: train/images\nnames: [ant, ant]', 'the same name: ant'),
     'numbers by name': ('train: train/images\nnames: {ant: 0, bee: 1}', 'which is not a list of'),
     'a key twice': ('train: train/images\nnames:\n  0: ant\n  0: bee', 'data.yaml: not YAML: 0 appears twice'),
     'poses': (f'train: train/images\nkpt_shape: [4, 3]\n{NAMED}', 'for poses'),
-    'an image': (f'train: train/images/a.png\n{NAMED}', 'data.yaml: train/images/a.png is an image. Give its folder'),
+    'an image': (f'train: train/images/a.png\n{NAMED}', 'train/images/a.png: byte 0 is not UTF-8'),
+    'an alias': ('train: &t train/images\nval: *t\nnames: [ant]', 'data.yaml: not YAML: aliases .* are not read'),
     'absolute in a list': (f'train: list.txt\n{NAMED}', '/etc/passwd is absolute'),
     'missing in a list': (f'train: short.txt\n{NAMED}', 'short.txt: 1 of 2 images are missing, such as .*z.png'),
     'no such root': (f'path: /mnt/birds\ntrain: images\n{NAMED}',
@@ -52,9 +53,16 @@ def test_yaml_paths_of_other_programs_mean_the_folder_of_the_file(name, tmp_path
     assert len(read_split(tmp_path, 'train')) == 2
 
 
-def test_yaml_may_name_a_short_text_and_repeat_it(tmp_path):
-    write_files(tmp_path, {**labelled('images/a'), 'data.yaml': 'train: &t images\nval: *t\nnames: [ant]'})
-    assert list(find_splits(tmp_path)) == ['train', 'val']
+OTHERS = ['task: detect\nval: true', 'train:\n  batch: 8', 'train: {batch: 8}', 'train: # Nothing', 'trainer: images']
+DESCRIPTIONS = ['train: images', 'train:\n- images', 'val:\r\n  - images', 'train: [images]', 'val: "images"',
+                'train = images', '\ufefftrain: images', 'nc: 1\nval: images', 'train: [broken']
+
+
+@pytest.mark.parametrize('text', OTHERS + DESCRIPTIONS)
+def test_yaml_of_any_name_counts_if_it_says_where_images_are(text, tmp_path):
+    write_files(tmp_path, {**labelled('images/a'), 'a.yaml': text, 'b.yaml': f'train: images\n{NAMED}'})
+    if text in OTHERS: assert len(read_split(tmp_path, 'train')) == 1
+    else: refused(tmp_path, 'several files describe a dataset')
 
 
 def test_yaml_may_only_count_the_classes(tmp_path):
@@ -128,8 +136,7 @@ def test_class_list_is_found_in(place, tmp_path):
     assert [read_split(tmp_path, split).names for split in SPLITS] == [NAMES]*2
     (tmp_path/place).unlink()
     note, = read_split(tmp_path, 'val').notes
-    looked = f'looked for classes.txt, obj.names, _darknet.labels in {tmp_path}'
-    assert note == f'nothing names the classes ({looked}), so they are called by their numbers'
+    assert note.startswith('no classes.txt or obj.names or _darknet.labels names the classes, so they are called by')
 
 
 @pytest.mark.parametrize('text, message', [
