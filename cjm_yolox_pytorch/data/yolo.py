@@ -32,8 +32,7 @@ def _check_line(numbers, labels):
     label, *shape = numbers
     count = len(numbers)
     if count < 5 or count % 2 == 0: raise ValueError(f'{count} numbers, but a box has 5, and an outline 7, 9 or more')
-    if label not in labels:
-        raise ValueError(f'class {label:g} has no name; there are names for {shorten([*labels], 60)}')
+    if label not in labels: raise ValueError(f'class {label:g} has no name; {shorten([*labels], 60)} have names')
     low, high, fix = -2, 2, 'Divide x by the width of the image and y by its height'
     if count > 5: low, high, fix = -.5, 1.5, 'Of poses and tracks, keep the first 5 numbers'
     beyond = [v for v in shape if not low <= v <= high]

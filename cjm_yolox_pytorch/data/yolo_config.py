@@ -154,10 +154,10 @@ def _images_of(where, root, entries): # Paths
     found = []
     for name in entries if isinstance(entries, list) else [entries]:
         path = _entry_path(where, root, name)
+        gone = f'{where}: {shorten(name)} is not in {root}. Correct the entry, or path:'
+        if not os.path.exists(path): raise FileNotFoundError(gone)
         if path.is_dir(): found += files_below(path, *IMAGE_SUFFIXES)
-        elif os.path.exists(path):
-            found += check_files_exist(path, [_entry_path(path, root, line) for line in read_lines(path)])
-        else: raise FileNotFoundError(f'{where}: {shorten(name)} is not in {root}. Correct the entry, or path:')
+        else: found += check_files_exist(path, [_entry_path(path, root, line) for line in read_lines(path)])
     return found
 
 def _entry_path(where, root, name): # The file or folder that is meant

@@ -111,7 +111,7 @@ def test_yolo_outlines_are_read_wherever_they_lie(tmp_path):
 # Refusals
 
 BAD = {
-    'unknown class': ('2 .5 .5 .1 .1', 'a.txt line 1: class 2 has no name; there are names for .0, 1.. Fix'),
+    'unknown class': ('2 .5 .5 .1 .1', 'a.txt line 1: class 2 has no name; .0, 1. have names. Fix'),
     'half a class': ('0.5 .5 .5 .1 .1', 'a.txt line 1: class 0.5 has no name'),
     'negative class': ('\n-1 .5 .5 .1 .1', 'a.txt line 2: class -1 has no name'),
     'word': ('ant .5 .5 .1 .1', "a.txt line 1: could not convert string to float: 'ant'"),
@@ -137,14 +137,14 @@ def test_yolo_refuses(name, tmp_path):
 
 
 def test_yolo_errors_name_files_in_long_paths(tmp_path):
-    with pytest.raises(ValueError, match=r'\.\.\.e+/a.txt line 1: class 7 has no name; there are names for \[0\]. Fix'):
+    with pytest.raises(ValueError, match=r'\.\.\.e+/a.txt line 1: class 7 has no name; \[0\] have names. Fix'):
         read_text(tmp_path/('d'*100)/('e'*100), '7 .5 .5 .1 .1')
 
 
 def test_yolo_refuses_a_class_of_many_digits(tmp_path):
     "Nothing is counted up to it where nothing names the classes"
     write_files(tmp_path, {'a': None, 'a.txt': '1e12 .5 .5 .1 .1'})
-    message = r'class 1e\+12 has no name; there are names for \[0, 1, .*19999\]'
+    message = r'class 1e\+12 has no name; \[0, 1, .*19999\] have names'
     with pytest.raises(ValueError, match=message): read_yolo(tmp_path)
 
 
