@@ -90,7 +90,7 @@ def build_annotations(where, names, paths, sizes, rows, notes=()) -> Annotations
     paths = [str(p) for p in paths]
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     image, labels, boxes, crowd, areas = _columns(rows)
-    _check_objects(where, paths, sizes, image, boxes, areas)
+    _check_columns(where, paths, sizes, image, boxes, areas)
     sizes = sizes.astype(np.int64)
     limit = sizes[image][:, ::-1]
     why = _reasons(boxes, limit)
@@ -102,7 +102,7 @@ def build_annotations(where, names, paths, sizes, rows, notes=()) -> Annotations
         crowd[kept], areas[kept], dropped, list(notes))
 
 # %% ../../nbs/data/01_annotations.ipynb #524fa24c
-def _check_objects(where, paths, sizes, image, boxes, areas):
+def _check_columns(where, paths, sizes, image, boxes, areas):
     def images_where(bad): return [f'{paths[i]}: {sizes[i, 1]:g}x{sizes[i, 0]:g}' for i in np.flatnonzero(bad)]
     def boxes_where(bad): return [describe_box(paths[i], box) for i, box in zip(image[bad], boxes[bad])]
     finite = np.isfinite(boxes).all(1) & np.isfinite(areas)

@@ -22,8 +22,8 @@ _VocFile = namedtuple('_VocFile', 'filename size rows')
 
 def _voc_file(path):
     tree = _parse_xml(path)
-    def side(name): return _number(tree, f'size/{name}') // 1 if tree.findtext(f'size/{name}') else 0
-    def corners(element): return [_number(element, f'bndbox/{name}') for name in ('xmin', 'ymin', 'xmax', 'ymax')]
+    def side(name): return _float_at(tree, f'size/{name}') // 1 if tree.findtext(f'size/{name}') else 0
+    def corners(element): return [_float_at(element, f'bndbox/{name}') for name in ('xmin', 'ymin', 'xmax', 'ymax')]
     try:
         rows = [(_text(element, 'name'), *corners(element)) for element in tree.iter('object')]
         return _VocFile(tree.findtext('filename') or '', (side('height'), side('width')), rows)
@@ -35,7 +35,7 @@ def _text(element, name): # What stands at `name` in `element`
     if not text: raise ValueError(f'<{element.tag}> has no <{name}>')
     return text
 
-def _number(element, name):
+def _float_at(element, name):
     text = _text(element, name)
     try: return parse_float(text)
     except ValueError as e: raise ValueError(f'<{name}>: {shorten(e)}') from None
@@ -72,7 +72,7 @@ def _read_part(root, parts, part, read): # `read` is `_voc_file` with a cache: e
     from_zero = any(0 <= start < 1 for file in used for row in file.rows for start in row[1:3])
     files = [read(part.files[s]) for s in part.stems]
     rows = [*_voc_rows(files, labels, 0 if from_zero else 1)]
-    paths = _images_of(root, part, files)
+    paths = _image_paths(root, part, files)
     sizes = np.array([file.size for file in files], dtype=np.float64).reshape(-1, 2)
     unknown = np.flatnonzero((sizes < 1).any(1))
     sizes[unknown] = stored_sizes(root, [paths[i] for i in unknown])
@@ -81,7 +81,7 @@ def _read_part(root, parts, part, read): # `read` is `_voc_file` with a cache: e
     return build_annotations(root, names, paths, sizes, rows, notes)
 
 # %% ../../nbs/data/04_voc.ipynb #df3f4db9
-def _images_of(root, part, files): # Paths
+def _image_paths(root, part, files): # Paths
     def named(stem, file): return [p for p in part.images[stem] if p.suffix == Path(file.filename).suffix]
     found = [named(s, f) or part.images[s] for s, f in zip(part.stems, files)]
     ambiguous = [', '.join(map(str, paths)) for paths in found if len(paths) > 1]
