@@ -730,7 +730,7 @@ def test_names_of_classes_with_the_same_beginning_have_a_bar_each(tmp_path):
 
 @pytest.mark.parametrize('size', [0, -5])
 def test_the_doctor_needs_a_size(size, tmp_path):
-    with pytest.raises(ValueError, match=f'img_size={size}: at least 1 is needed'): doctor.yolox_doctor(str(tmp_path), img_size=size)
+    with pytest.raises(ValueError, match=f'img_size={size}: must be at least 1'): doctor.yolox_doctor(str(tmp_path), img_size=size)
 
 
 # What was read without a word, as something else

@@ -294,7 +294,7 @@ def test_one_split_is_enough(shapes, tmp_path):
         printed = command('yolox_eval', tmp_path/'run/last.safetensors', data, '--device', 'cpu')
         assert said in printed and ("trained on 'train' of this or other data" in printed) == (data is other)
     for args, message in [(('--format', 'xml'), "format='xml': choose one of"), (('--train', 'fold'), "has no split 'fold'"), (('--log', 'paper'), "log='paper': choose one of ['tensorboard', 'wandb']"),
-                          (('--resume',), 'state.pt: there is no training to go on with'), (('--weights', tmp_path/'no.pth'), 'no.pth: no such file of weights'), (('--size', '0'), 'size=0: at least 1 is needed')]:
+                          (('--resume',), 'state.pt: there is no training to go on with'), (('--weights', tmp_path/'no.pth'), 'no.pth: no such file of weights'), (('--size', '0'), 'size=0: must be at least 1')]:
         done = subprocess.run([Path(sys.executable).with_name('yolox_train'), only, '--model', 'yolox_nano', '--out', tmp_path/'new', '--device', 'cpu', *args], capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.startswith('yolox_train: error: ') and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
 

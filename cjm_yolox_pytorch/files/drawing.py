@@ -15,17 +15,12 @@ from .paths import atomic
 # %% ../../nbs/files/04_drawing.ipynb #d749196f
 def escape_mathtext(text): return printable(text).replace('$', r'\$') # So that matplotlib draws it as it is
 
-def draw_box(
-    ax, # Axes of matplotlib that show an image
-    box, # [4] xyxy in pixels
-    text:str, # Above the box, or inside where there is no room; may be empty
-    colour, # Of matplotlib
-    **kwargs # Of matplotlib's Rectangle, such as `lw`
-):
-    "Draw a box with a text."
+def draw_box(ax, box, text, colour, **kwargs): # `box`: [4] xyxy in pixels; `kwargs` of Rectangle, such as `lw`
+    "Draw a box on `ax`, with a text above it, or inside where there is no room."
     from matplotlib.patches import Rectangle
     x1, y1, x2, y2 = box
-    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **{'fill': False, 'color': colour, 'lw': 1.5, **kwargs}))
+    style = dict(fill=False, color=colour, lw=1.5) | kwargs
+    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
     if not text: return
     va = 'bottom' if y1 > ax.get_ylim()[0]/12 else 'top'
     background = dict(facecolor=colour, lw=0, pad=.8, alpha=.7)

@@ -16,7 +16,7 @@ from ..model import focus_filters, IMAGENET_STATS
 # %% ../../nbs/files/07_families.ipynb #fdbef078
 def _rules(text): # Patterns and their replacements
     words = text.split()
-    return [(re.compile(pattern), name) for pattern, name in zip(words[::2], words[1::2])]
+    return [*zip(words[::2], words[1::2])]
 
 _CSP = r'(backbone\.stage[123]\.1|backbone\.stage4\.2|neck\.(?:top_down|bottom_up)_blocks\.\d)'
 _MEGVII_NAMES = _rules(rf'''
@@ -37,7 +37,7 @@ _MEGVII_NAMES = _rules(rf'''
 def rename_keys(state, rules): # The same tensors by new names
     renamed = {}
     for key, value in state.items():
-        for pattern, name in rules: key = pattern.sub(name, key)
+        for pattern, name in rules: key = re.sub(pattern, name, key)
         renamed[key] = value
     return renamed
 
@@ -104,12 +104,10 @@ FAMILIES = dict(megvii=_BGR_255, megvii_legacy=PixelFormat(False, 1, COLUMN_MAJO
     mmdetection=_BGR_255, mmyolo=_BGR_255, cjm=PixelFormat(False, 1, ROW_MAJOR))
 
 # %% ../../nbs/files/07_families.ipynb #fb3e600f
-def swap_focus(weight): # [N, 12, 3, 3] weights of the stem
-    "Exchange the bottom left and the top right pixel of Focus."
+def swap_focus(weight): # [N, 12, 3, 3] of the stem, with the bottom left and the top right pixel exchanged
     return weight[:, [0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11]]
 
 def convert_stem(weight, pixels): # [N, 12, 3, 3] for RGB from 0 to 1 in our order, from weights for `pixels`
-    "Let the stem accept what ours accepts."
     if pixels.focus == COLUMN_MAJOR: weight = swap_focus(weight)
     if pixels.bgr: weight = weight.unflatten(1, (4, 3)).flip(2).flatten(1, 2)
     return weight * pixels.max_pixel

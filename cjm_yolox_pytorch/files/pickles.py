@@ -8,6 +8,7 @@ __all__ = ['read_file']
 # %% ../../nbs/files/06_pickles.ipynb #24ef19fa
 import math, os, pickletools, re, threading, torch, zipfile
 from dataclasses import dataclass
+from safetensors import safe_open
 
 # %% ../../nbs/files/06_pickles.ipynb #57774dc7
 class _Unread: # Stands in for what is not needed
@@ -19,23 +20,20 @@ _UNREAD = ['mmengine.logging.history_buffer.HistoryBuffer', 'numpy.ndarray', 'nu
 _READING = threading.Lock() # torch has one list of safe globals for all threads
 
 # %% ../../nbs/files/06_pickles.ipynb #ddde8625
-def read_file(
-    path, # A file of weights, or another that torch wrote
-    kind='file of weights' # For the error
-) -> tuple: # Its content, and the metadata if the file is ours
+def read_file(path, kind='file of weights') -> tuple: # Content, and the metadata of a file of ours
     "Read a safetensors file or a pickle without running anything in it, or raise a `ValueError`."
     with open(path, 'rb') as f: start = f.read(9)
     try:
-        if start[8:] == b'{': return _read_safetensors(path)
+        if start[8:] == b'{':
+            with safe_open(path, 'pt') as f:
+                state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+            return state, metadata.get('cjm_yolox_pytorch')
         _check_archive(path, start)
         with _READING, torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]):
             return torch.load(path, map_location='cpu', weights_only=True), None
     except Exception as e: raise ValueError(f'{path} {_explain(e, kind)}') from e
 
-def _read_safetensors(path):
-    from safetensors import safe_open
-    with safe_open(path, 'pt') as f: state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    return state, metadata.get('cjm_yolox_pytorch')
+
 
 # %% ../../nbs/files/06_pickles.ipynb #3ed90962
 def _explain(e, kind): # Without torch's advice to read the file unsafely

@@ -32,14 +32,12 @@ def _create_mp4(path, width, height, comment): # Container and stream of PyAV
 # %% ../../nbs/files/05_video.ipynb #46c18089
 class VideoWriter:
     "Write images and their times in seconds as an MP4 file"
-    def __init__(self,
-        path, # MP4 file to write
-        comment:str='' # Stored in the file
-    ): self.path, self.comment, self.video = path, comment, None
+    def __init__(self, path, comment=''): # `comment` is stored in the file
+        self.path, self.comment, self.video = path, comment, None
 
     def add(self, image:Image.Image, seconds:float): # Images all of one size
         try:
-            if self.video is None: self.begin(*image.size)
+            if self.video is None: self.video, self.stream = _create_mp4(self.path, *image.size, self.comment)
             frame = _import_av().VideoFrame.from_image(image.crop((0, 0, self.stream.width, self.stream.height)))
             frame.pts, frame.time_base = round(seconds*90000), Fraction(1, 90000)
             self.video.mux(self.stream.encode(frame))
@@ -48,7 +46,7 @@ class VideoWriter:
             self.video = None # Nothing is left for `close`
             raise
 
-    def begin(self, width, height): self.video, self.stream = _create_mp4(self.path, width, height, self.comment)
+
 
     def close(self):
         if self.video is None: return
