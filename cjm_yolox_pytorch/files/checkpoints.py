@@ -6,7 +6,7 @@
 __all__ = ['Weights', 'recognise', 'save_weights', 'load_weights', 'download']
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ea8b7143
-import hashlib, json, os, socket, torch
+import hashlib, json, os, safetensors.torch, socket, torch
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def _convert(weights, pixels, names): # To our order and range of pixels
     if names is not None:
         check_class_names(names, 'names')
         if len(names) != weights.num_classes: raise ValueError(f'{len(names)} names for {weights.num_classes} classes')
-    state = {**weights.state, STEM: convert_stem(weights.state[STEM], pixels)}
+    state = weights.state | {STEM: convert_stem(weights.state[STEM], pixels)}
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
     return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
 
@@ -97,22 +97,20 @@ def recognise(checkpoint, family=None, names=None, **pixels) -> Weights: # Optio
 # %% ../../nbs/files/08_checkpoints.ipynb #2bce87ad
 def save_weights(weights:Weights, path): # Usually `*.safetensors`
     "Write `weights` with all that is known about them to `path`."
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
     known = {k: v for k, v in vars(weights).items() if k not in ('state', 'left_over')}
     metadata = json.dumps(known | dict(family='ours', focus=ROW_MAJOR))
     state = {k: v.detach().cpu().contiguous() for k, v in weights.state.items()}
-    with atomic(path) as partial:
-        try: save_file(state, partial, metadata=dict(cjm_yolox_pytorch=metadata))
-        except SafetensorError as e: raise OSError(str(e)) from e
+    content = safetensors.torch.save(state, dict(cjm_yolox_pytorch=metadata))
+    with atomic(path) as partial: partial.write_bytes(content)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #48c2f65a
 def _is_valid(w): # Do the fields have the types that `save_weights` writes?
-    if not all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in [*w.mean, *w.std]): return False
-    if len(w.mean) != 3 or len(w.std) != 3 or 0 in w.std or w.left_over != []: return False
-    types = (w.notes, dict), (w.family, str), (w.num_classes, int), (w.names, (list, type(None)))
-    known_size = w.size is None or isinstance(w.size, int) and 0 < w.size < 2**15
-    return known_size and all(isinstance(v, kind) for v, kind in types)
+    types = dict(notes=dict, family=str, num_classes=int, names=list|None, size=int|None)
+    if not all(isinstance(getattr(w, name), kind) for name, kind in types.items()): return False
+    numbers = all(isinstance(v, int|float) and abs(v) < 1e6 for v in [*w.mean, *w.std])
+    shapes = len(w.mean) == len(w.std) == 3 and w.left_over == []
+    size = w.size is None or w.size in range(1, 2**15)
+    return numbers and shapes and size and 0 not in w.std
 
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognise`
     try:

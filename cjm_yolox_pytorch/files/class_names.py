@@ -21,10 +21,11 @@ scissors, teddy bear, hair drier, toothbrush'''.replace('\n', ' ').split(', ')
 MAX_CLASSES = 20_000 # Half as many again as any dataset has; more is a typo or an attack
 
 def check_distinct(names, where):
-    raise_listing(f'{where}: several classes have the same name', repeated(names), 'Give each its own')
+    same = repeated(names)
+    raise_listing(f'{where}: several classes have the same name', same, 'Give each its own')
 
 def check_class_names(names, where):
-    if len(names) > MAX_CLASSES: raise ValueError(f'{where}: {len(names)} classes, more than {MAX_CLASSES}')
+    if len(names) > MAX_CLASSES: raise ValueError(f'{where}: {len(names)} classes are more than the {MAX_CLASSES} possible')
     no_text = [n for n in names if not isinstance(n, str)]
     raise_listing(f'{where}: names of classes that are not text', no_text, 'Put them in quotes')
     control = [repr(n) for n in names if CONTROL.search(n)]

@@ -27,17 +27,11 @@ def draw_box(ax, box, text, colour, **kwargs): # `box`: [4] xyxy in pixels; `kwa
     ax.text(x1, y1, escape_mathtext(text), fontsize=6, color='white', va=va, clip_on=True, bbox=background)
 
 # %% ../../nbs/files/04_drawing.ipynb #8fbbd898
-def draw_boxes(
-    ax, # Axes of matplotlib
-    image:Tensor, # [3, H, W] uint8
-    boxes:Tensor, # [N, 4] xyxy in pixels
-    labels:Tensor, # [N] int64
-    names=None, # C names of classes; numbers if None
-    scores:Tensor=None # [N] from 0 to 1, drawn beside the names
-):
-    "Show `image` with `boxes` on it, the first on top."
+def draw_boxes(ax, image:Tensor, boxes, labels, names=None, scores=None): # [3, H, W] uint8; [N, 4] xyxy in pixels
+    "Show `image` with `boxes` on it, the first on top, and the names or numbers of their classes."
+    _, height, width = image.shape
     # The first pixel is from 0 to 1
-    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(0, image.shape[2], image.shape[1], 0))
+    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(0, width, height, 0))
     ax.axis('off')
     for i in reversed(range(len(boxes))):
         label = int(labels[i])

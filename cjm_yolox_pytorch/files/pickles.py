@@ -26,8 +26,8 @@ def read_file(path, kind='file of weights') -> tuple: # Content, and the metadat
     try:
         if start[8:] == b'{':
             with safe_open(path, 'pt') as f:
-                state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-            return state, metadata.get('cjm_yolox_pytorch')
+                metadata = f.metadata() or {}
+                return {k: f.get_tensor(k) for k in f.keys()}, metadata.get('cjm_yolox_pytorch')
         _check_archive(path, start)
         with _READING, torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]):
             return torch.load(path, map_location='cpu', weights_only=True), None
@@ -92,11 +92,7 @@ def _check_pickle(program, limit): # `program`: bytes, or a file that stands at 
         if total > limit: raise ValueError(f'it builds an object of more than {limit} parts')
 
 # %% ../../nbs/files/06_pickles.ipynb #d93cb2e6
-_RETURNED = 'REDUCE', 'NEWOBJ', 'BINPERSID' # Objects that may be larger than the pickle says
-
 def _is_tuple(item): return type(item.value) is list
-def _in_file(*args): return not any(a.opcode in _RETURNED for a in args)
-def _is_latin1(*args): return [a.value for a in args[1:]] == ['latin1']
 
 def _fits_storage(*args): # Storage, offset, sizes and strides of a tensor
     tuples = [a for a in args[2:4] if _is_tuple(a) and len(a.value) <= 16]
@@ -107,6 +103,11 @@ def _fits_storage(*args): # Storage, offset, sizes and strides of a tensor
     raise ValueError(f'a tensor of {sizes} has more numbers than its storage, {args[0].value}')
 
 # %% ../../nbs/files/06_pickles.ipynb #cbbb3c40
+_RETURNED = 'REDUCE', 'NEWOBJ', 'BINPERSID' # Objects that may be larger than the pickle says
+
+def _in_file(*args): return not any(a.opcode in _RETURNED for a in args)
+def _is_latin1(*args): return [a.value for a in args[1:]] == ['latin1']
+
 _ALWAYS = *_UNREAD, 'torch.device', *(f'torch._utils._rebuild_parameter{end}' for end in ('', '_with_state'))
 _TENSORS = [f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3')]
 _CONTAINERS = '__builtin__.set', 'builtins.set', 'collections.Counter', 'torch.Size'
@@ -125,9 +126,9 @@ def _check_global(item, seen): # A name that torch will look up
 def _check_call(item, seen, function, args):
     item.value = function.value
     test = _CALLABLE.get(function.value) if function.opcode == 'GLOBAL' else None
-    if test and _is_tuple(args) and test(*args.value):
-        return sum(len(a.value) for a in args.value if isinstance(a.value, str))
-    raise ValueError(f'it calls {str(function.value)[:80]} in a way that weights do not need')
+    allowed = test and _is_tuple(args) and test(*args.value)
+    if not allowed: raise ValueError(f'it calls {str(function.value)[:80]} in a way that weights do not need')
+    return sum(len(a.value) for a in args.value if isinstance(a.value, str))
 
 def _check_build(item, seen, built, state): # Sets attributes
     known = built.opcode in _RETURNED and built.value in ('collections.OrderedDict', *_UNREAD)
@@ -138,8 +139,8 @@ def _check_build(item, seen, built, state): # Sets attributes
 def _check_storage(item, seen, args): # 'storage', type of numbers, key, device, length; and before torch 1.6, a view
     key, length = args.value[2].value, args.value[4].value
     whole = [a.opcode for a in args.value[5:]] in ([], ['NONE'])
-    if not whole or type(key) is not str or type(length) is not int or length < 0:
-        raise ValueError('it refers to a part of a storage')
+    valid = type(key) is str and type(length) is int and length >= 0
+    if not (whole and valid): raise ValueError('it refers to a part of a storage')
     cost = 0 if key in seen else length
     item.value = seen.setdefault(key, length)
     return cost

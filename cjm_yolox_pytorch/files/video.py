@@ -6,16 +6,15 @@
 __all__ = ['open_video', 'VideoWriter', 'read_video']
 
 # %% ../../nbs/files/05_video.ipynb #2416334e
-import os, torch, numpy as np
+import importlib, os, torch, numpy as np
 from contextlib import closing
 from fractions import Fraction
 from PIL import Image
 
 # %% ../../nbs/files/05_video.ipynb #52f1e16d
 def _import_av():
-    try: import av
+    try: return importlib.import_module('av')
     except ImportError as e: raise ImportError("videos need PyAV: pip install 'cjm-yolox-pytorch[video]'") from e
-    return av
 
 def open_video(path): return _import_av().open(os.path.abspath(path), options=dict(protocol_whitelist='file'))
 
