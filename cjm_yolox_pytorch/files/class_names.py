@@ -25,7 +25,8 @@ def check_distinct(names, where):
     raise_listing(f'{where}: several classes have the same name', same, 'Give each its own')
 
 def check_class_names(names, where):
-    if len(names) > MAX_CLASSES: raise ValueError(f'{where}: {len(names)} classes are more than the {MAX_CLASSES} possible')
+    count = len(names)
+    if count > MAX_CLASSES: raise ValueError(f'{where}: {count} classes are more than the {MAX_CLASSES} possible')
     no_text = [n for n in names if not isinstance(n, str)]
     raise_listing(f'{where}: names of classes that are not text', no_text, 'Put them in quotes')
     control = [repr(n) for n in names if CONTROL.search(n)]

@@ -45,8 +45,7 @@ CJK_FONTS = [
     'Arial Unicode MS', 'Hiragino Sans', 'Apple SD Gothic Neo', # macOS
     'Microsoft YaHei', 'Yu Gothic', 'Malgun Gothic'] # Windows
 
-def save_figure(fig, path): # As PNG
-    "Save a figure with text in any script for which there is a font."
+def save_figure(fig, path): # As PNG, with text in any script for which there is a font
     from matplotlib.font_manager import fontManager
     from matplotlib.text import Text
     installed = {f.name for f in fontManager.ttflist}

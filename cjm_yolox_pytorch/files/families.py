@@ -107,14 +107,12 @@ def convert_stem(weight, pixels): # [N, 12, 3, 3] for RGB from 0 to 1 in our ord
     return weight * pixels.max_pixel
 
 # %% ../../nbs/files/07_families.ipynb #30d544e6
-def guess_max_pixel(state) -> int: # 1 or 255
-    "Tell from a state dict under our names which pixels the network was trained on."
+def guess_max_pixel(state) -> int: # 1 or 255, the white of the pixels that a network was trained on
     gain = state[STEM_VARIANCE].double() / state[STEM].double().flatten(1).square().sum(1)
     return 255 if gain.median() > 70 else 1
 
 # %% ../../nbs/files/07_families.ipynb #f37ecb33
-def guess_focus(weight) -> str: # `ROW_MAJOR`, `COLUMN_MAJOR`, or None if unclear, as for random weights
-    "Tell the order of pixels in Focus in which the filters of a stem are smooth."
+def guess_focus(weight) -> str: # Order of pixels in which the filters are smooth; None if unclear, as for random ones
     def roughness(w): return sum(focus_filters(w).double().diff(dim=d).square().sum() for d in (2, 3))
     ratio = roughness(weight) / roughness(swap_focus(weight))
     return COLUMN_MAJOR if ratio > 1.1 else ROW_MAJOR if ratio < 1/1.1 else None

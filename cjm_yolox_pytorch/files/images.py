@@ -31,8 +31,7 @@ def read_image(path, upright:bool=True) -> Tensor: # [3, H, W] uint8 RGB, rotate
     except Exception as e: raise OSError(f'{path} cannot be decoded as an image ({e}): fix or remove it') from e
 
 # %% ../../nbs/files/02_images.ipynb #2df08411
-def orientation(image) -> int: # 1 to 8, as in EXIF; from 5 on, width and height swap
-    "Return the rotation that makes an image of Pillow upright, before it is decoded; 1 is none."
+def orientation(image) -> int: # 1 (upright) to 8, as in EXIF; from 5 on, width and height swap
     try: found = Image.Image.getexif(image).get(0x0112, 1) # `image.getexif` of a PNG would decode it
     except Exception: return 1 # EXIF data that cannot be read
     return found if found in range(1, 9) else 1

@@ -18,8 +18,7 @@ from ..boxes import at_least_fp32
 def as_hw(size) -> tuple: # Height and width, from these or from the side of a square
     return (int(size),)*2 if isinstance(size, Integral) else tuple(size)
 
-def letterbox_size(image_hw:tuple, canvas_hw:tuple) -> tuple: # Height and width, at least 1 pixel each
-    "Return the size of an image once it is scaled to fit into a canvas."
+def letterbox_size(image_hw:tuple, canvas_hw:tuple) -> tuple: # Height and width of the image on the canvas
     ratio = min(canvas_hw[0] / image_hw[0], canvas_hw[1] / image_hw[1])
     return tuple(max(1, round(n*ratio)) for n in image_hw)
 
@@ -31,8 +30,7 @@ def letterbox(image:Tensor, canvas_hw:tuple, fill:int=114) -> Tensor: # [3, *can
     return TF.pad(image, [0, 0, canvas_hw[1] - width, canvas_hw[0] - height], fill=fill)
 
 # %% ../../nbs/files/03_letterbox.ipynb #aa52dc88
-def letterbox_scale(image_hw:tuple, canvas_hw:tuple) -> Tensor: # [4] factors of x1, y1, x2 and y2
-    "Return what boxes of the image are multiplied by on the canvas."
+def letterbox_scale(image_hw:tuple, canvas_hw:tuple) -> Tensor: # [4] factors of boxes, from image to canvas
     (h, w), (height, width) = image_hw, letterbox_size(image_hw, canvas_hw)
     return torch.tensor([width/w, height/h]*2)
 

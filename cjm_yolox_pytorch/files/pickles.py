@@ -33,8 +33,6 @@ def read_file(path, kind='file of weights') -> tuple: # Content, and the metadat
             return torch.load(path, map_location='cpu', weights_only=True), None
     except Exception as e: raise ValueError(f'{path} {_explain(e, kind)}') from e
 
-
-
 # %% ../../nbs/files/06_pickles.ipynb #3ed90962
 def _explain(e, kind): # Without torch's advice to read the file unsafely
     # Older releases of torch name the module of builtins, too
@@ -54,10 +52,9 @@ class _Item:
     shared:bool = False # It came from the memo, so it may be part of another
 
 def _pop_operands(stacks, op): # A mark opens a new stack, as in torch
-    kinds = op.stack_before
-    above = stacks.pop() if pickletools.markobject in kinds else []
-    fixed = len(kinds) - 2*(pickletools.markobject in kinds)
-    return [stacks[-1].pop() for _ in range(fixed)][::-1] + above
+    above = stacks.pop() if pickletools.markobject in op.stack_before else []
+    marked = pickletools.markobject, pickletools.stackslice
+    return [stacks[-1].pop() for kind in op.stack_before if kind not in marked][::-1] + above
 
 # %% ../../nbs/files/06_pickles.ipynb #e3811baf
 _GROWING = 'APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD'
