@@ -10,6 +10,7 @@ import inspect, os, sys, time
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 from fastcore.docments import docments
 
@@ -22,162 +23,200 @@ from ..files.checkpoints import load_weights
 from ..files.paths import check_output_folder
 from ..model import pretrained_file
 from .recipe import Recipe, RECIPES
-from .runs import _agree, _lock_folder, _must_be_new, COLUMNS, load_state, LOGGERS, LOSSES, plot_curves, save_state, save_trained, write_rows
-from .trainer import _detect_split, memory_gb, processes, rank_and_world, train_epoch, Trainer, validate
+from .runs import check_folder, COLUMNS, load_state, lock_folder, LOGGERS, LOSSES
+from .runs import plot_curves, save_state, save_trained, write_rows
+from .trainer import memory_gb, processes, rank_and_world, Trainer
 
 # %% ../../nbs/training/03_train.ipynb #c358cc6b
-def _epoch_line(row, epochs): # What is printed after an epoch, within 80 columns
+def _epoch_line(row, epochs):
+    "Describe an epoch within 80 columns."
     losses = '  '.join(f'{k[5:]} {row[k]:.3f}' for k in LOSSES if k in row)
     scores = f'  AP {row["AP"]:.3f}  AP50 {row["AP50"]:.3f}' if 'AP' in row else ''
     return f'{row["epoch"]:3}/{epochs}  {losses}{scores}'
 
 # %% ../../nbs/training/03_train.ipynb #f86b7b7d
-def _goes_on(trainer): # Whether there is any point in another epoch
-    waited = sum('AP' in row for row in trainer.rows if row['epoch'] > trainer.best.get('epoch', 0))
-    return trainer.epoch < trainer.recipe.epochs and not 0 < trainer.recipe.patience <= waited
+def _goes_on(trainer):
+    "Whether to train another epoch."
+    best, patience = trainer.best.get('epoch', 0), trainer.recipe.patience
+    waited = sum('AP' in row for row in trainer.rows if row['epoch'] > best)
+    return trainer.epoch < trainer.recipe.epochs and not 0 < patience <= waited
 
 # %% ../../nbs/training/03_train.ipynb #5fbb4766
 def finish_epoch(
     trainer:Trainer,
-    losses:dict, # Of `train_epoch`
-    row:dict, # What else is known about the epoch
+    row:dict, # Losses and all else that is known about the epoch
     loggers=() # Functions of a row and the folder
-) -> bool: # Whether there is any point in going on
-    "Validate, write files, and tell `loggers`."
-    r, out, row = trainer.recipe, trainer.out, dict(epoch=trainer.epoch, **losses, **row)
-    due = trainer.epoch % r.every == 0 or trainer.epoch == r.epochs
-    metrics, found = validate(trainer) if due else (None, None)
-    if trainer.rank: return _agree(trainer, None) # What the first process says
-    if due:
-        row.update({k: metrics[k] for k in metrics if k in COLUMNS})
-        if not metrics['AP'] <= trainer.best['AP']: # Also the first, and NaN
-            trainer.best = row
-            save_trained(trainer, out/'best.safetensors', row)
+) -> bool: # Whether to train another epoch
+    "Validate if it is time, write files, and call `loggers`."
+    r, epoch, found = trainer.recipe, trainer.epoch, None
+    row = dict(epoch=epoch, **row)
+    if epoch % r.eval_interval == 0 or epoch == r.epochs:
+        metrics, found = trainer.validate()
+        if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
+    if trainer.rank == 0:
+        _write_files(trainer, row)
+        if found: show_detections(trainer.val, found, trainer.out/'detections.png')
+        for log in loggers: log(row, trainer.out)
+    return trainer.agree(_goes_on(trainer))
+
+# %% ../../nbs/training/03_train.ipynb #0f8ae4da
+def _write_files(trainer, row):
+    out = trainer.out
+    if 'AP' in row and not row['AP'] <= trainer.best['AP']: # Also the first one, and NaN
+        trainer.best = row
+        save_trained(trainer, out/'best.safetensors', row)
     trainer.rows.append(row)
     save_trained(trainer, out/'last.safetensors', row)
     write_rows(out/'metrics.csv', trainer.rows)
     plot_curves(trainer.rows, out/'curves.png')
     save_state(trainer, out/'state.pt')
-    if due: show_detections(trainer.val, found, out/'detections.png')
-    for log in loggers: log(row, out)
-    return _agree(trainer, _goes_on(trainer))
 
 # %% ../../nbs/training/03_train.ipynb #9d8db425
-def _epochs(trainer, stop, loggers): # Those that are left
+def _train_epochs(trainer, stop, loggers):
     from tqdm import tqdm
-    r, going = trainer.recipe, _goes_on(trainer)
-    with tqdm(total=r.epochs*len(trainer.batches), initial=trainer.steps, ncols=80, bar_format='{remaining} left, {desc}', disable=True if trainer.rank else None) as progress:
+    first, going = trainer.rank == 0, _goes_on(trainer)
+    progress = tqdm(total=trainer.recipe.epochs*len(trainer.batches), initial=trainer.steps, ncols=80,
+        bar_format='{remaining} left, {desc}', disable=None if first else True) # None: shown in a terminal only
+    with progress:
         while going:
             start, begun = time.time(), trainer.done
-            losses = train_epoch(trainer, progress, stop)
+            losses = trainer.train_epoch(progress, stop)
             if losses is not None:
-                speed = (len(trainer.batches) - begun)*r.batch/(time.time() - start)
-                going = finish_epoch(trainer, losses, dict(lr=trainer.scheduler.get_last_lr()[0], images_per_s=speed, memory_gb=memory_gb(trainer.device), seconds=time.time() - start), loggers)
-                if trainer.rank == 0: progress.write(_epoch_line(trainer.rows[-1], r.epochs)); sys.stdout.flush() # Also into a pipe
-            if going and stop():
-                if trainer.rank == 0: save_state(trainer, trainer.out/'state.pt')
-                _agree(trainer, None) # None leaves before all is saved
-                raise KeyboardInterrupt(f'stopped after {trainer.epoch} epochs and {trainer.done} of {len(trainer.batches)} steps; everything is saved in {trainer.out}')
+                row = {**losses, **_measure(trainer, begun, time.time() - start)}
+                going = finish_epoch(trainer, row, loggers)
+                if first: progress.write(_epoch_line(trainer.rows[-1], trainer.recipe.epochs))
+                sys.stdout.flush() # For a pipe
+            if going and stop(): _save_and_stop(trainer)
+
+# %% ../../nbs/training/03_train.ipynb #43b85417
+def _measure(trainer, begun, seconds):
+    speed = (len(trainer.batches) - begun)*trainer.recipe.batch/seconds
+    lr, memory = trainer.scheduler.get_last_lr()[0], memory_gb(trainer.device)
+    return dict(lr=lr, images_per_s=speed, memory_gb=memory, seconds=seconds)
+
+def _save_and_stop(trainer):
+    if trainer.rank == 0: save_state(trainer, trainer.out/'state.pt')
+    trainer.agree(None) # Nobody leaves before everything is saved
+    steps = f'{trainer.done} of {len(trainer.batches)} steps'
+    raise KeyboardInterrupt(f'stopped after {trainer.epoch} epochs and {steps}; everything is saved in {trainer.out}')
 
 # %% ../../nbs/training/03_train.ipynb #1bc06c0d
 def fit(
     trainer:Trainer,
-    out, # Folder for everything that is written
-    resume:bool=False, # Go on with the training that was interrupted there
+    out, # Folder for all files
+    resume:bool=False, # Resume the training that was interrupted there
     loggers=() # Functions of a row and the folder
-) -> dict: # The row of metrics with the highest AP
-    "Train through all epochs, leaving weights, metrics and pictures in `out`. Raises `KeyboardInterrupt` when asked to stop."
-    trainer.out = Path(out)
-    if not resume and trainer.rank == 0: _must_be_new(trainer.out)
-    trainer.out.mkdir(parents=True, exist_ok=True)
-    with nullcontext() if trainer.rank else _lock_folder(trainer.out), stop_signals(trainer.group) as stop:
-        if resume: load_state(trainer, trainer.out/'state.pt')
-        elif trainer.rank == 0: save_state(trainer, trainer.out/'state.pt') # So that there is something to go on with from the beginning
-        _epochs(trainer, stop, loggers)
+) -> dict: # Metrics of the epoch with the highest AP
+    "Train through all epochs, with weights, metrics and plots in `out`. Raises `KeyboardInterrupt` when asked to stop."
+    out = trainer.out = Path(out)
+    first = trainer.rank == 0
+    if first: check_folder(out, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock_folder(out) if first else nullcontext(), stop_signals(trainer.group) as stop:
+        if resume: load_state(trainer, out/'state.pt')
+        elif first: save_state(trainer, out/'state.pt') # To resume from the beginning
+        _train_epochs(trainer, stop, loggers)
     return trainer.best
 
 # %% ../../nbs/training/03_train.ipynb #b1d0150b
-def measure_best(
-    trainer:Trainer # After `fit`
-) -> dict: # Metrics of `report`
-    "Write metrics and pictures of the best weights beside them."
+def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
+    "Measure the best weights of a training, and write metrics and plots beside them."
     best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
-    return report(trainer.val, _detect_split(trainer, trainer.val), trainer.out, epoch=best.notes['epoch'])
-
-# %% ../../nbs/training/03_train.ipynb #e9a2f0d3
-def _say_start(trainer, start): # What it begins with
-    r = trainer.recipe
-    if start: print(f'weights: {trainer.loaded}', flush=True)
-    share = r.batch//r.accumulate//trainer.world
-    if share < 4 and not r.sync_bn: print(f'norm layers see {share} images at a time, which is few: choose a larger --batch{", or --sync-bn" * (trainer.world > 1)}', flush=True)
-
-# %% ../../nbs/training/03_train.ipynb #40d5d8bd
-def _spare_cores(): # For workers of this process
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(8, cores//2//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    return report(trainer.val, trainer.predict(trainer.val), trainer.out, epoch=best.notes['epoch'])
 
 # %% ../../nbs/training/03_train.ipynb #90d51e25
 def recipe_options(func):
-    "Give a command an option for every field of `Recipe`, None unless given."
-    told, signature = {k: v for part in Recipe.__mro__[:-1] for k, v in docments(part).items() if v}, inspect.signature(func)
-    def option(f): return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f.type)
+    "Give the command `func` an option for every field of `Recipe`; `None` where an option is not given."
+    signature, comments = inspect.signature(func), docments(Recipe)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     others = [f for f in fields(Recipe) if f.name not in signature.parameters]
-    func.__signature__ = signature.replace(parameters=[*own, *map(option, others)])
-    func.told = {f.name: told[f.name] + _in_brackets(f) for f in others}
+    func.__signature__ = signature.replace(parameters=[*own, *map(_option, others)])
+    func.told = {f.name: comments[f.name] + _default(f) for f in others}
     return func
 
-def _in_brackets(f): # Its default, if it has one
+def _option(f):
+    kind = (get_args(f.type) or [f.type])[0]
+    return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+def _default(f):
     if f.default in (None, '') or f.type is bool: return ''
-    return f' ({f.default:g})' if f.type is float else f' ({f.default})'
+    return f' ({f.default:g})' if isinstance(f.default, float) else f' ({f.default})'
+
+# %% ../../nbs/training/03_train.ipynb #40d5d8bd
+def _spare_cores():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(8, cores//2//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 # %% ../../nbs/training/03_train.ipynb #62f31358
-def _another_ended(e): # What to say of an error of torch's, or None if it has another cause
-    if 'DataLoader worker (pid' in str(e): return ChildProcessError(f'a process that reads images was ended, perhaps because memory ran out ({str(e).strip()}): choose fewer --workers, and add --resume to go on')
-    if 'gloo' in str(e) or 'NCCL' in str(e): return ChildProcessError('another process of this training ended, and says why in a message of its own: mend that, and add --resume to go on')
+def _explain_death(e):
+    "Return a clear error if `e` says that another process ended, else `None`."
+    text = str(e).strip()
+    loader = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers; add --resume'
+    if 'DataLoader worker (pid' in text: return ChildProcessError(loader)
+    rank = 'another process of this training ended, and gave its own reason: fix that, and add --resume'
+    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(rank)
 
 # %% ../../nbs/training/03_train.ipynb #72f5ad8e
 @command
 @recipe_options
 def yolox_train(
-    data:str, # Folder of a data set, or a COCO file
-    weights:str=None, # Start from this file, or from published weights if it is "coco"; random unless given
-    recipe:str='fine_tune', # fine_tune, whose values stand in brackets below, or paper: what holds where no option says otherwise
-    format:str=None, # coco, voc or yolo; found by looking unless given
-    train:str=None, # Split to learn from; train unless given
-    val:str=None, # Split to validate on; val unless given, or test where there is none
-    out:str=None, # Folder for weights, metrics and pictures; runs/DATA-MODEL unless given
-    resume:bool=False, # Go on with the training that was interrupted in the folder
-    log:str=None, # tensorboard or wandb: where else to send metrics
+    data:str, # Folder of a dataset, or a COCO file
+    weights:str=None, # Initial weights: a file, or "coco" for published weights; random unless given
+    recipe:str='fine_tune', # fine_tune, whose values stand in brackets below, or paper: values of options not given
+    format:str=None, # coco, voc or yolo; detected unless given
+    train:str=None, # Training split; train unless given
+    val:str=None, # Validation split; val unless given, or test where there is none
+    out:str=None, # Folder for weights, metrics and plots; runs/DATA-MODEL unless given
+    resume:bool=False, # Resume the interrupted training in the folder
+    logger:str=None, # tensorboard or wandb: where else to send metrics
     device:str=None, # cpu, cuda, ...; the fastest unless given
-    workers:int=None, # Processes that read images; half of the cores, 8 at most, unless given
+    workers:int=None, # Processes that load images; half of the cores, 8 at most, unless given
     **changes # Other fields of `Recipe`, such as epochs=50
 ):
     "Train a YOLOX on DATA"
-    if recipe not in RECIPES: raise ValueError(f'recipe={recipe!r}: choose one of {list(RECIPES)}')
-    if log and log not in LOGGERS: raise ValueError(f'log={log!r}: choose one of {list(LOGGERS)}')
-    changes = {k: v for k, v in changes.items() if v is not None and v is not False}
-    plan = RECIPES[recipe](workers=_spare_cores() if workers is None else workers, **changes)
+    plan = _plan(recipe, logger, dict(changes, workers=_spare_cores() if workers is None else workers))
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
-    if not resume: _must_be_new(out)
-    elif not (out/'state.pt').exists(): raise FileNotFoundError(f'{out/"state.pt"}: there is no training to go on with')
+    check_folder(out, resume)
     used = splits_to_use(data, format, train, val)
     with processes(device) as device:
         first = rank_and_world()[0] == 0
         if first:
             for role, (name, split) in used.items(): print_split(role, name, split)
         _raise_faults(used)
-        start = load_weights(pretrained_file(plan.model) if weights == 'coco' else weights) if weights and not resume else None
-        trainer = Trainer(plan, *(split for _, split in used.values()), start, device)
-        trainer.notes = {**{role: name for role, (name, _) in used.items()}, 'fingerprint': fingerprint(used['training'][1])}
-        if first: _say_start(trainer, start)
-        try: best = fit(trainer, out, resume, [LOGGERS[log](out)] if log and first else [])
-        except KeyboardInterrupt as e:
-            if not e.args: raise
-            if first: print(f'{e}\nto go on, add --resume to the same command', flush=True)
-            sys.exit(130)
-        except RuntimeError as e: raise _another_ended(e) or e
+        trainer = _trainer(plan, used, None if resume else weights, device)
+        best = _fit(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
         if first:
-            print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), f'weights, metrics and pictures are in {out}', sep='\n', flush=True)
+            print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), sep='\n')
+            print(f'weights, metrics and plots are in {out}', flush=True)
+
+# %% ../../nbs/training/03_train.ipynb #14d3d9be
+def _plan(recipe, logger, changes):
+    if recipe not in RECIPES: raise ValueError(f'recipe={recipe!r}: choose one of {list(RECIPES)}')
+    if logger and logger not in LOGGERS: raise ValueError(f'logger={logger!r}: choose one of {list(LOGGERS)}')
+    return RECIPES[recipe](**{k: v for k, v in changes.items() if v is not None and v is not False})
+
+def _trainer(plan, used, weights, device):
+    if weights == 'coco': weights = pretrained_file(plan.model)
+    trainer = Trainer(plan, *(split for _, split in used.values()), weights and load_weights(weights), device)
+    trainer.notes = {role: name for role, (name, _) in used.items()} | dict(fingerprint=fingerprint(trainer.train))
+    if trainer.rank == 0: _print_start(trainer)
+    return trainer
+
+# %% ../../nbs/training/03_train.ipynb #866db82f
+def _fit(trainer, out, resume, loggers):
+    try: return fit(trainer, out, resume, loggers)
+    except KeyboardInterrupt as e:
+        if not e.args: raise # Ctrl-C before there was anything to save
+        if trainer.rank == 0: print(f'{e}\nto resume, add --resume to the same command', flush=True)
+        sys.exit(130)
+    except RuntimeError as e: raise _explain_death(e) or e
+
+def _print_start(trainer):
+    r = trainer.recipe
+    if trainer.loaded: print(f'weights: {trainer.loaded}', flush=True)
+    share = r.batch//r.grad_accum//trainer.world
+    if share >= 4 or r.sync_bn: return
+    cure = '--batch, or --sync-bn' if trainer.world > 1 else '--batch'
+    print(f'batch norm sees only {share} images at a time: choose a larger {cure}', flush=True)
