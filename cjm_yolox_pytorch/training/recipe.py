@@ -122,14 +122,8 @@ def paper_recipe(model:str='yolox_s', **changes) -> Recipe:
 RECIPES = dict(fine_tune=fine_tune_recipe, paper=paper_recipe)
 
 # %% ../../nbs/training/00_recipe.ipynb #b8686414
-def lr_factor(
-    step:int, # From 0
-    total:int, # Steps of the whole training
-    warmup:int, # Steps in which the rate rises
-    no_aug:int, # Steps at the minimum rate, at the end
-    min_lr_ratio:float=.05 # Minimum rate, as a fraction of the peak
-) -> float: # From 0 to 1
-    "Learning rate at `step`, as a fraction of the peak."
+def lr_factor(step:int, total:int, warmup:int, no_aug:int, min_lr_ratio:float=.05) -> float:
+    "Learning rate at `step` of `total`, relative to its peak: rises in `warmup` steps, is lowest in the last `no_aug`."
     if step < warmup: return ((step + 1)/warmup)**2
     t = min(1, (step - warmup)/max(1, total - no_aug - warmup))
     return min_lr_ratio + (1 - min_lr_ratio)*(1 + math.cos(math.pi*t))/2

@@ -123,18 +123,17 @@ def load_state(trainer:Trainer, path):
     # The first process reads for all: another machine has another disk
     state = trainer.agree(None if trainer.rank else read_file(path, 'state of a training')[0])
     try:
-        changes = _changes(trainer, state)
-        if not changes: _restore(trainer, state)
+        _check_same(trainer, state)
+        _check_counts(trainer, state['counts'])
+        _restore(trainer, state)
     except Exception as e: # Of any kind, since a file may contain anything
-        why = f'{type(e).__name__}: {" ".join(str(e).split())[:160]}'
-        raise ValueError(f'{path} is not a state of a training that can resume here ({why}): '
-            'start in another folder, or resume from another state') from e
-    if changes: raise ValueError(f'{path} is of a training with {changes}: resume with the same, or start anew')
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:240]}'
+        raise ValueError(f'{path} cannot be resumed here ({why}): '
+            'use the same recipe and data, or start in another folder') from e
 
 # %% ../../nbs/training/02_runs.ipynb #5b9845f3
 def _restore(trainer, state):
     counts, random = state['counts'], state['random']
-    _check_counts(trainer, counts)
     for name, part in _stateful(trainer).items():
         if state[name] or name != 'scaler': part.load_state_dict(state[name]) # Without fp16, the scaler had no state
     for p, kept in trainer.optimizer.state.items():
@@ -150,13 +149,12 @@ def _restore(trainer, state):
 # %% ../../nbs/training/02_runs.ipynb #3542f67e
 _MAY_CHANGE = {'workers', 'eval_interval', 'patience', 'grad_accum', 'clip_grad_norm', 'amp', 'compile'}
 
-def _changes(trainer, state):
-    "Describe in what the recipe or the data differ from those of the `state`"
+def _check_same(trainer, state):
     recipe = rename_old_fields(state['recipe']), asdict(trainer.recipe)
     for what, (old, new) in dict(recipe=recipe, data=(state['data'], _data_summary(trainer))).items():
-        if old.keys() != new.keys(): raise ValueError(f'its {what} has other fields')
-        differ = [f'{k}={v!r} (was {old[k]!r})' for k, v in new.items() if old[k] != v and k not in _MAY_CHANGE]
-        if differ: return f'another {what}: {", ".join(differ)}'
+        changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in _MAY_CHANGE]
+        texts = [f'{k}={new.get(k)!r} (was {old.get(k)!r})' for k in changed]
+        if changed: raise ValueError(f'another {what}, {", ".join(texts)}')
 
 # %% ../../nbs/training/02_runs.ipynb #278e55d8
 def _check_counts(trainer, counts):
@@ -166,9 +164,9 @@ def _check_counts(trainer, counts):
     check_between(epoch=(epoch, 0, trainer.recipe.epochs), done=(done, 0, n - 1))
     check_between(average_steps=(counts['average_steps'], 0, epoch*n + done))
     if totals.keys() - {*LOSSES} or bool(totals) != bool(done): raise ValueError(f'totals={totals}')
-    for name, row in [*(('epoch', row) for row in counts['rows']), ('AP', counts['best'])]:
-        known = name in row and row.keys() <= {*COLUMNS}
-        if not known or not all(isinstance(v, (int, float)) for v in row.values()): raise ValueError(f'metrics {row}')
+    for row in [*counts['rows'], dict(epoch=0, AP=counts['best']['AP'])]:
+        numbers = all(isinstance(v, (int, float)) for v in row.values())
+        if 'epoch' not in row or row.keys() - {*COLUMNS} or not numbers: raise ValueError(f'metrics {row}')
 
 # %% ../../nbs/training/02_runs.ipynb #aa5dba05
 def check_folder(out:Path, resume:bool=False):

@@ -198,11 +198,11 @@ def recipe_transforms(r:Recipe) -> list:
 def _read_later(losses):
     "Start copying `losses` to the CPU; the function returned waits for them."
     values = torch.stack(list(losses.values()))
-    event = torch.cuda.Event() if values.is_cuda else None
+    stream = torch.cuda.current_stream(values.device) if values.is_cuda else None
     values = values.to('cpu', non_blocking=values.is_cuda)
-    if event: event.record()
+    copied = stream and stream.record_event()
     def read():
-        if event: event.synchronize()
+        if copied: copied.synchronize()
         return dict(zip(losses, values.tolist()))
     return read
 
@@ -241,11 +241,8 @@ def memory_gb(device:torch.device) -> float:
 
 # %% ../../nbs/training/01_trainer.ipynb #04cae625
 @patch
-def train_epoch(self:Trainer,
-    progress=None, # tqdm bar that counts steps
-    stop=lambda: False # Called after each step; True stops there
-) -> dict: # Mean losses; None if it was stopped before the end
-    "Train to the end of the present epoch."
+def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
+    "Train to the end of the present epoch and return its mean losses; None if `stop()`, asked after each step, ended it."
     self.start_epoch()
     start, begun, check = time.time(), self.done, None
     for batch in self.loader:
