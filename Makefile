@@ -1,22 +1,38 @@
-# make demo: train on drawn shapes, as a first try.   make test: everything that CI checks.   make bench: beside other implementations.
-# make docs: the site, into _docs/.   make docs-open: look at it.   make test-docs: look at it in a browser that looks for faults.
+# make demo       train on drawn shapes, as a first try
+# make test       style, pages and the fast tests: what to run before a commit
+# make test-all   every test, as CI does
+# make bench      timings beside other implementations
+# make docs       the site, into _docs/;  make docs-open shows it;  make test-docs checks it in a browser
 PYTHON ?= python3
 BIN := .venv/bin
-# Gigabytes of weights and pictures that passed are not kept
-TIDY := -o tmp_path_retention_policy=failed
+PIP := pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -q -o tmp_path_retention_policy=failed
+# Two workers share two cores: one thread each, or they wait for each other
+TWO := OMP_NUM_THREADS=1
 
-.PHONY: demo test bench readme docs docs-open test-docs clean
+.PHONY: demo test test-all style pages bench readme docs docs-open test-docs build clean
 
 demo: .venv/installed
 	$(BIN)/yolox_demo --out runs/demo
 
-test: .venv/installed-dev
-	$(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest $(TIDY) tests --ignore tests/test_export.py
-# In a process of its own, which OpenVINO once ended in that of all others
-	$(BIN)/python -m pytest $(TIDY) tests/test_export.py
+test: style pages
+	$(TWO) $(PYTEST) -n 2 --dist loadfile -m 'not slow' tests --ignore tests/deploy
+	$(PYTEST) -m 'not slow' tests/deploy
 
-# Half an hour on an otherwise idle machine. Tables go to runs/bench
+# ONNX Runtime, OpenVINO and torch share a process of their own, since one of them once brought down the others'
+test-all: style pages
+	$(TWO) $(PYTEST) -n 2 --dist loadfile tests --ignore tests/deploy
+	$(PYTEST) tests/deploy
+
+style: .venv/installed-dev .venv-style/installed
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	.venv-style/bin/chkstyle nbs
+
+pages: .venv/installed-dev
+	$(TWO) $(BIN)/nbdev_test --n_workers 2 --timing
+
+# Half an hour on an otherwise idle machine; tables go to runs/bench
 bench: .venv-bench/installed
 	.venv-bench/bin/python -W ignore benchmarks/loss.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/train_step.py --out runs/bench
@@ -27,7 +43,7 @@ bench: .venv-bench/installed
 readme: .venv/installed-dev
 	$(BIN)/python docs/readme.py
 
-# Every page from nbs/ (docs/conf.py), without running a cell. A warning is an error
+# Every page from nbs/ (docs/conf.py), without running a cell; a warning is an error
 docs: .venv-docs/installed
 	rm -rf _proc _docs .venv-docs/build
 	mkdir _proc
@@ -40,35 +56,46 @@ docs-open: docs
 test-docs: docs .venv-docs/installed-browser
 	.venv-docs/bin/python -m pytest -rs tests_docs
 
+# The wheel and the source distribution, into dist/
+build: .venv/installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build
+
 clean:
-	rm -rf .venv .venv-bench .venv-docs _proc _docs
+	rm -rf .venv .venv-style .venv-bench .venv-docs _proc _docs build dist
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, for example: make demo PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/pip settings.ini setup.py
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/$(PIP) --editable .
 	@touch $@
 
 .venv/installed-dev: .venv/bin/pip settings.ini setup.py
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/$(PIP) --editable '.[dev]'
 	@touch $@ .venv/installed
 
-# Peers one by one: the tables name one that cannot be installed, and go on without it
-.venv-bench/installed: settings.ini setup.py
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check --editable '.[export]'
-	for peer in $$(sed -n 's/^bench_requirements = //p' settings.ini); do \
-		.venv-bench/bin/pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer could not be installed"; done
+# chkstyle needs fastcore 2, nbdev needs fastcore 1
+.venv-style/installed: settings.ini
+	$(PYTHON) -m venv .venv-style
+	.venv-style/bin/$(PIP) $$(sed -n 's/^style_requirements = //p' settings.ini)
 	@touch $@
 
-# Pages are made from notebooks and modules as text, so the package and torch are not needed
+# Peers are installed one by one; the tables name those that cannot be
+.venv-bench/installed: settings.ini setup.py
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/$(PIP) --editable '.[export]'
+	for peer in $$(sed -n 's/^bench_requirements = //p' settings.ini); do \
+		.venv-bench/bin/$(PIP) "$$peer" || echo "$$peer could not be installed"; done
+	@touch $@
+
+# Pages are made from notebooks and modules as text, so neither the package nor torch is needed
 .venv-docs/installed: settings.ini
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/pip install --quiet --disable-pip-version-check $$(sed -n 's/^docs_requirements = //p' settings.ini)
+	.venv-docs/bin/$(PIP) $$(sed -n 's/^docs_requirements = //p' settings.ini)
 	@touch $@
 
 .venv-docs/installed-browser: .venv-docs/installed
-	.venv-docs/bin/pip install --quiet --disable-pip-version-check $$(sed -n 's/^browser_requirements = //p' settings.ini)
+	.venv-docs/bin/$(PIP) $$(sed -n 's/^browser_requirements = //p' settings.ini)
 	@touch $@

@@ -8,8 +8,9 @@ config = ConfigParser(delimiters=['='])
 config.read('settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
-# PyPI does not know the repository, so links into it are made whole
-readme = re.sub(r'\]\((?!http)', f"]({cfg['git_url']}/raw/{cfg['branch']}/", Path('README.md').read_text(encoding='utf-8'))
+# PyPI shows the README outside the repository, so relative links become absolute
+raw = f"{cfg['git_url']}/raw/{cfg['branch']}/"
+readme = re.sub(r'\]\((?!http)', f']({raw}', Path('README.md').read_text(encoding='utf-8'))
 
 extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
 # Tests exercise every feature, so `dev` holds what each extra of the library itself needs
@@ -21,8 +22,10 @@ setup(
     long_description=readme, long_description_content_type='text/markdown',
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
-    entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]),
+    entry_points=dict(console_scripts=cfg['console_scripts'].split(),
+                      nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]),
     zip_safe=False,
-    classifiers=['Development Status :: 4 - Beta', 'Intended Audience :: Developers', 'Programming Language :: Python :: 3',
+    classifiers=['Development Status :: 4 - Beta', 'Intended Audience :: Developers',
+                 'Programming Language :: Python :: 3',
                  'Topic :: Scientific/Engineering :: Image Recognition'],
 )

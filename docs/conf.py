@@ -11,7 +11,8 @@ from nbdev.serve import proc_nbs
 from pages import address, cfg, module, symbols
 
 # The notebooks as pages, in a folder that Sphinx takes for the source
-for notebook in sorted(Path(proc_nbs(n_workers=0, force=True)).rglob('*.ipynb')): notebook.rename(address(notebook) + '.ipynb')
+processed = Path(proc_nbs(n_workers=0, force=True))
+for notebook in sorted(processed.rglob('*.ipynb')): notebook.rename(address(notebook) + '.ipynb')
 
 project, author, copyright, release = cfg.lib_name, cfg.author, cfg.copyright, cfg.version
 smartquotes = False # Shapes such as [..., 4] and options such as --out stay as they are
@@ -29,12 +30,15 @@ pygments_dark_style = 'github-dark'
 html_static_path = ['static']
 html_css_files = ['site.css']
 html_favicon = 'static/icon.svg'
-html_js_files = [(None, dict(body='if (location.protocol == "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false'))] # Which would be fetched
+# Search summaries are fetched, which pages opened as files may not do
+no_summary = 'if (location.protocol == "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false'
+html_js_files = [(None, dict(body=no_summary))]
 html_copy_source = html_show_sourcelink = html_use_index = html_domain_indices = False
 templates_path, exclude_patterns = [], []
 
 # Formulas: one file with fonts and all, from an installed package
-html_static_path += [str(Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent/'static/mathjax/tex-svg.js')]
+mathjax = Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent
+html_static_path += [str(mathjax/'static/mathjax/tex-svg.js')]
 mathjax_path = 'tex-svg.js'
 
 add_module_names = False
@@ -42,7 +46,7 @@ toc_object_entries_show_parents = 'domain'
 
 
 def linkcode_resolve(domain, info):
-    m = module(info['module'].rpartition('.')[2])
+    m = module('/'.join(info['module'].split('.')[1:]))
     return f'{cfg.git_url}/blob/{cfg.branch}/{m.file}#L{m.nodes[info["fullname"]].lineno}'
 
 
@@ -56,13 +60,17 @@ def connect(app, doctree):
     for signature in doctree.findall(addnodes.desc_signature):
         name = signature['fullname']
         anchor, full = name.lower(), f'{signature["module"]}.{name}'
-        signature['ids'], slugs[anchor], objects[full] = [anchor], (None, anchor, name), objects[full]._replace(node_id=anchor)
+        signature['ids'] = [anchor]
+        slugs[anchor] = None, anchor, name
+        objects[full] = objects[full]._replace(node_id=anchor)
     own = module(app.env.docname)
     for literal in list(doctree.findall(nodes.literal)):
         name = literal.astext().partition('(')[0]
         full = f'{own.name}.{name}' if own and name in own.public() else symbols().get(name)
-        if full and not any(isinstance(node, (nodes.reference, nodes.title, addnodes.pending_xref)) for node in above(literal)):
-            link = addnodes.pending_xref('', refdomain='py', reftype='obj', reftarget=full, refexplicit=True, refwarn=True, refdoc=app.env.docname)
+        linked = nodes.reference, nodes.title, addnodes.pending_xref
+        if full and not any(isinstance(node, linked) for node in above(literal)):
+            options = dict(refexplicit=True, refwarn=True, refdoc=app.env.docname)
+            link = addnodes.pending_xref('', refdomain='py', reftype='obj', reftarget=full, **options)
             literal.replace_self(link)
             link += literal
 

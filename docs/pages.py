@@ -1,4 +1,7 @@
-"Pages for Sphinx, made of the notebooks that nbdev has read (see skip_procs and procs in settings.ini). No cell is run and no module imported."
+"""Pages for Sphinx from the notebooks that nbdev has read (see skip_procs and procs in settings.ini).
+
+No cell is run and no module imported.
+"""
 import ast
 import base64
 import copy
@@ -18,9 +21,15 @@ from nbdev.showdoc import showdoc_nm
 
 cfg = get_config()
 SITE = f'{cfg.doc_host}{cfg.doc_baseurl}/'
-GROUPS = dict(Tutorials='tutorials', Explanations='explanations', Modules='.') # Captions of the sidebar, folders in nbs/
-READ_IN = 'own_loop fine_tune onnx_runtime many_gpus why_simota fast_simota differences reliability from_0_2'.split() # Order; modules follow their numbers
-SAYS_SO = r'''title(?:=|\()'([^'{]+)'|\A# (.+)''' # Where a cell tells what its picture shows: a title, a comment that begins it
+# Captions of the sidebar and folders in nbs/; each floor imports only from those before it
+FLOORS = dict(Core='.', Commands='commands', Files='files', Data='data', Detection='detection',
+              Evaluation='evaluation', Training='training', Deployment='deploy')
+GROUPS = dict(Tutorials='tutorials', Explanations='explanations') | FLOORS
+# Modules follow their numbers, other pages this order
+READING_ORDER = ['own_loop', 'fine_tune', 'onnx_runtime', 'many_gpus', 'why_simota', 'fast_simota', 'differences',
+                 'reliability', 'from_0_2']
+# A figure's description: its title, or the comment that opens its cell
+ALT_TEXT = r'''title(?:=|\()'([^'{]+)'|\A# (.+)'''
 
 
 def address(path):
@@ -28,12 +37,15 @@ def address(path):
     return path.with_name(re.sub(r'^\d+[a-z]*_', '', path.stem.lower())).as_posix()
 
 
-def slug(title): return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.lower()).strip()) # The anchor of a heading, as in Quarto
+def slug(title):
+    "The anchor of a heading, as in Quarto"
+    return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.lower()).strip())
 
 
 def notebooks(folder):
     found = [p.relative_to(cfg.nbs_path) for p in (cfg.nbs_path/folder).glob('*.ipynb') if p.stem != 'index']
-    return sorted(found, key=lambda p: (READ_IN.index(p.stem) if p.stem in READ_IN else len(READ_IN), p))
+    rank = {stem: n for n, stem in enumerate(READING_ORDER)}
+    return sorted(found, key=lambda p: (rank.get(p.stem, len(rank)), p))
 
 
 class Module:
@@ -41,20 +53,18 @@ class Module:
     def __init__(self, path):
         source = path.read_text(encoding='utf-8')
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        self.name, self.file = f'{path.parent.name}.{path.stem}', f'{path.parent.name}/{path.name}'
+        place = path.relative_to(cfg.lib_path.parent)
+        self.name, self.file = '.'.join(place.with_suffix('').parts), place.as_posix()
         self.comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
-        self.nodes = {} # By the name that one writes: YOLOXLoss, YOLOXLoss.forward
+        self.nodes = {} # By full name: YOLOXLoss, YOLOXLoss.forward
         for node in ast.parse(source).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): self.nodes.update({name: node for name in L(showdoc_nm(node))})
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                self.nodes.update({name: node for name in L(showdoc_nm(node))})
             if isinstance(node, ast.ClassDef): self._members(node)
 
     def _members(self, node):
         for part in node.body:
             if isinstance(part, ast.FunctionDef): self.nodes[f'{node.name}.{part.name}'] = part
-            if isinstance(part, ast.Assign): # forward, sample = _forward, _sample
-                names, known = ([n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)] for trees in (part.targets, [part.value]))
-                known = [name for name in known if name in self.nodes]
-                if len(names) == len(known): self.nodes.update({f'{node.name}.{n}': self.nodes[k] for n, k in zip(names, known)})
 
     def kind(self, name):
         if isinstance(self.nodes[name], ast.ClassDef): return 'class'
@@ -64,7 +74,8 @@ class Module:
     def about(self, name):
         "The docstring, or the comment beside the name of a function"
         node = self.nodes[name]
-        return ast.get_docstring(node) or (self.comments.get(node.lineno, '') if node.body[0].lineno > node.lineno else '')
+        beside = self.comments.get(node.lineno, '') if node.body[0].lineno > node.lineno else ''
+        return ast.get_docstring(node) or beside
 
     def arguments(self, name):
         "What a function takes, and a class: what its __init__ does, or its fields"
@@ -72,7 +83,8 @@ class Module:
         if isinstance(node, ast.FunctionDef): return node.args
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
         free = next((i for i, n in enumerate(fields) if n.target.id == '_'), len(fields)) # KW_ONLY
-        args, defaults = [ast.copy_location(ast.arg(n.target.id, n.annotation), n) for n in fields], [made(n.value) for n in fields]
+        args = [ast.copy_location(ast.arg(n.target.id, n.annotation), n) for n in fields]
+        defaults = [made(n.value) for n in fields]
         return ast.arguments(posonlyargs=[], args=args[:free], vararg=None, kwonlyargs=args[free+1:], kwarg=None,
                              defaults=[d for d in defaults[:free] if d], kw_defaults=defaults[free+1:])
 
@@ -80,10 +92,13 @@ class Module:
         "Name, type, default and comment of each argument, and of what is returned"
         node, a = self.nodes[name], self.arguments(name)
         named = a.posonlyargs + a.args
-        args = [*zip(named, [None]*(len(named) - len(a.defaults)) + a.defaults), (a.vararg, None), *zip(a.kwonlyargs, a.kw_defaults), (a.kwarg, None)]
+        defaults = [None]*(len(named) - len(a.defaults)) + a.defaults
+        args = [*zip(named, defaults), (a.vararg, None), *zip(a.kwonlyargs, a.kw_defaults), (a.kwarg, None)]
         args = [(arg, default) for arg, default in args if arg and arg.arg != 'self']
         last = {arg.lineno: arg for arg, _ in args} # A comment is about the last argument on its line
-        def comment(arg, default): return self.comments.get((default or arg).end_lineno, '') if arg is last[arg.lineno] and arg.lineno > node.lineno else ''
+        def comment(arg, default):
+            alone = arg is last[arg.lineno] and arg.lineno > node.lineno
+            return self.comments.get((default or arg).end_lineno, '') if alone else ''
         rows = [(arg.arg, arg.annotation, default, comment(arg, default)) for arg, default in args]
         end = range(max(last, default=node.lineno) + 1, node.body[0].lineno) # ) -> Tensor: # comment
         returned = next((self.comments[n].removeprefix('-> ') for n in end if n in self.comments), '')
@@ -101,7 +116,8 @@ class Module:
         returns, args = getattr(self.nodes[name], 'returns', None), copy.deepcopy(self.arguments(name))
         for n in ast.walk(args): n.annotation = None # Types are in the table
         brackets = '' if self.kind(name) == 'property' else f'({re.sub("^self(, )?", "", ast.unparse(args))})'
-        head = f'{{py:{self.kind(name)}}} {name}{brackets}' + (f' -> {ast.unparse(returns)}' if returns and brackets else '')
+        arrow = f' -> {ast.unparse(returns)}' if returns and brackets else ''
+        head = f'{{py:{self.kind(name)}}} {name}{brackets}{arrow}'
         return '\n'.join([f'```{head}', f':module: {self.name}', '', self.about(name), '', *self.table(name), '```'])
 
     def table(self, name):
@@ -110,7 +126,9 @@ class Module:
         if not any(any(row[1:]) for row in rows): return []
         def code(text): return f'`{text}`'.replace('|', r'\|') if text else ''
         def tree(node): return code(node and ast.unparse(node))
-        lines = [('', 'Type', 'Default', '')] + [(code(arg) or '*returns*', tree(kind), tree(default), escape(comment)) for arg, kind, default, comment in rows]
+        lines = [('', 'Type', 'Default', '')]
+        for arg, kind, default, comment in rows:
+            lines.append((code(arg) or '*returns*', tree(kind), tree(default), escape(comment)))
         columns = [column for column in zip(*lines) if any(column[1:])]
         head, *body = (f'| {" | ".join(line)} |' for line in zip(*columns))
         return ['', head, '|-'*len(columns) + '|', *body]
@@ -125,7 +143,10 @@ def made(value):
 def escape(comment):
     "In comments only `code` is marked"
     parts = re.split('(`[^`]*`)', comment)
-    return ''.join(p.replace('|', r'\|') if p.startswith('`') else re.sub(r'([\\*_<>$\[\]~|])', r'\\\1', p) for p in parts)
+    def escaped(part):
+        if part.startswith('`'): return part.replace('|', r'\|')
+        return re.sub(r'([\\*_<>$\[\]~|])', r'\\\1', part)
+    return ''.join(map(escaped, parts))
 
 
 @cache
@@ -136,9 +157,10 @@ def module(page):
 
 @cache
 def symbols():
-    "Full names by the names in backticks that lead there. One that is an argument somewhere leads only to what is on the same page"
-    modules = [m for p in notebooks('.') if (m := module(address(p)))]
-    arguments = {arg.arg for m in modules for name in m.nodes for arg in ast.walk(m.arguments(name)) if isinstance(arg, ast.arg)}
+    "Full names by short name, for links from backticks; a name that is also an argument links only within its page"
+    modules = [m for folder in FLOORS.values() for p in notebooks(folder) if (m := module(address(p)))]
+    trees = [m.arguments(name) for m in modules for name in m.nodes]
+    arguments = {arg.arg for tree in trees for arg in ast.walk(tree) if isinstance(arg, ast.arg)}
     return {name: f'{m.name}.{name}' for m in reversed(modules) for name in m.public() if name not in arguments}
 
 
@@ -146,7 +168,8 @@ def links(text, page):
     "Links to pages, as one writes them in a notebook or in the README, become links that Sphinx checks"
     def checked(match):
         url, anchor = match.groups(default='')
-        path = url.removeprefix(SITE) or 'index.html' if url.startswith(SITE) else posixpath.join(posixpath.dirname(page), url) if url else page
+        if url.startswith(SITE): path = url.removeprefix(SITE) or 'index.html'
+        else: path = posixpath.join(posixpath.dirname(page), url) if url else page
         return f'](project:/{address(Path(posixpath.normpath(path)))}.ipynb{anchor})'
     return re.sub(rf'\]\(({SITE}[\w./-]*|[\w./-]+\.(?:html|ipynb))?(#[^)\s]+)?\)', checked, text)
 
@@ -154,7 +177,9 @@ def links(text, page):
 def contents():
     "The sidebar"
     for caption, folder in GROUPS.items():
-        if pages := [address(p) for p in notebooks(folder)]: yield mk_cell('\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```']), 'markdown')
+        pages = [address(p) for p in notebooks(folder)]
+        lines = ['```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```']
+        if pages: yield mk_cell('\n'.join(lines), 'markdown')
 
 
 def measure(output):
@@ -174,10 +199,11 @@ class Page(Processor):
     def begin(self):
         path = Path(self.nb.path_).resolve().relative_to(cfg.nbs_path)
         self.page, self.module = address(path), module(address(path))
-        self.nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3') # In which !commands are right
+        self.nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3') # Knows !commands
         self.explained = {name for cell in self.nb.cells for name in shown(cell)}
         place = f'{cfg.user}/{cfg.repo}/blob/{cfg.branch}/{cfg.nbs_path.name}/{path.as_posix()}'
-        badges = f'[Open in Colab](https://colab.research.google.com/github/{place}){{.badge}} [Notebook](https://github.com/{place}){{.badge}}'
+        colab = f'[Open in Colab](https://colab.research.google.com/github/{place}){{.badge}}'
+        badges = f'{colab} [Notebook](https://github.com/{place}){{.badge}}'
 
         cells, todo = [], list(self.nb.cells)
         todo[0].source = re.sub(r'\A(# .+)', rf'\1\n\n{badges}', todo[0].source)
@@ -211,7 +237,8 @@ class Page(Processor):
         options = cell.directives_
         for output in cell.outputs if 'outputs' in cell else []: measure(output)
         cell.source = re.sub(r'\A(#\|.*\n)+', '', cell.source)
-        if title := re.search(SAYS_SO, cell.source): cell.metadata['mystnb'] = dict(image=dict(alt=title[1] or title[2]))
+        if title := re.search(ALT_TEXT, cell.source):
+            cell.metadata['mystnb'] = dict(image=dict(alt=title[1] or title[2]))
         if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, 'Code')
         if options.get('echo:') == ['false']: cell.metadata['tags'] = ['remove-input']
         if options.get('output:') == ['false']: cell.metadata['tags'] = ['remove-output']
@@ -219,5 +246,6 @@ class Page(Processor):
 
     def folded(self, cell, label):
         cell.metadata['tags'] = ['hide-input']
-        cell.metadata['mystnb'] = {**cell.metadata.get('mystnb', {}), 'code_prompt_show': label, 'code_prompt_hide': label}
+        prompts = dict(code_prompt_show=label, code_prompt_hide=label)
+        cell.metadata['mystnb'] = {**cell.metadata.get('mystnb', {}), **prompts}
         return cell

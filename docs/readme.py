@@ -1,4 +1,4 @@
-"Make README.md from nbs/index.ipynb: prose as it is, code and printed output as blocks, pictures as files. Run: make readme"
+"Make README.md from nbs/index.ipynb: prose as it is, code and output as blocks, figures as files. Run: make readme"
 import base64
 import json
 from pathlib import Path
@@ -23,10 +23,11 @@ for cell in json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))['ce
     for output in cell['outputs']:
         data = output.get('data', {})
         kind = next((k for k in data if k.startswith('image/')), None)
-        if kind: # What it shows is said in the comment that begins the cell
+        if kind: # The comment that opens the cell describes the figure
             file = pictures/f'index-{len(list(pictures.glob("index-*"))) + 1}.{kind.removeprefix("image/")}'
             file.write_bytes(base64.b64decode(text(data[kind])))
             parts.append(f'![{lines[0].removeprefix("# ")}]({file.relative_to(root).as_posix()})')
         else: parts.append('```\n' + text(output.get('text') or data.get('text/plain')) + '\n```')
 
-(root/'README.md').write_text('\n\n'.join(['<!-- Made from nbs/index.ipynb by docs/readme.py: edit the notebook -->', *parts]) + '\n', encoding='utf-8')
+notice = '<!-- Made from nbs/index.ipynb by docs/readme.py: edit the notebook -->'
+(root/'README.md').write_text('\n\n'.join([notice, *parts]) + '\n', encoding='utf-8')

@@ -8,40 +8,55 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(name, *args): return subprocess.run([sys.executable, '-W', 'ignore', ROOT/'benchmarks'/name, *args], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+def run(name, *args):
+    command = [sys.executable, '-W', 'ignore', ROOT/'benchmarks'/name, *args]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def test_loss(tmp_path):
-    printed = run('loss.py', '--workloads', 'tiny', '--images', '2', '--only', 'ours', 'mmdetection', '--rounds', '1', '--runs', '1', '--out', tmp_path)
+def installed(module): return importlib.util.find_spec(module) is not None
+
+
+def test_loss_benchmark(tmp_path):
+    sizes = ['--workloads', 'tiny', '--images', '2', '--rounds', '1', '--runs', '1']
+    printed = run('loss.py', *sizes, '--only', 'ours', 'mmdetection', '--out', tmp_path)
     assert (tmp_path/'loss-cpu.md').read_text().startswith('| workload | implementation | ms |')
     ours, peer = json.loads((tmp_path/'loss-cpu.json').read_text())['rows']
     assert ours['ms'] > 0 and ours['loss'] > 0 and ours['peak_mb'] >= 0
-    if importlib.util.find_spec('mmdet') is None: assert peer['ms'] is None and "failed: ModuleNotFoundError: No module named 'mmdet" in printed
+    if not installed('mmdet'):
+        assert peer['ms'] is None
+        assert "failed: ModuleNotFoundError: No module named 'mmdet" in printed
 
 
-def test_train_step(tmp_path):
-    run('train_step.py', '--workloads', 'tiny', '--images', '1', '--only', 'ours', 'pixeltable-yolox', '--rounds', '1', '--out', tmp_path)
+def test_train_step_benchmark(tmp_path):
+    sizes = ['--workloads', 'tiny', '--images', '1', '--rounds', '1']
+    run('train_step.py', *sizes, '--only', 'ours', 'pixeltable-yolox', '--out', tmp_path)
     ours, peer = json.loads((tmp_path/'train-step-cpu.json').read_text())['rows']
     assert ours['images_per_s'] > 0 and ours['first_loss'] > 0
-    if importlib.util.find_spec('yolox') is None: assert peer['images_per_s'] is None and peer['failed'].startswith('ModuleNotFoundError')
+    if not installed('yolox'):
+        assert peer['images_per_s'] is None
+        assert peer['failed'].startswith('ModuleNotFoundError')
 
 
-def test_loader(tmp_path):
+def test_loader_benchmark(tmp_path):
     printed = run('loader.py', '--size', '96', '--rounds', '1', '--only', 'ours', 'pixeltable-yolox', '--out', tmp_path)
-    ours = next(row for row in json.loads((tmp_path/'loader.json').read_text())['rows'] if row['loader'] == 'ours')
+    rows = json.loads((tmp_path/'loader.json').read_text())['rows']
+    ours = next(row for row in rows if row['loader'] == 'ours')
     assert ours['images_per_s'] > 0 and '| ours |' in printed
-    if importlib.util.find_spec('yolox') is None: assert "failed: ModuleNotFoundError: No module named 'yolox" in printed
+    if not installed('yolox'): assert "failed: ModuleNotFoundError: No module named 'yolox" in printed
 
 
-def test_box_loss(tmp_path):
+def test_box_loss_benchmark(tmp_path):
     from cjm_yolox_pytorch.data.shapes import write_shapes
     write_shapes(tmp_path/'shapes', train=8, val=4, test=0, size=64)
-    printed = run('box_loss.py', tmp_path/'shapes', '--size', '64', '--epochs', '1', '--seeds', '2', '--only', 'giou', '--out', tmp_path)
+    short = ['--size', '64', '--epochs', '1', '--seeds', '2']
+    printed = run('box_loss.py', tmp_path/'shapes', *short, '--only', 'giou', '--out', tmp_path)
     assert '| giou | 0.' in printed and len(json.loads((tmp_path/'box-loss.json').read_text())['rows']) == 2
 
 
-def test_inference(tmp_path):
-    printed = run('inference.py', '--models', 'yolox_nano', '--only', 'ours', '--batches', '1', '2', '--rounds', '1', '--out', tmp_path)
+def test_inference_benchmark(tmp_path):
+    short = ['--models', 'yolox_nano', '--batches', '1', '2', '--rounds', '1']
+    printed = run('inference.py', *short, '--only', 'ours', '--out', tmp_path)
     rows = json.loads((tmp_path/'inference.json').read_text())['rows']
-    assert [(r['batch'], r['failed']) for r in rows] == [(1, None), (2, None)] and all(r['images_per_s'] > 0 for r in rows)
+    assert [(r['batch'], r['failed']) for r in rows] == [(1, None), (2, None)]
+    assert all(r['images_per_s'] > 0 for r in rows)
     assert '| yolox_nano, 416 | 2 | ours |' in printed

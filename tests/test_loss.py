@@ -314,7 +314,7 @@ def test_assignment_equals_the_oracle(assign_loop, seed):
 
 
 def test_stored_cases_of_the_oracle():
-    "Small cases whose assignment the oracle found once (by tests/make_cases.py), so that oracle and batch cannot drift together"
+    "Small cases whose assignment the oracle found once (by tools/make_cases.py), so that oracle and batch cannot drift together"
     cases = torch.load(Path(__file__).parent/'cases.pt', weights_only=True)
     assert len(cases) >= 5
     for case in cases:

@@ -53,15 +53,20 @@ def tab(browser, hosts):
     tab = context.new_page()
     tab.on('console', lambda message: message.type in ('error', 'warning') and wrong.append(message.text))
     tab.on('pageerror', lambda error: wrong.append(str(error)))
-    tab.on('requestfailed', lambda request: request.failure == 'net::ERR_ABORTED' or wrong.append(f'failed: {request.url}')) # Aborted: the page was left
-    tab.on('request', lambda request: request.url.startswith((*hosts.values(), 'data:', 'blob:')) or wrong.append(f'asked for {request.url}'))
+    def failed(request):
+        if request.failure != 'net::ERR_ABORTED': wrong.append(f'failed: {request.url}') # Aborted: the page was left
+    def requested(request):
+        if not request.url.startswith((*hosts.values(), 'data:', 'blob:')): wrong.append(f'requested {request.url}')
+    tab.on('requestfailed', failed)
+    tab.on('request', requested)
     yield tab
     context.close()
     assert not wrong, wrong
 
 
 def test_there_is_a_page_for_every_notebook():
-    notebooks = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
+    found = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb')]
+    notebooks = [p for p in found if '.ipynb_checkpoints' not in p.parts]
     missing = {re.sub(r'(^|/)\d+[a-z]*_', r'\1', p.with_suffix('.html').as_posix()) for p in notebooks} - {*PAGES}
     assert notebooks and not missing, missing
 
@@ -70,7 +75,8 @@ def test_there_is_a_page_for_every_notebook():
 def test_page_loads(tab, host, page):
     tab.goto(host + page)
     assert tab.evaluate('[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)') == []
-    assert tab.evaluate('[...document.images].filter(i => !i.alt || /[.](png|jpe?g)$/.test(i.alt)).map(i => i.src)') == [], 'say what a picture shows, in the comment that begins its cell'
+    undescribed = '[...document.images].filter(i => !i.alt || /[.](png|jpe?g)$/.test(i.alt)).map(i => i.src)'
+    assert tab.evaluate(undescribed) == [], 'describe the figure in the comment that opens its cell'
     if formulas := tab.locator('.math').count():
         tab.wait_for_function('window.MathJax?.startup?.promise')
         tab.evaluate('MathJax.startup.promise')
@@ -88,8 +94,10 @@ def test_nothing_overflows_on_a_phone(tab, hosts, page):
     if tab.locator('.math').count(): tab.wait_for_function('document.querySelector("mjx-container")')
     assert tab.evaluate('document.documentElement.scrollWidth') == 390
     assert tab.evaluate('''() => {
-        const scrolls = e => e.tagName != "ARTICLE" && (["auto", "scroll"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
-        return [...document.querySelectorAll("article *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)).map(e => e.outerHTML.slice(0, 200))
+        const overflow = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX)
+        const scrolls = e => e.tagName != "ARTICLE" && (overflow(e) || scrolls(e.parentElement))
+        const sticksOut = e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)
+        return [...document.querySelectorAll("article *")].filter(sticksOut).map(e => e.outerHTML.slice(0, 200))
     }''') == []
 
 
@@ -99,7 +107,9 @@ def found(browser, hosts):
     tab, found = browser.new_page(), {}
     for page in PAGES:
         tab.goto(hosts['http'] + page)
-        found[page] = tab.evaluate('[[...document.querySelectorAll("[id]")].map(e => e.id), [...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href"))]')
+        found[page] = tab.evaluate('''[
+            [...document.querySelectorAll("[id]")].map(e => e.id),
+            [...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href"))]''')
     tab.close()
     return found
 
@@ -107,7 +117,8 @@ def found(browser, hosts):
 def test_links_and_anchors_lead_somewhere(found):
     def leads(page, href):
         target, anchor = urldefrag(urljoin(page, href))
-        return unquote(anchor) in found[target][0] if anchor and target in found else (SITE/target).is_file() # Pictures, too
+        if anchor and target in found: return unquote(anchor) in found[target][0]
+        return (SITE/target).is_file() # Images included
     links = [(page, href) for page in PAGES for href in found[page][1]]
     inside = [(page, href) for page, href in links if not href.startswith(('http:', 'https:', 'mailto:'))]
     assert inside and [link for link in inside if not leads(*link)] == []
@@ -118,7 +129,8 @@ def test_anchors_are_those_of_nbdev(found):
     "So that links into the original's site hold"
     modules = runpy.run_path(str(ROOT/'cjm_yolox_pytorch/_modidx.py'))['d']['syms'].values()
     places = [place.split('#') for names in modules for place, _ in names.values()]
-    public = [(page, anchor) for page, anchor in places if anchor[0] != '_' and '.' not in anchor] + [('loss.html', 'yoloxloss.forward')]
+    public = [(page, anchor) for page, anchor in places if anchor[0] != '_' and '.' not in anchor]
+    public.append(('loss.html', 'yoloxloss.forward'))
     assert len(public) > 100 and [link for link in public if link[1] not in found[link[0]][0]] == []
 
 

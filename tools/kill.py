@@ -1,6 +1,6 @@
 """Trainings that are killed again and again, at random moments and in three ways, end like one that never was.
 
-Example: python tests/kill.py --times 20
+Example: python tools/kill.py --times 20
 """
 import argparse
 import random

@@ -1,10 +1,11 @@
-"Make tests/cases.pt: small assignments as the oracle of nbs/04_simota.ipynb finds them. Run from the root: python tests/make_cases.py"
+"Make tests/cases.pt: small assignments as the oracle of nbs/03_assignment.ipynb finds them. Run from the root: python tools/make_cases.py"
 import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT/'tests'))
 import conftest
 from cjm_yolox_pytorch.boxes import cell_centres, decode, grid_priors
 
@@ -19,5 +20,5 @@ for seed, settings in enumerate([{}, {}, {}, dict(center_radius=1.5, center_only
     names = dict(center_radius='radius', candidate_topk='topk', iou_eps='eps')
     case['owner'] = oracle(case['scores'], case['boxes'], case['priors'], case['gt_boxes'], case['gt_labels'], **{names.get(k, k): v for k, v in settings.items()})
     cases.append(case)
-torch.save(cases, Path(__file__).parent/'cases.pt')
+torch.save(cases, ROOT/'tests/cases.pt')
 print([(c['owner'] >= 0).sum().item() for c in cases])

@@ -1,6 +1,6 @@
 """Does a long training grow? Memory of all its processes and open files, sampled while it runs.
 
-Example: python tests/soak.py --minutes 30 --out runs/soak
+Example: python tools/soak.py --minutes 30 --out runs/soak
 """
 import argparse
 import ctypes

@@ -4,8 +4,8 @@ Each input is a small data set, picture or file of weights, in which a seeded ge
 read, or refused in the way that commands turn into a line `error: ...` that names the file, within seconds and bounded memory; nothing may be run,
 written, or opened elsewhere.
 
-    python tests/fuzz.py --inputs 100000 --seed 0     # shared among the readers
-    python tests/fuzz.py --reader coco --replay 1234  # one input again, with its traceback, and its files left where they are
+    python tools/fuzz.py --inputs 100000 --seed 0     # shared among the readers
+    python tools/fuzz.py --reader coco --replay 1234  # one input again, with its traceback, and its files left where they are
 """
 import argparse
 import contextlib

@@ -1,6 +1,6 @@
 """How much of the modules do pages and tests run, taken together?
 
-Needs `pip install coverage`. Example: python tests/covered.py --out runs/coverage
+Needs `pip install coverage`. Example: python tools/covered.py --out runs/coverage
 """
 import argparse
 import json
@@ -30,13 +30,13 @@ patch = subprocess, _exit
 
 def run_page(path, root=ROOT):
     "Execute the cells of a notebook in `__main__`, exported ones as what they are in their module: the same lines of the same file"
-    module, lines = root/PACKAGE/f'{path.stem.partition("_")[2]}.py', {}
+    module, lines = root/PACKAGE/path.relative_to(root/'nbs').parent/f'{path.stem.partition("_")[2]}.py', {}
     if module.exists():
         text = module.read_text(encoding='utf-8').splitlines(keepends=True)
         marks = [n for n, line in enumerate(text) if line.startswith('# %% ')] + [len(text)]
         lines = {text[a].split('#')[-1].strip(): (a + 1, ''.join(text[a+1:b])) for a, b in zip(marks, marks[1:])}
     main = ModuleType('__main__')
-    main.__package__ = PACKAGE # Modules import each other relative to it
+    main.__package__ = '.'.join(module.relative_to(root).parent.parts) # Modules import each other relative to it
     main.get_ipython = InteractiveShell.instance # For cells with magics
     os.chdir(path.parent)
     for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
@@ -63,7 +63,7 @@ def main():
         coverage = [sys.executable, '-m', 'coverage']
         def run(*words): return subprocess.run([*coverage, 'run', f'--rcfile={folder}/settings', *map(str, words)], cwd=ROOT, env={**os.environ, 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT)}).returncode
         failed = [str(page.relative_to(ROOT)) for page in PAGES if run(__file__, '--page', page)]
-        for tests in (['tests', '--ignore', 'tests/test_export.py'], ['tests/test_export.py']):
+        for tests in (['tests', '--ignore', 'tests/deploy'], ['tests/deploy']):
             if run('-m', 'pytest', '-q', '-o', 'tmp_path_retention_policy=failed', *tests): failed.append(' '.join(tests))
         subprocess.run([*coverage, 'combine', '-q', f'--rcfile={folder}/settings'], check=True)
         report = subprocess.run([*coverage, 'report', '--show-missing', f'--rcfile={folder}/settings'], check=True, capture_output=True, text=True).stdout

@@ -4,7 +4,7 @@ have to fail a check.
 Needs `pip install cosmic-ray`, which makes them. If it is stopped, the same
 command goes on. After a new test, `--again` tries survivors once more.
 
-Example: python tests/mutants.py --times 300 --out runs/mutants.json
+Example: python tools/mutants.py --times 300 --out runs/mutants.json
 """
 import argparse
 import ast
