@@ -52,9 +52,9 @@ def plot_curves(rows:list, path):
     fig = Figure(figsize=(9, 3.2), layout='constrained')
     left, right = fig.subplots(1, 2)
     for n, (name, val_name) in enumerate(zip(LOSSES, VAL_LOSSES)):
-        _draw(left, rows, name, '.-', color=f'C{n}', label=name[5:])
-        _draw(left, rows, val_name, 'o:', color=f'C{n}', ms=3, lw=1)
-    for name in ('AP50', 'AP'): _draw(right, rows, name, '.-', label=name)
+        _plot_column(left, rows, name, '.-', color=f'C{n}', label=name[5:])
+        _plot_column(left, rows, val_name, 'o:', color=f'C{n}', ms=3, lw=1)
+    for name in ('AP50', 'AP'): _plot_column(right, rows, name, '.-', label=name)
     left.set(title='Losses (dotted: validation)', xlabel='epoch', ylim=(0, None))
     right.set(title='Average precision, validation', xlabel='epoch', ylim=(0, 1))
     for ax in (left, right):
@@ -63,7 +63,7 @@ def plot_curves(rows:list, path):
         ax.grid(alpha=.3)
     with atomic(path) as partial: fig.savefig(partial, format='png', dpi=110)
 
-def _draw(ax, rows, name, *style, **kwargs):
+def _plot_column(ax, rows, name, *style, **kwargs):
     points = [(row['epoch'], row[name]) for row in rows if name in row]
     if points: ax.plot(*zip(*points), *style, **kwargs)
 
@@ -123,7 +123,7 @@ def load_state(trainer:Trainer, path):
     # The first process reads for all: another machine has another disk
     state = trainer.agree(None if trainer.rank else read_file(path, 'state of a training')[0])
     try:
-        _check_same(trainer, state)
+        _check_same_run(trainer, state)
         _check_counts(trainer, state['counts'])
         _restore(trainer, state)
     except Exception as e: # Of any kind, since a file may contain anything
@@ -149,7 +149,7 @@ def _restore(trainer, state):
 # %% ../../nbs/training/02_runs.ipynb #3542f67e
 _MAY_CHANGE = {'workers', 'eval_interval', 'patience', 'grad_accum', 'clip_grad_norm', 'amp', 'compile'}
 
-def _check_same(trainer, state):
+def _check_same_run(trainer, state):
     recipe = rename_old_fields(state['recipe']), asdict(trainer.recipe)
     for what, (old, new) in dict(recipe=recipe, data=(state['data'], _data_summary(trainer))).items():
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in _MAY_CHANGE]

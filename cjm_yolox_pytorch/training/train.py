@@ -50,13 +50,13 @@ def _finish_epoch(trainer, row, loggers):
         metrics, found = trainer.validate()
         if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
     if trainer.rank == 0:
-        _write_files(trainer, row)
+        _write_epoch(trainer, row)
         if found: show_detections(trainer.val, found, trainer.out/'detections.png')
         for log in loggers: log(row, trainer.out)
     return trainer.agree(_goes_on(trainer))
 
-# %% ../../nbs/training/03_train.ipynb #0f8ae4da
-def _write_files(trainer, row):
+# %% ../../nbs/training/03_train.ipynb #7c38a66c
+def _write_epoch(trainer, row):
     out = trainer.out
     if 'AP' in row and not row['AP'] <= trainer.best['AP']: # Also the first one, and NaN
         trainer.best = row
@@ -78,14 +78,14 @@ def _train_epochs(trainer, stop, loggers):
             start, begun = time.time(), trainer.done
             losses = trainer.train_epoch(progress, stop)
             if losses is not None:
-                row = {**losses, **_measure(trainer, begun, time.time() - start)}
+                row = {**losses, **_measure_speed(trainer, begun, time.time() - start)}
                 going = _finish_epoch(trainer, row, loggers)
                 if first: progress.write(_epoch_line(trainer.rows[-1], trainer.recipe.epochs))
                 sys.stdout.flush() # For a pipe
             if going and stop(): _save_and_stop(trainer)
 
-# %% ../../nbs/training/03_train.ipynb #43b85417
-def _measure(trainer, begun, seconds):
+# %% ../../nbs/training/03_train.ipynb #e66df920
+def _measure_speed(trainer, begun, seconds):
     speed = (len(trainer.batches) - begun)*trainer.recipe.batch/seconds
     lr, memory = trainer.scheduler.get_last_lr()[0], memory_gb(trainer.device)
     return dict(lr=lr, images_per_s=speed, memory_gb=memory, seconds=seconds)
@@ -127,15 +127,15 @@ def recipe_options(func):
     signature, comments = inspect.signature(func), docments(Recipe)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     others = [f for f in fields(Recipe) if f.name not in signature.parameters]
-    func.__signature__ = signature.replace(parameters=[*own, *map(_option, others)])
-    func.told = {f.name: comments[f.name] + _default(f) for f in others}
+    func.__signature__ = signature.replace(parameters=[*own, *map(_recipe_option, others)])
+    func.told = {f.name: comments[f.name] + _default_text(f) for f in others}
     return func
 
-def _option(f):
+def _recipe_option(f):
     kind = (get_args(f.type) or [f.type])[0]
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
-def _default(f):
+def _default_text(f):
     if f.default in (None, '') or f.type is bool: return ''
     return f' ({f.default:g})' if isinstance(f.default, float) else f' ({f.default})'
 
@@ -171,7 +171,7 @@ def yolox_train(
     **changes # Other fields of `Recipe`, such as epochs=50
 ):
     "Train a YOLOX on DATA"
-    plan = _plan(recipe, logger, dict(changes, workers=_spare_cores() if workers is None else workers))
+    plan = _choose_recipe(recipe, logger, dict(changes, workers=_spare_cores() if workers is None else workers))
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
     check_folder(out, resume)
@@ -181,27 +181,27 @@ def yolox_train(
         if first:
             for role, (name, split) in used.items(): print_split(role, name, split)
         _raise_faults(used)
-        trainer = _trainer(plan, used, None if resume else weights, device)
-        best = _fit(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
+        trainer = _make_trainer(plan, used, None if resume else weights, device)
+        best = _fit_or_explain(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
         if first:
             print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), sep='\n')
             print(f'weights, metrics and plots are in {out}', flush=True)
 
-# %% ../../nbs/training/03_train.ipynb #14d3d9be
-def _plan(recipe, logger, changes):
+# %% ../../nbs/training/03_train.ipynb #b77288ff
+def _choose_recipe(recipe, logger, changes):
     if recipe not in RECIPES: raise ValueError(f'recipe={recipe!r}: choose one of {list(RECIPES)}')
     if logger and logger not in LOGGERS: raise ValueError(f'logger={logger!r}: choose one of {list(LOGGERS)}')
     return RECIPES[recipe](**{k: v for k, v in changes.items() if v is not None and v is not False})
 
-def _trainer(plan, used, weights, device):
+def _make_trainer(plan, used, weights, device):
     if weights == 'coco': weights = pretrained_file(plan.model)
     trainer = Trainer(plan, *(split for _, split in used.values()), weights and load_weights(weights), device)
     trainer.notes = {role: name for role, (name, _) in used.items()} | dict(fingerprint=fingerprint(trainer.train))
     if trainer.rank == 0: _print_start(trainer)
     return trainer
 
-# %% ../../nbs/training/03_train.ipynb #866db82f
-def _fit(trainer, out, resume, loggers):
+# %% ../../nbs/training/03_train.ipynb #2e266fb6
+def _fit_or_explain(trainer, out, resume, loggers):
     try: return fit(trainer, out, resume, loggers)
     except KeyboardInterrupt as e:
         if not e.args: raise # Ctrl-C before there was anything to save

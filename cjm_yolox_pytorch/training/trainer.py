@@ -167,10 +167,10 @@ def _backward(self:Trainer, parts):
         with self.network.no_sync() if self.world > 1 and n < len(parts) else nullcontext():
             losses = {k: v/len(parts) for k, v in self.losses(part).items()}
             self.scaler.scale(sum(losses.values())).backward()
-        _add(total, {k: v.detach() for k, v in losses.items()})
+        _add_losses(total, {k: v.detach() for k, v in losses.items()})
     return total
 
-def _add(totals, losses):
+def _add_losses(totals, losses):
     for k, v in losses.items(): totals[k] = totals.get(k, 0) + v
 
 # %% ../../nbs/training/01_trainer.ipynb #46bf3719
@@ -242,12 +242,12 @@ def memory_gb(device:torch.device) -> float:
 # %% ../../nbs/training/01_trainer.ipynb #04cae625
 @patch
 def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
-    "Train to the end of the present epoch and return its mean losses; None if `stop()`, asked after each step, ended it."
+    "Train to the end of the present epoch and return its mean losses, or None if `stop()` ended it after a step."
     self.start_epoch()
     start, begun, check = time.time(), self.done, None
     for batch in self.loader:
         losses = self.step(batch)
-        _add(self.totals, losses)
+        _add_losses(self.totals, losses)
         if check: check()
         check = partial(self.check_finite, batch, _read_later(losses), self.done)
         if progress is not None: self.show(progress, (self.done - begun)/(time.time() - start))
@@ -276,7 +276,7 @@ def validate(self:Trainer) -> tuple: # Metrics with losses, and a `Detections` p
         val = val.take(range(self.rank, len(val), self.world))
     def watch(outputs, batch):
         losses = self.loss_func(*outputs, batch.boxes, batch.labels, ground_truth_bboxes_ignore=batch.crowds)
-        _add(sums, {k: v.item()*len(batch.images) for k, v in losses.items()})
+        _add_losses(sums, {k: v.item()*len(batch.images) for k, v in losses.items()})
     found = self.predict(val, watch=watch) if len(val) else []
     if self.world > 1: found, sums = self._gather(found, sums)
     if self.rank: return None, None
@@ -300,7 +300,7 @@ def _gather(self:Trainer, found, sums):
     merged, totals = [None]*len(self.val), {}
     for rank, (part, losses) in enumerate(shares):
         merged[rank::self.world] = part
-        _add(totals, losses)
+        _add_losses(totals, losses)
     return merged, totals
 
 @patch
