@@ -11,7 +11,6 @@ import math
 import torch
 from torch import nn, Tensor
 from torchvision import ops
-from torchvision.ops import box_convert
 
 from .boxes import decode, flatten_levels, grid_priors
 
@@ -19,9 +18,8 @@ from .boxes import decode, flatten_levels, grid_priors
 def scored_boxes(
     outputs, # Lists of L maps: class logits [B, C, H, W], raw boxes [B, 4, H, W], objectness logits [B, 1, H, W]
     strides=(8, 16, 32) # L strides in pixels
-) -> tuple: # [B, A, 4] xyxy in pixels, [B, A, C] from 0 to 1
-    "Decode the maps of a network."
-    if len(strides) != len(outputs[1]): raise ValueError(f'the network has {len(outputs[1])} levels, but there are {len(strides)} strides: {list(strides)}')
+) -> tuple: # [B, A, 4] xyxy in pixels, [B, A, C] scores from 0 to 1
+    "Decode the maps of a network into boxes and scores."
     classes, raw, objectness = (flatten_levels([m.float() for m in maps]) for maps in outputs)
     priors = grid_priors([m.shape[2:] for m in outputs[1]], strides, raw.device, raw.dtype)
     return decode(raw, priors), classes.sigmoid() * objectness.sigmoid()
@@ -29,49 +27,66 @@ def scored_boxes(
 # %% ../nbs/08_inference.ipynb #5d0e1c37
 def offset_by_group(
     boxes:Tensor, # [N, 4] xyxy in pixels
-    number:Tensor, # [N] int64 from 0
-    columns, # So many numbers lie in a row; the root of how many there are costs least precision
-    low:float=-4096., # What lies beyond, in pixels, is cut off
+    group:Tensor, # [N] int64 from 0
+    columns:int, # Tiles in a row; the square root of the number of groups costs least precision
+    low:float=-4096., # Coordinates are clamped to this range, in pixels
     high:float=8192.
 ) -> Tensor: # [N, 4]
-    "Boxes of one number as they lie to each other, and those of different numbers where they cannot overlap."
-    tile = torch.stack([number % columns, number//columns], dim=1) * (high - low)
+    "Move the `boxes` of each group to a tile of its own, so that different groups cannot overlap."
+    tile = torch.stack([group % columns, group//columns], dim=1) * (high - low)
     return boxes.clamp(low, high) + torch.cat([tile, tile], dim=1)
 
-# %% ../nbs/08_inference.ipynb #fdbb4e18
-def nms(
-    boxes:Tensor, # [A, 4] xyxy in pixels
-    scores:Tensor, # [A, C] from 0 to 1
-    conf:float=.25, # Larger: fewer and surer detections
-    iou:float=.65, # Larger: more boxes that overlap
-    class_agnostic:bool=False, # Boxes suppress those of other classes too
-    multi_label:bool=False, # A cell may report every class above `conf`
-    max_candidates:int=3000, # At most so many boxes, the best, are compared
-    max_detections:int=300 # At most so many are kept
-) -> tuple: # [N, 4] boxes, [N] scores and [N] int64 labels, best first
-    "Keep the best of the `boxes` that overlap."
+# %% ../nbs/08_inference.ipynb #811b956e
+def _candidates(scores, conf, multi_label): # Cells and labels of the scores above `conf`, best first
     if multi_label: cells, labels = (scores > conf).nonzero(as_tuple=True)
     else:
         best, labels = scores.max(dim=1)
         cells = (best > conf).nonzero()[:, 0]
         labels = labels[cells]
     order = scores[cells, labels].argsort(descending=True, stable=True)
-    order = order[boxes[cells[order]].isfinite().all(1)][:max_candidates] # Early in a training, sizes may overflow
-    boxes, found, labels = boxes[cells[order]], scores[cells[order], labels[order]], labels[order]
-    numbers = torch.zeros_like(labels) if class_agnostic else labels
-    exact = boxes.double() if boxes.device.type in ('cpu', 'cuda') else boxes # Far tiles would cost small boxes their last digits
-    keep = ops.nms(offset_by_group(exact, numbers, math.ceil(math.sqrt(scores.shape[1]))), found.to(exact.dtype), iou)[:max_detections]
-    return boxes[keep], found[keep], labels[keep]
+    return cells[order], labels[order]
+
+# %% ../nbs/08_inference.ipynb #fdbb4e18
+def nms(
+    boxes:Tensor, # [A, 4] xyxy in pixels
+    scores:Tensor, # [A, C] from 0 to 1
+    conf:float=.25, # Minimum score. Larger: fewer and surer detections
+    iou:float=.65, # Maximum overlap. Larger: more boxes that overlap
+    class_agnostic:bool=False, # Boxes suppress those of other classes too
+    multi_label:bool=False, # A cell may report every class above `conf`
+    max_candidates:int=3000, # Number of boxes to compare, the best ones
+    max_detections:int=300 # Number of boxes to keep, the best ones
+) -> tuple: # [N, 4] boxes, [N] scores and [N] int64 labels, best first
+    "Keep the best of the `boxes` that overlap."
+    cells, labels = _candidates(scores, conf, multi_label)
+    finite = boxes[cells].isfinite().all(1)
+    cells, labels = cells[finite][:max_candidates], labels[finite][:max_candidates]
+    boxes, best = boxes[cells], scores[cells, labels]
+    group = torch.zeros_like(labels) if class_agnostic else labels
+    exact = boxes.double() if boxes.device.type in ('cpu', 'cuda') else boxes # Other devices may lack fp64
+    tiled = offset_by_group(exact, group, columns=math.ceil(math.sqrt(scores.shape[1])))
+    keep = ops.nms(tiled, best.to(tiled.dtype), iou)[:max_detections]
+    return boxes[keep], best[keep], labels[keep]
+
+# %% ../nbs/08_inference.ipynb #cf14997f
+def _decoded(outputs, strides): # [B, A, 6] x0, y0, w, h, label, probability
+    boxes, scores = scored_boxes(outputs, strides)
+    probability, label = scores.max(dim=-1, keepdim=True)
+    return torch.cat([ops.box_convert(boxes, 'xyxy', 'xywh'), label.to(boxes.dtype), probability], dim=-1)
+
+def _undecoded(outputs): # [B, A, 5+C] raw box, objectness, class probabilities
+    classes, raw, objectness = map(flatten_levels, outputs)
+    return torch.cat([raw, objectness.sigmoid(), classes.sigmoid()], dim=-1)
 
 # %% ../nbs/08_inference.ipynb #4e690928
 class YOLOXInferenceWrapper(nn.Module):
-    "Normalise the input, run `model`, decode its output"
+    "Normalise the input, run `model`, decode its output."
     def __init__(self,
         model:nn.Module, # With the outputs of `YOLOX`
         normalize_mean, # [3] of RGB in 0-1, in any shape
         normalize_std, # [3], in any shape
         strides=[8, 16, 32], # L strides in pixels
-        scale_inp:bool=False, # The input is from 0 to 255, so divide it by 255
+        scale_inp:bool=False, # Divide the input, from 0 to 255, by 255
         channels_last:bool=False, # The input is [B, H, W, 3] instead of [B, 3, H, W]
         run_box_and_prob_calculation:bool=True # Decode; otherwise give raw boxes and all probabilities
     ):
@@ -81,26 +96,17 @@ class YOLOXInferenceWrapper(nn.Module):
         self.input_dim_slice = slice(1, 3) if channels_last else slice(2, 4)
         for name, value in [('normalize_mean', normalize_mean), ('normalize_std', normalize_std)]:
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone().reshape(1, 3, 1, 1))
-        self._strides = [int(s) for s in strides] # Numbers of Python, so that tracing need not read a tensor
+        self._strides = [int(s) for s in strides] # Python numbers, so that tracing need not read a tensor
         self.register_buffer('strides', torch.tensor(self._strides)) # For scripts that read it
 
-    def forward(self,
-        x:Tensor # [B, 3, H, W] or [B, H, W, 3]
-    ) -> Tensor: # [B, A, 6] x0, y0, w, h, label, probability; or [B, A, 5+C] raw box, objectness, class probabilities
-        outputs = self.model(self.prepare(x))
-        return self.decode(outputs) if self.run_box_and_prob_calculation else self.concatenate(outputs)
-
-    def prepare(self, x): # What the network takes
+    def prepare(self, x): # Input of the network
         if self.channels_last: x = x.permute(0, 3, 1, 2)
         x = x.to(self.normalize_mean.dtype)
         if self.scale_inp: x = x / 255
         return (x - self.normalize_mean) / self.normalize_std
 
-    def concatenate(self, outputs): # Undecoded
-        classes, raw, objectness = map(flatten_levels, outputs)
-        return torch.cat([raw, objectness.sigmoid(), classes.sigmoid()], dim=-1)
-
-    def decode(self, outputs):
-        boxes, scores = scored_boxes(outputs, self._strides)
-        probability, label = scores.max(dim=-1, keepdim=True)
-        return torch.cat([box_convert(boxes, 'xyxy', 'xywh'), label.to(boxes.dtype), probability], dim=-1)
+    def forward(self,
+        x:Tensor # [B, 3, H, W] or [B, H, W, 3]
+    ) -> Tensor: # [B, A, 6] x0, y0, w, h, label, probability; or [B, A, 5+C] raw box, objectness, class probabilities
+        outputs = self.model(self.prepare(x))
+        return _decoded(outputs, self._strides) if self.run_box_and_prob_calculation else _undecoded(outputs)

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from cjm_yolox_pytorch import data, doctor, train
+from cjm_yolox_pytorch.data.prepare import prepare_splits
+from cjm_yolox_pytorch.evaluation import dataset_figure, doctor
 from cjm_yolox_pytorch.data.batches import DetectionDataset
 from cjm_yolox_pytorch.data.annotations import Annotations, read_annotated
 from cjm_yolox_pytorch.data.checks import check, check_splits, fault_lines
@@ -149,7 +150,7 @@ def test_every_layout_is_read_as_it_comes(name, tmp_path):
             assert np.array_equal(read_annotated(annotations, i).permute(1, 2, 0), pixels(image))
     assert read_split(tmp_path/'data', 'valid' if 'val' in splits else 'default').names == NAMES
     report = examine(tmp_path/'data')
-    assert report.sound and set(report.splits) == set(splits)
+    assert report.ready and set(report.splits) == set(splits)
     assert {f.kind for f in report.faults} <= {'rare class', 'class without objects', 'note', 'no split to validate on'}
     assert all(len(line) <= 80 for text in report_lines(report) for line in text.splitlines() if str(tmp_path) not in line)
     json.dumps(summary(report), allow_nan=False)
@@ -185,7 +186,7 @@ def test_each_folder_may_have_an_order_of_classes_of_its_own(tmp_path):
     write(tmp_path/'train/classes.txt', 'ant\nbee')
     write(tmp_path/'val/classes.txt', 'bee\nant')
     assert [read_split(tmp_path, split).names for split in SPLITS] == [['ant', 'bee'], ['bee', 'ant']]
-    assert examine(tmp_path).sound
+    assert examine(tmp_path).ready
     write(tmp_path/'classes.txt', 'bee\nant')
     assert read_split(tmp_path, 'val').names == ['bee', 'ant']
     with pytest.raises(ValueError, match='lists of classes differ: .*bee, ant; .*train/classes.txt: ant, bee. Leave only the one'): read_split(tmp_path, 'train')
@@ -332,7 +333,7 @@ def test_a_test_split_that_is_elsewhere_does_not_stop_training(tmp_path):
     assert len(read_split(tmp_path, 'train')) == 2
     with pytest.raises(ValueError, match='/content/birds/test/images is absolute'): read_split(tmp_path, 'test')
     report = examine(tmp_path)
-    assert report.sound and [f.where for f in report.faults if f.kind == 'cannot be read'] == ['test']
+    assert report.ready and [f.where for f in report.faults if f.kind == 'cannot be read'] == ['test']
 
 
 def test_as_many_objects_as_there_are(tmp_path):
@@ -385,7 +386,7 @@ def test_bad_coco(name, tmp_path):
     changed(tmp_path/'annotations/instances_default.json', **change)
     with pytest.raises((ValueError, FileNotFoundError), match=message): read_split(tmp_path, 'all')
     report = examine(tmp_path)
-    assert not report.sound and [f.kind for f in report.faults] == ['cannot be read'] and re.search(message, report.faults[0].text)
+    assert not report.ready and [f.kind for f in report.faults] == ['cannot be read'] and re.search(message, report.faults[0].text)
 
 
 @pytest.mark.parametrize('text, message', [('{"images": [', 'instances_default.json: not JSON: .*line 1 column 13.*cut off'), ('', 'not JSON'), ('[]', "no list 'images'"), ('{"images": 3}', "no list 'images'"), ('['*100000, 'not JSON'),
@@ -427,7 +428,7 @@ def test_bad_voc(name, tmp_path):
     text, message = BAD_XML[name]
     write(tmp_path/'Annotations/a.xml', text)
     with pytest.raises(ValueError, match=message): read_split(tmp_path, 'train')
-    assert not examine(tmp_path).sound
+    assert not examine(tmp_path).ready
 
 
 def test_voc_looks_for_images_in_its_folders_alone(tmp_path):
@@ -499,7 +500,7 @@ def test_what_is_no_data_set_or_two(write_data, message, tmp_path):
     write_data(tmp_path)
     with pytest.raises(ValueError, match=message): find_splits(tmp_path)
     report = examine(tmp_path)
-    assert not report.sound and re.search(message, report.faults[0].text)
+    assert not report.ready and re.search(message, report.faults[0].text)
 
 
 @pytest.mark.parametrize('place, parts', [('{}/{}', ['images', 'images/train', 'labels/val', '../data/images']), ('{1}/{0}', ['train/images', 'val/labels'])], ids=['ultralytics', 'roboflow'])
@@ -531,7 +532,7 @@ def test_empty_splits_can_be_read_and_are_named(tmp_path):
         annotations = read_split(tmp_path/name, 'train')
         assert (len(annotations), annotations.boxes.shape, annotations.starts.tolist(), annotations.names) == (0, (0, 4), [0], NAMES)
         assert [(f.kind, f.stops) for f in check(annotations)] == [('nothing to learn', True)]
-        assert not examine(tmp_path/name).sound
+        assert not examine(tmp_path/name).ready
 
 
 # Images
@@ -600,19 +601,19 @@ def test_pictures_in_two_splits_are_found_by_their_pixels(tmp_path):
     LAYOUTS['voc official'][0](tmp_path)
     Image.fromarray(pixels('a')).save(tmp_path/'JPEGImages/c.png', compress_level=0) # Other bytes, same pixels
     faults = [f for f in examine(tmp_path).faults if f.stops]
-    assert [f.kind for f in faults] == ['picture in two splits'] and 'c.png in val has the same pixels as JPEGImages/a.png in train' in faults[0].text
+    assert [f.kind for f in faults] == ['copy in another split'] and 'c.png in val has the same pixels as JPEGImages/a.png in train' in faults[0].text
     (tmp_path/'JPEGImages/c.png').unlink()
     (tmp_path/'JPEGImages/c.png').symlink_to(tmp_path/'JPEGImages/a.png')
     assert [f.kind for f in examine(tmp_path).faults if f.stops] == ['image in two splits']
     write(tmp_path/'ImageSets/Main/train.txt', 'a\nb\nc\n')
     write(tmp_path/'ImageSets/Main/val.txt', 'b\n')
     report = examine(tmp_path)
-    assert [f.kind for f in report.faults if f.stops or f.kind == 'picture twice'] == ['nothing to learn', 'image in two splits', 'picture twice']
+    assert [f.kind for f in report.faults if f.stops or f.kind == 'duplicate image'] == ['nothing to learn', 'image in two splits', 'duplicate image']
     assert list(fault_lines(check_splits(report.splits))) == ['image in two splits (1): b.png is in train and in val']
 
 
 CROWDS = {**coco(['c']), 'annotations': [dict(a, iscrowd=1) for a in coco(['c'])['annotations']]}
-VERDICTS = { # What is written, options, which splits training takes, and what the doctor says is to be mended
+VERDICTS = { # What is written, options, which splits training takes, and what the doctor says must be fixed
     'train and val': (LAYOUTS['coco official'][0], {}, ['train', 'val'], []),
     'trainval and test': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'c'), ('ImageSets/Main/trainval.txt', 'a\nb'), *[(f'ImageSets/Main/{s}.txt', None) for s in ('ant_train', *SPLITS)]), {}, ['trainval', 'test'], []),
     'trainval without objects': (both(LAYOUTS['voc official'][0], ('ImageSets/Main/test.txt', 'c'), ('ImageSets/Main/trainval.txt', 'b'), *[(f'ImageSets/Main/{s}.txt', None) for s in ('ant_train', *SPLITS)]), {}, ['trainval', 'test'], ['nothing to learn']),
@@ -622,9 +623,9 @@ VERDICTS = { # What is written, options, which splits training takes, and what t
     'crowds alone': (both(LAYOUTS['coco official'][0], ('annotations/instances_val2017.json', CROWDS)), {}, ['train', 'val'], ['nothing to learn']),
     'one split': (LAYOUTS['coco cvat task'][0], {}, ['all'], []),
     'one image': (both(LAYOUTS['coco cvat task'][0], ('annotations/instances_default.json', coco(['a', 'b']))), {}, ['all'], ['too few images']),
-    'other names': (both(every('images'), *[(f'birds_{s}.json', coco(n)) for s, n in SPLITS.items()]), {}, ['birds_train', 'birds_val'], ['no split to learn from']),
+    'other names': (both(every('images'), *[(f'birds_{s}.json', coco(n)) for s, n in SPLITS.items()]), {}, ['birds_train', 'birds_val'], ['no training split']),
     'other names, chosen': (both(every('images'), *[(f'birds_{s}.json', coco(n)) for s, n in SPLITS.items()]), dict(train='birds_val', val='birds_train'), ['birds_val', 'birds_train'], []),
-    'a name that is not there': (LAYOUTS['coco official'][0], dict(val='vaal'), ['train', 'val'], ['no split to learn from']),
+    'a name that is not there': (LAYOUTS['coco official'][0], dict(val='vaal'), ['train', 'val'], ['no training split']),
     'broken val': (both(LAYOUTS['coco official'][0], ('annotations/instances_val2017.json', '{"annotations"')), {}, ['train'], ['cannot be read']),
 }
 
@@ -635,14 +636,14 @@ def test_the_doctor_says_what_training_would_do(name, tmp_path):
     layout(tmp_path)
     report = examine(tmp_path, **options)
     assert list(report.splits) == splits and [f.kind for f in report.faults if f.stops] == faults
-    try: train._refuse(train.splits_to_use(tmp_path, **options))
-    except ValueError: assert not report.sound
-    else: assert report.sound
+    try: prepare_splits(tmp_path, quiet=True, **options)
+    except ValueError: assert not report.ready
+    else: assert report.ready
 
 
 def test_the_doctor_stops_at_once(monkeypatch):
     looked = []
-    monkeypatch.setattr(doctor, '_look', lambda a, i: looked.append(i) or b'%d' % i)
+    monkeypatch.setattr(doctor, '_pixel_hash', lambda a, i: looked.append(i) or b'%d' % i)
     many = Annotations(['ant'], np.array([f'{i}.png' for i in range(9999)]), np.full((9999, 2), 9), np.zeros(10000, dtype=int), np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros(0, dtype=bool), np.zeros(0))
     def interrupted(images):
         yield images[0]
@@ -658,7 +659,7 @@ def test_the_doctor_as_a_command(tmp_path):
     write(tmp_path/'yolox_doctor.py', 'from cjm_yolox_pytorch.evaluation.doctor import yolox_doctor\nyolox_doctor()')
     def run(*args): return subprocess.run([sys.executable, tmp_path/'yolox_doctor.py', *map(str, args)], capture_output=True, text=True)
     done = run(tmp_path/'data', '--out', tmp_path/'out')
-    assert done.returncode == 0 and done.stdout.endswith('training would go well\n')
+    assert done.returncode == 0 and done.stdout.endswith('ready to train\n')
     assert json.loads((tmp_path/'out/doctor.json').read_text())['splits']['train']['classes'] == dict(ant=1, bee=1) and Image.open(tmp_path/'out/doctor.png').size[0] == 1200
     done = run(tmp_path/'data', '--format', 'coco', '--json')
     assert done.returncode == 1 and 'does not look like coco' in json.loads(done.stdout)['faults'][0]['text'] and 'Traceback' not in done.stderr
@@ -723,13 +724,13 @@ def test_names_of_classes_with_the_same_beginning_have_a_bar_each(tmp_path):
     split, a = next(iter(report.splits.items()))
     report.splits[split] = replace(a, names=['the same beginning, one', 'the same beginning, two'])
     ax = Figure().subplots()
-    doctor._draw_classes(ax, report)
+    dataset_figure._draw_classes(ax, report.splits, 416)
     assert sorted(round(p.get_y() + p.get_height()/2) for p in ax.patches) == [0, 1]
 
 
 @pytest.mark.parametrize('size', [0, -5])
 def test_the_doctor_needs_a_size(size, tmp_path):
-    with pytest.raises(ValueError, match=f'size={size}: at least 1 is needed'): doctor.yolox_doctor(str(tmp_path), size=size)
+    with pytest.raises(ValueError, match=f'img_size={size}: at least 1 is needed'): doctor.yolox_doctor(str(tmp_path), img_size=size)
 
 
 # What was read without a word, as something else
@@ -781,8 +782,8 @@ def test_places_of_images(name, tmp_path):
 def test_what_is_kept_for_the_end_is_not_learnt_from_unasked(split, tmp_path):
     files(tmp_path, **labelled(f'{split}/a', f'{split}/b'))
     report = examine(tmp_path)
-    assert [f.kind for f in report.faults if f.stops] == ['no split to learn from'] and 'none of them is called train: say which to take with --train' in report.faults[0].text
-    assert examine(tmp_path, train=split).sound
+    assert [f.kind for f in report.faults if f.stops] == ['no training split'] and 'none of them is called train: say which to take with --train' in report.faults[0].text
+    assert examine(tmp_path, train=split).ready
 
 
 def test_json_files_beside_exports_are_not_forgotten(tmp_path):

@@ -33,7 +33,8 @@ from cjm_yolox_pytorch.data.checks import check_splits
 from cjm_yolox_pytorch.data.coco import read_coco
 from cjm_yolox_pytorch.data.splits import find_splits
 from cjm_yolox_pytorch.files.images import stored_sizes
-from cjm_yolox_pytorch.evaluation.doctor import draw_report, examine, report_lines, yolox_doctor
+from cjm_yolox_pytorch.evaluation.dataset_figure import draw_dataset
+from cjm_yolox_pytorch.evaluation.doctor import examine, report_lines, yolox_doctor
 from cjm_yolox_pytorch.evaluation.report import report
 from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.detection.predict import find_inputs
@@ -164,7 +165,8 @@ def test_names_are_no_formulas(name, root):
     doc = coco(images=dict(file_name=file), categories=dict(name=name))
     put(root, {'train.json': json.dumps(doc).encode()})
     (root/'out').mkdir()
-    draw_report(examine(root), root/'out/doctor.png')
+    report_of_root = examine(root)
+    draw_dataset(report_of_root.splits, report_of_root.faults, 416, root/'out/doctor.png')
     (a,) = (read() for read in find_splits(root).values())
     found = [Detections(torch.tensor([[1., 2., 4., 6.], [0., 0., 9., 9.]]), torch.tensor([.9, .8]), torch.tensor([0, 1]))]*2
     with warnings.catch_warnings():
@@ -294,7 +296,7 @@ def test_the_doctor_draws_names_that_are_not_utf_8(root):
     report = examine(root)
     (root/'out').mkdir()
     fuzz.WATCH['root'] = None
-    draw_report(report, root/'out/doctor.png')
+    draw_dataset(report.splits, report.faults, 416, root/'out/doctor.png')
     assert r'caf\udce9.png' in printable('\n'.join(report_lines(report))) and (root/'out/doctor.png').stat().st_size > 1000
 
 
@@ -328,7 +330,7 @@ def test_the_doctor_draws_what_claims_to_be_large(root):
     (root.parent/'data'/'out').mkdir()
     fuzz.WATCH['root'] = None
     before = fuzz.memory(reset=True)
-    draw_report(report, root/'out/doctor.png')
+    draw_dataset(report.splits, report.faults, 416, root/'out/doctor.png')
     assert fuzz.memory() - before < 500e3 and 'image does not decode' in '\n'.join(report_lines(report))
 
 

@@ -41,12 +41,12 @@ SLOW = 'compiled or ranks or gradcheck_of_the_whole or padded_slots or export or
 STAGES = dict(goldens=['tests/test_goldens.py'], pages=list(MODULES.values()),
               loss=['tests/test_loss.py', '-k', f'not ({SLOW})'],
               laws=['tests/test_laws.py', '-k', f'not ({SLOW})', '--hypothesis-profile', 'few'],
-              contract=['tests/test_contract.py', '-k', f'not ({SLOW})'],
+              contract=['tests/core/test_contract.py', '-k', f'not ({SLOW})'],
               numbers=['tests/test_numbers.py', '-k', f'not ({SLOW})'],
               ranks=['tests/test_loss.py', '-k', 'ranks'],
               accelerator=['tests/test_accelerator.py'],
               all_laws=['tests/test_laws.py'],
-              slow=['tests/test_loss.py', 'tests/test_contract.py', 'tests/test_numbers.py', '-k', f'not ranks and ({SLOW})'])
+              slow=['tests/test_loss.py', 'tests/core/test_contract.py', 'tests/test_numbers.py', '-k', f'not ranks and ({SLOW})'])
 # Mistakes that each stage has to see: boxes of double size, a weight that does not count, cells of a wrong level, a sum in place of a mean
 SIZE, WEIGHT = ('boxes', '.exp()*(s/2)', '.exp()*s'), ('loss', 'self.bbox_loss_weight * ', '')
 LEVEL, MEAN = ('loss', '(cell - first).remainder', 'cell.remainder'), ('loss', '/dist.get_world_size()', '')

@@ -12,9 +12,8 @@ from pathlib import Path
 from torchvision.transforms import v2
 
 from ..commands.command import command
-from ..data.checks import print_split
+from ..data.prepare import prepare_splits
 from ..data.shapes import write_shapes
-from ..data.splits import read_split
 from ..evaluation.evaluate import yolox_eval
 from .recipe import fine_tune_recipe
 from .runs import check_folder, lock_folder
@@ -34,8 +33,7 @@ def yolox_demo(
     recipe = fine_tune_recipe('yolox_tiny', img_size=96, epochs=epochs, batch=16, lr=.006, warmup_epochs=.5,
         no_aug_epochs=1, eval_interval=2)
     _draw_dataset(out, images)
-    train, val = (read_split(out/'shapes', split) for split in ('train', 'val'))
-    print_split('training', 'train', train)
+    (_, train), (_, val) = prepare_splits(out/'shapes').values()
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
     except KeyboardInterrupt: sys.exit('stopped; the next yolox_demo starts again')
     print('on held-out images:', flush=True)

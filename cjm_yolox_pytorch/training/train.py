@@ -17,7 +17,7 @@ from fastcore.docments import docments
 from ..commands.command import command
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
-from ..data.checks import _raise_faults, print_split, splits_to_use
+from ..data.prepare import prepare_splits
 from ..evaluation.report import report, show_detections, table
 from ..files.checkpoints import load_weights
 from ..files.paths import check_output_folder
@@ -175,12 +175,9 @@ def yolox_train(
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
     check_folder(out, resume)
-    used = splits_to_use(data, format, train, val)
     with processes(device) as device:
         first = rank_and_world()[0] == 0
-        if first:
-            for role, (name, split) in used.items(): print_split(role, name, split)
-        _raise_faults(used)
+        used = prepare_splits(data, format, train, val, quiet=not first)
         trainer = _make_trainer(plan, used, None if resume else weights, device)
         best = _fit_or_explain(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
         if first:

@@ -287,9 +287,9 @@ def validate(self:Trainer) -> tuple: # Metrics with losses, and a `Detections` p
 @patch
 def predict(self:Trainer, annotations:Annotations, **kwargs) -> list:
     "Run the averaged weights over the images of `annotations`: a `Detections` for each; `kwargs` are for `detect`."
-    r, s = self.recipe, self.spec
-    kwargs.update(batch_size=max(1, r.batch//r.grad_accum//self.world), workers=r.workers, amp_dtype=self.dtype)
-    return detect(self.ema.module, annotations, s.img_size, s.mean, s.std, strides=s.strides, **kwargs)
+    r = self.recipe
+    batch_size = max(1, r.batch//r.grad_accum//self.world)
+    return detect(self.ema.module, annotations, self.spec, batch_size, r.workers, self.dtype, **kwargs)
 
 # %% ../../nbs/training/01_trainer.ipynb #c1e7cca9
 @patch

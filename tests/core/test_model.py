@@ -1,0 +1,53 @@
+"The network computes what the published one computes, and loads weights that match it."
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cjm_yolox_pytorch.boxes import flatten_levels
+from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
+from cjm_yolox_pytorch.model import NORM_STATS, PRIOR_BIAS, build_model
+
+
+def test_nano_weights_predict_what_the_reference_predicts(shared):
+    model = build_model('yolox_nano', 80, pretrained=shared/'weights/yolox_nano_coco.pth').eval()
+    reference = np.load(shared/'weights/reference.npz')
+    rgb = torch.from_numpy(reference['x']).flip(1).float() / 255
+    with torch.no_grad(): classes, boxes, objectness = map(flatten_levels, model(rgb))
+    ours = torch.cat([boxes, objectness.sigmoid(), classes.sigmoid()], dim=-1)
+    assert (ours - torch.from_numpy(reference['y'])).abs().max() < 2e-4
+
+
+@pytest.fixture(scope='module')
+def nano(): return build_model('yolox_nano', 3, pretrained=False)
+
+
+def weights_of(model, **changes):
+    return Weights(model.state_dict(), 'yolox_nano', 3, **NORM_STATS['yolox_nano'] | changes)
+
+
+@pytest.mark.parametrize('as_file', [True, False])
+def test_weights_load_from_a_file_and_from_memory(nano, as_file, tmp_path):
+    source = weights_of(nano)
+    if as_file: save_weights(source, tmp_path/'nano.safetensors')
+    model = build_model('yolox_nano', 7, pretrained=tmp_path/'nano.safetensors' if as_file else source)
+    assert_close(model.backbone.state_dict(), nano.backbone.state_dict())
+    assert_close(model.bbox_head.multi_level_conv_reg.state_dict(), nano.bbox_head.multi_level_conv_reg.state_dict())
+    assert_close(model.bbox_head.multi_level_conv_cls[0].bias, torch.full((7,), PRIOR_BIAS))
+
+
+def test_weights_of_another_size_are_refused(nano):
+    with pytest.raises(ValueError, match=r"weights of a yolox_nano do not fit the model: {'missing': \['backbone"):
+        build_model('yolox_tiny', 3, pretrained=weights_of(nano))
+
+
+def test_weights_with_other_statistics_warn(nano, tmp_path):
+    save_weights(weights_of(nano, mean=(.5, .5, .5)), tmp_path/'other.safetensors')
+    warning = r"normalised with {'mean': \(0.5, 0.5, 0.5\), 'std': .*}, not with NORM_STATS\['yolox_nano'\]"
+    with pytest.warns(UserWarning, match=warning): build_model('yolox_nano', 3, pretrained=tmp_path/'other.safetensors')
+    save_weights(weights_of(nano), tmp_path/'usual.safetensors')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        build_model('yolox_nano', 3, pretrained=tmp_path/'usual.safetensors')

@@ -1,0 +1,181 @@
+"The command with all its options, and the published weights on photos."
+import io
+import json
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation_samples import FIGURES, assert_official, official
+from PIL import Image
+
+from cjm_yolox_pytorch.data.annotations import fingerprint
+from cjm_yolox_pytorch.data.shapes import write_shapes
+from cjm_yolox_pytorch.data.splits import hold_out, read_split
+from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
+from cjm_yolox_pytorch.evaluation.metrics import METRICS, VOC_METRICS, average_precision, coco_results
+from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
+from cjm_yolox_pytorch.files.letterbox import InputSpec
+from cjm_yolox_pytorch.model import NORM_STATS, build_model
+
+
+@pytest.fixture(scope='module')
+def photos(shared, tmp_path_factory):
+    "What `yolox_eval` prints and writes of the published nano weights, and the folder of the data"
+    out, data = tmp_path_factory.mktemp('photos'), shared/'data/coco_ccby'
+    with redirect_stdout(io.StringIO()) as printed:
+        yolox_eval(str(shared/'weights/yolox_nano_coco.pth'), str(data), out=str(out), device='cpu')
+    return printed.getvalue(), out, data
+
+
+def read_json(path): return json.loads(path.read_text())
+
+
+def official_of_file(data, annotations, rows):
+    "From the dataset's own file, whose images and classes are numbered with gaps; and its class names"
+    file = read_json(data/'annotations.json')
+    images = {image['file_name']: image['id'] for image in file['images']}
+    categories = {c['name']: c['id'] for c in file['categories']}
+    def image_id(r): return images[Path(annotations.paths[r['image_id']]).name]
+    rows = [dict(r, image_id=image_id(r), category_id=categories[annotations.names[r['category_id']]]) for r in rows]
+    stats, by_class, _ = official(file, rows)
+    return [c['name'] for c in sorted(file['categories'], key=lambda c: c['id'])], stats, by_class
+
+
+def test_published_weights_score_what_the_official_program_counts(photos):
+    printed, out, data = photos
+    metrics = read_json(out/'metrics.json')
+    # The metrics of the published weights; forty-five images leave AP75 some play
+    for names, values, play in [
+        (['AP', 'AP50'], [.331, .488], .004), (['AP75'], [.344], .008),
+        (['AP_small', 'AP_medium', 'AP_large'], [.080, .302, .611], .004)]:
+        assert [metrics[k] for k in names] == pytest.approx(values, abs=play)
+    finite = json.loads((out/'metrics.json').read_text().replace('null', 'NaN'))
+    assert_official(finite, *official_of_file(data, read_split(data, 'all'), read_json(out/'detections.json')))
+    assert '45 images, 399 objects and 6 crowds' in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if str(out) not in line)
+
+
+def test_several_labels_a_box_are_counted_as_the_official_program_does(photos, shared):
+    _, out, data = photos
+    weights, coco = load_weights(shared/'weights/yolox_nano_coco.pth'), read_split(data, 'all')
+    model = build_model(weights.model_type, weights.num_classes, pretrained=weights).eval()
+    found = detect(model, coco, InputSpec(416, weights.mean, weights.std), multi_label=True)
+    metrics = average_precision(coco, found)
+    assert_official(metrics, *official_of_file(data, coco, coco_results(found)))
+    assert sum(map(len, found)) > len(read_json(out/'detections.json'))
+    assert metrics['AP'] > read_json(out/'metrics.json')['AP']
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    "Drawn shapes, and weights of a random network whose scores are as far apart as those of a trained one"
+    folder = tmp_path_factory.mktemp('shapes')
+    write_shapes(folder, train=4, val=6, test=8, size=96)
+    torch.manual_seed(0)
+    model = build_model('yolox_nano', 5, pretrained=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d): module.momentum = None
+    with torch.no_grad(): model(torch.randn(8, 3, 96, 96))
+    for convs in (model.bbox_head.multi_level_conv_obj, model.bbox_head.multi_level_conv_cls):
+        for conv in convs:
+            conv.bias.data.fill_(-1)
+            conv.weight.data.mul_(3)
+    names = read_split(folder, 'val').names
+    weights = Weights(model.state_dict(), 'yolox_nano', 5, **NORM_STATS['yolox_nano'], names=names, size=96)
+    save_weights(weights, folder/'nano.safetensors')
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    "Runs yolox_eval as from the shell: exit status or message, what was printed to stdout, and to stderr"
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['yolox_eval', *map(str, args), '--device', 'cpu'])
+        code = 0
+        try: yolox_eval()
+        except SystemExit as e: code = e.code
+        return code, *capsys.readouterr()
+    return run
+
+
+def test_command_writes_and_prints(shapes, tmp_path, command):
+    code, printed, _ = command(shapes/'nano.safetensors', shapes, '--out', tmp_path/'out', '--working_conf', .2)
+    assert code == 0 and 'yolox_nano at 96 on test: 8 images' in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
+    assert {p.name for p in (tmp_path/'out').iterdir()} == FIGURES | {'metrics.json', 'truth.json', 'detections.json'}
+    metrics, found, truth = (read_json(tmp_path/f'out/{name}.json') for name in ('metrics', 'detections', 'truth'))
+    assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', 'in_use', 'confusion', 'split', 'size', 'latency'}
+    assert set(metrics['classes']['disc']) == {*METRICS, *VOC_METRICS, 'objects', 'precision', 'recall'}
+    assert set(metrics['in_use']) == {'score', 'right', 'confused', 'missed', 'false', 'precision', 'recall'}
+    assert metrics['in_use']['score'] == .2 and metrics['in_use']['false'] > 0
+    assert metrics['split'] == 'test' and 0 < metrics['latency']['network'] < metrics['latency']['total']
+    stats, *_ = official(truth, found)
+    np.testing.assert_allclose([-1 if metrics[k] is None else metrics[k] for k in METRICS], stats, atol=1e-6)
+
+
+def test_options_do_something(shapes, tmp_path, monkeypatch, capsys):
+    # Drawing would take longest
+    monkeypatch.setattr('cjm_yolox_pytorch.evaluation.report.save_figure', lambda fig, path: None)
+    def run(**options):
+        options = dict(split='val', img_size=64, out=str(tmp_path), device='cpu', **options)
+        yolox_eval(str(shapes/'nano.safetensors'), str(shapes), **options)
+        return read_json(tmp_path/'detections.json'), read_json(tmp_path/'metrics.json')
+    found, _ = run()
+    assert 'yolox_nano at 64 on val: 6 images' in capsys.readouterr().out
+    assert len({r['image_id'] for r in found}) == 6
+    surer, metrics = run(conf=.3)
+    assert 0 < len(surer) < len(found)
+    assert min(r['score'] for r in surer) > .3 and metrics['in_use']['score'] == .3
+    assert len(run(max_detections=2)[0]) == 2*6
+    assert len(run(iou=.1)[0]) < len(found)
+    assert len(run(multi_label=True, max_detections=3000)[0]) > len(run(max_detections=3000)[0])
+
+
+def test_images_that_training_held_out_are_measured(shapes, tmp_path, capsys):
+    "Where there is but one split; of data that were trained on, there is a warning"
+    (tmp_path/'only').mkdir()
+    (tmp_path/'only/val').symlink_to(shapes/'val')
+    only = read_split(tmp_path/'only', 'val')
+    rest, held = hold_out(only)
+    weights = load_weights(shapes/'nano.safetensors')
+    for trained_on, images, warning in [
+        (rest, f'a tenth of val: {len(held)} images', ''),
+        (only, 'val: 6 images', 'trained on these images: metrics may be too high'),
+        (only.take([0]), 'val: 6 images', "trained on 'val' of this or other data: metrics may be too high")]:
+        notes = dict(training='val', fingerprint=fingerprint(trained_on))
+        save_weights(replace(weights, notes=notes), tmp_path/'noted.safetensors')
+        yolox_eval(str(tmp_path/'noted.safetensors'), str(tmp_path/'only'), img_size=32, device='cpu')
+        printed = capsys.readouterr().out
+        assert f'yolox_nano at 32 on {images}' in printed and warning in printed
+        assert ('trained on' in printed) == bool(warning)
+
+
+def write_coco_file(path, images):
+    path.write_text(json.dumps(dict(images=images, annotations=[], categories=[dict(id=1, name='disc')])))
+
+
+def test_bad_input_is_one_line_at_the_shell(shapes, tmp_path, command):
+    Image.new('RGB', (50, 50)).save(tmp_path/'a.png')
+    write_coco_file(tmp_path/'wrong.json', [dict(id=1, file_name='a.png', width=96, height=96)])
+    write_coco_file(tmp_path/'empty.json', [])
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run/metrics.csv').touch()
+    weights = shapes/'nano.safetensors'
+    for args, message in [
+        ((tmp_path/'no.pth', shapes), 'no.pth: no such file of weights'),
+        ((weights, tmp_path/'nowhere'), 'nowhere: no such folder or file of data'),
+        ((weights, shapes, '--split', 'vaal'), "has no split 'vaal': choose one of"),
+        ((weights, shapes, '--iou', 65), 'iou=65.0: from 0 to 1 is possible'),
+        ((weights, shapes, '--img-size', 0), 'img_size=0: at least 1 is needed'),
+        ((weights, shapes, '--out', tmp_path/'run'), 'run holds a training: choose another folder'),
+        ((weights, tmp_path/'empty.json'), "empty.json: the split 'all' has no images"),
+        ((weights, tmp_path/'wrong.json', '--workers', 1), 'a.png is 50x50 pixels, but its boxes are for 96x96')]:
+        code, printed, _ = command(*args)
+        assert printed == '' and str(code).startswith('yolox_eval: error: '), code
+        assert message in code and '\n' not in code
+    with pytest.raises(FileNotFoundError, match='no such file of weights'):
+        yolox_eval(str(tmp_path/'no.pth'), str(shapes))
