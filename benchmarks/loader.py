@@ -41,15 +41,15 @@ def write_photos(folder, count):
     (folder/'all.json').write_text(json.dumps(coco))
 
 
-def ours(annotations, size, folder):
-    dataset = DetectionDataset(annotations, size, yolox_transforms(size))
+def ours(annotations, img_size, folder):
+    dataset = DetectionDataset(annotations, img_size, yolox_transforms(img_size))
     batches = EpochBatches(len(dataset), BATCH)
     while True:
         yield from (batch.images for batch in train_loader(dataset, batches))
         batches.epoch += 1
 
 
-def pixeltable(annotations, size, folder):
+def pixeltable(annotations, img_size, folder):
     from yolox.data import CocoDataset, MosaicDetection, TrainTransform
     (folder/'annotations').mkdir()
     (folder/'images').mkdir()
@@ -62,8 +62,8 @@ def pixeltable(annotations, size, folder):
         for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist()):
             coco['annotations'].append(dict(id=len(coco['annotations']) + 1, image_id=i, category_id=label, iscrowd=0, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1)))
     (folder/'annotations/all.json').write_text(json.dumps(coco))
-    plain = CocoDataset(str(folder), 'all.json', 'images', (size, size), TrainTransform(max_labels=50))
-    dataset = MosaicDetection(plain, (size, size), preproc=TrainTransform(max_labels=120), mosaic_scale=(.1, 2))
+    plain = CocoDataset(str(folder), 'all.json', 'images', (img_size, img_size), TrainTransform(max_labels=50))
+    dataset = MosaicDetection(plain, (img_size, img_size), preproc=TrainTransform(max_labels=120), mosaic_scale=(.1, 2))
     rng = np.random.default_rng(0)
     while True: # As its loader does: indices with a flag for the mosaic
         for n in range(0, len(dataset) - BATCH + 1, BATCH):
@@ -75,10 +75,10 @@ VARIANTS = {'pixeltable-yolox': pixeltable, 'ours': ours}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, help='folder of a data set, whose first split is taken (default: 96 drawn pictures)')
-    parser.add_argument('--size', type=int, default=640, help='side of the canvas in pixels (default: 640)')
+    parser.add_argument('--data', type=Path, help='folder of a dataset, whose first split is used (default: 96 drawn images)')
+    parser.add_argument('--img-size', type=int, default=640, help='side of the canvas in pixels (default: 640)')
     parser.add_argument('--only', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument('--rounds', type=int, default=15, help='timed batches of each, of which the median counts (default: 15)')
+    parser.add_argument('--rounds', type=int, default=15, help='timed batches, of which the median counts (default: 15)')
     parser.add_argument('--out', type=Path, help='folder for loader.md and loader.json')
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -92,9 +92,11 @@ def main():
         for variant in args.only:
             (folder/variant).mkdir()
             try:
-                streams[variant] = VARIANTS[variant](annotations, args.size, folder/variant)
+                streams[variant] = VARIANTS[variant](annotations, args.img_size, folder/variant)
                 for _ in range(2): next(streams[variant])
-            except Exception as e: streams.pop(variant); failed[variant] = f'{type(e).__name__}: {e}'.splitlines()[0][:200] # The run goes on
+            except Exception as e: # The run goes on
+                streams.pop(variant, None)
+                failed[variant] = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
         times = {variant: [] for variant in streams}
         for n in range(args.rounds):
             for variant in list(streams)[::(-1)**n]:
@@ -108,7 +110,7 @@ def main():
         rows.append(dict(loader=variant, images_per_s=speed.get(variant), ratio=ratio, failed=failed.get(variant)))
         cells = [f'failed: {failed[variant]}', ''] if variant in failed else [f'{speed[variant]:.1f}', '' if ratio is None else f'{ratio:.2f}']
         table.append(f'| {" | ".join([variant, *cells])} |')
-    about = machine('cpu') | dict(data='drawn' if args.data is None else args.data.name, images=len(annotations), size=args.size, rounds=args.rounds, opencv=cv2.__version__)
+    about = machine('cpu') | dict(data='drawn' if args.data is None else args.data.name, images=len(annotations), size=args.img_size, rounds=args.rounds, opencv=cv2.__version__)
     tell('loader', '\n'.join(table), rows, about, args.out)
 
 

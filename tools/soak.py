@@ -16,8 +16,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from test_resume import ENVIRONMENT
-
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.training.recipe import Recipe
 from cjm_yolox_pytorch.data.shapes import write_shapes
@@ -60,7 +58,7 @@ def train(folder):
     def count(row, out):
         gc.collect()
         with open(folder/'used', 'a') as f: print(time.time(), mallinfo().uordblks + mallinfo().hblkhd, file=f)
-    recipe = Recipe('yolox_nano', size=64, batch=4, epochs=10**6, amp='none', every=5, mosaic=.5, mixup=.5, workers=2)
+    recipe = Recipe('yolox_nano', img_size=64, batch=4, epochs=10**6, amp='none', eval_interval=5, mosaic=.5, mixup=.5, workers=2)
     trainer = Trainer(recipe, read_split(folder/'shapes', 'train'), read_split(folder/'shapes', 'val'), device='cpu')
     with suppress(KeyboardInterrupt): fit(trainer, folder/'run', loggers=[count])
 
@@ -82,7 +80,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_shapes(folder/'shapes', train=64, val=8, test=0, size=64)
-        process = subprocess.Popen([sys.executable, __file__, '--train', folder], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+        process = subprocess.Popen([sys.executable, __file__, '--train', folder], stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
         begun = time.time()
         while (passed := (time.time() - begun)/60) < args.minutes and process.poll() is None:
             time.sleep(2)

@@ -15,7 +15,8 @@ from cjm_yolox_pytorch.training.runs import read_rows
 from cjm_yolox_pytorch.training.train import yolox_train
 from cjm_yolox_pytorch.training.trainer import Trainer
 
-SMALL = dict(model='yolox_nano', img_size=64, epochs=4, batch=4, amp='none', eval_interval=2, mixup=.5, clip_grad_norm=5.)
+SMALL = dict(model='yolox_nano', img_size=64, epochs=4, batch=4, amp='none', eval_interval=2)
+SMALL.update(mixup=.5, clip_grad_norm=5.)
 MACHINE_COLUMNS = 'images_per_s', 'memory_gb', 'seconds'
 # Forks processes from one that has imported everything, which is much faster than starting Python anew
 SERVER = multiprocessing.get_context('forkserver')

@@ -31,5 +31,5 @@ def test_demo_does_not_replace_the_images_of_others(tmp_path):
     file = tmp_path/'shapes/train/_annotations.coco.json'
     file.parent.mkdir(parents=True)
     file.write_text('mine')
-    with pytest.raises(FileExistsError, match='shapes is not from yolox_demo'): yolox_demo(str(tmp_path), images=16, device='cpu')
+    with pytest.raises(FileExistsError, match='shapes is not from yolox_demo'): yolox_demo(str(tmp_path), device='cpu')
     assert file.read_text() == 'mine'

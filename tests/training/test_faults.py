@@ -61,7 +61,8 @@ def test_full_disk_leaves_a_training_that_resumes(shapes, tmp_path, uninterrupte
     out = tmp_path/'run'
     child = start_training(out)
     child.wait_for(out/'state.pt')
-    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)) # Python ignores SIGXFSZ, and sees an OSError
+    # Python ignores SIGXFSZ, and sees an OSError
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     assert child.wait() == 1 and 'could not be written' in error_line(child.output())
     fit(trainer(shapes), out, resume=True)
     assert_same_training(out, uninterrupted)

@@ -24,25 +24,27 @@ from cjm_yolox_pytorch.training.runs import read_rows
 from cjm_yolox_pytorch.training.train import fit, yolox_train
 from cjm_yolox_pytorch.training.trainer import Trainer
 
-FILES = ['best.safetensors', 'confusion.png', 'curves.png', 'detections.png', 'last.safetensors', 'metrics.csv', 'metrics.json',
-    'precision_recall.png', 'state.pt', 'worst.png']
+FILES = ['best.safetensors', 'confusion.png', 'curves.png', 'detections.png', 'last.safetensors', 'metrics.csv',
+    'metrics.json', 'precision_recall.png', 'state.pt', 'worst.png']
 
 
-def train(data, out, **options): yolox_train(str(data), out=str(out), device='cpu', **{**SMALL, 'epochs': 1, 'workers': 0, **options})
+def train(data, out, **options):
+    yolox_train(str(data), out=str(out), device='cpu', **{**SMALL, 'epochs': 1, 'workers': 0, **options})
 
 
 def test_train_command_leaves_files_that_other_commands_read(shapes, tmp_path, capfd):
     out, command = tmp_path/'run', Path(sys.executable).with_name('yolox_train')
-    options = '--model yolox_nano --img-size 64 --epochs 8 --batch 4 --optimizer sgd --lr .01 --amp bf16 --eval-interval 4 --workers 1'
-    words = [command, shapes, *options.split(), '--no_aug_epochs', '2', '--warmup-epochs', '2', '--out', out, '--device', 'cpu']
-    done = subprocess.run(words, capture_output=True, text=True)
+    options = ('--model yolox_nano --img-size 64 --epochs 8 --batch 4 --optimizer sgd --lr .01 --amp bf16 --workers 1 '
+        '--eval-interval 4 --no_aug_epochs 2 --warmup-epochs 2 --device cpu')
+    done = subprocess.run([command, shapes, '--out', out, *options.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'training on train: 12 images' in done.stdout and 'best: epoch' in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if '/8 ' in line)
     assert sorted(p.name for p in out.glob('[!.]*')) == FILES
 
     rows = read_rows(out/'metrics.csv')
-    assert [row['epoch'] for row in rows] == [*range(1, 9)] and all({'loss_obj', 'seconds'} <= row.keys() for row in rows)
+    assert [row['epoch'] for row in rows] == [*range(1, 9)]
+    assert all({'loss_obj', 'seconds'} <= row.keys() for row in rows)
     assert ['AP' in row for row in rows] == [False, False, False, True]*2
     assert ['loss_l1' in row for row in rows] == [False]*6 + [True]*2
     rates = [row['lr'] for row in rows]
@@ -54,7 +56,8 @@ def test_train_command_leaves_files_that_other_commands_read(shapes, tmp_path, c
     assert {*METRICS, 'classes'} <= set(json.loads((tmp_path/'eval/metrics.json').read_text()))
 
     train(shapes, tmp_path/'more', weights=str(out/'last.safetensors'))
-    assert 'weights: yolox_nano of ours: 642 of 642 tensors loaded' in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert 'weights: yolox_nano' in printed and '642 of 642 tensors loaded' in printed
 
 
 def commands():
@@ -79,9 +82,7 @@ def test_help_of_train_shows_defaults_of_the_recipe():
 
 def test_results_do_not_go_into_the_dataset(shapes):
     before = sorted(shapes.iterdir())
-    inside = dict(data=str(shapes), out=f'{shapes}/../{shapes.name}')
-    for command in (lambda: yolox_train(model='yolox_nano', **inside), lambda: yolox_eval('best.safetensors', **inside)):
-        with pytest.raises(ValueError, match=shapes.name): command()
+    with pytest.raises(ValueError, match=shapes.name): train(shapes, f'{shapes}/../{shapes.name}')
     assert sorted(shapes.iterdir()) == before
 
 
@@ -111,7 +112,8 @@ def test_train_refuses_odd_options(shapes, tmp_path, uninterrupted, options, mes
 
 def test_error_of_the_command_is_one_line(shapes, tmp_path, start_training):
     child = start_training(tmp_path/'new', '--img-size', 0)
-    assert child.wait() == 1 and child.output().startswith('yolox_train: error: img_size=0: ') and child.output().count('\n') == 1
+    assert child.wait() == 1 and child.output().startswith('yolox_train: error: img_size=0: ')
+    assert child.output().count('\n') == 1
 
 
 @pytest.fixture

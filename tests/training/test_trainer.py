@@ -26,7 +26,8 @@ def first_batch(small):
 def test_trainer_overfits_a_few_images(shapes):
     "On four images without augmentation, a working loop finds the objects; one in which anything is broken does not"
     images = read_split(shapes, 'val')
-    recipe = Recipe('yolox_nano', img_size=64, epochs=120, batch=4, lr=.004, no_aug_epochs=30, amp='none', ema_decay=.9, ema_tau=20.)
+    recipe = Recipe('yolox_nano', img_size=64, epochs=120, batch=4, lr=.004, no_aug_epochs=30, amp='none',
+        ema_decay=.9, ema_tau=20.)
     small = Trainer(recipe, images, images, device='cpu', transforms=[])
     for module in small.model.modules(): # Averages follow quickly, so that few steps are enough
         if isinstance(module, torch.nn.BatchNorm2d): module.momentum = .3
@@ -49,11 +50,13 @@ def test_validation_split_gets_the_labels_of_the_training_split(shapes):
     small = Trainer(Recipe('yolox_nano', img_size=64), train, relabel(val, val.names[::-1]), device='cpu')
     assert small.val.names == train.names and small.val.labels.tolist() == val.labels.tolist()
     with pytest.raises(ValueError, match='not among'):
-        Trainer(Recipe('yolox_nano'), relabel(train, [*train.names, 'moon']), replace(val, names=[*'abcde']), device='cpu')
+        other = replace(val, names=[*'abcde'])
+        Trainer(Recipe('yolox_nano'), relabel(train, [*train.names, 'moon']), other, device='cpu')
 
 
 @pytest.mark.parametrize('which, message', [('train', 'nothing to train on: Annotations.0 images'),
-    ('val', 'nothing to validate on: Annotations.0 images'), ('weights', "weights are for yolox_s, but model='yolox_nano'")])
+    ('val', 'nothing to validate on: Annotations.0 images'),
+    ('weights', "weights are for yolox_s, but model='yolox_nano'")])
 def test_trainer_refuses_what_does_not_fit(shapes, which, message):
     split = read_split(shapes, 'val')
     args = dict(train=split, val=split)
@@ -137,15 +140,17 @@ def test_half_precision_has_losses_like_full_precision(shapes, amp):
     batch = first_batch(half)
     losses, expected = half.step(batch), full.step(batch)
     assert all(v.dtype == torch.float32 for v in losses.values())
-    assert sum(losses.values()).item() == pytest.approx(sum(expected.values()).item(), rel=.15) # Some cells learn another object
+    # Some cells learn another object
+    assert sum(losses.values()).item() == pytest.approx(sum(expected.values()).item(), rel=.15)
     assert half.scaler.is_enabled() == (amp == 'fp16')
     assert all(p.isfinite().all() for p in half.model.parameters())
 
 
-VARIABLE = dict(min_size=64, max_size=128)
+ONE_SIZE = {}, 1 # One graph
+ANY_SIZE = pytest.param(dict(min_size=64, max_size=128), 2, marks=pytest.mark.slow) # A second one for other sizes
 
 
-@pytest.mark.parametrize('sizes, graphs', [({}, 1), pytest.param(VARIABLE, 2, marks=pytest.mark.slow)]) # The second of any size
+@pytest.mark.parametrize('sizes, graphs', [ONE_SIZE, ANY_SIZE])
 def test_compiled_training_is_the_same_in_few_graphs(shapes, monkeypatch, sizes, graphs):
     "Also in the epochs without augmentation and in validations; a compiler is not needed to see that"
     from torch._dynamo.testing import CompileCounter
