@@ -121,7 +121,7 @@ def _data_summary(t):
 def load_state(trainer:Trainer, path):
     "Bring `trainer`, of the same recipe and data, to where the training saved at `path` was."
     # The first process reads for all: another machine has another disk
-    state = trainer.agree(None if trainer.rank else read_file(path, 'state of a training')[0])
+    state = trainer.agree(None if trainer.rank else read_file(path, 'training state')[0])
     try:
         _check_same_run(trainer, state)
         _check_counts(trainer, state['counts'])

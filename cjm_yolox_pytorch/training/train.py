@@ -159,7 +159,7 @@ def _explain_death(e):
 def yolox_train(
     data:str, # Folder of a dataset, or a COCO file
     weights:str=None, # Initial weights: a file, or "coco" for published weights; random unless given
-    recipe:str='fine_tune', # fine_tune, whose values stand in brackets below, or paper: values of options not given
+    recipe:str='fine_tune', # fine_tune, with the values in brackets below, or paper: values of options that are not given
     format:str=None, # coco, voc or yolo; detected unless given
     train:str=None, # Training split; train unless given
     val:str=None, # Validation split; val unless given, or test where there is none

@@ -31,7 +31,7 @@ from .recipe import make_optimizer, make_scheduler
 # %% ../../nbs/training/01_trainer.ipynb #f01406e6
 @contextmanager
 def processes(device:str=None):
-    "Join the other processes if `torchrun` started this one; gives the device of this process."
+    "Join the processes that `torchrun` started, if it did; yields the device of this process."
     launched = dist.is_torchelastic_launched()
     if launched:
         cuda = choose_device(device).type == 'cuda'
@@ -43,13 +43,13 @@ def processes(device:str=None):
         if launched: dist.destroy_process_group()
 
 def rank_and_world() -> tuple:
-    "Return the number of this process and that of all processes."
+    "Return the rank of this process and the number of processes."
     if not dist.is_available() or not dist.is_initialized(): return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
 # %% ../../nbs/training/01_trainer.ipynb #d2dd9580
 class Trainer:
-    "Train a network by a recipe"
+    "Train a network according to a recipe"
     def __init__(self,
         recipe:Recipe,
         train:Annotations, # Training split
@@ -80,7 +80,7 @@ def _check_start(r, train, val, weights, device, world):
     parts = r.grad_accum*world
     if r.batch % parts: raise ValueError(f'batch={r.batch}: choose a multiple of {parts} (grad_accum times processes)')
     if r.batch == parts and (r.min_size or r.img_size) <= 32 and not r.sync_bn:
-        raise ValueError('batch norm cannot train on single images of 32 pixels: raise --img-size or --batch')
+        raise ValueError('batch norm cannot train on single images of at most 32 pixels: raise --img-size or --batch')
 
 # %% ../../nbs/training/01_trainer.ipynb #c470843f
 @patch
@@ -118,11 +118,11 @@ def _start(self:Trainer):
     self.batches = EpochBatches(len(self.train), r.batch, r.seed, self.rank, self.world)
     self.scheduler = make_scheduler(self.optimizer, r, len(self.batches))
     self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For objects in main memory
-    self.epoch = self.done = 0 # Completed epochs, and steps of the present one
-    self.totals = {} # Sums of losses in the present epoch
+    self.epoch = self.done = 0 # Completed epochs, and completed steps of the current one
+    self.totals = {} # Sums of losses in the current epoch
     self.rows = [] # Metrics of all epochs
     self.best = dict(AP=-1.) # Metrics of the best epoch
-    self.notes = {} # Notes for files of weights
+    self.notes = {} # Notes for weights files
     self.loader = self.out = None # Loader of training images; output folder
 
 # %% ../../nbs/training/01_trainer.ipynb #fd2aa34c
@@ -176,7 +176,7 @@ def _add_losses(totals, losses):
 # %% ../../nbs/training/01_trainer.ipynb #46bf3719
 @patch
 def start_epoch(self:Trainer):
-    "Prepare the present epoch, from step `done` on."
+    "Prepare the current epoch, from step `done` on."
     self.batches.epoch = self.epoch
     self.batches.start = self.done
     self.model.train()
@@ -242,7 +242,7 @@ def memory_gb(device:torch.device) -> float:
 # %% ../../nbs/training/01_trainer.ipynb #04cae625
 @patch
 def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
-    "Train to the end of the present epoch and return its mean losses, or None if `stop()` ended it after a step."
+    "Train to the end of the current epoch and return its mean losses, or None if `stop()` ended it after a step."
     self.start_epoch()
     start, begun, check = time.time(), self.done, None
     for batch in self.loader:
