@@ -1,42 +1,61 @@
-"""What each idea of the fast assigner is worth on a CPU: milliseconds of the loss, forward and backward, when one is taken back.
+"""Measure what each idea behind the fast assigner is worth on a CPU.
+
+The table has the milliseconds of the loss, forward and backward, without each idea.
 
 Run: python benchmarks/ablation.py
 """
 import statistics
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from loss import WORKLOADS, make_batch, markdown, ours, timed
 
-sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
-from loss import WORKLOADS, make_batch, ours, timed
+from cjm_yolox_pytorch import assignment, assignment_sparse, loss, simota
 
-from cjm_yolox_pytorch import loss, simota
+ROUNDS = 11
+WARMUP = 2
 
 
-def whole_topk(values, k, largest=True, column=32): return values.topk(min(k, values.shape[-1]), largest=largest).values
+def whole_topk(values, k, largest=True, column=32):
+    return values.topk(min(k, values.shape[-1]), largest=largest).values
+
+
 def with_log1p(q, dim): return (-q).log1p_().clamp_(min=-100).sum(dim).neg_()
 def from_one_tensor(maps, image, cell): return torch.cat(list(maps), 2).transpose(1, 2)[image, cell]
 
 
-TAKEN_BACK = {
+# Each idea with what replaces it: module, attribute, value
+IDEAS = {
     'nothing': [],
-    'only pairs that matter': [(simota, 'simota_sparse', simota.simota)],
-    'class maps stay where they are': [(module, 'take_cells', from_one_tensor) for module in (simota, loss)],
-    'log instead of log1p, at all classes': [(simota, 'background_cost', with_log1p)],
-    'the best by columns': [(simota, 'top', whole_topk)],
-    'IoUs in groups': [(simota, 'PAIRS_AT_ONCE', 2**40)]}
+    'only pairs that matter': [(simota, 'simota_sparse', assignment.simota)],
+    'class maps stay where they are': [(module, 'take_cells', from_one_tensor) for module in (assignment_sparse, loss)],
+    'log instead of log1p, at all classes': [(assignment_sparse, 'background_cost', with_log1p)],
+    'the best by columns': [(module, 'topk_values', whole_topk) for module in (assignment, assignment_sparse)],
+    'IoUs in groups': [(assignment_sparse, 'PAIRS_AT_ONCE', 2**40)]}
 
-print(f'| taken back | {" | ".join(WORKLOADS)} |', '|---|' + '--:|'*len(WORKLOADS), sep='\n')
-medians = {name: [] for name in TAKEN_BACK}
-for workload, (_, _, C, _, _) in WORKLOADS.items():
-    batch, run, times = make_batch(workload), ours(C, 'cpu'), {name: [] for name in TAKEN_BACK}
-    for _ in range(11):
-        for name, patches in TAKEN_BACK.items():
-            with ExitStack() as stack:
-                for module, attribute, value in patches: stack.enter_context(patch.object(module, attribute, value))
-                times[name].append(timed(run, batch, 'cpu'))
-    for name in TAKEN_BACK: medians[name].append(statistics.median(times[name][2:]))
-for name, values in medians.items(): print(f'| {name} | {" | ".join(f"{v:.1f}" for v in values)} |')
+
+def timed_without(idea, run, batch):
+    with ExitStack() as stack:
+        for module, attribute, value in IDEAS[idea]: stack.enter_context(patch.object(module, attribute, value))
+        return timed(run, batch, 'cpu')
+
+
+def measure(workload):
+    "Return the median milliseconds without each idea."
+    C = WORKLOADS[workload][2]
+    batch = make_batch(workload)
+    run = ours(C, 'cpu')
+    times = {idea: [] for idea in IDEAS}
+    for _ in range(ROUNDS):
+        for idea in IDEAS: times[idea].append(timed_without(idea, run, batch))
+    return {idea: statistics.median(t[WARMUP:]) for idea, t in times.items()}
+
+
+def main():
+    medians = [measure(workload) for workload in WORKLOADS]
+    rows = [[idea, *(f'{m[idea]:.1f}' for m in medians)] for idea in IDEAS]
+    print(markdown(['without', *WORKLOADS], rows, texts=[0]))
+
+
+if __name__ == '__main__': main()

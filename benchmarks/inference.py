@@ -1,6 +1,7 @@
-"""Photos per second from the file to the boxes, one at a time and in batches, beside pixeltable-yolox's predictor and its network in ONNX Runtime.
+"""Measure images per second from file to boxes, one at a time and in batches, and compare with pixeltable-yolox.
 
-All use the same weights and take turns in one process. With an environment of its own: make bench
+pixeltable-yolox is measured with its own predictor and exported to ONNX Runtime. All take turns in one process.
+`make bench` runs all benchmarks in a separate environment.
 """
 import argparse
 import contextlib
@@ -8,19 +9,18 @@ import io
 import statistics
 import sys
 import tempfile
-import time
 from itertools import cycle, islice
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmarks beside this one
-from loader import write_photos
-from loss import machine, tell
+from loader import alternating, ratio, result_cells, timed, write_photos
+from loss import first_line, machine, markdown, save_results
 
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights
 from cjm_yolox_pytorch.deploy.export import export_weights, load_exported
+from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.detection.detector import Detector
 from cjm_yolox_pytorch.files.images import as_image
 from cjm_yolox_pytorch.files.letterbox import letterbox, unletterbox
@@ -36,7 +36,8 @@ def pixeltable(weights, folder):
     from yolox.models import Yolox
     config = YoloxConfig.get_named_config(weights.model_type.replace('_', '-'))
     config.num_classes = weights.num_classes
-    torch.save(dict(model=config.get_model().state_dict()), folder/'theirs.pth') # Its own network, whose speed does not depend on weights
+    # Random weights of its own network: its speed does not depend on them
+    torch.save(dict(model=config.get_model().state_dict()), folder/'theirs.pth')
     predictor = Yolox.from_pretrained(folder/'theirs.pth', config=config)
     return predictor, lambda files: predictor(files, threshold=SCORE)
 
@@ -45,11 +46,13 @@ def pixeltable_onnx(weights, folder):
     import onnxruntime
     predictor, _ = pixeltable(weights, folder)
     images = predictor.processor([Image.new('RGB', (64, 64))])
-    torch.onnx.export(predictor.module.eval(), (images,), str(folder/'theirs.onnx'), input_names=['images'], dynamo=False, dynamic_axes=dict(images={0: 'batch'}))
+    options = dict(input_names=['images'], dynamo=False, dynamic_axes=dict(images={0: 'batch'}))
+    torch.onnx.export(predictor.module.eval(), (images,), str(folder/'theirs.onnx'), **options)
     session = onnxruntime.InferenceSession(folder/'theirs.onnx', providers=['CPUExecutionProvider'])
     def predict(files):
-        pictures = [Image.open(f).convert('RGB') for f in files]
-        return predictor.processor.postprocess(pictures, torch.from_numpy(session.run(None, {'images': predictor.processor(pictures).numpy()})[0]), threshold=SCORE)
+        images = [Image.open(f).convert('RGB') for f in files]
+        outputs = session.run(None, {'images': predictor.processor(images).numpy()})
+        return predictor.processor.postprocess(images, torch.from_numpy(outputs[0]), threshold=SCORE)
     return predict
 
 
@@ -61,75 +64,108 @@ def ours(weights, folder, compiled=False):
 
 def exported(weights, folder, suffix):
     with contextlib.redirect_stderr(io.StringIO()): export_weights(weights, folder/f'ours{suffix}')
-    run, size = load_exported(folder/f'ours{suffix}'), weights.input_size
+    run = load_exported(folder/f'ours{suffix}')
+    canvas = weights.input_size, weights.input_size
     def predict(files):
         images = [as_image(f) for f in files]
-        found = []
-        for image, rows in zip(images, run(torch.stack([letterbox(image, (size, size)) for image in images]).float())):
-            rows = rows[rows[:, 5] > SCORE]
-            scores = torch.zeros(len(rows), weights.num_classes).scatter(1, rows[:, 4:5].long(), rows[:, 5:])
-            d = nms(torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1), scores, SCORE, OVERLAP)
-            d.boxes = unletterbox(d.boxes, image.shape[1:], (size, size))
-            found.append(d)
-        return found
+        outputs = run(torch.stack([letterbox(image, canvas) for image in images]).float())
+        return [detections(image, rows, weights.num_classes, canvas) for image, rows in zip(images, outputs)]
     return predict
 
 
-VARIANTS = {'pixeltable-yolox': lambda *a: pixeltable(*a)[1], 'pixeltable-yolox, ONNX Runtime': pixeltable_onnx,
-            'ours': ours, 'ours, compiled': lambda *a: ours(*a, compiled=True), 'ours, ONNX Runtime': lambda *a: exported(*a, '.onnx'), 'ours, OpenVINO': lambda *a: exported(*a, '.xml')}
+def detections(image, rows, num_classes, canvas):
+    "Filter what an exported network returns for one image, and move its boxes onto the image."
+    rows = rows[rows[:, 5] > SCORE]
+    scores = torch.zeros(len(rows), num_classes).scatter(1, rows[:, 4:5].long(), rows[:, 5:])
+    boxes = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
+    boxes, scores, labels = nms(boxes, scores, SCORE, OVERLAP)
+    return Detections(unletterbox(boxes, image.shape[1:], canvas), scores, labels)
+
+
+VARIANTS = {
+    'pixeltable-yolox': lambda *a: pixeltable(*a)[1],
+    'pixeltable-yolox, ONNX Runtime': pixeltable_onnx,
+    'ours': ours,
+    'ours, compiled': lambda *a: ours(*a, compiled=True),
+    'ours, ONNX Runtime': lambda *a: exported(*a, '.onnx'),
+    'ours, OpenVINO': lambda *a: exported(*a, '.xml')}
 
 
 def compare(weights, files, args, folder):
-    "Median photos/s of each variant, or the error that it ended with"
-    predictors, failed = {}, {}
-    groups = {n: [list(islice(c, n)) for c in [cycle(files)] for _ in range(args.rounds)] for n in args.batches}
+    "Return a row for each batch size and variant: median images per second, or the error that was raised."
+    groups = {n: grouped(files, n, args.rounds) for n in args.batches}
+    predictors = {}
+    failed = {}
     for variant in args.only:
         try:
-            predictors[variant] = VARIANTS[variant](weights, folder)
-            for n in args.batches: predictors[variant](groups[n][0])
-        except Exception as e: predictors.pop(variant, None); failed[variant] = f'{type(e).__name__}: {e}'.splitlines()[0][:200] # The run goes on
+            predict = VARIANTS[variant](weights, folder)
+            for n in args.batches: predict(groups[n][0])
+            predictors[variant] = predict
+        except Exception as e: failed[variant] = first_line(e) # Another implementation may fail in any way
     rows = []
     for n in args.batches:
-        times = {variant: [] for variant in predictors}
-        for i, group in enumerate(groups[n]):
-            for variant in list(predictors)[::(-1)**i]:
-                start = time.perf_counter()
-                predictors[variant](group)
-                times[variant].append(time.perf_counter() - start)
-        speed = {variant: n/statistics.median(t) for variant, t in times.items()}
+        speed = measure(predictors, groups[n])
         for variant in args.only:
-            ratio = speed[variant]/speed['pixeltable-yolox'] if variant in speed and 'pixeltable-yolox' in speed else None
-            rows.append(dict(model=weights.model_type, size=weights.input_size, batch=n, variant=variant, images_per_s=speed.get(variant), ratio=ratio, failed=failed.get(variant)))
-            print(rows[-1], file=sys.stderr, flush=True)
+            row = dict(model=weights.model_type, size=weights.input_size, batch=n, variant=variant)
+            row.update(images_per_s=speed.get(variant), ratio=ratio(speed, variant), failed=failed.get(variant))
+            rows.append(row)
+            print(row, file=sys.stderr, flush=True)
     return rows
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--photos', type=Path, help='folder of JPEG files (default: 24 drawn pictures)')
-    parser.add_argument('--weights', type=Path, help='for the model whose weights they are (default: random)')
-    parser.add_argument('--models', nargs='+', default=MODELS, help='default: all')
-    parser.add_argument('--only', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument('--batches', nargs='+', type=int, default=[1, 8], help='photos at a time (default: 1 and 8)')
-    parser.add_argument('--rounds', type=int, default=30, help='timed calls of each, of which the median counts (default: 30)')
-    parser.add_argument('--out', type=Path, help='folder for inference.md and inference.json')
-    args = parser.parse_args()
+def grouped(files, n, rounds):
+    "Return `rounds` batches of `n` files, starting over after the last file."
+    again = cycle(files)
+    return [list(islice(again, n)) for _ in range(rounds)]
 
+
+def measure(predictors, groups):
+    "Return the median images per second of each predictor."
+    times = {variant: [] for variant in predictors}
+    for i, group in enumerate(groups):
+        for variant in alternating(predictors, i):
+            times[variant].append(timed(lambda: predictors[variant](group)))
+    return {variant: len(groups[0])/statistics.median(t) for variant, t in times.items()}
+
+
+COLUMNS = ['model', 'photos at a time', '', 'photos/s', 'times pixeltable-yolox']
+
+def as_table(rows):
+    cells = [[f'{r["model"]}, {r["size"]}', str(r['batch']), r['variant'], *result_cells(r)] for r in rows]
+    return markdown(COLUMNS, cells, texts=(0, 2))
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    option('--photos', 'folder of JPEG files (default: 24 drawn images)', type=Path)
+    option('--weights', 'weights for the model they belong to; other models get random ones', type=Path)
+    option('--models', 'default: all', nargs='+', default=MODELS)
+    option('--only', 'variants to measure (default: all)', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
+    option('--batches', 'batch sizes (default: 1 and 8)', nargs='+', type=int, default=[1, 8])
+    option('--rounds', 'timed calls of each; the median counts (default: 30)', type=int, default=30)
+    option('--out', 'folder for inference.md and inference.json', type=Path)
+    return parser.parse_args()
+
+
+def random_weights(name):
+    torch.manual_seed(0)
+    return Weights(build_model(name, 80, pretrained=False).state_dict(), name, 80, **NORM_STATS[name])
+
+
+def main():
+    args = parse_arguments()
+    given = load_weights(args.weights) if args.weights else None
     rows = []
     with tempfile.TemporaryDirectory() as drawn:
         if args.photos is None: write_photos(Path(drawn), 24)
         files = [str(f) for f in sorted((args.photos or Path(drawn)).rglob('*.jpg'))][:48]
-        given = load_weights(args.weights) if args.weights else None
         for name in args.models:
-            torch.manual_seed(0)
-            weights = given if given and given.model_type == name else Weights(build_model(name, 80, pretrained=False).state_dict(), name, 80, **NORM_STATS[name])
+            weights = given if given and given.model_type == name else random_weights(name)
             with tempfile.TemporaryDirectory() as folder: rows += compare(weights, files, args, Path(folder))
-    table = ['| model | photos at a time | | photos/s | times pixeltable-yolox |', '|---|--:|---|--:|--:|']
-    for r in rows:
-        cells = [f'failed: {r["failed"]}', ''] if r['failed'] else [f'{r["images_per_s"]:.1f}', '' if r['ratio'] is None else f'{r["ratio"]:.2f}']
-        table.append(f'| {r["model"]}, {r["size"]} | {r["batch"]} | {" | ".join([r["variant"], *cells])} |')
-    about = machine('cpu') | dict(photos=args.photos.name if args.photos else 'drawn, 640x480', rounds=args.rounds)
-    tell('inference', '\n'.join(table), rows, about, args.out)
+    about = machine('cpu')
+    about |= dict(photos=args.photos.name if args.photos else 'drawn, 640x480', rounds=args.rounds)
+    save_results('inference', as_table(rows), rows, about, args.out)
 
 
 if __name__ == '__main__': main()

@@ -1,12 +1,11 @@
-"""Training images per second and core, with the whole augmentation of YOLOX's recipe, beside pixeltable-yolox's.
+"""Measure training images per second and core with YOLOX's full augmentation, and compare with pixeltable-yolox.
 
-Mosaic, affine map, MixUp, colours and mirroring, with the paper's figures; batches of 8. All take turns in one process, on one thread.
-With an environment of its own: make bench
+Mosaic, affine transform, MixUp, colour jitter and flip with the paper's values, in batches of 8. Both take turns in
+one process, on one thread. `make bench` runs all benchmarks in a separate environment.
 """
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,102 +15,157 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
-from loss import machine, tell
+from loss import first_line, machine, markdown, save_results
 
 from cjm_yolox_pytorch.data.augment import yolox_transforms
 from cjm_yolox_pytorch.data.batches import DetectionDataset, EpochBatches, train_loader
-from cjm_yolox_pytorch.data.splits import find_splits, read_split
 from cjm_yolox_pytorch.data.shapes import SHAPES, draw_shapes
+from cjm_yolox_pytorch.data.splits import find_splits, read_split
 
 BATCH = 8
 
 
+def empty_coco(names):
+    return dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(names)])
+
+
+def add_image(coco, file_name, width, height, boxes, labels):
+    "Add an image and its objects (xyxy, label) to a COCO document."
+    image_id = len(coco['images'])
+    coco['images'].append(dict(id=image_id, file_name=file_name, width=width, height=height))
+    for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist()):
+        w = x2 - x1
+        h = y2 - y1
+        row = dict(id=len(coco['annotations']) + 1, image_id=image_id, category_id=label, iscrowd=0)
+        coco['annotations'].append(dict(row, bbox=[x1, y1, w, h], area=w*h))
+
+
 def write_photos(folder, count):
-    "Drawn shapes as large as photos of COCO, and as grainy, in COCO format"
-    coco = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(SHAPES)])
+    "Write a COCO dataset of drawn shapes with the size and the noise of photos."
+    coco = empty_coco(SHAPES)
     for i in range(count):
         rng = np.random.default_rng(i)
         image, boxes, labels = draw_shapes(rng)
         grain = rng.normal(0, 8, (480, 640, 3))
-        Image.fromarray((np.asarray(Image.fromarray(image).resize((640, 480), Image.BICUBIC)) + grain).clip(0, 255).astype(np.uint8)).save(folder/f'{i}.jpg', quality=90)
-        coco['images'].append(dict(id=i, file_name=f'{i}.jpg', width=640, height=480))
-        for (x1, y1, x2, y2), label in zip((boxes*[4, 3, 4, 3]).tolist(), labels.tolist()):
-            coco['annotations'].append(dict(id=len(coco['annotations']), image_id=i, category_id=label, iscrowd=0, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1)))
+        large = Image.fromarray(image).resize((640, 480), Image.BICUBIC)
+        noisy = (np.asarray(large) + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder/f'{i}.jpg', quality=90)
+        add_image(coco, f'{i}.jpg', 640, 480, boxes*[4, 3, 4, 3], labels)
     (folder/'all.json').write_text(json.dumps(coco))
 
 
-def ours(annotations, img_size, folder):
-    dataset = DetectionDataset(annotations, img_size, yolox_transforms(img_size))
+def ours(annotations, size, folder):
+    dataset = DetectionDataset(annotations, size, yolox_transforms(size))
     batches = EpochBatches(len(dataset), BATCH)
     while True:
         yield from (batch.images for batch in train_loader(dataset, batches))
         batches.epoch += 1
 
 
-def pixeltable(annotations, img_size, folder):
+def pixeltable(annotations, size, folder):
     from yolox.data import CocoDataset, MosaicDetection, TrainTransform
     (folder/'annotations').mkdir()
     (folder/'images').mkdir()
-    coco = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(annotations.names)])
+    coco = empty_coco(annotations.names)
     for i, path in enumerate(annotations.paths):
         file = f'{i}{Path(path).suffix}'
         (folder/'images'/file).symlink_to(Path(path).resolve())
-        coco['images'].append(dict(id=i, file_name=file, height=int(annotations.sizes[i][0]), width=int(annotations.sizes[i][1])))
+        height, width = map(int, annotations.sizes[i])
         boxes, labels, _ = annotations.objects(i)
-        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist()):
-            coco['annotations'].append(dict(id=len(coco['annotations']) + 1, image_id=i, category_id=label, iscrowd=0, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1)))
+        add_image(coco, file, width, height, boxes, labels)
     (folder/'annotations/all.json').write_text(json.dumps(coco))
-    plain = CocoDataset(str(folder), 'all.json', 'images', (img_size, img_size), TrainTransform(max_labels=50))
-    dataset = MosaicDetection(plain, (img_size, img_size), preproc=TrainTransform(max_labels=120), mosaic_scale=(.1, 2))
+    plain = CocoDataset(str(folder), 'all.json', 'images', (size, size), TrainTransform(max_labels=50))
+    dataset = MosaicDetection(plain, (size, size), preproc=TrainTransform(max_labels=120), mosaic_scale=(.1, 2))
     rng = np.random.default_rng(0)
-    while True: # As its loader does: indices with a flag for the mosaic
-        for n in range(0, len(dataset) - BATCH + 1, BATCH):
-            yield torch.utils.data.default_collate([dataset[True, int(i)] for i in rng.permutation(len(dataset))[:BATCH]])[0]
+    while True:
+        chosen = rng.permutation(len(dataset))[:BATCH]
+        # Like its own loader, with a flag that asks for mosaic
+        yield torch.utils.data.default_collate([dataset[True, int(i)] for i in chosen])[0]
 
 
-VARIANTS = {'pixeltable-yolox': pixeltable, 'ours': ours}
+PEER = 'pixeltable-yolox'
+VARIANTS = {PEER: pixeltable, 'ours': ours}
+
+
+def timed(function):
+    "Return the seconds that `function()` takes."
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def alternating(names, turn):
+    "Return `names` forwards in even turns and backwards in odd ones."
+    return list(names)[::-1 if turn % 2 else 1]
+
+
+def ratio(speed, variant):
+    "Return how many times as fast as the peer `variant` is, or None if one of them was not measured."
+    return speed[variant]/speed[PEER] if variant in speed and PEER in speed else None
+
+
+def two_digits(value): return '' if value is None else f'{value:.2f}'
+
+
+def measure(annotations, args, folder):
+    "Return the median images per second of each variant, and the error of each that failed."
+    streams = {}
+    failed = {}
+    for variant in args.only:
+        (folder/variant).mkdir()
+        try:
+            stream = VARIANTS[variant](annotations, args.img_size, folder/variant)
+            for _ in range(2): next(stream)
+            streams[variant] = stream
+        except Exception as e: failed[variant] = first_line(e) # Another implementation may fail in any way
+    times = {variant: [] for variant in streams}
+    for turn in range(args.rounds):
+        for variant in alternating(streams, turn): times[variant].append(timed(lambda: next(streams[variant])))
+    return {variant: BATCH/statistics.median(t) for variant, t in times.items()}, failed
+
+
+def result_cells(row):
+    if row['failed']: return [f'failed: {row["failed"]}', '']
+    return [f'{row["images_per_s"]:.1f}', two_digits(row['ratio'])]
+
+
+def as_table(rows):
+    cells = [[row['loader'], *result_cells(row)] for row in rows]
+    return markdown(['loader', 'images/s per core', 'times pixeltable-yolox'], cells, texts=[0])
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    option('--data', 'folder of a dataset, whose first split is used (default: 96 drawn images)', type=Path)
+    option('--img-size', 'canvas side in pixels (default: 640)', type=int, default=640)
+    option('--only', 'variants to measure (default: all)', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
+    option('--rounds', 'timed batches of each; the median counts (default: 15)', type=int, default=15)
+    option('--out', 'folder for loader.md and loader.json', type=Path)
+    return parser.parse_args()
+
+
+def read_data(data, folder):
+    "Read the first split of `data`; without it, draw a dataset in `folder`."
+    if data: return read_split(data, next(iter(find_splits(data))))
+    write_photos(folder, 96)
+    return read_split(folder, 'all')
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, help='folder of a dataset, whose first split is used (default: 96 drawn images)')
-    parser.add_argument('--img-size', type=int, default=640, help='side of the canvas in pixels (default: 640)')
-    parser.add_argument('--only', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument('--rounds', type=int, default=15, help='timed batches, of which the median counts (default: 15)')
-    parser.add_argument('--out', type=Path, help='folder for loader.md and loader.json')
-    args = parser.parse_args()
+    args = parse_arguments()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        if args.data is None: write_photos(folder, 96)
-        annotations = read_split(args.data or folder, 'all' if args.data is None else next(iter(find_splits(args.data))))
-        streams, failed = {}, {}
-        for variant in args.only:
-            (folder/variant).mkdir()
-            try:
-                streams[variant] = VARIANTS[variant](annotations, args.img_size, folder/variant)
-                for _ in range(2): next(streams[variant])
-            except Exception as e: # The run goes on
-                streams.pop(variant, None)
-                failed[variant] = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
-        times = {variant: [] for variant in streams}
-        for n in range(args.rounds):
-            for variant in list(streams)[::(-1)**n]:
-                start = time.perf_counter()
-                next(streams[variant])
-                times[variant].append(time.perf_counter() - start)
-    speed = {variant: BATCH/statistics.median(t) for variant, t in times.items()}
-    table, rows = ['| loader | images/s per core | times pixeltable-yolox |', '|---|--:|--:|'], []
+        annotations = read_data(args.data, Path(folder))
+        speed, failed = measure(annotations, args, Path(folder))
+    rows = []
     for variant in args.only:
-        ratio = speed[variant]/speed['pixeltable-yolox'] if variant in speed and 'pixeltable-yolox' in speed else None
-        rows.append(dict(loader=variant, images_per_s=speed.get(variant), ratio=ratio, failed=failed.get(variant)))
-        cells = [f'failed: {failed[variant]}', ''] if variant in failed else [f'{speed[variant]:.1f}', '' if ratio is None else f'{ratio:.2f}']
-        table.append(f'| {" | ".join([variant, *cells])} |')
-    about = machine('cpu') | dict(data='drawn' if args.data is None else args.data.name, images=len(annotations), size=args.img_size, rounds=args.rounds, opencv=cv2.__version__)
-    tell('loader', '\n'.join(table), rows, about, args.out)
+        row = dict(loader=variant, images_per_s=speed.get(variant), ratio=ratio(speed, variant))
+        rows.append(dict(row, failed=failed.get(variant)))
+    about = machine('cpu') | dict(data=args.data.name if args.data else 'drawn', images=len(annotations))
+    about |= dict(size=args.img_size, rounds=args.rounds, opencv=cv2.__version__)
+    save_results('loader', as_table(rows), rows, about, args.out)
 
 
 if __name__ == '__main__': main()

@@ -1,7 +1,7 @@
-"""Time and memory of the loss, forward and backward, beside other implementations.
+"""Measure time and peak memory of the loss, forward and backward, and compare it with other implementations.
 
-The peers are measured as they are published, on the same maps and objects, in one process, taking turns. A peer that cannot be
-imported or fails is named in the table, and the run goes on. All of it, with an environment of its own: make bench
+The others run as published, on the same maps and objects, taking turns in one process. If one cannot be imported
+or fails, the table says so and the rest still runs. `make bench` runs all benchmarks in a separate environment.
 """
 import argparse
 import ctypes
@@ -20,13 +20,15 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1])) # The loss of this checkout, whether installed or not
+# Benchmarks measure this checkout, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cjm_yolox_pytorch.boxes import cell_centres, encode, grid_priors
 from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.simota import SimOTAAssigner
 
 STRIDES = [8, 16, 32]
-WORKLOADS = dict( # images, side in pixels, classes, fewest and most objects in an image
+# Images, side in pixels, classes, fewest and most objects in an image
+WORKLOADS = dict(
     tiny=(16, 416, 80, 1, 14),
     coco=(8, 640, 80, 8, 40),
     crowd=(2, 640, 80, 200, 300),
@@ -34,32 +36,53 @@ WORKLOADS = dict( # images, side in pixels, classes, fewest and most objects in 
 
 
 def make_batch(workload, device='cpu', images=None, seed=0):
-    "Maps of a half-trained network, and the objects of each image"
+    "Return the maps of a half-trained network, and the boxes and labels of each image."
     B, side, C, least, most = WORKLOADS[workload]
-    B, g = images or B, torch.Generator().manual_seed(seed)
+    if images: B = images
+    g = torch.Generator().manual_seed(seed)
     corners = grid_priors([(side//s, side//s) for s in STRIDES], STRIDES)
-    centres, A, boxes, labels, flat = cell_centres(corners), len(corners), [], [], []
+    objects = []
+    flat = []
     for _ in range(B):
-        n = int(torch.randint(least, most + 1, (), generator=g))
-        size = 8 + (.6*side - 8)*torch.rand(n, 2, generator=g)**3
-        corner = torch.rand(n, 2, generator=g)*(side - size)
-        boxes.append(torch.cat([corner, corner + size], 1))
-        labels.append(torch.randint(C, (n,), generator=g))
-        raw, obj = torch.randn(A, 4, generator=g)*.3, torch.randn(A, generator=g) - 3
-        cls = torch.randn(A, C, generator=g) - 3
-        for box, label in zip(boxes[-1], labels[-1]):
-            inside = ((centres[:, :2] > box[:2]) & (centres[:, :2] < box[2:])).all(1).nonzero()[:, 0]
-            raw[inside] = encode(box, corners[inside]) + torch.randn(len(inside), 4, generator=g)*.25
-            cls[inside, label] += 3
-            obj[inside] += 2.5
-        flat.append(torch.cat([cls, raw, obj[:, None]], 1))
-    maps, cells = [], [(side//s)**2 for s in STRIDES]
-    for part in torch.stack(flat).split([C, 4, 1], dim=2):
-        maps.append([m.transpose(1, 2).reshape(B, -1, side//s, side//s).contiguous().to(device).requires_grad_() for m, s in zip(part.split(cells, dim=1), STRIDES)])
-    return maps, [b.to(device) for b in boxes], [l.to(device) for l in labels]
+        objects.append(random_objects(side, C, least, most, g))
+        flat.append(half_trained(corners, C, *objects[-1], g))
+    maps = [to_levels(part, side, device) for part in torch.stack(flat).split([C, 4, 1], dim=2)]
+    return maps, [b.to(device) for b, _ in objects], [l.to(device) for _, l in objects]
 
 
-# One function for each implementation: from the number of classes to a function of maps and objects that returns the sum of the losses
+def random_objects(side, C, least, most, g):
+    "Return boxes [G, 4] and labels [G] of `least` to `most` objects, small ones more often than large ones."
+    n = int(torch.randint(least, most + 1, (), generator=g))
+    size = 8 + (.6*side - 8)*torch.rand(n, 2, generator=g)**3
+    corner = torch.rand(n, 2, generator=g)*(side - size)
+    return torch.cat([corner, corner + size], 1), torch.randint(C, (n,), generator=g)
+
+
+def half_trained(corners, C, boxes, labels, g):
+    "Return predictions [A, C + 4 + 1] that are right inside the objects, with noise."
+    A = len(corners)
+    centres = cell_centres(corners)[:, :2]
+    raw = torch.randn(A, 4, generator=g)*.3
+    obj = torch.randn(A, generator=g) - 3
+    cls = torch.randn(A, C, generator=g) - 3
+    for box, label in zip(boxes, labels):
+        inside = ((centres > box[:2]) & (centres < box[2:])).all(1).nonzero()[:, 0]
+        raw[inside] = encode(box, corners[inside]) + torch.randn(len(inside), 4, generator=g)*.25
+        cls[inside, label] += 3
+        obj[inside] += 2.5
+    return torch.cat([cls, raw, obj[:, None]], 1)
+
+
+def to_levels(flat, side, device):
+    "Split [B, A, D] into one leaf tensor [B, D, H, W] per level."
+    sides = [side//s for s in STRIDES]
+    levels = flat.split([n**2 for n in sides], dim=1)
+    maps = [m.transpose(1, 2).unflatten(2, (n, n)).contiguous() for m, n in zip(levels, sides)]
+    return [m.to(device).requires_grad_() for m in maps]
+
+
+# One function per implementation. It takes the number of classes and the device, and returns a function that computes
+# the sum of the losses from maps, boxes and labels.
 
 def ours(C, device, preset='mmdetection', graph=False, **kwargs):
     assigner = SimOTAAssigner(1.5, center_only=True, iou_eps=1e-8) if preset == 'megvii' else None
@@ -69,9 +92,10 @@ def ours(C, device, preset='mmdetection', graph=False, **kwargs):
 
 
 class _Stub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    "Stands for mmcv.ops, which needs a compiler, and of which the YOLOX head uses nothing"
+    "Replace mmcv.ops, which needs a compiler to build and which the YOLOX head does not use."
     def find_spec(self, name, path, target=None):
-        if name == 'mmcv.ops' or name.startswith('mmcv.ops.'): return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        if name != 'mmcv.ops' and not name.startswith('mmcv.ops.'): return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec): return None
 
@@ -86,7 +110,8 @@ def mmdetection(C, device):
     sys.meta_path.insert(0, _Stub())
     from mmdet.models.dense_heads import YOLOXHead
     from mmengine.structures import InstanceData
-    head = YOLOXHead(C, 8, feat_channels=8, train_cfg=dict(assigner=dict(type='SimOTAAssigner', center_radius=2.5))).to(device)
+    assigner = dict(type='SimOTAAssigner', center_radius=2.5)
+    head = YOLOXHead(C, 8, feat_channels=8, train_cfg=dict(assigner=assigner)).to(device)
 
     def run(maps, boxes, labels):
         objects = [InstanceData(bboxes=b, labels=l) for b, l in zip(boxes, labels)]
@@ -94,18 +119,29 @@ def mmdetection(C, device):
     return run
 
 
+def megvii_rows(boxes, labels, device):
+    "Pad objects to rows [B, G, 5] as Megvii's heads take them: label and cxcywh box."
+    rows = torch.zeros(len(boxes), max(map(len, boxes)), 5, device=device)
+    for row, b, l in zip(rows, boxes, labels):
+        corner, end = b.split(2, dim=1)
+        row[:len(b)] = torch.cat([l[:, None], (corner + end)/2, end - corner], 1)
+    return rows
+
+
 def like_megvii(head):
-    "Megvii's head, or one with its methods"
+    "Return the loss function of Megvii's head, or of one with the same methods."
     def run(maps, boxes, labels):
-        outputs, xs, ys, strides = [], [], [], []
+        outputs = []
+        xs = []
+        ys = []
+        strides = []
         for k, (cls, box, obj, s) in enumerate(zip(*maps, STRIDES)):
             output, grid = head.get_output_and_grid(torch.cat([box, obj, cls], 1), k, s, cls.type())
             outputs.append(output)
             xs.append(grid[:, :, 0])
             ys.append(grid[:, :, 1])
             strides.append(torch.full((1, grid.shape[1]), s).type_as(cls))
-        rows = torch.zeros(len(boxes), max(map(len, boxes)), 5, device=cls.device)
-        for row, b, l in zip(rows, boxes, labels): row[:len(b)] = torch.cat([l[:, None], (b[:, :2] + b[:, 2:])/2, b[:, 2:] - b[:, :2]], 1)
+        rows = megvii_rows(boxes, labels, cls.device)
         losses = head.get_losses(None, xs, ys, strides, rows, torch.cat(outputs, 1), [], dtype=cls.dtype)
         return losses['total_loss'] if isinstance(losses, dict) else losses[0]
     return run
@@ -124,7 +160,7 @@ def libreyolo(C, device):
 IMPLEMENTATIONS = {
     'ours': ours,
     'ours, compile=True': lambda *args: ours(*args, compile=True),
-    'ours, one compiled graph': lambda *args: ours(*args, graph=True), # What `compile=True` is on an accelerator
+    'ours, one compiled graph': lambda *args: ours(*args, graph=True), # The same as `compile=True` on an accelerator
     'ours, compile=reduce-overhead': lambda *args: ours(*args, compile='reduce-overhead'),
     'mmdetection': mmdetection,
     "ours, Megvii's preset": lambda *args: ours(*args, preset='megvii'),
@@ -133,88 +169,111 @@ IMPLEMENTATIONS = {
     'LibreYOLO': libreyolo}
 
 
-def step(run, maps, boxes, labels):
+def clear_gradients(maps):
     for levels in maps:
         for m in levels: m.grad = None
+
+
+def step(run, maps, boxes, labels):
+    clear_gradients(maps)
     loss = run(maps, boxes, labels)
     loss.backward()
     return loss
 
 
 def timed(run, batch, device):
-    "Milliseconds of one step"
+    "Return the milliseconds that one step takes."
     if device == 'cpu':
         start = time.perf_counter()
         step(run, *batch)
         return 1000*(time.perf_counter() - start)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    return cuda_timed(lambda: step(run, *batch))
+
+
+def cuda_timed(function):
+    "Return the milliseconds between two events recorded around `function()`."
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    step(run, *batch)
+    function()
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end)
 
 
+def first_line(error):
+    "Return the error in one line of at most 200 characters, for a table."
+    return f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+
+
 def measure_time(names, batch, C, device, rounds, runs):
-    "Each implementation's least median of `runs` runs, with its loss, or why there are none"
-    ready, medians, losses, failed = {}, {}, {}, {}
+    "Return, each by name: the lowest median of `runs` runs, the loss, the error, and the function."
+    ready = {}
+    medians = {}
+    losses = {}
+    failed = {}
     for name in names:
         try:
             ready[name] = IMPLEMENTATIONS[name](C, device)
             for _ in range(3): losses[name] = step(ready[name], *batch).item()
             medians[name] = []
-        except Exception as e: failed[name] = f'{type(e).__name__}: {e}'.splitlines()[0][:200] # Whatever a peer does wrong, the run goes on
+        except Exception as e: failed[name] = first_line(e) # Another implementation may fail in any way
     for _ in range(runs):
         times = {name: [] for name in medians}
         for turn in range(rounds):
-            order = list(medians)[turn % len(medians):] + list(medians)[:turn % len(medians)] # Nobody always follows the same one
-            for name in order: times[name].append(timed(ready[name], batch, device))
+            first = turn % len(medians) # The order rotates, since each one leaves its data in the caches
+            for name in [*medians][first:] + [*medians][:first]: times[name].append(timed(ready[name], batch, device))
         for name in medians: medians[name].append(statistics.median(times[name]))
     return {name: min(m) for name, m in medians.items()}, losses, failed, ready
 
 
 def measure_memory(name, args, workload):
-    "High-water mark of a process of its own above what it held once inputs existed, in MB"
+    "Return the peak memory of a step in a new process, in MB beyond the inputs; None if the process fails."
     command = [sys.executable, __file__, '--memory', name, '--workloads', workload]
-    done = subprocess.run(command + (['--images', str(args.images)] if args.images else []), capture_output=True, text=True)
-    if done.returncode: warnings.warn(f'memory of {name} on {workload}: {done.stderr.splitlines()[-1:]}')
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+    if args.images: command += ['--images', str(args.images)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0: return float(done.stdout.split()[-1])
+    warnings.warn(f'memory of {name} on {workload} could not be measured: {done.stderr.splitlines()[-1:]}')
 
 
 def print_memory(name, workload, images):
-    "What `measure_memory` starts"
+    "Print the peak memory of a step; `measure_memory` calls this in a new process."
     batch = make_batch(workload, images=images)
     run = IMPLEMENTATIONS[name](WORKLOADS[workload][2], 'cpu')
-    if 'graph' in name: step(run, *batch) # Compiling takes memory too, once
-    small = [[m[:1, ..., :2, :2].detach().requires_grad_() for m in levels] for levels in batch[0]]
-    step(run, small, [b[:1] for b in batch[1][:1]], [l[:1] for l in batch[2][:1]]) # So that libraries are loaded
-    for levels in batch[0]:
-        for m in levels: m.grad = None
-    if 'linux' in sys.platform: ctypes.CDLL('libc.so.6').malloc_trim(0) # What the making of inputs left free would hide what is needed
-    Path('/proc/self/clear_refs').write_text('5') # The high-water mark starts anew
-    def status(key): return int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(key)).split()[1])/1000
-    before = status('VmRSS')
+    if 'graph' in name: step(run, *batch) # Compiling also takes memory, but only once
+    maps, boxes, labels = batch
+    small = [[m[:1, ..., :2, :2].detach().requires_grad_() for m in levels] for levels in maps]
+    step(run, small, [b[:1] for b in boxes[:1]], [l[:1] for l in labels[:1]]) # Loads all libraries
+    clear_gradients(maps)
+    # The step would reuse memory that was freed while the inputs were made, and seem to need less
+    if 'linux' in sys.platform: ctypes.CDLL('libc.so.6').malloc_trim(0)
+    Path('/proc/self/clear_refs').write_text('5') # Resets the peak
+    before = process_mb('VmRSS')
     step(run, *batch)
-    print(status('VmHWM') - before)
+    print(process_mb('VmHWM') - before)
+
+
+def process_mb(key):
+    "Return a figure of /proc/self/status in MB."
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(l.split()[1]) for l in lines if l.startswith(key))/1000
 
 
 def gpu_bandwidth():
-    "Bytes per second of a large copy, read and written"
+    "Return the bytes per second that a large copy reads and writes."
     source = torch.empty(2**30, dtype=torch.uint8, device='cuda')
-    target, times = torch.empty_like(source), []
-    for _ in range(12):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record(); target.copy_(source); end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end)/1000)
-    return 2*source.numel()/statistics.median(times)
+    target = torch.empty_like(source)
+    times = [cuda_timed(lambda: target.copy_(source)) for _ in range(12)]
+    return 2*source.numel()/statistics.median(times)*1000
 
 
 def gpu_figures(run, batch, bandwidth):
-    "Peak memory in MB, kernels, waits, milliseconds in kernels, and how much of those the reading of maps and writing of gradients would take"
-    for levels in batch[0]:
-        for m in levels: m.grad = None
+    """Return peak memory, number of kernels and of synchronizations, and milliseconds in kernels.
+
+    `floor` is the share of those milliseconds that reading the maps and writing their gradients would take
+    at full bandwidth.
+    """
+    clear_gradients(batch[0])
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -223,11 +282,19 @@ def gpu_figures(run, batch, bandwidth):
     peak = (torch.cuda.max_memory_allocated() - before)/1e6
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile: step(run, *batch)
-    events = [e for e in profile.events()]
-    kernels = [e.time_range.elapsed_us()/1000 for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not getattr(e, 'is_user_annotation', False)]
-    waits = sum(e.name in ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize', 'cudaMemcpy') for e in events) - 1 # The profiler's own
-    floor = 1000*2*sum(m.numel()*m.element_size() for levels in batch[0] for m in levels)/bandwidth
-    return dict(peak_mb=peak, kernels=len(kernels), waits=max(0, waits), busy_ms=sum(kernels), floor=floor/sum(kernels))
+    events = profile.events()
+    kernels = [e.time_range.elapsed_us()/1000 for e in events if is_kernel(e)]
+    waits = sum(e.name in WAITS for e in events) - 1 # One is the profiler's
+    least = 1000*2*sum(m.nbytes for levels in batch[0] for m in levels)/bandwidth
+    busy = sum(kernels)
+    return dict(peak_mb=peak, kernels=len(kernels), waits=max(0, waits), busy_ms=busy, floor=least/busy)
+
+
+WAITS = 'cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize', 'cudaMemcpy'
+
+def is_kernel(event):
+    on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+    return on_gpu and not getattr(event, 'is_user_annotation', False)
 
 
 def installed(package):
@@ -235,68 +302,116 @@ def installed(package):
     except PackageNotFoundError: return None
 
 
+def processor():
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.machine())
+
+
 def machine(device):
-    model = [l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')] if Path('/proc/cpuinfo').exists() else []
-    versions = {p: v for p in ('torch', 'mmdet', 'pixeltable-yolox', 'libreyolo') if (v := installed(p))}
-    return dict(date=str(date.today()), processor=(model or [platform.machine()])[0], threads=torch.get_num_threads(), python=platform.python_version(),
-                **versions, **({} if device == 'cpu' else dict(gpu=torch.cuda.get_device_name())))
+    "Describe the machine and the versions of what runs on it."
+    about = dict(date=str(date.today()), processor=processor(), threads=torch.get_num_threads())
+    about['python'] = platform.python_version()
+    for package in ('torch', 'mmdet', 'pixeltable-yolox', 'libreyolo'):
+        if found := installed(package): about[package] = found
+    if device != 'cpu': about['gpu'] = torch.cuda.get_device_name()
+    return about
 
 
-def tell(name, table, rows, about, out):
-    "Print a table in Markdown and where it was measured, and write both, and the rows, into the folder `out` if it is given"
+def markdown(names, rows, texts):
+    "Format rows of cells as a table; the columns numbered in `texts` hold text, the others numbers."
+    rule = ''.join('---|' if n in texts else '--:|' for n in range(len(names)))
+    return '\n'.join([markdown_row(names), f'|{rule}', *map(markdown_row, rows)])
+
+
+def markdown_row(cells): return f'| {" | ".join(cells)} |'
+
+
+def save_results(name, table, rows, about, out):
+    "Print `table` and `about`, the machine; write them and `rows` to the folder `out`, unless it is None."
     print(table, '', json.dumps(about), sep='\n')
     if out is None: return
     out.mkdir(parents=True, exist_ok=True)
-    (out/f'{name}.md').write_text(f'{table}\n\n{", ".join(f"{k} {v}" for k, v in about.items())}\n')
+    machine = ', '.join(f'{k} {v}' for k, v in about.items())
+    (out/f'{name}.md').write_text(f'{table}\n\n{machine}\n')
     (out/f'{name}.json').write_text(json.dumps(dict(machine=about, rows=rows), indent=1) + '\n')
 
 
+PEERS = {'mmdetection': 'mmdetection', 'Megvii': 'Megvii (pixeltable-yolox)'}
+
 def as_table(rows, device):
-    "Rows as Markdown"
-    peers = {'mmdetection': 'mmdetection', 'Megvii': 'Megvii (pixeltable-yolox)'}
-    def ms(row, name): return next((r['ms'] for r in rows if r['workload'] == row['workload'] and r['implementation'] == name), None)
-    extra = [] if device == 'cpu' else ['kernels', 'waits', 'ms in kernels', 'floor']
-    table = [f'| workload | implementation | ms | {" | ".join(f"times as fast as {p}" for p in peers)} | peak MB | {"".join(f"{e} | " for e in extra)}loss |', f'|---|---|{"--:|"*(len(peers) + len(extra) + 3)}']
-    for row in rows:
-        if row['failed']: cells = [f'failed: {row["failed"]}'] + ['']*(len(peers) + len(extra) + 2)
-        else:
-            ratios = [f'{ms(row, name)/row["ms"]:.1f}' if ms(row, name) and row['implementation'].startswith('ours') else '' for name in peers.values()]
-            cells = [f'{row["ms"]:.2f}', *ratios, f'{row["peak_mb"]:.0f}' if row['peak_mb'] is not None else '?']
-            cells += ([f'{row["kernels"]}', f'{row["waits"]}', f'{row["busy_ms"]:.2f}', f'{100*row["floor"]:.0f} %'] if extra else []) + [f'{row["loss"]:.4f}']
-        table.append(f'| {" | ".join([row["workload"], row["implementation"], *cells])} |')
-    return '\n'.join(table)
+    names = ['workload', 'implementation', 'ms', *(f'times as fast as {p}' for p in PEERS), 'peak MB']
+    if device != 'cpu': names += ['kernels', 'waits', 'ms in kernels', 'floor']
+    names.append('loss')
+    ms = {(r['workload'], r['implementation']): r['ms'] for r in rows}
+    cells = [[row['workload'], row['implementation'], *result_cells(row, ms, device)] for row in rows]
+    return markdown(names, [c + ['']*(len(names) - len(c)) for c in cells], texts=(0, 1))
+
+
+def result_cells(row, ms, device):
+    if row['failed']: return [f'failed: {row["failed"]}']
+    cells = [f'{row["ms"]:.2f}']
+    for peer in PEERS.values():
+        theirs = ms.get((row['workload'], peer))
+        ours = row['implementation'].startswith('ours')
+        cells.append(f'{theirs/row["ms"]:.1f}' if ours and theirs else '')
+    cells.append('?' if row['peak_mb'] is None else f'{row["peak_mb"]:.0f}')
+    if device != 'cpu':
+        cells += [str(row['kernels']), str(row['waits']), f'{row["busy_ms"]:.2f}', f'{100*row["floor"]:.0f} %']
+    return [*cells, f'{row["loss"]:.4f}']
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    option('--workloads', nargs='+', default=list(WORKLOADS), choices=list(WORKLOADS))
+    every = list(IMPLEMENTATIONS)
+    option('--only', 'implementations to measure (default: all that differ on the device)', nargs='+', choices=every)
+    option('--device', default='cpu', choices=['cpu', 'cuda'])
+    option('--rounds', 'timed steps of each; the median counts (default: 7)', type=int, default=7)
+    option('--runs', 'repetitions of the rounds; the lowest median counts (default: 3)', type=int, default=3)
+    option('--images', "batch size (default: the workload's)", type=int)
+    option('--out', 'folder for loss-DEVICE.md and loss-DEVICE.json', type=Path)
+    option('--memory', argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def distinct(device):
+    "List the implementations that differ on `device`."
+    # On a CPU, `compile` has no effect; elsewhere, it is the one compiled graph
+    same = 'compile=' if device == 'cpu' else 'graph'
+    return [name for name in IMPLEMENTATIONS if same not in name]
+
+
+def measure_workload(workload, names, args, bandwidth):
+    "Return one row per implementation."
+    torch._dynamo.reset() # Other sizes than before would make it compile for variable ones
+    batch = make_batch(workload, args.device, args.images)
+    C = WORKLOADS[workload][2]
+    times, losses, failed, ready = measure_time(names, batch, C, args.device, args.rounds, args.runs)
+    rows = []
+    for name in names:
+        row = dict(workload=workload, implementation=name, ms=times.get(name))
+        row.update(loss=losses.get(name), failed=failed.get(name))
+        if name in times and args.device == 'cpu': row['peak_mb'] = measure_memory(name, args, workload)
+        elif name in times: row.update(gpu_figures(ready[name], batch, bandwidth))
+        if 'reduce-overhead' in name: row['peak_mb'] = None # The memory pools of CUDA graphs are not counted
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+    return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workloads', nargs='+', default=list(WORKLOADS), choices=list(WORKLOADS))
-    parser.add_argument('--only', nargs='+', choices=list(IMPLEMENTATIONS), help='implementations (default: all that differ on the device)')
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--rounds', type=int, default=7, help='timed steps of each, of which the median counts (default: 7)')
-    parser.add_argument('--runs', type=int, default=3, help='times to repeat that; the least median counts (default: 3)')
-    parser.add_argument('--images', type=int, help="images in a batch, instead of the workload's own")
-    parser.add_argument('--out', type=Path, help='folder for loss-DEVICE.md and loss-DEVICE.json')
-    parser.add_argument('--memory', help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_arguments()
     if args.memory: return print_memory(args.memory, args.workloads[0], args.images)
-
-    # On a CPU `compile` changes nothing; elsewhere it is the one compiled graph
-    args.only = args.only or [name for name in IMPLEMENTATIONS if ('compile=' not in name if args.device == 'cpu' else 'graph' not in name)]
-    rows, bandwidth = [], gpu_bandwidth() if args.device == 'cuda' else None
-    for workload in args.workloads:
-        torch._dynamo.reset() # Sizes of the workload before are no reason to compile for variable ones
-        batch, C = make_batch(workload, args.device, args.images), WORKLOADS[workload][2]
-        times, losses, failed, ready = measure_time(args.only, batch, C, args.device, args.rounds, args.runs)
-        for name in args.only:
-            row = dict(workload=workload, implementation=name, ms=times.get(name), loss=losses.get(name), failed=failed.get(name))
-            if name in times and args.device == 'cpu': row['peak_mb'] = measure_memory(name, args, workload)
-            elif name in times: row.update(gpu_figures(ready[name], batch, bandwidth))
-            if 'reduce-overhead' in name: row['peak_mb'] = None # CUDA graphs have memory of their own, which is not counted
-            rows.append(row)
-            print(row, file=sys.stderr, flush=True)
-    about = machine(args.device) | (dict(bandwidth_gb_s=round(bandwidth/1e9)) if bandwidth else {}) | dict(rounds=args.rounds, runs=args.runs)
-    table = as_table(rows, args.device)
-    tell(f'loss-{args.device}', table, rows, about, args.out)
+    names = args.only or distinct(args.device)
+    bandwidth = gpu_bandwidth() if args.device == 'cuda' else None
+    rows = []
+    for workload in args.workloads: rows += measure_workload(workload, names, args, bandwidth)
+    about = machine(args.device)
+    if bandwidth: about['bandwidth_gb_s'] = round(bandwidth/1e9)
+    about |= dict(rounds=args.rounds, runs=args.runs)
+    save_results(f'loss-{args.device}', as_table(rows, args.device), rows, about, args.out)
 
 
 if __name__ == '__main__': main()

@@ -1,36 +1,34 @@
-"""Whole training steps (model, loss, backward, optimizer) in images per second, beside pixeltable-yolox's model and loss.
+"""Measure whole training steps (model, loss, backward, optimizer) in images per second.
 
-All take turns in one process. With an environment of its own: make bench
+They are compared with the model and loss of pixeltable-yolox, and all take turns in one process. `make bench` runs all
+benchmarks in a separate environment.
 """
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent)) # For the benchmark beside this one
-from loss import machine, tell
+from loader import PEER, ratio, timed, two_digits
+from loss import first_line, machine, markdown, megvii_rows, random_objects, save_results
 
 from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.model import MODEL_CFGS, build_model
 
-WORKLOADS = dict(tiny=('yolox_tiny', 416, 16, 8), s=('yolox_s', 640, 4, 20)) # model, side in pixels, images, most objects in an image
+# Model, side in pixels, images, most objects in an image
+WORKLOADS = dict(
+    tiny=('yolox_tiny', 416, 16, 8),
+    s=('yolox_s', 640, 4, 20))
 CLASSES = 80
 
 
 def make_batch(side, B, most, device, seed=0):
-    "Noise, and objects as in the loss's workloads"
+    "Return noise as images, and objects like those of the loss benchmark."
     g = torch.Generator().manual_seed(seed)
-    boxes, labels = [], []
-    for _ in range(B):
-        n = int(torch.randint(1, most + 1, (), generator=g))
-        size = 8 + (.6*side - 8)*torch.rand(n, 2, generator=g)**3
-        corner = torch.rand(n, 2, generator=g)*(side - size)
-        boxes.append(torch.cat([corner, corner + size], 1).to(device))
-        labels.append(torch.randint(CLASSES, (n,), generator=g).to(device))
-    return torch.rand(B, 3, side, side, generator=g).to(device), boxes, labels
+    objects = [random_objects(side, CLASSES, 1, most, g) for _ in range(B)]
+    images = torch.rand(B, 3, side, side, generator=g).to(device)
+    return images, [b.to(device) for b, _ in objects], [l.to(device) for _, l in objects]
 
 
 def ours(name, device, channels_last=False, compiled=False):
@@ -47,21 +45,24 @@ def ours(name, device, channels_last=False, compiled=False):
 
 def pixeltable(name, device, channels_last=False, compiled=False):
     from yolox.models import YoloPafpn, YoloxHead, YoloxModule
-    depth, width = MODEL_CFGS[name]['deepen_factor'], MODEL_CFGS[name]['widen_factor']
+    depth = MODEL_CFGS[name]['deepen_factor']
+    width = MODEL_CFGS[name]['widen_factor']
     model = YoloxModule(YoloPafpn(depth, width), YoloxHead(CLASSES, width)).to(device).train()
-    for m in model.modules(): # As its own configuration does
-        if isinstance(m, torch.nn.BatchNorm2d): m.eps, m.momentum = 1e-3, .03
+    for m in model.modules():
+        if not isinstance(m, torch.nn.BatchNorm2d): continue
+        m.eps = 1e-3 # Values of its own configuration
+        m.momentum = .03
     model.head.initialize_biases(1e-2)
 
     def losses(images, boxes, labels):
-        rows = torch.zeros(len(boxes), max(map(len, boxes)), 5, device=images.device)
-        for row, b, l in zip(rows, boxes, labels): row[:len(b)] = torch.cat([l[:, None], (b[:, :2] + b[:, 2:])/2, b[:, 2:] - b[:, :2]], 1)
+        rows = megvii_rows(boxes, labels, images.device)
         return model(images*255, rows)['total_loss']
     return model, losses
 
 
+# Function, arguments, dtype of autocast
 VARIANTS = {
-    'pixeltable-yolox': (pixeltable, {}, None),
+    PEER: (pixeltable, {}, None),
     'ours': (ours, {}, None),
     'ours, channels_last': (ours, dict(channels_last=True), None),
     'ours, channels_last, compiled': (ours, dict(channels_last=True, compiled=True), None),
@@ -85,43 +86,72 @@ def make_step(make, kwargs, dtype, name, batch, device):
     return step
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workloads', nargs='+', default=list(WORKLOADS), choices=list(WORKLOADS))
-    parser.add_argument('--only', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--images', type=int, help="images in a batch, instead of the workload's own")
-    parser.add_argument('--rounds', type=int, default=7, help='timed steps of each, of which the median counts (default: 7)')
-    parser.add_argument('--out', type=Path, help='folder for train-step-DEVICE.md and train-step-DEVICE.json')
-    args = parser.parse_args()
+def measure(workload, args):
+    "Return one row per variant."
+    name, side, B, most = WORKLOADS[workload]
+    if args.images: B = args.images
+    batch = make_batch(side, B, most, args.device)
+    steps = {}
+    first = {}
+    failed = {}
+    for variant in args.only:
+        try:
+            torch._dynamo.reset()
+            step = make_step(*VARIANTS[variant], name, batch, args.device)
+            loss = step().item()
+            for _ in range(2): step()
+            steps[variant] = step
+            first[variant] = loss
+        except Exception as e: failed[variant] = first_line(e) # Another implementation may fail in any way
+    times = {variant: [] for variant in steps}
+    for _ in range(args.rounds):
+        for variant, step in steps.items(): times[variant].append(timed(step))
+    speed = {variant: B/statistics.median(t) for variant, t in times.items()}
+    rows = []
+    for variant in args.only:
+        row = dict(model=f'{name}, {side} px, batch {B}', variant=variant, images_per_s=speed.get(variant))
+        rows.append(dict(row, first_loss=first.get(variant), failed=failed.get(variant)))
+    return rows
 
-    rows, table = [], ['| model | variant | images/s | times pixeltable-yolox, fp32 | first loss |', '|---|---|--:|--:|--:|']
+
+COLUMNS = ['model', 'variant', 'images/s', 'times pixeltable-yolox, fp32', 'first loss']
+
+def table_cells(rows): # Of one workload
+    speed = {row['variant']: row['images_per_s'] for row in rows if not row['failed']}
+    cells = []
+    for row in rows:
+        results = [f'failed: {row["failed"]}', '', '']
+        if not row['failed']:
+            times = two_digits(ratio(speed, row['variant']))
+            results = [f'{row["images_per_s"]:.2f}', times, f'{row["first_loss"]:.2f}']
+        cells.append([row['model'], row['variant'], *results])
+    return cells
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    option('--workloads', nargs='+', default=list(WORKLOADS), choices=list(WORKLOADS))
+    option('--only', 'variants to measure (default: all)', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
+    option('--device', default='cpu', choices=['cpu', 'cuda'])
+    option('--images', "batch size (default: the workload's)", type=int)
+    option('--rounds', 'timed steps of each; the median counts (default: 7)', type=int, default=7)
+    option('--out', 'folder for train-step-DEVICE.md and train-step-DEVICE.json', type=Path)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    rows = []
+    cells = []
     for workload in args.workloads:
-        name, side, B, most = WORKLOADS[workload]
-        batch, steps, first, failed = make_batch(side, args.images or B, most, args.device), {}, {}, {}
-        for variant in args.only:
-            try:
-                torch._dynamo.reset()
-                steps[variant] = make_step(*VARIANTS[variant], name, batch, args.device)
-                first[variant] = steps[variant]().item()
-                for _ in range(2): steps[variant]()
-            except Exception as e: steps.pop(variant, None); failed[variant] = f'{type(e).__name__}: {e}'.splitlines()[0][:200] # The run goes on
-        times = {variant: [] for variant in steps}
-        for _ in range(args.rounds):
-            for variant in steps:
-                start = time.perf_counter()
-                steps[variant]()
-                times[variant].append(time.perf_counter() - start)
-        speed = {variant: (args.images or B)/statistics.median(t) for variant, t in times.items()}
-        for variant in args.only:
-            row = dict(model=f'{name}, {side} px, batch {args.images or B}', variant=variant, images_per_s=speed.get(variant), first_loss=first.get(variant), failed=failed.get(variant))
-            rows.append(row)
-            ratio = f'{speed[variant]/speed["pixeltable-yolox"]:.2f}' if variant in speed and 'pixeltable-yolox' in speed else ''
-            cells = [f'failed: {row["failed"]}', '', ''] if row['failed'] else [f'{speed[variant]:.2f}', ratio, f'{first[variant]:.2f}']
-            table.append(f'| {" | ".join([row["model"], variant, *cells])} |')
-            print(table[-1], file=sys.stderr, flush=True)
+        measured = measure(workload, args)
+        cells += table_cells(measured)
+        print(*measured, sep='\n', file=sys.stderr, flush=True)
+        rows += measured
+    table = markdown(COLUMNS, cells, texts=(0, 1))
     about = machine(args.device) | dict(rounds=args.rounds)
-    tell(f'train-step-{args.device}', '\n'.join(table), rows, about, args.out)
+    save_results(f'train-step-{args.device}', table, rows, about, args.out)
 
 
 if __name__ == '__main__': main()

@@ -28,7 +28,7 @@ GROUPS = dict(Tutorials='tutorials', Explanations='explanations') | FLOORS
 # Modules follow their numbers, other pages this order
 READING_ORDER = ['own_loop', 'fine_tune', 'onnx_runtime', 'many_gpus', 'why_simota', 'fast_simota', 'differences',
                  'reliability', 'from_0_2']
-# A figure's description: its title, or the comment that opens its cell
+# A figure's description unless `#| fig-alt:` gives it: its title, or the comment that opens its cell
 ALT_TEXT = r'''title(?:=|\()'([^'{]+)'|\A# (.+)'''
 
 
@@ -237,8 +237,9 @@ class Page(Processor):
         options = cell.directives_
         for output in cell.outputs if 'outputs' in cell else []: measure(output)
         cell.source = re.sub(r'\A(#\|.*\n)+', '', cell.source)
-        if title := re.search(ALT_TEXT, cell.source):
-            cell.metadata['mystnb'] = dict(image=dict(alt=title[1] or title[2]))
+        title = re.search(ALT_TEXT, cell.source)
+        if alt := ' '.join(options.get('fig-alt:', [])) or title and (title[1] or title[2]):
+            cell.metadata['mystnb'] = dict(image=dict(alt=alt))
         if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, 'Code')
         if options.get('echo:') == ['false']: cell.metadata['tags'] = ['remove-input']
         if options.get('output:') == ['false']: cell.metadata['tags'] = ['remove-output']

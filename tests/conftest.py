@@ -9,11 +9,15 @@ import pytest
 import torch
 import torchvision
 
+from cjm_yolox_pytorch.assignment import SimOTASettings
+
 matplotlib.use('Agg')
-# How many inputs each law is tried with. The short profile draws the same ones every time: a test that fails is then one that a change has
-# broken, and not one that had luck so far. New inputs come with `pytest tests/test_laws.py --hypothesis-profile long`, or
-# HYPOTHESIS_PROFILE=long. Nothing here has a deadline, since other programs may keep the processor busy.
-common = dict(deadline=None, phases=[p for p in hypothesis.Phase if p.name != 'explain'], suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large])
+# How many inputs each law is tried with. The short profile draws the same inputs every time, so that a failure comes
+# from a change and not from luck. New inputs come with `pytest tests/core/test_laws.py --hypothesis-profile long`, or
+# HYPOTHESIS_PROFILE=long. There is no deadline, since other programs may keep the processor busy.
+PHASES = [p for p in hypothesis.Phase if p.name != 'explain']
+SLOW_TO_DRAW = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
+common = dict(deadline=None, phases=PHASES, suppress_health_check=SLOW_TO_DRAW)
 hypothesis.settings.register_profile('short', max_examples=60, derandomize=True, database=None, **common)
 hypothesis.settings.register_profile('long', max_examples=500, **common)
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'short'))
@@ -29,11 +33,13 @@ def shared():
 
 
 def read_oracle():
-    "`assign_loop` of nbs/04_simota.ipynb: for each cell of one image the number of its object, or -1"
+    "`assign_loop` of nbs/03_assignment.ipynb: for each cell of one image the number of its object, or -1"
     names = dict(torch=torch, torchvision=torchvision, tensor=torch.tensor, F=torch.nn.functional)
-    for cell in json.loads((ROOT/'nbs/04_simota.ipynb').read_text(encoding='utf-8'))['cells']:
+    names['SimOTASettings'] = SimOTASettings
+    parts = 'def slow_class_cost', 'def loop_inputs', 'def assign_loop'
+    for cell in json.loads((ROOT/'nbs/03_assignment.ipynb').read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
-        if source.startswith(('def slow_class_cost', 'def assign_loop')): exec(source.split('\n\n')[0], names)
+        if source.startswith(parts): exec(source.split('\n\n')[0], names)
     return names['assign_loop']
 
 

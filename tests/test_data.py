@@ -365,7 +365,7 @@ BAD_COCO = {
     'parent folder': (dict(images=dict(file_name='../../etc/passwd')), '../../etc/passwd leaves the folder of the data. Write it relative'),
     'absolute': (dict(images=dict(file_name='/etc/passwd')), '/etc/passwd is absolute'),
     'drive': (dict(images=dict(file_name='C:\\photos\\a.png')), 'is absolute, here or on Windows'),
-    'missing': (dict(images=dict(file_name='z.png')), 'instances_default.json: 1 of 3 images are missing, such as .*z.png. Put them there'),
+    'missing': (dict(images=dict(file_name='z.png')), 'instances_default.json: 1 of 3 images are missing, such as .*z.png. Add the files'),
     'same id': (dict(images=dict(id=1)), 'several images have the same id: 1. Give each'),
     'same file': (dict(images=dict(file_name='b.png')), 'listed more than once: .*b.png. List each once'),
     'same class': (dict(categories=dict(name='bee')), 'several classes have the same name: bee'),
@@ -471,7 +471,7 @@ def test_bad_yolo(name, tmp_path):
     ('train: images/../../etc\nnames: [ant, bee]', 'leaves the folder'), ('train: train/pictures\nnames: [ant, bee]', 'data.yaml: train/pictures is not in .*say with path:'), ('train: train/images\nnames: [no, yes]', 'names of classes that are not text: False; True. Put them in quotes'),
     ('train: train/images\nnc: 3\nnames: [ant, bee]', 'which is not a list of 3'), ('train: train/images\nnames: [ant, ant]', 'the same name: ant'), ('train: train/images\nkpt_shape: [4, 3]\nnames: [ant, bee]', 'these are poses'),
     ('train: list.txt\nnames: [ant, bee]', '/etc/passwd is absolute'), ('path: /mnt/birds\ntrain: images\nnames: [ant, bee]', 'data.yaml, whose path: /mnt/birds is not there: images is not in'),
-    ('path: ..\ntrain: train/images\nnames: [ant, bee]', 'data.yaml: its path: leads out of .*give this file instead of the folder'), ('train: short.txt\nnames: [ant, bee]', 'short.txt: 1 of 2 images are missing, such as .*z.png. Put'),
+    ('path: ..\ntrain: train/images\nnames: [ant, bee]', 'data.yaml: its path: leads out of .*give this file instead of the folder'), ('train: short.txt\nnames: [ant, bee]', 'short.txt: 1 of 2 images are missing, such as .*z.png. Add'),
     ('train: train/images\nnames: {ant: 0, bee: 1}', 'which is not a list of')])
 def test_bad_yaml(text, message, tmp_path):
     LAYOUTS['yolo roboflow'][0](tmp_path)
@@ -590,11 +590,11 @@ def test_images_that_do_not_decode_are_named(kind, how, tmp_path):
     if (kind, how) == ('jpg', 'hole'): # JPEG has no checksum: it decodes, to other pixels
         assert read_annotated(one(path, (HEIGHT, WIDTH)), 0).shape == (3, HEIGHT, WIDTH) and not look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))
         return
-    with pytest.raises(OSError, match=rf'a.{kind} cannot be decoded as an image .*: mend it, or leave it out'): read_annotated(one(path, (HEIGHT, WIDTH)), 0)
+    with pytest.raises(OSError, match=rf'a.{kind} cannot be decoded as an image .*: fix or remove it'): read_annotated(one(path, (HEIGHT, WIDTH)), 0)
     assert [(f.kind, f.stops) for f in look_at_images(dict(train=one(path, (HEIGHT, WIDTH))))] == [('image does not decode', True)]
     write(tmp_path/'a.txt', '0 .5 .5 1 1')
     if how in ('noise', 'empty'): # Not even a head, where YOLO's format needs one
-        with pytest.raises(ValueError, match=f'files that cannot be opened as images: .*a.{kind}.*Mend them'): read_yolo(tmp_path, ['ant'])
+        with pytest.raises(ValueError, match=f'files that cannot be opened as images: .*a.{kind}.*Fix or remove them'): read_yolo(tmp_path, ['ant'])
 
 
 def test_pictures_in_two_splits_are_found_by_their_pixels(tmp_path):

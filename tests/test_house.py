@@ -150,7 +150,7 @@ def defined_names(path):
             patched = any('patch' in ast.unparse(d) for d in node.decorator_list) # A method, not a name of its own
             if not patched: yield node.name
         if isinstance(node, ast.Assign):
-            yield from {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)} - {'_', '__all__'}
+            yield from {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)} - {'_', '_all_', '__all__'}
 
 
 def test_no_name_is_defined_in_two_modules():

@@ -1,14 +1,12 @@
-"""Would a mistake be seen? Mutants of boxes, simota and loss have one each, and
-have to fail a check.
+"""Inject deliberate bugs into the assignment and the loss, one at a time, and count those that a check catches.
 
-Needs `pip install cosmic-ray`, which makes them. If it is stopped, the same
-command goes on. After a new test, `--again` tries survivors once more.
-
-Example: python tools/mutants.py --times 300 --out runs/mutants.json
+Needs `pip install cosmic-ray`, which makes the mutants. A run that was stopped continues with the same command. After
+adding a test, `--again` retries the survivors. Example: python tools/mutants.py --times 300 --out runs/mutants.json
 """
 import argparse
 import ast
 import difflib
+import importlib
 import json
 import os
 import random
@@ -24,113 +22,167 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
-import fastcore.test
 import hypothesis
-import matplotlib.pyplot
 import pytest
-import torch._dynamo
-import torch.testing
-import torchvision.ops
-import torchvision.transforms.v2
 from covered import run_page
 
-ROOT, PACKAGE = Path(__file__).resolve().parents[1], 'cjm_yolox_pytorch'
-MODULES = dict(boxes='01_boxes', simota='04_simota', loss='05_loss') # And their notebooks
-SLOW = 'compiled or ranks or gradcheck_of_the_whole or padded_slots or export or bits or workers'
-# What a mutant goes through until a check fails, by seconds: what pytest is called with, or pages
-STAGES = dict(goldens=['tests/test_goldens.py'], pages=list(MODULES.values()),
-              loss=['tests/test_loss.py', '-k', f'not ({SLOW})'],
-              laws=['tests/test_laws.py', '-k', f'not ({SLOW})', '--hypothesis-profile', 'few'],
-              contract=['tests/core/test_contract.py', '-k', f'not ({SLOW})'],
-              numbers=['tests/test_numbers.py', '-k', f'not ({SLOW})'],
-              ranks=['tests/test_loss.py', '-k', 'ranks'],
-              accelerator=['tests/test_accelerator.py'],
-              all_laws=['tests/test_laws.py'],
-              slow=['tests/test_loss.py', 'tests/core/test_contract.py', 'tests/test_numbers.py', '-k', f'not ranks and ({SLOW})'])
-# Mistakes that each stage has to see: boxes of double size, a weight that does not count, cells of a wrong level, a sum in place of a mean
-SIZE, WEIGHT = ('boxes', '.exp()*(s/2)', '.exp()*s'), ('loss', 'self.bbox_loss_weight * ', '')
-LEVEL, MEAN = ('loss', '(cell - first).remainder', 'cell.remainder'), ('loss', '/dist.get_world_size()', '')
-KNOWN = dict(goldens=SIZE, pages=SIZE, loss=WEIGHT, laws=SIZE, contract=WEIGHT, numbers=SIZE, ranks=MEAN, accelerator=LEVEL, all_laws=SIZE, slow=LEVEL)
-hypothesis.settings.register_profile('few', max_examples=8, derandomize=True, database=None, deadline=None, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
-                                     suppress_health_check=list(hypothesis.HealthCheck))
+# Each check runs in a fork of this process, which has imported what takes long
+for name in ('fastcore.test', 'matplotlib.pyplot', 'torch._dynamo', 'torch.testing', 'torchvision.transforms.v2'):
+    importlib.import_module(name)
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = 'cjm_yolox_pytorch'
+# Modules and their notebooks
+MODULES = dict(
+    boxes='01_boxes',
+    assignment='03_assignment',
+    assignment_sparse='04_assignment_sparse',
+    simota='05_simota',
+    sampling='06_sampling',
+    loss='07_loss')
+
+
+# ---- The checks, fast ones first; a mutant goes through them until one fails
+
+def core(*names): return [f'tests/core/test_{name}.py' for name in names]
+
+
+SLOW = ' or '.join(['compiled', 'ranks', 'loss_has_the_gradients_of_finite', 'slots_with_a_mask', 'export', 'bits',
+                    'workers'])
+FAST = ['-k', f'not ({SLOW})']
+# Arguments of pytest; none for the pages
+STAGES = dict(
+    goldens=core('goldens'),
+    pages=[],
+    loss=[*core('assignment', 'loss'), *FAST],
+    laws=[*core('laws'), *FAST, '--hypothesis-profile', 'few'],
+    contract=[*core('contract'), *FAST],
+    numbers=[*core('numbers'), *FAST],
+    ranks=[*core('loss'), '-k', 'ranks'],
+    accelerator=core('accelerator'),
+    all_laws=core('laws'),
+    slow=[*core('loss', 'contract', 'numbers'), '-k', f'not ranks and ({SLOW})'])
+PHASES = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+CHECKS = list(hypothesis.HealthCheck)
+hypothesis.settings.register_profile('few', max_examples=8, derandomize=True, database=None, deadline=None,
+                                     phases=PHASES, suppress_health_check=CHECKS)
+
+# Bugs that `--prove` injects: module, code, replacement
+DOUBLE_SIZE = 'boxes', '.exp()*(s/2)', '.exp()*s'
+NO_WEIGHT = 'loss', 'bbox_loss_weight * ', 'bbox_loss_weight**0 * '
+WRONG_LEVEL = 'loss', '(cell - first).remainder', 'cell.remainder'
+SUM_FOR_MEAN = 'loss', '/dist.get_world_size()', ''
+KNOWN = dict(
+    goldens=DOUBLE_SIZE,
+    pages=DOUBLE_SIZE,
+    loss=NO_WEIGHT,
+    laws=DOUBLE_SIZE,
+    contract=NO_WEIGHT,
+    numbers=DOUBLE_SIZE,
+    ranks=SUM_FOR_MEAN,
+    accelerator=WRONG_LEVEL,
+    all_laws=DOUBLE_SIZE,
+    slow=WRONG_LEVEL)
 
 
 # ---- Mutants
 
+CONFIG = """[cosmic-ray]
+module-path = {paths}
+timeout = 60.0
+test-command = ""
+[cosmic-ray.distributor]
+name = "local"
+"""
+QUERY = 'select module_path, operator_name, occurrence, start_pos_row, start_pos_col from mutation_specs'
+
+
 def listed(checkout):
-    "(module, operator, occurrence) of all mutants of each module, without those of annotations, and how many these are"
-    (checkout/'cosmic.toml').write_text(f'[cosmic-ray]\nmodule-path = {[f"{PACKAGE}/{m}.py" for m in MODULES]}\ntimeout = 60.0\ntest-command = ""\n[cosmic-ray.distributor]\nname = "local"\n')
+    "Return the mutants (module, operator, occurrence) by module, and how many in annotations were left out."
+    (checkout/'cosmic.toml').write_text(CONFIG.format(paths=[f'{PACKAGE}/{m}.py' for m in MODULES]))
     subprocess.run(['cosmic-ray', 'init', 'cosmic.toml', 'cosmic.sqlite'], cwd=checkout, check=True)
-    rows = sqlite3.connect(checkout/'cosmic.sqlite').execute('select module_path, operator_name, occurrence, start_pos_row, start_pos_col from mutation_specs').fetchall()
-    mutants, in_annotations = {m: [] for m in MODULES}, 0
+    rows = sqlite3.connect(checkout/'cosmic.sqlite').execute(QUERY).fetchall()
     spans = {m: annotations((checkout/PACKAGE/f'{m}.py').read_text()) for m in MODULES}
+    mutants = {m: [] for m in MODULES}
     for path, operator, occurrence, *place in sorted(rows):
         module = Path(path).stem
-        if any(begin <= tuple(place) < end for begin, end in spans[module]): in_annotations += 1
-        else: mutants[module].append((module, operator, occurrence))
-    return mutants, in_annotations
+        if any(begin <= tuple(place) < end for begin, end in spans[module]): continue
+        mutants[module].append((module, operator, occurrence))
+    return mutants, len(rows) - sum(map(len, mutants.values()))
 
 
 def annotations(source):
-    notes = [n for node in ast.walk(ast.parse(source)) for n in (getattr(node, 'annotation', None), getattr(node, 'returns', None)) if n]
-    return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in notes]
+    "Return the begin and end of every annotation."
+    nodes = list(ast.walk(ast.parse(source)))
+    notes = [getattr(node, name, None) for node in nodes for name in ('annotation', 'returns')]
+    return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in notes if n]
 
 
 def mutate(checkout, module, operator, occurrence):
-    "Write the mutant into `checkout`, and return the lines that differ; None if it is not even Python"
+    "Write the mutant into `checkout`, and return the lines that differ, or None if it is not valid Python."
     path = checkout/PACKAGE/f'{module}.py'
-    shutil.copy(ROOT/PACKAGE/path.name, path)
+    restore(checkout, module)
     before = path.read_text()
     subprocess.run(['cosmic-ray', 'apply', path, operator, str(occurrence)], check=True)
     after = path.read_text()
     try: compile(after, path, 'exec')
     except SyntaxError: return None
-    return '\n'.join(l for l in difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm='') if not l.startswith(('---', '+++')))
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm='')
+    return '\n'.join(l for l in lines if not l.startswith(('---', '+++')))
+
+
+def restore(checkout, module): shutil.copy(ROOT/PACKAGE/f'{module}.py', checkout/PACKAGE)
 
 
 def drawn(mutants, times, seed):
-    "All mutants in random order, and how many are to be tried of each module"
+    "Yield the mutants of each module in random order, and how many of them to try."
     total = sum(map(len, mutants.values()))
-    for module, own in mutants.items(): yield random.Random(f'{seed} {module}').sample(own, len(own)), -(-times*len(own)//total)
+    for module, own in mutants.items():
+        yield random.Random(f'{seed} {module}').sample(own, len(own)), -(-times*len(own)//total)
 
 
-# ---- Checks
+# ---- Checks in a fork
 
 def run_stage(checkout, arguments):
-    "Exit status of the checks, all in this process"
-    sys.path[0] = str(checkout) # Was the folder of this script
+    "Run the checks in this process, and return the exit status."
+    sys.path[0] = str(checkout) # In place of this script's folder
     os.environ['PYTHONPATH'] = str(checkout)
-    sys.modules['__main__'] = ModuleType('__main__') # Processes that tests start are not to begin with this script
-    if arguments[0].startswith('tests'):
+    sys.modules['__main__'] = ModuleType('__main__') # Processes that tests start would begin with this script
+    if arguments:
         os.chdir(checkout)
         return int(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-W', 'ignore', *arguments]))
     for page in MODULES.values(): run_page(checkout/f'nbs/{page}.ipynb', checkout)
     return 0
 
 
-def passes(checkout, arguments, limit):
-    "Whether checks pass within `limit` seconds of the processor, and how many they took, in a copy of this process, which has imported what takes long"
-    begun, log = time.time(), checkout/'log.txt'
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.setsid()
-            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for stream in (1, 2): os.dup2(out, stream)
-            resource.setrlimit(resource.RLIMIT_DATA, (8*2**30,)*2) # A mutant may ask for any amount
-            resource.setrlimit(resource.RLIMIT_CPU, (int(limit),)*2)
-            status = run_stage(checkout, arguments)
-        except BaseException as e: print(f'FAILED {type(e).__name__}: {e}')
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
+def run_limited(checkout, arguments, limit):
+    "Run the checks with limits on memory and CPU time and the output in log.txt, and exit."
+    status = 1
     try:
-        while time.time() - begun < 10*limit: # Others may keep the processor busy
+        os.setsid()
+        out = os.open(checkout/'log.txt', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2): os.dup2(out, stream)
+        resource.setrlimit(resource.RLIMIT_DATA, (8*2**30,)*2) # A mutant may ask for any amount
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit),)*2)
+        status = run_stage(checkout, arguments)
+    except BaseException as e: print(f'FAILED {type(e).__name__}: {e}')
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def passes(checkout, arguments, limit):
+    "Return whether the checks pass within `limit` seconds of CPU time, and how many they took."
+    pid = os.fork()
+    if pid == 0: run_limited(checkout, arguments, limit)
+    end = time.time() + 10*limit # Other programs may keep the CPU busy
+    done = 0
+    try:
+        while not done and time.time() < end:
             time.sleep(.02)
             done, status, used = os.wait4(pid, os.WNOHANG)
-            if done: break
-    finally: # Also what it has started and left
+    finally:
+        # The whole group: tests start processes
         try: os.killpg(pid, signal.SIGKILL)
         except ProcessLookupError: pass
     if not done: _, status, used = os.wait4(pid, 0)
@@ -138,13 +190,14 @@ def passes(checkout, arguments, limit):
 
 
 def killer(checkout):
-    "The line that tells which check failed"
-    lines = [l for l in (checkout/'log.txt').read_text(errors='replace').splitlines() if l.startswith(('FAILED', 'ERROR'))]
-    return lines[-1][:200] if lines else 'time is up, or it crashed'
+    "Return the line that names the check that failed."
+    lines = (checkout/'log.txt').read_text(errors='replace').splitlines()
+    failed = [l for l in lines if l.startswith(('FAILED', 'ERROR'))]
+    return failed[-1][:200] if failed else 'out of time, or crashed'
 
 
 def fate(checkout, limits):
-    "Stage that killed the mutant in `checkout` (None if it lives), the check, and seconds"
+    "Return the stage that catches the mutant in `checkout` (None if it survives), the check, and the seconds."
     spent = 0
     for stage, limit in limits.items():
         fine, seconds = passes(checkout, STAGES[stage], limit)
@@ -154,7 +207,7 @@ def fate(checkout, limits):
 
 
 def time_limits(checkout, stages):
-    "Seconds that stages may take, all of which pass without a mutant"
+    "Check that all stages pass without a mutant, and return the seconds that each may take with one."
     limits = {}
     for stage in stages:
         fine, seconds = passes(checkout, STAGES[stage], 1e6)
@@ -165,76 +218,106 @@ def time_limits(checkout, stages):
 
 
 def prove(checkout, stages):
-    "Each stage sees a mistake"
+    "Check that each stage catches a bug."
     for stage in stages:
         module, right, wrong = KNOWN[stage]
         path = checkout/PACKAGE/f'{module}.py'
         text = path.read_text()
-        assert text.count(right) == 1, f'{right} is no longer in {path.name}'
+        found = text.count(right)
+        assert found == 1, f'{path.name} contains {right!r} {found} times instead of once: adapt KNOWN'
         path.write_text(text.replace(right, wrong))
         fine, _ = passes(checkout, STAGES[stage], 1e6)
         path.write_text(text)
-        if fine: sys.exit(f'{stage} does not see {wrong!r} in place of {right!r}')
+        if fine: sys.exit(f'{stage} does not catch {wrong!r} in place of {right!r}')
         print(f'{stage}: {killer(checkout)}', flush=True)
 
 
 # ---- All together
 
-def summary(results):
+def identity(result): return result['module'], result['operator'], result['occurrence']
+
+
+def save(results, path):
+    temporary = path.with_suffix('.part')
+    temporary.write_text(json.dumps(results, indent=1))
+    temporary.replace(path)
+
+
+def try_mutants(checkout, mutants, limits, args):
+    "Try the mutants that are drawn, except those with a result in `args.out`; save and return all results."
+    results = {}
+    if args.out.exists(): results = {identity(r): r for r in json.loads(args.out.read_text())}
+    invalid = 0
+    for order, wanted in drawn(mutants, args.times, args.seed):
+        for mutant in order:
+            if wanted == 0: break
+            old = results.get(mutant)
+            if old is None or (args.again and not old['killed_by']):
+                diff = mutate(checkout, *mutant)
+                if old and old['diff'] != diff:
+                    sys.exit(f'{args.out} belongs to another version of {mutant[0]}: choose another --out')
+                if diff is None:
+                    invalid += 1
+                    continue
+                if old: del results[mutant] # The newest comes last
+                new = dict(zip(('module', 'operator', 'occurrence'), mutant), diff=diff, **fate(checkout, limits))
+                results[mutant] = new
+                save(list(results.values()), args.out)
+                outcome = new['killed_by'] or 'SURVIVES'
+                print(f'{len(results)} {mutant[0]} {new["seconds"]} s {outcome}', flush=True)
+            wanted -= 1
+        restore(checkout, mutant[0])
+    print(f'{invalid} of those drawn were not valid Python and do not count')
+    return list(results.values())
+
+
+def print_summary(results):
     for module in MODULES:
         own = [r for r in results if r['module'] == module]
-        dead = Counter(r['killed_by'] for r in own if r['killed_by'])
-        print(f'{module}: {dead.total()} of {len(own)} die ({", ".join(f"{n} by {s}" for s, n in dead.most_common())})')
-    for r in results:
-        if not r['killed_by']: print(f'\n{r["module"]} {r["operator"]} {r["occurrence"]}\n{r["diff"]}')
-    dead = sum(r['killed_by'] is not None for r in results)
-    print(f'\n{dead} of {len(results)} mutants die: {dead/max(1, len(results)):.1%}')
+        caught = Counter(r['killed_by'] for r in own if r['killed_by'])
+        stages = ', '.join(f'{n} by {s}' for s, n in caught.most_common())
+        print(f'{module}: {caught.total()} of {len(own)} caught ({stages})')
+    survivors = [r for r in results if not r['killed_by']]
+    for r in survivors: print(f'\n{r["module"]} {r["operator"]} {r["occurrence"]}\n{r["diff"]}')
+    caught = len(results) - len(survivors)
+    share = caught/max(1, len(results))
+    print(f'\ndeliberate bugs injected: {caught} of {len(results)} caught ({share:.1%})')
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    option('--times', 'number of mutants (default: 300)', type=int, default=300)
+    option('--seed', 'seed of the draw (default: 0)', type=int, default=0)
+    option('--out', 'results file (default: runs/mutants.json)', type=Path, default=Path('runs/mutants.json'))
+    option('--again', 'retry the survivors', action='store_true')
+    option('--prove', 'only check that each stage passes, and catches a known bug', action='store_true')
+    every = ', '.join(STAGES)
+    option('--stages', f'some of {every} (default: all)', nargs='+', choices=STAGES, default=list(STAGES),
+           metavar='STAGE')
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--times', type=int, default=300, help='mutants (default: 300)')
-    parser.add_argument('--seed', type=int, default=0, help='of the choice (default: 0)')
-    parser.add_argument('--out', type=Path, default=Path('runs/mutants.json'), help='file of results (default: runs/mutants.json)')
-    parser.add_argument('--again', action='store_true', help='try those that survived once more')
-    parser.add_argument('--prove', action='store_true', help='only show that each stage passes, and sees a mistake')
-    parser.add_argument('--stages', nargs='+', choices=STAGES, default=list(STAGES), metavar='STAGE', help=f'of {", ".join(STAGES)} (default: all)')
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # Leave nothing running
-    if not shutil.which('cosmic-ray'): sys.exit('cosmic-ray is missing: pip install cosmic-ray')
-    results = json.loads(args.out.read_text()) if args.out.exists() else []
+    args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # Stops what is running
+    if not args.prove and not shutil.which('cosmic-ray'):
+        sys.exit('cosmic-ray is missing: run `pip install cosmic-ray`')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        checkout = Path(folder)/'checkout'
-        for name in (PACKAGE, 'nbs', 'tests'): shutil.copytree(ROOT/name, checkout/name, ignore=shutil.ignore_patterns('runs', '__pycache__'))
-        stages, shared = args.stages, ROOT.parent/'shared'
-        if shared.exists(): (Path(folder)/'shared').symlink_to(shared.resolve())
-        else: stages = [s for s in stages if s != 'goldens']
+        checkout = Path(folder)
+        ignore = shutil.ignore_patterns('runs', '__pycache__')
+        for name in (PACKAGE, 'nbs', 'tests', 'tools'): shutil.copytree(ROOT/name, checkout/name, ignore=ignore)
+        shutil.copy(ROOT/'pyproject.toml', checkout)
+        if args.prove:
+            time_limits(checkout, args.stages)
+            return prove(checkout, args.stages)
         mutants, in_annotations = listed(checkout)
-        print(f'{sum(map(len, mutants.values()))} mutants ({", ".join(f"{len(own)} of {m}" for m, own in mutants.items())}), without {in_annotations} of annotations', flush=True)
-        limits = time_limits(checkout, stages)
-        if args.prove: return prove(checkout, stages)
-        known, no_python = {(r['module'], r['operator'], r['occurrence']): r for r in results}, 0
-        for order, wanted in drawn(mutants, args.times, args.seed):
-            for mutant in order:
-                if wanted == 0: break
-                r = known.get(mutant)
-                if r is None or (args.again and not r['killed_by']):
-                    diff = mutate(checkout, *mutant)
-                    if r and r['diff'] != diff: sys.exit(f'{args.out} is of another version of {mutant[0]}: choose another --out')
-                    if diff is None:
-                        no_python += 1
-                        continue
-                    new = dict(zip(('module', 'operator', 'occurrence'), mutant)) | dict(diff=diff) | fate(checkout, limits)
-                    results = [old for old in results if old is not r] + [new]
-                    temporary = args.out.with_suffix('.part')
-                    temporary.write_text(json.dumps(results, indent=1))
-                    temporary.replace(args.out)
-                    print(f'{len(results)} {mutant[0]} {new["seconds"]} s {new["killed_by"] or "SURVIVES"}', flush=True)
-                wanted -= 1
-            shutil.copy(ROOT/PACKAGE/f'{mutant[0]}.py', checkout/PACKAGE)
-    print(f'{no_python} drawn ones were not even Python, and not counted')
-    summary(results)
+        counts = ', '.join(f'{len(own)} of {m}' for m, own in mutants.items())
+        total = sum(map(len, mutants.values()))
+        print(f'{total} mutants ({counts}), not counting {in_annotations} in annotations', flush=True)
+        results = try_mutants(checkout, mutants, time_limits(checkout, args.stages), args)
+    print_summary(results)
 
 
 if __name__ == '__main__': main()

@@ -15,9 +15,9 @@ import numpy as np
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..commands.messages import CONTROL, describe_box, MAX_SIDE, raise_listing, repeated, shorten
-from ..files.class_names import MAX_CLASSES
-from ..files.images import read_image
+from ..commands.messages import describe_box, raise_listing, repeated, shorten
+from ..files.class_names import check_class_names, MAX_CLASSES
+from ..files.images import MAX_SIDE, read_image
 
 # %% ../../nbs/data/01_annotations.ipynb #ff3d0f37
 @dataclass
@@ -109,9 +109,7 @@ def read_annotated(
 def class_names_and_labels(where, classes): # From names by number: names in the order of their numbers, and labels by number
     order = sorted(classes, key=lambda c: (isinstance(c, str), c))
     names = [classes[c] for c in order]
-    raise_listing(f'{where}: names of classes that are not text', [shorten(n) for n in names if not isinstance(n, str)], 'Put them in quotes')
-    raise_listing(f'{where}: names of classes with control characters', [repr(n) for n in names if CONTROL.search(n)], 'Write plain names')
-    raise_listing(f'{where}: several classes have the same name', repeated(names), 'Give each its own')
+    check_class_names(names, where)
     return names, {c: n for n, c in enumerate(order)}
 
 # %% ../../nbs/data/01_annotations.ipynb #8be2f0d4

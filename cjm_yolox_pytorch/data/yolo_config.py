@@ -68,7 +68,7 @@ def _yaml(path):
             twice = repeated(self.construct_object(key, deep=True) for key, _ in node.value)
             if twice: raise ValueError(f'{shorten(twice[0])} is there twice: leave out one of them')
             return super().construct_mapping(node, deep)
-    text = read_text(path, most=MAX_YAML_BYTES)
+    text = read_text(path, max_bytes=MAX_YAML_BYTES)
     try: config = yaml.load(text, Plain)
     except Exception as e: raise ValueError(f'{path}: not YAML: {shorten(" ".join(str(e).split()) or type(e).__name__)}') from e # Of any kind, as with "!!int x" or "[[[["
     if not isinstance(config, dict): raise ValueError(f'{path}: no description of a data set, which has train, val and names')

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch, numpy as np
 
 from ..boxes import box_iou
-from ..commands.messages import repeated
 from ..data.annotations import Annotations
 from ..data.coco import coco_truth
 from ..detection.detections import Detections
+from ..files.class_names import check_distinct
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a2f80590
 # One `Detections` per image -> dicts in COCO's format for results, with images numbered from 0
@@ -27,7 +27,7 @@ BACKGROUND_NAME = '(background)' # Stands for no object, and for no detection, i
 
 def check_names(names:list): # C class names
     "Raise a `ValueError` if class names are not unique."
-    if again := repeated(names): raise ValueError(f'several classes are named {again[0]!r}: rename all but one')
+    check_distinct(names, 'annotations')
     if BACKGROUND_NAME in names: raise ValueError(f'a class is named {BACKGROUND_NAME!r}, which is reserved: rename it')
 
 def _check_inputs(annotations, detections):

@@ -128,7 +128,7 @@ def recipe_options(func):
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     others = [f for f in fields(Recipe) if f.name not in signature.parameters]
     func.__signature__ = signature.replace(parameters=[*own, *map(_recipe_option, others)])
-    func.told = {f.name: comments[f.name] + _default_text(f) for f in others}
+    func.option_help = {f.name: comments[f.name] + _default_text(f) for f in others}
     return func
 
 def _recipe_option(f):
@@ -159,7 +159,7 @@ def _explain_death(e):
 def yolox_train(
     data:str, # Folder of a dataset, or a COCO file
     weights:str=None, # Initial weights: a file, or "coco" for published weights; random unless given
-    recipe:str='fine_tune', # fine_tune, with the values in brackets below, or paper: values of options that are not given
+    recipe:str='fine_tune', # fine_tune, with the values in brackets below, or paper: values of options not given
     format:str=None, # coco, voc or yolo; detected unless given
     train:str=None, # Training split; train unless given
     val:str=None, # Validation split; val unless given, or test where there is none

@@ -1,38 +1,46 @@
-"The path of accelerators: one graph, no waiting, nothing that depends on values. What needs a GPU is skipped where there is none."
+"The path of accelerators: one graph, no waiting, nothing that depends on values. Some tests need a GPU."
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from random_batches import C, NUM_CELLS, batch, gradients, requiring_grad
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
+import cjm_yolox_pytorch.assignment
 import cjm_yolox_pytorch.loss
-import cjm_yolox_pytorch.simota
-from cjm_yolox_pytorch.loss import YOLOXLoss, _compiled_losses, _gather_objects, _gather_regions, _losses
+from cjm_yolox_pytorch.loss import YOLOXLoss, _compiled_losses, _losses, _pad
 from cjm_yolox_pytorch.model import build_model
 from cjm_yolox_pytorch.simota import SimOTAAssigner
-from test_loss import C, batch, gradients, requiring_grad
 
+ROOT = Path(__file__).resolve().parents[2]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-SETTINGS = [{}, dict(box_loss='squared_iou', assigner=SimOTAAssigner(1.5, center_only=True, iou_eps=1e-8)), dict(box_loss='ciou', assigner=SimOTAAssigner(max_mb=1))]
+MEGVII = dict(box_loss='squared_iou', assigner=SimOTAAssigner(1.5, center_only=True, iou_eps=1e-8))
+SETTINGS = [{}, MEGVII, dict(box_loss='ciou', assigner=SimOTAAssigner(max_mb=1))]
+ALONE = dict(assigner=SimOTAAssigner(max_mb=0)) # Every object in its own group
 REGIONS = [torch.tensor([[0., 0., 50., 100.]]), torch.zeros(0, 4), torch.zeros(0, 4)]
 
 
 def waiting(graph, device='meta'):
     "Operations of a traced graph for which an accelerator waits, or whose result has a size that depends on values"
     aten, found = torch.ops.aten, []
+    sized = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim)
+    indexing = (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index)
     for node in graph.graph.nodes:
         if node.op != 'call_function': continue
+        operation, result = getattr(node.target, 'overloadpacket', None), node.meta.get('val')
         inputs = [a.meta['val'] for a in node.all_input_nodes if isinstance(a.meta.get('val'), torch.Tensor)]
-        if getattr(node.target, 'overloadpacket', None) in (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.repeat_interleave):
-            if node.target is not aten.repeat_interleave.self_int: found.append(str(node.target))
-        if getattr(node.target, 'overloadpacket', None) in (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index):
-            if any(t.dtype in (torch.bool, torch.uint8) for t in inputs[1:]): found.append(f'{node.target} with a mask')
-        if isinstance(node.meta.get('val'), torch.Tensor) and node.meta['val'].device.type != device: found.append(f'{node.target} on {node.meta["val"].device}')
+        repeats = operation is aten.repeat_interleave and node.target is not aten.repeat_interleave.self_int
+        if operation in sized or repeats: found.append(str(node.target))
+        masked = any(t.dtype in (torch.bool, torch.uint8) for t in inputs[1:])
+        if operation in indexing and masked: found.append(f'{node.target} with a mask')
+        elsewhere = isinstance(result, torch.Tensor) and result.device.type != device
+        if elsewhere: found.append(f'{node.target} on {result.device}')
     return found
 
 
@@ -49,71 +57,88 @@ def fake_step(loss, counts):
         return make_fx(step)(*leaves)
 
 
-@pytest.mark.parametrize('settings', [*SETTINGS, dict(assigner=SimOTAAssigner(max_mb=0))]) # The last: every object in a group of its own
-def test_nothing_waits(settings):
+@pytest.mark.parametrize('settings', [*SETTINGS, ALONE])
+def test_loss_does_not_wait(settings):
     graph = fake_step(YOLOXLoss(C, use_l1=True, **settings), [5, 0, 9])
     assert len(graph.graph.nodes) > 100
     assert waiting(graph) == []
 
 
-def test_waiting_would_be_seen():
+WAITS = [(lambda t: t.nonzero(), 'nonzero'), (lambda t: t[t > 0], 'with a mask'), (lambda t: t.cpu() + 1, 'on cpu'),
+         (lambda t: t*t.sum().item(), '_local_scalar_dense')]
+
+
+@pytest.mark.parametrize('step, name', WAITS)
+def test_waiting_would_be_seen(step, name):
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        mode.shape_env = torch.fx.experimental.symbolic_shapes.ShapeEnv(allow_dynamic_output_shape_ops=True, allow_scalar_outputs=True)
-        t = torch.rand(8, device='meta')
-        for step, name in [(lambda t: t.nonzero(), 'nonzero'), (lambda t: t[t > 0], 'with a mask'), (lambda t: t.cpu() + 1, 'on cpu'), (lambda t: t*t.sum().item(), '_local_scalar_dense')]:
-            assert any(name in found for found in waiting(make_fx(step)(t))), name
+        allowed = dict(allow_dynamic_output_shape_ops=True, allow_scalar_outputs=True)
+        mode.shape_env = torch.fx.experimental.symbolic_shapes.ShapeEnv(**allowed)
+        assert any(name in found for found in waiting(make_fx(step)(torch.rand(8, device='meta'))))
 
 
-def compiled(loss, maps, boxes, labels, regions=None): # As `forward` calls it where it compiles
-    objects = _gather_objects(boxes, labels, C, None, torch.device('cpu'), torch.float32, rounded=True)
-    return _compiled_losses(loss, *maps, *objects, _gather_regions(regions, len(boxes), torch.device('cpu'), torch.float32, rounded=True))
+def compiled(loss, maps, boxes, labels): # As `forward` calls it where it compiles
+    return _compiled_losses(loss, maps, _pad(boxes, labels, torch.zeros(0), rounded=True), None)
 
 
-def test_one_graph_for_all_numbers_of_objects(monkeypatch):
+@pytest.fixture
+def graphs(monkeypatch):
+    "Counts compiled graphs"
     counter = CompileCounter()
     torch._dynamo.reset()
-    monkeypatch.setattr(cjm_yolox_pytorch.loss, '_compiled', lambda mode: torch.compile(_losses, fullgraph=True, backend=counter))
+    traced = torch.compile(_losses, fullgraph=True, backend=counter)
+    monkeypatch.setattr(cjm_yolox_pytorch.loss, '_compiled', lambda mode: traced)
+    return counter
+
+
+def test_one_graph_serves_all_numbers_of_objects(graphs):
     loss = YOLOXLoss(C, use_l1=True, compile=True)
     for counts in ([1, 0], [3, 12], [0, 0], [14, 7], [5, 10]): # With 16 objects there are more slots than cells
         maps, boxes, labels = batch(counts)
         got, _ = compiled(loss, maps, boxes, labels)
         want = YOLOXLoss(C, use_l1=True)(*maps, boxes, labels)
         assert_close(got, list(want.values()))
-    assert counter.frame_count == 1 and loss.compile_mode
+    assert graphs.frame_count == 1 and loss.compile_mode
 
 
-def test_few_graphs_for_groups_of_objects(monkeypatch):
+def test_few_graphs_serve_all_groups_of_objects(graphs, monkeypatch):
     "Groups of 40 at most: one graph for each power of two, not for each number of objects"
-    counter = CompileCounter()
-    torch._dynamo.reset()
-    monkeypatch.setattr(cjm_yolox_pytorch.loss, '_compiled', lambda mode: torch.compile(_losses, fullgraph=True, backend=counter))
-    monkeypatch.setattr(cjm_yolox_pytorch.simota, 'PAIR_BYTES', 2**20//(159*40))
+    monkeypatch.setattr(cjm_yolox_pytorch.assignment, 'PAIR_BYTES', 2**20//(NUM_CELLS*40))
     loss = YOLOXLoss(C, compile=True, assigner=SimOTAAssigner(max_mb=1))
-    for count in (30, 36, 45, 60, 70, 75, 90, 120, 150):
+    for count in (30, 36, 45, 70, 90, 150):
         maps, boxes, labels = batch([count])
         assert_close(compiled(loss, maps, boxes, labels)[0], list(YOLOXLoss(C)(*maps, boxes, labels).values()))
-    assert counter.frame_count == 3 and loss.compile_mode
+    assert graphs.frame_count == 3 and loss.compile_mode
 
 
-def test_on_a_cpu_nothing_is_compiled(monkeypatch):
+def test_nothing_is_compiled_on_a_cpu(monkeypatch):
     monkeypatch.setattr(cjm_yolox_pytorch.loss, '_compiled', lambda mode: pytest.fail('compiled'))
     maps, boxes, labels = batch([2])
     assert_close(YOLOXLoss(C, compile=True)(*maps, boxes, labels), YOLOXLoss(C)(*maps, boxes, labels))
 
 
-def test_what_cannot_be_compiled_runs_and_says_so():
+def test_loss_that_cannot_be_compiled_runs_with_a_warning():
     torch._dynamo.reset()
     loss = YOLOXLoss(C, compile=True)
-    def own(pred, target): return (pred - target).abs().sum() if pred.isfinite().all() else pred.sum() # A question to the tensors
-    loss.bbox_loss_func = own
+    def data_dependent(pred, target): return (pred - target).abs().sum() if pred.isfinite().all() else pred.sum()
+    loss.bbox_loss_func = data_dependent
     maps, boxes, labels = batch([3, 2])
-    with pytest.warns(UserWarning, match='goes on without compiling') as said: got, _ = compiled(loss, maps, boxes, labels)
+    with pytest.warns(UserWarning, match='goes on without compiling') as said:
+        got, _ = compiled(loss, maps, boxes, labels)
     assert len(said) == 1 and not loss.compile_mode
     assert_close(got, list(loss(*maps, boxes, labels).values()))
 
 
-def test_without_a_compiler_it_runs_and_says_so(tmp_path):
-    code = """import sys, warnings; sys.path.insert(0, 'tests')
+def test_errors_of_a_compiled_loss_are_raised(monkeypatch):
+    def failing(mode): raise ZeroDivisionError('not of the compiler')
+    monkeypatch.setattr(cjm_yolox_pytorch.loss, '_compiled', failing)
+    loss = YOLOXLoss(C, compile=True)
+    with pytest.raises(ZeroDivisionError, match='not of the compiler'): compiled(loss, *batch([3, 2]))
+
+
+@pytest.mark.slow
+def test_loss_without_a_compiler_runs_with_a_warning(tmp_path):
+    code = """import sys, warnings
+sys.path.insert(0, 'tests/core')
 from test_accelerator import *
 maps, boxes, labels = batch([3, 2])
 loss = YOLOXLoss(C, compile=True)
@@ -124,20 +149,25 @@ said = [str(w.message) for w in said if 'YOLOXLoss' in str(w.message)]
 assert len(said) == 1 and 'No working C++ compiler' in said[0] and not loss.compile_mode, said
 assert_close(got, list(loss(*maps, boxes, labels).values()))"""
     env = {**os.environ, 'CXX': '/nonexistent', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path)}
-    subprocess.run([sys.executable, '-c', code], env=env, cwd=cjm_yolox_pytorch.loss.__file__.rsplit('/', 2)[0], check=True)
+    subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, check=True)
 
 
 def to_device(batch, device='cuda'):
     maps, boxes, labels = batch
-    return [[m.to(device) for m in levels] for levels in maps], [b.to(device) for b in boxes], [l.to(device) for l in labels]
+    maps = [[m.to(device) for m in levels] for levels in maps]
+    return maps, [b.to(device) for b in boxes], [l.to(device) for l in labels]
+
+
+COMPILED = [(False, s) for s in SETTINGS] + [(True, s) for s in SETTINGS] + [('reduce-overhead', {})]
 
 
 @cuda
-@pytest.mark.parametrize('compile, settings', [(False, s) for s in SETTINGS] + [(True, s) for s in SETTINGS] + [('reduce-overhead', {})])
-def test_gpu_equals_cpu(settings, compile):
+@pytest.mark.parametrize('compile, settings', COMPILED)
+def test_loss_on_a_gpu_equals_that_on_a_cpu(settings, compile):
     torch._dynamo.reset()
     loss, there = (YOLOXLoss(C, use_l1=True, compile=c and compile, **settings) for c in (False, True))
-    for seed, counts in enumerate(([5, 0, 9], [0, 0, 0], [60, 1, 30])): # 60 have more slots than there are cells, and make two groups of 1 MB
+    # 60 objects have more slots than there are cells, and make two groups of 1 MB
+    for seed, counts in enumerate(([5, 0, 9], [0, 0, 0], [60, 1, 30])):
         data = batch(counts, seed)
         want, want_grads = gradients(loss, *data, ground_truth_bboxes_ignore=REGIONS)
         maps, boxes, labels = to_device(data)
@@ -150,7 +180,7 @@ def test_gpu_equals_cpu(settings, compile):
 
 @cuda
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_gpu_half_precision(dtype):
+def test_loss_on_a_gpu_in_half_precision(dtype):
     maps, boxes, labels = batch([5, 0, 9], dtype=dtype)
     want = YOLOXLoss(C, use_l1=True)(*maps, boxes, labels)
     there, *objects = to_device((maps, boxes, labels))
@@ -160,8 +190,8 @@ def test_gpu_half_precision(dtype):
 
 @cuda
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_gpu_autocast(dtype):
-    "A network that computes in half precision learns in single precision what its outputs say"
+def test_loss_on_a_gpu_under_autocast(dtype):
+    "The network computes in half precision, the loss in single precision"
     torch.manual_seed(0)
     model, images = build_model('yolox_nano', C, pretrained=False).cuda(), torch.rand(3, 3, 96, 96, device='cuda')
     _, boxes, labels = batch([5, 0, 9])
@@ -169,7 +199,8 @@ def test_gpu_autocast(dtype):
     with torch.autocast('cuda', dtype):
         outputs = model(images)
         losses = loss(*outputs, boxes, labels)
-    assert all(m.dtype == dtype for levels in outputs for m in levels) and all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
+    assert all(m.dtype == dtype for levels in outputs for m in levels)
+    assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
     want = loss(*([m.detach().float().cpu() for m in levels] for levels in outputs), boxes, labels)
     assert_close({k: v.cpu() for k, v in losses.items()}, want, rtol=1e-4, atol=1e-4)
     sum(losses.values()).backward()
@@ -178,7 +209,7 @@ def test_gpu_autocast(dtype):
 
 @cuda
 @pytest.mark.parametrize('compile', [False, True])
-def test_gpu_does_not_wait(compile):
+def test_loss_on_a_gpu_does_not_wait(compile):
     maps, boxes, labels = to_device(batch([5, 0, 9]))
     loss, regions = YOLOXLoss(C, use_l1=True, compile=compile), [r.cuda() for r in REGIONS]
     for _ in range(2): gradients(loss, maps, boxes, labels, ground_truth_bboxes_ignore=regions) # Compiling may wait
@@ -190,7 +221,7 @@ def test_gpu_does_not_wait(compile):
 
 @cuda
 @pytest.mark.parametrize('compile', [False, True])
-def test_gpu_graph_replayed_on_new_inputs(compile):
+def test_loss_in_a_cuda_graph_is_replayed_on_new_inputs(compile):
     loss, counts = YOLOXLoss(C, use_l1=True, compile=compile), [5, 3, 9]
     maps, boxes, labels = to_device(batch(counts))
     maps = requiring_grad(maps)
@@ -210,7 +241,8 @@ def test_gpu_graph_replayed_on_new_inputs(compile):
     with torch.cuda.graph(graph): losses = step()
     for seed in (1, 2):
         other = batch(counts, seed)
-        for new, old in zip([m for levels in other[0] for m in levels] + other[1] + other[2], leaves + boxes + labels): old.data.copy_(new)
+        new = [m for levels in other[0] for m in levels] + other[1] + other[2]
+        for n, old in zip(new, leaves + boxes + labels): old.data.copy_(n)
         graph.replay()
         want, want_grads = gradients(YOLOXLoss(C, use_l1=True), *other)
         assert_close({k: v.cpu() for k, v in losses.items()}, want)

@@ -1,0 +1,238 @@
+"Exported files: what their graphs hold, the original's way of exporting, and real weights through ONNX and OpenVINO."
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cjm_yolox_pytorch.deploy import export
+from cjm_yolox_pytorch.deploy.export import EXPORT_FORMATS, exportable, export_weights, load_exported, yolox_export
+from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
+from cjm_yolox_pytorch.files.letterbox import letterbox, unletterbox
+from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, nms
+from cjm_yolox_pytorch.model import NORM_STATS, build_model
+
+onnx, onnxruntime, openvino = (pytest.importorskip(name) for name in ('onnx', 'onnxruntime', 'openvino'))
+SUFFIXES = list(EXPORT_FORMATS.values())
+
+
+@pytest.fixture(scope='module', autouse=True)
+def onnx_once():
+    "Most of the time goes into ONNX, which OpenVINO converts: files of the same metadata share it"
+    made, write = {}, export._write_onnx
+    def write_once(program, path, metadata):
+        if metadata in made: return path.write_bytes(made[metadata])
+        write(program, path, metadata)
+        made[metadata] = path.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, '_write_onnx', write_once)
+        patch.setitem(export._WRITERS, '.onnx', write_once)
+        yield
+
+
+def blotches(n, height, width, camera=False, seed=1):
+    "Images from 0 to 255 with more in them than noise"
+    noise = torch.rand(n, 3, 6, 8, generator=torch.Generator().manual_seed(seed))*255
+    images = torch.nn.functional.interpolate(noise, (height, width), mode='bilinear')
+    return images.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous() if camera else images
+
+
+def made_up(num_classes=3, **kwargs):
+    torch.manual_seed(0)
+    model = build_model('yolox_nano', num_classes, pretrained=False)
+    for m in model.modules(): # So that scores differ and boxes overlap
+        if isinstance(m, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(m.weight, 2, 3)
+            m.running_mean.normal_(0, .1)
+            m.running_var.uniform_(.5, 1.5)
+    for convs, std, bias in (('cls', .3, .5), ('reg', .05, 1.2), ('obj', .3, .5)):
+        for conv in getattr(model.bbox_head, f'multi_level_conv_{convs}'):
+            torch.nn.init.normal_(conv.weight, std=std)
+            torch.nn.init.constant_(conv.bias, bias)
+    names = [f'class {i}' for i in range(num_classes)]
+    return Weights(model.state_dict(), 'yolox_nano', num_classes, **NORM_STATS['yolox_nano'], names=names, **kwargs)
+
+
+def corners(rows): return torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
+
+
+def assert_equal_rows(got, want):
+    torch.testing.assert_close(got[..., :4], want[..., :4], atol=1e-2, rtol=1e-4)
+    torch.testing.assert_close(got[..., 5:], want[..., 5:], atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('exported')
+    for suffix in SUFFIXES: export_weights(made_up(), folder/f'nano{suffix}')
+    return folder
+
+
+# ---- What is in a file
+
+def test_onnx_has_no_slices_before_the_first_convolution(files):
+    graph = onnx.load(files/'nano.onnx').graph
+    makers = {output: node for node in graph.node for output in node.output}
+    first = next(node for node in graph.node if node.op_type == 'Conv')
+    weight = next(t for t in graph.initializer if t.name == first.input[1])
+    assert list(weight.dims) == [16, 3, 6, 6]
+    way, name = [], first.input[0]
+    while name in makers:
+        way.append(makers[name].op_type)
+        name = makers[name].input[0]
+    assert name == 'images' and not {'Slice', 'Gather', 'GatherND', 'Concat'} & {*way}, way
+    assert not any(node.op_type == 'BatchNormalization' for node in graph.node)
+
+
+def test_metadata_is_in_every_file(files):
+    extra = {'cjm_yolox_pytorch.json': ''}
+    torch.export.load(str(files/'nano.pt2'), extra_files=extra)
+    session = onnxruntime.InferenceSession(files/'nano.onnx')
+    held = [session.get_modelmeta().custom_metadata_map['cjm_yolox_pytorch'], extra['cjm_yolox_pytorch.json'],
+            openvino.Core().read_model(str(files/'nano.xml')).get_rt_info(['cjm_yolox_pytorch']).astype(str)]
+    weights, (about, *others) = made_up(), map(json.loads, held)
+    assert others == [about, about]
+    keys = 'model_type num_classes names size input output normalisation mean std strides letterbox'
+    assert ' '.join(about) == keys
+    assert about['names'] == weights.names and about['size'] == 416 and about['mean'] == list(weights.mean)
+    assert about['input'].startswith('float32 [batch, 3, height, width]')
+    assert about['output'].startswith('[batch, A, 6]')
+
+
+def test_pt2_needs_none_of_our_code(files, tmp_path):
+    code = f'''import torch, torchvision, sys
+module = torch.export.load({str(files/"nano.pt2")!r}).module()
+print(tuple(module(torch.rand(1, 3, 64, 96)).shape), "cjm_yolox_pytorch" in sys.modules)'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == '(1, 126, 6) False', done.stderr
+
+
+# ---- Files compute what PyTorch does
+
+@pytest.mark.parametrize('suffix', SUFFIXES)
+@pytest.mark.parametrize('shape', [(1, 64, 64), (8, 64, 96), (2, 1280, 64), (1, 1280, 1280), (1, 416, 672)])
+def test_files_take_sizes_from_64_to_1280_and_batches(files, suffix, shape):
+    x = blotches(*shape)
+    with torch.no_grad(): want = exportable(made_up())(x)
+    assert_equal_rows(load_exported(files/f'nano{suffix}')(x), want)
+
+
+@pytest.mark.parametrize('suffix', SUFFIXES)
+def test_file_for_a_camera_with_nms_keeps_what_nms_keeps(tmp_path, suffix):
+    "ONNX and OpenVINO also for networks that were trained with less than 64 pixels"
+    weights = made_up(7, size=64 if suffix == '.pt2' else 20)
+    file = tmp_path/f'nano{suffix}'
+    export_weights(weights, file, suppress=True, camera=True, conf=.3, iou=.5)
+    run, x = load_exported(file), blotches(3, 96, 160, camera=True)
+    rows = run(x)
+    with torch.no_grad(): cells = exportable(weights, camera=True)(x)
+    for i, one in enumerate(cells):
+        scores = torch.zeros(len(one), 7).scatter(1, one[:, 4:5].long(), one[:, 5:])
+        boxes, found, labels = nms(corners(one), scores, .3, .5, max_detections=9999)
+        got = rows[rows[:, 0] == i, 1:]
+        assert 0 < len(labels) < len(one)
+        counts, want = (v.long().bincount(minlength=7) for v in (got[:, 4], labels))
+        assert (counts - want).abs().max() <= 1 # Rounding may decide between two boxes
+        n = min(len(got), len(found))
+        assert (got[:n, 5] - found[:n]).abs().median() < 1e-4
+    assert run(x*0).shape[1] == 7
+
+
+@pytest.mark.slow
+def test_file_may_be_for_more_than_1280_pixels(tmp_path):
+    weights = made_up(size=1500)
+    export_weights(weights, tmp_path/'nano.pt2')
+    x = blotches(1, 1504, 1504)
+    with torch.no_grad(): want = exportable(weights)(x)
+    assert_equal_rows(load_exported(tmp_path/'nano.pt2')(x), want)
+
+
+def test_raw_file_has_all_probabilities(tmp_path):
+    weights = made_up()
+    assert export_weights(weights, tmp_path/'raw.pt2', raw=True) < 1e-2
+    rows, want = load_exported(tmp_path/'raw.pt2')(blotches(2, 64, 96)), exportable(weights, raw=True)
+    assert rows.shape == (2, 126, 8)
+    with torch.no_grad(): torch.testing.assert_close(rows, want(blotches(2, 64, 96)), atol=1e-4, rtol=1e-4)
+
+
+def test_file_that_differs_is_not_kept(tmp_path, monkeypatch):
+    (tmp_path/'nano.pt2').write_text('what was there')
+    monkeypatch.setattr(export, 'load_exported', lambda path: lambda x: torch.zeros(len(x), 5, 6))
+    with pytest.raises(RuntimeError, match='boxes from the file differ'): export_weights(made_up(), tmp_path/'nano.pt2')
+    assert (tmp_path/'nano.pt2').read_text() == 'what was there' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_published_weights_are_exported_by_their_name(tmp_path, monkeypatch, capsys):
+    save_weights(made_up(), tmp_path/'weights.safetensors')
+    monkeypatch.setattr(export, 'pretrained_file', lambda name: tmp_path/'weights.safetensors')
+    asked = []
+    monkeypatch.setattr(export, 'export_weights', lambda *args, **kwargs: asked.append((args, kwargs)) or .5)
+    yolox_export('yolox_nano', format='openvino', suppress=True, conf=.4)
+    ((weights, path), choices), = asked
+    assert weights.names == made_up().names and str(path) == 'yolox_nano.xml'
+    assert choices == dict(raw=False, suppress=True, camera=False, conf=.4, iou=.65)
+    assert 'written to yolox_nano.xml' in capsys.readouterr().out
+
+
+# ---- Suppression
+
+def test_nms_in_a_program_takes_few_rows():
+    "None, or one, is what a camera mostly sees; the program of `nms` is made for two and more"
+    rows = torch.rand(2, 84, 6)*torch.tensor([60, 60, 20, 20, 2.9, 1])
+    module = export.WithNMS(torch.nn.Identity(), num_classes=3, conf=.25, iou=.65, side=1280.)
+    shapes = dict(x={0: torch.export.Dim('batch', min=1), 1: torch.export.Dim('cells', min=2)})
+    run = torch.export.export(module, (rows,), dynamic_shapes=shapes).module()
+    for n in (0, 1, 2, 84):
+        rows[..., 5] = 0
+        rows[1, :n, 5] = torch.linspace(.9, .3, n)
+        assert 0 < len(run(rows)) <= n or n == 0
+        torch.testing.assert_close(run(rows), module(rows), rtol=0, atol=0)
+
+
+def test_nms_does_not_depend_on_the_place_in_a_batch():
+    torch.manual_seed(0)
+    size = torch.rand(300, 2)*6 + 4
+    corner, label, score = torch.rand(300, 2)*60 + 50 - size/2, torch.full((300, 1), 75.), torch.rand(300, 1)*.7 + .28
+    module = export.WithNMS(torch.nn.Identity(), num_classes=80, conf=.25, iou=.65, side=1280.)
+    for images in (1, 8, 32, 256):
+        batch = torch.zeros(images, 300, 6)
+        batch[0] = batch[-1] = torch.cat([corner, size, label, score], 1)
+        found = module(batch)
+        first, last = (found[found[:, 0] == i, 1:] for i in (0, images - 1))
+        assert 100 < len(first) < 300 and torch.equal(first, last), images
+
+
+# ---- Others' scripts, and real weights
+
+@pytest.mark.parametrize('dynamo', [True, False])
+def test_scripts_of_0_2_export_as_before(tmp_path, dynamo):
+    model = build_model('yolox_nano', 3, pretrained=False).eval()
+    mean, std = (torch.tensor([v]*3).view(1, 3, 1, 1) for v in (.5, 1.))
+    wrapper = YOLOXInferenceWrapper(model, mean, std, run_box_and_prob_calculation=False).eval()
+    x, names = torch.rand(1, 3, 96, 128), dict(input_names=['input'], output_names=['output'])
+    torch.onnx.export(wrapper, (x,), str(tmp_path/'old.onnx'), dynamo=dynamo, **names)
+    got = onnxruntime.InferenceSession(tmp_path/'old.onnx').run(None, {'input': x.numpy()})[0]
+    with torch.no_grad(): np.testing.assert_allclose(got, wrapper(x), atol=1e-4)
+    assert got.shape == (1, 252, 8)
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', pytest.param('.xml', marks=pytest.mark.slow)])
+def test_real_weights_score_the_same_in_other_programs(shared, tmp_path, suffix):
+    from cjm_yolox_pytorch.data.annotations import read_annotated
+    from cjm_yolox_pytorch.data.splits import find_splits, read_split
+    from cjm_yolox_pytorch.detection.detections import Detections
+    from cjm_yolox_pytorch.evaluation.metrics import average_precision
+    export_weights(load_weights(shared/'weights/yolox_nano_coco.pth'), tmp_path/f'nano{suffix}')
+    run = load_exported(tmp_path/f'nano{suffix}')
+    split = read_split(shared/'data/coco_ccby', next(iter(find_splits(shared/'data/coco_ccby'))))
+    found = []
+    for i in range(len(split)):
+        image = read_annotated(split, i)
+        rows = run(letterbox(image, (416, 416))[None].float())[0]
+        scores = torch.zeros(len(rows), 80).scatter(1, rows[:, 4:5].long(), rows[:, 5:])
+        boxes, scores, labels = nms(corners(rows), scores, conf=.01)
+        found.append(Detections(unletterbox(boxes, image.shape[1:], (416, 416)), scores, labels))
+    metrics = average_precision(split, found)
+    assert abs(metrics['AP'] - .330) < .004 and abs(metrics['AP50'] - .484) < .004

@@ -1,0 +1,260 @@
+"`yolox_predict` on images, folders and videos: what it writes, and what it refuses."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cjm_yolox_pytorch.detection.predict import yolox_predict
+from cjm_yolox_pytorch.files.video import VideoWriter, read_video
+
+COMMAND = os.path.join(os.path.dirname(sys.executable), 'yolox_predict')
+
+
+def run(file, *inputs, out, **kwargs):
+    yolox_predict(file, [str(i) for i in inputs], out=str(out), device='cpu', **kwargs)
+
+
+def record(out): return json.loads((out/'detections.json').read_text())
+
+
+def drawn(out): return sorted(p.relative_to(out).as_posix() for p in out.rglob('*.*') if p.suffix != '.json')
+
+
+def contents(folder): return {p: p.read_bytes() for p in folder.rglob('*.*')}
+
+
+# ---- What is written
+
+def test_json_and_drawn_images_of_a_folder(file, images, tmp_path, capsys):
+    run(file, images, out=tmp_path/'out', conf=0., max_detections=4)
+    coco = record(tmp_path/'out')
+    assert [os.path.relpath(i['file_name'], images) for i in coco['images']] == ['a.jpg', 'b.png', 'deep/a.jpg']
+    assert [(i['height'], i['width']) for i in coco['images']] == [(40, 60), (50, 60), (60, 60)]
+    assert [a['image_id'] for a in coco['annotations']] == [0]*4 + [1]*4 + [2]*4
+    assert [a['id'] for a in coco['annotations']] == list(range(1, 13))
+    assert coco['categories'] == [dict(id=i, name=n) for i, n in enumerate(['cat', 'dog', 'owl'])]
+    x, y, w, h = coco['annotations'][0]['bbox']
+    assert coco['annotations'][0]['area'] == pytest.approx(w*h) and 0 <= x <= 60 and 0 <= y <= 40
+    assert drawn(tmp_path/'out') == ['a.jpg', 'b.png.jpg', 'deep/a.jpg']
+    assert '3 images, 12 objects' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('write, wanted', [('json', ['detections.json']), ('pictures', ['a.jpg'])])
+def test_write_chooses_files(file, images, tmp_path, write, wanted):
+    run(file, images/'a.jpg', out=tmp_path/'out', write=write)
+    assert [p.name for p in (tmp_path/'out').iterdir()] == wanted
+
+
+@pytest.mark.parametrize('name, value', [('write', 'text'), ('conf', 2.), ('iou', -1.), ('batch', 0), ('img_size', 0)])
+def test_options_out_of_range_are_refused_before_anything_is_read(images, tmp_path, name, value):
+    with pytest.raises(ValueError, match=f'{name}='): run('no such file', images, out=tmp_path/'out', **{name: value})
+    assert not (tmp_path/'out').exists()
+
+
+def test_command_at_the_shell(file, images, tmp_path):
+    inputs = str(images/'a.jpg'), str(images/'b.png')
+    done = subprocess.run([COMMAND, file, *inputs, '--device', 'cpu', '--img-size', '96', '--out', 'out'],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and '2 images' in done.stdout, done.stderr
+
+
+def test_command_says_in_one_line_what_is_wrong(images, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['yolox_predict', str(images/'none.pth'), str(images)])
+    with pytest.raises(SystemExit, match='^yolox_predict: error: .*none.pth: .*$'): yolox_predict()
+
+
+def test_same_run_again_finds_the_same_inputs(file, film, images, tmp_path, monkeypatch):
+    "Patterns and folders do not find what was drawn the first time, which may be overwritten"
+    film('images/clip.mp4', 'libx264', frames=3)
+    monkeypatch.chdir(tmp_path)
+    for inputs in (['**/*.jpg'], ['images'], ['**/*.jpg', 'images/clip.mp4'], ['*']):
+        for _ in range(2): yolox_predict(file, inputs, device='cpu')
+    assert len(record(tmp_path/'runs/predict')['images']) == 3 + 3
+    with pytest.raises(ValueError, match='would be overwritten'): yolox_predict(file, ['runs/predict/**/*.jpg'])
+
+
+def test_links_keep_their_names(file, film, images, tmp_path):
+    "As git-annex, DVC and the caches of hubs keep files"
+    (tmp_path/'store').mkdir()
+    film('clip.mp4', 'libx264').rename(tmp_path/'store/def456')
+    (images/'a.jpg').rename(tmp_path/'store/abc123')
+    for name, to in (('p.jpg', 'abc123'), ('q.jpg', 'abc123'), ('deep/clip.mp4', 'def456')):
+        (images/name).symlink_to(tmp_path/'store'/to)
+    run(file, images, out=tmp_path/'out')
+    assert drawn(tmp_path/'out') == ['b.png.jpg', 'deep/a.jpg', 'deep/clip.mp4', 'p.jpg', 'q.jpg']
+    assert len(list(read_video(tmp_path/'out/deep/clip.mp4'))) == 12
+    with pytest.raises(ValueError, match='store/abc123 is an input'): run(file, images/'p.jpg', out=images)
+
+
+# ---- What is never overwritten
+
+def test_inputs_are_never_overwritten(file, images):
+    before = contents(images)
+    with pytest.raises(ValueError, match='would be overwritten'): run(file, images, out=images)
+    assert contents(images) == before
+
+
+def test_files_of_others_are_not_overwritten(file, film, images, monkeypatch):
+    "Also where an evaluation left its detections"
+    film('images/deep/clip.mp4', 'libx264')
+    (images/'clip.mp4').write_bytes((images/'deep/clip.mp4').read_bytes())
+    (images/'detections.json').write_text('[]')
+    (images/'b.png.jpg').touch()
+    monkeypatch.chdir(images)
+    before = contents(images)
+    cases = ('deep/a.jpg', 'pictures'), ('deep/clip.mp4', 'pictures'), ('b.png', 'json'), ('b.png', 'both')
+    for given, write in cases:
+        with pytest.raises(ValueError, match='exists and was not written by yolox_predict'):
+            run(file, given, out='.', write=write)
+    assert contents(images) == before
+    (images/'b.png.jpg').unlink()
+    run(file, 'b.png', out='.', write='pictures')
+
+
+def test_two_inputs_are_not_drawn_as_one_file(file, tmp_path):
+    for name in ('a.png', 'a.png.jpg'): Image.new('RGB', (60, 40)).save(tmp_path/name)
+    with pytest.raises(ValueError, match='a.png and .*a.png.jpg would both be drawn as'):
+        run(file, tmp_path, out=tmp_path/'out')
+
+
+# ---- What cannot be read or drawn is told at the end
+
+def test_unreadable_inputs_are_told_at_the_end(file, images, tmp_path):
+    (images/'c.jpg').write_bytes((images/'a.jpg').read_bytes()[:-200])
+    (images/'d.png').write_text('text')
+    with pytest.raises(SystemExit) as end: run(file, images, tmp_path/'nowhere.jpg', out=tmp_path/'out')
+    assert str(end.value).startswith('3 of the inputs could not be read or drawn:')
+    for part in ('c.jpg', 'd.png', 'nowhere.jpg: no images or videos found'): assert part in str(end.value)
+    assert len(drawn(tmp_path/'out')) == 3
+
+
+def test_images_that_cannot_be_written_lose_nothing_else(file, images, tmp_path):
+    "JPEG has at most 65,500 pixels a side; and a file may stand where a folder should"
+    Image.new('RGB', (65501, 2)).save(images/'long.png')
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out/deep').touch()
+    with pytest.raises(SystemExit) as end: run(file, images, out=tmp_path/'out', conf=0., max_detections=1)
+    assert str(end.value).startswith('2 of the inputs could not be read or drawn:')
+    for name in ('deep/a.jpg', 'long.png.jpg'): assert f'out/{name} could not be written' in str(end.value)
+    assert len(record(tmp_path/'out')['annotations']) == 4
+    assert drawn(tmp_path/'out') == ['a.jpg', 'b.png.jpg']
+
+
+def test_folder_that_may_not_be_read_is_not_empty(file, images, tmp_path, monkeypatch):
+    "As root reads everything, the system is replaced"
+    real = os.scandir
+    def scandir(path):
+        if str(path).endswith('deep'): raise PermissionError(13, 'Permission denied', str(path))
+        return real(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(PermissionError, match='deep'): run(file, images, out=tmp_path/'out')
+
+
+# ---- Videos
+
+@pytest.fixture
+def film(tmp_path):
+    "Write a video of numbered shades with PyAV"
+    av = pytest.importorskip('av')
+
+    def sound():
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
+        frame.rate = 48000
+        return [frame]
+
+    def shades(frames, side):
+        for n in range(frames):
+            yield av.VideoFrame.from_ndarray(np.full((side, side, 3), 20*n % 256, np.uint8), format='rgb24')
+
+    def write(name, codec, frames=12, between=0, kind=None, side=64): # `kind` is a format other than that of the name
+        if codec not in av.codecs_available: pytest.skip(f'PyAV without {codec}')
+        with av.open(str(tmp_path/name), 'w', format=kind) as video:
+            stream = video.add_stream(codec, rate=48000 if codec == 'aac' else 10)
+            if codec != 'aac': stream.width, stream.height, stream.pix_fmt = side, side, 'yuv420p'
+            if between: stream.codec_context.max_b_frames = between
+            for frame in (sound() if codec == 'aac' else shades(frames, side)): video.mux(stream.encode(frame))
+            video.mux(stream.encode(None))
+        return tmp_path/name
+    return write
+
+
+def test_videos_keep_their_times(file, tmp_path):
+    pytest.importorskip('av')
+    times = [0, .1, .25, .7]
+    writer = VideoWriter(tmp_path/'clip.mp4')
+    for n, seconds in enumerate(times): writer.add(Image.new('RGB', (65, 47), (60*n, 0, 255 - 60*n)), seconds)
+    writer.close()
+    frames = list(read_video(tmp_path/'clip.mp4'))
+    assert [f.shape for f, _ in frames] == [(3, 46, 64)]*4 and [t for _, t in frames] == pytest.approx(times, abs=1e-3)
+    assert frames[3][0][0].float().mean() > 150 > 60 > frames[0][0][0].float().mean()
+    (tmp_path/'broken.mp4').write_text('no video')
+    with pytest.raises(SystemExit, match='broken.mp4'):
+        run(file, tmp_path/'clip.mp4', tmp_path/'broken.mp4', out=tmp_path/'out', conf=0., max_detections=2, batch=3)
+    listed = record(tmp_path/'out')['images']
+    assert [i['frame'] for i in listed] == [0, 1, 2, 3]
+    assert [i['seconds'] for i in listed] == pytest.approx(times, abs=1e-3)
+    assert [t for _, t in read_video(tmp_path/'out/clip.mp4')] == pytest.approx(times, abs=1e-3)
+
+
+@pytest.mark.parametrize('name, codec, kind', [
+    ('a.avi', 'libx264', None), ('a.avi', 'mpeg4', None), ('a.mp4', 'libx264', 'h264'), ('a.mpg', 'mpeg2video', None)])
+def test_video_times_rise_whatever_the_file_says(file, film, tmp_path, name, codec, kind):
+    "In AVI, frames that others look back to have the times at which they are stored; a bare stream has none"
+    path = film(name, codec, between=2, kind=kind)
+    times = [t for _, t in read_video(path)]
+    step = .04 if kind == 'h264' else .1 # FFmpeg assumes 25 frames a second where nothing is known
+    assert len(times) >= 11 and all(a < b for a, b in zip(times, times[1:]))
+    assert times[-1] - times[0] == pytest.approx(step*(len(times) - 1), abs=.3)
+    run(file, path, out=tmp_path/'out')
+    result, = (tmp_path/'out').glob('*.mp4')
+    assert len(list(read_video(result))) == len(times)
+
+
+def test_video_of_sound_alone_loses_nothing_else(file, film, images, tmp_path):
+    with pytest.raises(SystemExit, match='sound.mp4'):
+        run(file, film('sound.mp4', 'aac'), images/'a.jpg', out=tmp_path/'out')
+    assert len(record(tmp_path/'out')['images']) == 1
+
+
+def test_video_that_cannot_be_drawn_is_told_once(file, film, images, tmp_path, monkeypatch):
+    av = pytest.importorskip('av')
+    clip = film('clip.mp4', 'libx264')
+    def refuse(self, *args, **kwargs): raise av.error.ExternalError(1, 'no more licences')
+    monkeypatch.setattr(VideoWriter, 'add', refuse)
+    told = r'^1 of the inputs could not be read or drawn:\n.*out/clip.mp4 could not be written: .*no more licences'
+    with pytest.raises(SystemExit, match=told): run(file, clip, images/'a.jpg', out=tmp_path/'out')
+    assert len(record(tmp_path/'out')['images']) == 13
+
+
+def test_missing_pyav_leaves_images(file, images, tmp_path, monkeypatch):
+    (images/'clip.mp4').write_bytes(b'a video')
+    monkeypatch.setitem(sys.modules, 'av', None)
+    told = r'^1 of the inputs could not be read or drawn:\n.*clip.mp4: videos need PyAV: pip install'
+    with pytest.raises(SystemExit, match=told): run(file, images, out=tmp_path/'out')
+    assert len(record(tmp_path/'out')['images']) == 3
+
+
+@pytest.mark.parametrize('sent, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_run_keeps_what_was_found(sent, status, file, film, tmp_path):
+    "Also a video that is half done"
+    path, out = film('long.mp4', 'libx264', frames=3000), tmp_path/'out'
+    # A background job may ignore it, and so would its children
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen([COMMAND, file, path, '--out', out, '--device', 'cpu', '--batch', '2'],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    for _ in range(3000):
+        if (out/'long.mp4').exists() or process.poll() is not None: break
+        time.sleep(.02)
+    time.sleep(.3)
+    process.send_signal(sent)
+    errors = process.communicate(timeout=120)[1]
+    assert ('interrupted' in errors) == (sent == signal.SIGINT) and process.returncode == status, errors
+    found = record(out)['images']
+    assert 0 < len(found) < 3000 and abs(len(list(read_video(out/'long.mp4'))) - len(found)) <= 1
