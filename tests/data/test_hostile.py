@@ -68,7 +68,8 @@ BAD_JSON = {
     'nested deeply, and closed': (DEEP + ']'*100000, 'not JSON'),
     'nested in an annotation': (raw('annotations', 'bbox', '['*400 + ']'*400), 'bbox is not 4 plain numbers'),
     'nested in an id': (
-        raw('annotations', 'id', '['*400 + ']'*400).replace('"image_id": 0', '"image_id": 9'), 'image_id is not defined'),
+        raw('annotations', 'id', '['*400 + ']'*400).replace('"image_id": 0', '"image_id": 9'),
+        'image_id is not defined'),
     '1e999': (box('1e999'), 'bbox is not 4 plain numbers'),
     'NaN': (box('NaN'), 'bbox is not 4 plain numbers'),
     '1e99': (box('1e99'), 'numbers that are not finite'),
