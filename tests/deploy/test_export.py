@@ -138,6 +138,15 @@ def test_file_for_a_camera_with_nms_keeps_what_nms_keeps(tmp_path, suffix):
         n = min(len(got), len(found))
         assert (got[:n, 5] - found[:n]).abs().median() < 1e-4
     assert run(x*0).shape[1] == 7
+    if suffix != '.pt2': assert run(blotches(1, 32, 32, camera=True)).shape[1] == 7
+
+
+def test_camera_images_are_those_of_other_files():
+    "Channels last and whole numbers, of the same colours"
+    x = blotches(2, 64, 96, camera=True)
+    with torch.no_grad():
+        rows = exportable(made_up(), camera=True)(x)
+        torch.testing.assert_close(rows, exportable(made_up())(x.permute(0, 3, 1, 2).float()))
 
 
 @pytest.mark.slow
@@ -189,6 +198,19 @@ def test_nms_in_a_program_takes_few_rows():
         rows[1, :n, 5] = torch.linspace(.9, .3, n)
         assert 0 < len(run(rows)) <= n or n == 0
         torch.testing.assert_close(run(rows), module(rows), rtol=0, atol=0)
+
+
+def test_nms_in_a_program_is_that_of_each_image():
+    g, box = torch.Generator().manual_seed(0), torch.tensor([60, 60, 20, 20, 6.99, 1])
+    rows = torch.rand(3, 300, 6, generator=g)*box
+    rows[..., 4] = rows[..., 4].floor()
+    found = export.WithNMS(torch.nn.Identity(), num_classes=7, conf=.3, iou=.5, side=1280.)(rows)
+    for i, one in enumerate(rows):
+        scores = torch.zeros(300, 7).scatter(1, one[:, 4:5].long(), one[:, 5:])
+        boxes, scores, labels = nms(corners(one), scores, .3, .5, max_detections=300)
+        kept = found[found[:, 0] == i, 1:]
+        assert 50 < len(kept) < 250 and kept[:, 4].tolist() == labels.tolist() and torch.equal(kept[:, 5], scores)
+        torch.testing.assert_close(corners(kept), boxes)
 
 
 def test_nms_does_not_depend_on_the_place_in_a_batch():

@@ -172,6 +172,7 @@ def test_bad_input_is_one_line_at_the_shell(shapes, tmp_path, command):
         ((weights, shapes, '--iou', 65), 'iou=65.0: must be from 0 to 1'),
         ((weights, shapes, '--img-size', 0), 'img_size=0: must be at least 1'),
         ((weights, shapes, '--out', tmp_path/'run'), 'run holds a training: choose another folder'),
+        ((weights, shapes, '--out', f'{shapes}/../{shapes.name}'), 'is in the folder of the data'),
         ((weights, tmp_path/'empty.json'), "empty.json: the split 'all' has no images"),
         ((weights, tmp_path/'wrong.json', '--workers', 1), 'a.png is 50x50 pixels, but its boxes are for 96x96')]:
         code, printed, _ = command(*args)
