@@ -24,8 +24,7 @@ def _cross(a): # [12, 2] plus sign whose arms have half the width `a`
     arm = np.array([[1, -a], [1, a], [a, a]]) / np.hypot(1, a)
     return np.concatenate([_rotate(arm, *turn) for turn in ((1, 0), (0, 1), (-1, 0), (0, -1))])
 
-SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071),
-    star=_star(5, .4), cross=_cross(.35))
+SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071), star=_star(5, .4), cross=_cross(.35))
 
 # %% ../../nbs/data/00_shapes.ipynb #128e0c20
 def _random_shape(rng, size): # Label, polygon [P, 2] in pixels, and colour
@@ -48,14 +47,14 @@ def _background(rng, size): # [size, size, 3] float: noise at two scales around 
         texture += np.asarray(noise.resize((size, size), Image.BICUBIC), dtype=float) - 128
     return np.clip(rng.uniform(50, 205, 3) + texture*rng.uniform(.1, .35), 0, 255)
 
-def _mask(polygon, size): # [size, size] float from 0 to 1
+def _mask(polygon, size): # [size, size, 1] float from 0 to 1
     image = Image.new('L', (4*size, 4*size))
     ImageDraw.Draw(image).polygon([tuple(p) for p in polygon*4], fill=255)
-    return np.asarray(image.reduce(4), dtype=float) / 255
+    return np.asarray(image.reduce(4), dtype=float)[..., None] / 255
 
 # %% ../../nbs/data/00_shapes.ipynb #3d7a90c4
 def _easy_to_see(image, polygon, mask, colour):
-    behind = (image*mask[..., None]).sum((0, 1)) / max(mask.sum(), 1)
+    behind = (image*mask).sum((0, 1)) / max(mask.sum(), 1)
     return np.abs(colour - behind).max() > 70 and mask.sum() > .75*_area(polygon)
 
 # %% ../../nbs/data/00_shapes.ipynb #26ec0c65
@@ -68,10 +67,9 @@ def draw_shapes(rng, size:int=160, max_shapes:int=8) -> tuple: # Image [size, si
         label, polygon, colour = _random_shape(rng, size)
         mask = _mask(polygon, size)
         covered = [(whole, seen*(1 - mask)) for whole, seen in masks]
-        hides = any(seen.sum() < .6*whole.sum() for whole, seen in covered)
-        if hides or not _easy_to_see(image, polygon, mask, colour): continue
-        noisy = colour + rng.normal(0, 5, image.shape)
-        image = image*(1 - mask[..., None]) + noisy*mask[..., None]
+        hidden = any(seen.sum() < .6*whole.sum() for whole, seen in covered)
+        if hidden or not _easy_to_see(image, polygon, mask, colour): continue
+        image = image*(1 - mask) + (colour + rng.normal(0, 5, image.shape))*mask
         masks = [*covered, (mask, mask)]
         objects.append((*polygon.min(0), *polygon.max(0), label))
     objects = np.array(objects).reshape(-1, 5)
@@ -89,8 +87,8 @@ def _write_split(folder, seeds, size): # An image for each seed, and a COCO file
         Image.fromarray(image).save(folder/f'{i:05}.png', compress_level=1)
         boxes[:, 2:] -= boxes[:, :2] # x, y, width, height
         for (x, y, w, h), label in zip(boxes.tolist(), labels.tolist()):
-            objects.append(dict(id=len(objects), image_id=i, category_id=label,
-                iscrowd=0, bbox=[x, y, w, h], area=w*h))
+            ids = dict(id=len(objects), image_id=i, category_id=label, iscrowd=0)
+            objects.append(ids | dict(bbox=[x, y, w, h], area=w*h))
     classes = [dict(id=i, name=name) for i, name in enumerate(SHAPES)]
     coco = dict(images=images, annotations=objects, categories=classes)
     (folder/'_annotations.coco.json').write_text(json.dumps(coco))
