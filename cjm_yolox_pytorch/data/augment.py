@@ -22,15 +22,15 @@ from ..files.letterbox import as_hw, letterbox_size
 def _as_image(pixels): return ImageTensor(torch.from_numpy(pixels).permute(2, 0, 1)) # [3, H, W]
 def _as_boxes(boxes, hw): return BoundingBoxes(boxes, format='XYXY', canvas_size=hw)
 
-def as_sample(image, boxes, labels, crowd=None) -> tuple: # Image [3, H, W], and dict of boxes, labels and crowd
-    "Turn arrays [H, W, 3] uint8, [G, 4] xyxy, [G] and [G] bool into what transforms take and may change."
+def as_sample(image, boxes, labels, crowd=None) -> tuple: # Image [3, H, W] and target
+    "Make tensors for transforms of arrays [H, W, 3] uint8, [G, 4] xyxy, [G] and [G] bool."
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor(labels, dtype=torch.int64)
     crowd = torch.zeros(len(labels)).bool() if crowd is None else torch.tensor(crowd)
     return _as_image(image), dict(boxes=_as_boxes(boxes, image.shape[:2]), labels=labels, crowd=crowd)
 
 # %% ../../nbs/data/09_augment.ipynb #8a093f9b
-def describe(value): return f'{value.dtype} {list(value.shape)}' if isinstance(value, Tensor) else type(value).__name__
+def describe(v): return f'{v.dtype} {list(v.shape)}' if isinstance(v, Tensor) else type(v).__name__
 
 def check_image(image): # Raises an error unless it is a uint8 tensor [3, H, W]
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3: return
@@ -53,7 +53,7 @@ def _move_boxes(boxes, matrix): # [G, 4] xyxy -> [G, 4] float32 around the moved
 
 # %% ../../nbs/data/09_augment.ipynb #5a0d7c1e
 def _warp(image, matrix, hw, border): # [H, W, 3]
-    return cv2.warpAffine(image, matrix[:2], hw[::-1], flags=cv2.INTER_LINEAR, borderMode=border)
+    return cv2.warpAffine(image, matrix[:2], hw[::-1], borderMode=border)
 
 def _warp_rotated(image, matrix, hw): # [H, W, 3], with pixels of the border repeated
     h, w = image.shape[:2]
@@ -65,7 +65,7 @@ def _warp_rotated(image, matrix, hw): # [H, W, 3], with pixels of the border rep
     return _warp(framed, matrix @ _shift(-frame, -frame), hw, cv2.BORDER_CONSTANT)
 
 # %% ../../nbs/data/09_augment.ipynb #4b70d219
-def _paste(canvas, image, matrix): # Draws in place; [H, W, 3], [h, w, 3], [3, 3] from image to canvas
+def _paste(canvas, image, matrix): # Draws on the canvas [H, W, 3] in place
     h, w = image.shape[:2]
     corners = _move_points(np.array([[0, 0], [w, 0], [w, h], [0, h]]), matrix)
     limits = canvas.shape[1::-1]
@@ -78,7 +78,7 @@ def _paste(canvas, image, matrix): # Draws in place; [H, W, 3], [h, w, 3], [3, 3
         region[:] = _warp(image, warp, region.shape[:2], cv2.BORDER_REPLICATE)
         return
     mask = np.zeros(region.shape[:2], np.uint8)
-    outline = (corners - (start + .5))*256 # In 256ths of a pixel, from the middle of pixel 0
+    outline = (corners - (start + .5))*256 # In 256ths of a pixel
     cv2.fillConvexPoly(mask, outline.round().astype(np.int32), 255, shift=8)
     cv2.copyTo(_warp_rotated(image, warp, region.shape[:2]), mask, region)
 
@@ -102,16 +102,16 @@ def compose(placed, canvas_hw:tuple) -> tuple: # Image and target
     "Draw triples of image, target and matrix [3, 3] on one canvas."
     canvas = np.full((*canvas_hw, 3), 114, np.uint8)
     for image, _, matrix in placed: _paste(canvas, _pixels(image), matrix)
-    return _as_image(canvas), _join([_move_target(t, m, canvas_hw) for _, t, m in placed], canvas_hw)
+    return _as_image(canvas), _merge_targets([_move_target(t, m, canvas_hw) for _, t, m in placed], canvas_hw)
 
-def _join(targets, hw): # One target
+def _merge_targets(targets, hw): # One target
     both = {k: torch.cat([t[k] for t in targets]) for k in targets[0]}
     return {**both, 'boxes': _as_boxes(both['boxes'], hw)}
 
 # %% ../../nbs/data/09_augment.ipynb #5e0c7a9b
 def _uniform(low, high): return low + (high - low)*torch.rand(()).item()
 
-def _fit(image, img_size): # Height and width on the canvas, and the matrix that brings the image there
+def _fit(image, img_size): # Height and width on the canvas, and the matrix
     h, w = letterbox_size(image.shape[1:], as_hw(img_size))
     return h, w, np.diag([w/image.shape[2], h/image.shape[1], 1])
 
@@ -120,12 +120,12 @@ def _fit(image, img_size): # Height and width on the canvas, and the matrix that
 class RandomAffine:
     "Rotate, scale, shear and shift an image on a canvas."
     img_size:int # Side of the square canvas in pixels
-    scale:tuple = (.5, 1.5) # Smallest and largest factor; at 1 the image fills the canvas
+    scale:tuple = (.5, 1.5) # Range of factors; at 1 the image fills the canvas
     degrees:float = 10. # Largest rotation, either way
     translate:float = .1 # Largest shift, as a share of the canvas
     shear:float = 2. # Largest shear of each axis in degrees
 
-    def matrix(self): # [3, 3] random map that puts the origin near the middle of the canvas
+    def matrix(self): # [3, 3] from around the origin to the canvas
         angle = math.radians(_uniform(-self.degrees, self.degrees))
         scale = _uniform(*self.scale)
         sx, sy = (math.tan(math.radians(_uniform(-self.shear, self.shear))) for _ in range(2))
@@ -160,7 +160,7 @@ class Mosaic(RandomAffine):
 class MixUp:
     "Blend in a second image at half strength."
     p:float = 1. # Probability
-    scale:tuple = (.5, 1.5) # Smallest and largest size of the second image, as a factor of what fits
+    scale:tuple = (.5, 1.5) # Range of the second image's size; at 1 it just fits
     draws = True
 
     def __call__(self, image, target, draw):
@@ -169,10 +169,10 @@ class MixUp:
         second = draw()
         h, w = second[0].shape[1:]
         r = _uniform(*self.scale) * min(hw[0]/h, hw[1]/w)
-        y, x = (n*_uniform(.25, .75) - m*r/2 for n, m in zip(hw, (h, w))) # Its centre is in the middle half
+        y, x = (n*_uniform(.25, .75) - m*r/2 for n, m in zip(hw, (h, w))) # Top left
         second, added = compose([(*second, _shift(x, y) @ np.diag([r, r, 1]))], hw)
         mixed = cv2.addWeighted(_pixels(image), .5, _pixels(second), .5, 0)
-        return _as_image(mixed), _join([_plain_target(target), added], hw)
+        return _as_image(mixed), _merge_targets([_plain_target(target), added], hw)
 
 # %% ../../nbs/data/09_augment.ipynb #58a0fc8f
 @dataclass
@@ -189,7 +189,7 @@ class RandomHSV:
         n = np.arange(256)
         tables = (n + h) % 180, (n + s).clip(0, 255), (n + v).clip(0, 255)
         planes = cv2.split(cv2.cvtColor(_pixels(image), cv2.COLOR_RGB2HSV))
-        planes = [cv2.LUT(p, t.astype(np.uint8)) for p, t in zip(planes, tables)] # Faster than one LUT of three channels
+        planes = [cv2.LUT(p, t.astype(np.uint8)) for p, t in zip(planes, tables)]
         return _as_image(cv2.cvtColor(cv2.merge(planes), cv2.COLOR_HSV2RGB)), target
 
 # %% ../../nbs/data/09_augment.ipynb #0404551c
@@ -206,7 +206,7 @@ def yolox_transforms(
 
 # %% ../../nbs/data/09_augment.ipynb #0404551f
 def apply_transforms(transforms, sample:tuple, draw) -> tuple: # Image and target
-    "Apply one transform or several in order; `draw` returns another sample for those that have `draws`."
+    "Apply transforms in order; those with an attribute `draws` also get `draw`."
     for transform in [transforms] if callable(transforms) else transforms:
         extra = [draw] if getattr(transform, 'draws', False) else []
         sample = transform(*sample, *extra)

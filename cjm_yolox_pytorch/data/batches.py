@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import cv2, torch, numpy as np, torch.nn.functional as F
-from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,13 +37,18 @@ class DetectionDataset(Dataset):
         image = read_annotated(self.annotations, i).permute(1, 2, 0).numpy()
         return as_sample(image, boxes.clip(0, border), labels, crowd)
 
+    def __getitem__(self, key): # A number, or a pair of it and a seed
+        if not isinstance(key, tuple): return _transformed(self, int(key))
+        with _seeded(key[1]): return _transformed(self, key[0])
+
 # %% ../../nbs/data/10_batches.ipynb #2a4edb73
 _CURE = 'v2.SanitizeBoundingBoxes(labels_getter=lambda sample: (sample[1]["labels"], sample[1]["crowd"]))'
 
 def _fit_together(boxes, labels, crowd): # Whether they are tensors of one length
     if not all(isinstance(v, Tensor) for v in (boxes, labels, crowd)): return False
     if crowd.dtype != torch.bool or labels.dtype == torch.bool: return False
-    return labels.shape == crowd.shape == as_xyxy(boxes).shape[:1] and as_xyxy(boxes).shape[1:] == (4,)
+    shape = as_xyxy(boxes).shape
+    return labels.shape == crowd.shape == shape[:1] and shape[1:] == (4,)
 
 # %% ../../nbs/data/10_batches.ipynb #61f779e1
 def _check_sample(image, target, num_classes): # The same as plain tensors, with boxes xyxy
@@ -60,16 +64,16 @@ def _check_sample(image, target, num_classes): # The same as plain tensors, with
     return image.as_subclass(Tensor), dict(boxes=boxes, labels=labels.long(), crowd=target['crowd'])
 
 # %% ../../nbs/data/10_batches.ipynb #5a3d1f70
-@patch
-def sample(self:DetectionDataset, i): # Item `i`, transformed with the next random numbers
-    sources = [range(len(self))[i]] # A negative `i` counts from the end
+def _transformed(dataset, i): # Item `i`, with the next random numbers
+    sources = [range(len(dataset))[i]] # A negative `i` counts from the end
     def draw():
-        sources.append(int(torch.randint(len(self), ())))
-        return self.read(sources[-1])
-    first = self.read(sources[0])
-    try: image, target = _check_sample(*apply_transforms(self.transforms, first, draw), len(self.annotations.names))
-    except ValueError as e: raise ValueError(f'{", ".join(self.annotations.paths[sources])}: {e}') from e
-    hw = as_hw(self.img_size)
+        sources.append(int(torch.randint(len(dataset), ())))
+        return dataset.read(sources[-1])
+    first = dataset.read(sources[0])
+    a = dataset.annotations
+    try: image, target = _check_sample(*apply_transforms(dataset.transforms, first, draw), len(a.names))
+    except ValueError as e: raise ValueError(f'{", ".join(a.paths[sources])}: {e}') from e
+    hw = as_hw(dataset.img_size)
     boxes = target['boxes'] * letterbox_scale(image.shape[1:], hw)
     return letterbox(image, hw), dict(target, boxes=boxes, sources=sources)
 
@@ -86,11 +90,6 @@ def _seeded(seed): # Seeds torch, NumPy and Python, and restores them afterwards
             np.random.set_state(states[0])
             random.setstate(states[1])
 
-@patch
-def __getitem__(self:DetectionDataset, key): # Number of an image, or a pair of this and a seed
-    if not isinstance(key, tuple): return self.sample(int(key))
-    with _seeded(key[1]): return self.sample(key[0])
-
 # %% ../../nbs/data/10_batches.ipynb #3e3d774c
 @dataclass
 class Batch:
@@ -101,7 +100,7 @@ class Batch:
     crowds:list # B tensors [I, 4] xyxy in pixels
     sources:list # B lists with the numbers of the images that each one is made of
 
-    def pin_memory(self): # Called by a loader; an accelerator copies pinned images faster
+    def pin_memory(self): # For faster copies to an accelerator
         return replace(self, images=self.images.pin_memory())
 
     def split(self, parts): # Batches of nearly equal size, none of them empty
@@ -127,7 +126,7 @@ def resize_batch(batch:Batch, img_size:int) -> Batch:
     return replace(batch, images=images.round().to(batch.images.dtype), boxes=boxes, crowds=crowds)
 
 # %% ../../nbs/data/10_batches.ipynb #af147fcb
-def _image_seed(*numbers): return int(np.random.SeedSequence(numbers).generate_state(1)[0]) # Below 2**32
+def _image_seed(*numbers): return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 # %% ../../nbs/data/10_batches.ipynb #af147fcc
 @dataclass

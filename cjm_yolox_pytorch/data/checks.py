@@ -76,7 +76,7 @@ def check_splits(splits:dict) -> list: # `Fault`s; of `Annotations` by split, th
     return faults
 
 # %% ../../nbs/data/08_checks.ipynb #c07f4e61
-def canvas_box_sizes(a, img_size): # [N, 2] width and height of boxes on a square canvas, without crowds
+def canvas_box_sizes(a, img_size): # [N, 2] width and height, without crowds
     scale = (img_size / a.sizes.max(1))[a.image]
     return ((a.boxes[:, 2:] - a.boxes[:, :2]) * scale[:, None])[~a.crowd]
 

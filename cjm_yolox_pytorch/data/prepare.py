@@ -12,7 +12,7 @@ from .checks import check, check_splits, fault_lines
 from .splits import choose_splits, find_splits, hold_out
 
 # %% ../../nbs/data/11_prepare.ipynb #8c05f3a9
-def _read_splits(data, format, train, val): # Role -> name of the split, and its `Annotations`
+def _read_splits(data, format, train, val): # Name and `Annotations` by role
     splits = find_splits(data, format)
     train, val = choose_splits(data, splits, train, val)
     if val: return dict(training=(train, splits[train]()), validation=(val, splits[val]()))
@@ -27,8 +27,8 @@ def _print_split(role, name, split, faults):
     print(*lines, *(f'  {line}' for line in fault_lines(faults)), sep='\n', flush=True)
 
 # %% ../../nbs/data/11_prepare.ipynb #e25b1908
-def prepare_splits(data, format=None, train=None, val=None, quiet=False) -> dict: # Role -> name and `Annotations`
-    "Read the splits for a training, print them unless `quiet`, and raise `ValueError` if they do not suit."
+def prepare_splits(data, format=None, train=None, val=None, quiet=False) -> dict: # Name and `Annotations` by role
+    "Read, print and check the training and the validation split of `data`."
     used = _read_splits(data, format, train, val)
     faults = []
     for role, (name, split) in used.items():

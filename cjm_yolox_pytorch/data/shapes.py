@@ -18,11 +18,11 @@ def _star(points, inner): # [2*points, 2] polygon: tips at radius 1, dents at `i
     radius = np.tile([1, inner], points)
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
 
-def _rotate(points, c, s): return points @ np.array([[c, s], [-s, c]]) # Cosine and sine
+def _turn_points(points, c, s): return points @ np.array([[c, s], [-s, c]]) # Cosine and sine
 
 def _cross(a): # [12, 2] plus sign whose arms have half the width `a`
     arm = np.array([[1, -a], [1, a], [a, a]]) / np.hypot(1, a)
-    return np.concatenate([_rotate(arm, *turn) for turn in ((1, 0), (0, 1), (-1, 0), (0, -1))])
+    return np.concatenate([_turn_points(arm, *turn) for turn in ((1, 0), (0, 1), (-1, 0), (0, -1))])
 
 SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071), star=_star(5, .4), cross=_cross(.35))
 
@@ -30,9 +30,9 @@ SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071), 
 def _random_shape(rng, size): # Label, polygon [P, 2] in pixels, and colour
     label = rng.integers(len(SHAPES))
     angle = rng.uniform(0, 2*np.pi)
-    radius = size * .08 * 3**rng.uniform() # The diameter is from a sixth to half of the image
+    radius = size * .08 * 3**rng.uniform() # Diameter: 1/6 to 1/2 of the image
     centre = rng.uniform(0, size, 2)
-    shape = _rotate([*SHAPES.values()][label], np.cos(angle), np.sin(angle))
+    shape = _turn_points([*SHAPES.values()][label], np.cos(angle), np.sin(angle))
     return label, shape*radius + centre, rng.uniform(0, 255, 3)
 
 def _area(polygon): # Shoelace formula
@@ -40,11 +40,11 @@ def _area(polygon): # Shoelace formula
     return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
 
 # %% ../../nbs/data/00_shapes.ipynb #a88c0954
-def _background(rng, size): # [size, size, 3] float: noise at two scales around a random colour
+def _background(rng, size): # [size, size, 3] float
     texture = np.zeros((size, size, 3))
     for cells in (3, 10):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        texture += np.asarray(noise.resize((size, size), Image.BICUBIC), dtype=float) - 128
+        texture += np.asarray(noise.resize((size, size)), dtype=float) - 128
     return np.clip(rng.uniform(50, 205, 3) + texture*rng.uniform(.1, .35), 0, 255)
 
 def _mask(polygon, size): # [size, size, 1] float from 0 to 1
@@ -58,8 +58,8 @@ def _easy_to_see(image, polygon, mask, colour):
     return np.abs(colour - behind).max() > 70 and mask.sum() > .75*_area(polygon)
 
 # %% ../../nbs/data/00_shapes.ipynb #26ec0c65
-def draw_shapes(rng, size:int=160, max_shapes:int=8) -> tuple: # Image [size, size, 3] uint8, boxes [G, 4], labels [G]
-    "Draw shapes with the NumPy generator `rng`; boxes are xyxy in pixels, labels in the order of `SHAPES`."
+def draw_shapes(rng, size:int=160, max_shapes:int=8) -> tuple: # Image, boxes [G, 4] xyxy, labels [G]
+    "Draw shapes with the NumPy generator `rng`; labels are in the order of `SHAPES`."
     image = _background(rng, size)
     objects = []
     masks = [] # For each object, its whole mask and the visible part
@@ -95,7 +95,7 @@ def _write_split(folder, seeds, size): # An image for each seed, and a COCO file
 
 # %% ../../nbs/data/00_shapes.ipynb #50f51fef
 def write_shapes(
-    folder, # Created if needed; gets `train`, `val` and `test`, each with images and a COCO file
+    folder, # Gets `train`, `val` and `test`, each with images and a COCO file
     train:int=800, val:int=100, test:int=200, # Number of images; no split if 0
     size:int=160, # Side of the images in pixels
     seed:int=0 # The same seed draws the same dataset
