@@ -1,6 +1,5 @@
 "Detections: drawing, and the forms other programs want."
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -36,8 +35,3 @@ def test_supervision_gets_boxes_scores_and_names():
     np.testing.assert_array_equal(theirs.xyxy, found.boxes)
     np.testing.assert_array_equal(theirs.confidence, found.scores)
     assert list(theirs.data['class_name']) == ['0', '0', '0']
-
-
-def test_supervision_is_named_if_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'supervision', None)
-    with pytest.raises(ImportError, match='pip install supervision'): some().to_supervision()
