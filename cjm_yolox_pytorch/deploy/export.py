@@ -83,7 +83,8 @@ def _write_onnx(program, path, metadata):
 
 # %% ../../nbs/deploy/00_export.ipynb #d9f1b36e
 def _write_pt2(program, path, metadata):
-    torch.export.save(program, str(path), extra_files={'cjm_yolox_pytorch.json': metadata})
+    files = {'cjm_yolox_pytorch.json': metadata}
+    torch.export.save(program, str(path), extra_files=files)
 
 def _write_openvino(program, path, metadata):
     openvino, onnx = _need('openvino'), path.with_suffix('.onnx')

@@ -149,11 +149,12 @@ def test_mark_counts_only_where_it_is_written(file, film, images, tmp_path):
     for name in ('a.jpg', 'b.png', 'deep/a.jpg', 'clip.mp4'):
         (alone := tmp_path/'alone'/name).parent.mkdir(parents=True, exist_ok=True)
         alone.write_bytes((images/name).read_bytes())
-        target = (out/name).parent
-        with pytest.raises(ValueError, match=f'exists and was not {MARK}'): run(file, alone, out=target, write='pictures')
+        with pytest.raises(ValueError, match=f'exists and was not {MARK}'):
+            run(file, alone, out=(out/name).parent, write='pictures')
     for text in ({'info': {'note': MARK}}, {'images': [], 'info': {'description': MARK}}, [MARK]):
         (out/'detections.json').write_text(json.dumps(text))
-        with pytest.raises(ValueError, match=f'exists and was not {MARK}'): run(file, images, out=out, write='json')
+        with pytest.raises(ValueError, match=f'exists and was not {MARK}'):
+            run(file, images, out=out, write='json')
         assert json.loads((out/'detections.json').read_text()) == text
     (out/'detections.json').write_bytes(before[out/'detections.json'])
     assert contents(out) == before
