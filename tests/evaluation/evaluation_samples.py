@@ -52,7 +52,8 @@ def random_split(seed, classes, images=25, crowds=.1):
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * rng.uniform(.5, 1, len(boxes))
     labels, crowd = rng.integers(classes, size=len(boxes)), rng.uniform(size=len(boxes)) < crowds
     names, paths = [f'class {c}' for c in range(classes)], [f'{i}.jpg' for i in range(images)]
-    return build_annotations('random', names, paths, sizes, image, boxes, labels, crowd, areas)
+    rows = np.column_stack([image, labels, boxes, crowd, areas])
+    return build_annotations('random', names, paths, sizes, rows)
 
 
 def random_detections(annotations, seed, spread=.1, decimals=6, crowded=0):
@@ -79,9 +80,8 @@ def tiny_split(folder, sizes, objects, names):
     paths = [Path(folder)/f'{i}.png' for i in range(len(sizes))]
     for i, (path, size) in enumerate(zip(paths, sizes)):
         Image.fromarray(np.full((*size, 3), 60 + 40*i, dtype=np.uint8)).save(path)
-    rows = np.array([row for rows in objects for row in rows], dtype=float).reshape(-1, 5)
-    image = np.repeat(np.arange(len(sizes)), [len(rows) for rows in objects])
-    return build_annotations('tiny', names, paths, sizes, image, rows[:, :4], rows[:, 4].astype(int))
+    rows = [(image, label, *box) for image, found in enumerate(objects) for *box, label in found]
+    return build_annotations('tiny', names, paths, sizes, rows)
 
 
 def detections(rows):

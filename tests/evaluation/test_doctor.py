@@ -1,0 +1,205 @@
+"yolox_doctor: its verdict is what training would do."
+import json
+import os
+import re
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from layouts import HEIGHT, LAYOUTS, WIDTH, both, broken_images, coco, every, for_each_split
+from layouts import one_image, pixels, write, write_image, write_layout
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cjm_yolox_pytorch.data.annotations import Annotations
+from cjm_yolox_pytorch.data.checks import check_splits, fault_lines
+from cjm_yolox_pytorch.data.prepare import prepare_splits
+from cjm_yolox_pytorch.evaluation import doctor
+from cjm_yolox_pytorch.evaluation.dataset_figure import draw_dataset
+from cjm_yolox_pytorch.evaluation.doctor import examine, look_at_images, report_lines, summary, yolox_doctor
+
+HARMLESS = {'rare class', 'class without objects', 'note', 'no validation split'}
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_doctor_finds_every_layout_ready(name, tmp_path):
+    splits = write_layout(name, tmp_path)
+    report = examine(tmp_path)
+    assert report.ready and set(report.splits) == set(splits)
+    assert {f.kind for f in report.faults} <= HARMLESS
+    lines = [line for text in report_lines(report) for line in text.splitlines()]
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
+    json.dumps(summary(report), allow_nan=False)
+
+
+# The verdict
+
+CROWDS = coco(['c'])
+for crowd in CROWDS['annotations']: crowd['iscrowd'] = 1
+OFFICIAL, TASK = LAYOUTS['coco official'][0], LAYOUTS['coco cvat task'][0]
+BIRDS = both(every('images'), *for_each_split('birds_{s}.json', lambda split, names: coco(names)))
+
+
+def voc_lists(**lists):
+    "The images of VOC with these lists, and no others"
+    def layout(root):
+        write_layout('voc official', root)
+        for path in (root/'ImageSets/Main').iterdir(): path.unlink()
+        for split, text in lists.items(): write(root/f'ImageSets/Main/{split}.txt', text)
+    return layout
+
+
+VERDICTS = { # What is written, options, which splits are read, and what must be fixed
+    'train and val': (OFFICIAL, {}, ['train', 'val'], []),
+    'trainval and test': (voc_lists(test='c', trainval='a\nb'), {}, ['trainval', 'test'], []),
+    'trainval without objects': (
+        voc_lists(test='c', trainval='b'), {}, ['trainval', 'test'], ['nothing to learn']),
+    'trainval in place of train': (
+        voc_lists(train='a\nb', test='c', trainval='a\nb', val='b'), dict(train='trainval', val='test'),
+        ['trainval', 'test'], []),
+    'test without objects': (voc_lists(train='a', val='c', test='b'), {}, ['train', 'val', 'test'], []),
+    'test without objects, to validate on': (
+        voc_lists(train='a', test='b'), {}, ['train', 'test'], ['nothing to learn']),
+    'crowds alone': (
+        both(OFFICIAL, ('annotations/instances_val2017.json', CROWDS)), {}, ['train', 'val'], ['nothing to learn']),
+    'one split': (TASK, {}, ['all'], []),
+    'one image': (
+        both(TASK, ('annotations/instances_default.json', coco(['a', 'b']))), {}, ['all'], ['too few images']),
+    'other names': (BIRDS, {}, ['birds_train', 'birds_val'], ['no training split']),
+    'other names, chosen': (
+        BIRDS, dict(train='birds_val', val='birds_train'), ['birds_val', 'birds_train'], []),
+    'a name that is not there': (OFFICIAL, dict(val='vaal'), ['train', 'val'], ['no training split']),
+    'broken val': (
+        both(OFFICIAL, ('annotations/instances_val2017.json', '{"annotations"')), {}, ['train'], ['cannot be read']),
+    'empty train': (voc_lists(train='', val='c'), {}, ['train', 'val'], ['nothing to learn']),
+    'val alone': (voc_lists(val='a\nc'), {}, ['val'], ['no training split']),
+    'val alone, chosen': (voc_lists(val='a\nc'), dict(train='val'), ['val'], []),
+}
+
+
+@pytest.mark.parametrize('name', VERDICTS)
+def test_doctor_verdict_is_that_of_training(name, tmp_path):
+    layout, options, splits, faults = VERDICTS[name]
+    layout(tmp_path)
+    report = examine(tmp_path, **options)
+    assert list(report.splits) == splits and [f.kind for f in report.faults if f.stops] == faults
+    try: prepare_splits(tmp_path, quiet=True, **options)
+    except ValueError: assert not report.ready
+    else: assert report.ready
+
+
+def test_doctor_is_not_stopped_by_a_missing_test_split(tmp_path):
+    write_layout('yolo roboflow', tmp_path)
+    text = (tmp_path/'data.yaml').read_text()
+    write(tmp_path/'data.yaml', text.replace('../test/images', '/content/birds/test/images'))
+    report = examine(tmp_path)
+    assert report.ready and [f.where for f in report.faults if f.kind == 'cannot be read'] == ['test']
+
+
+def test_doctor_names_what_cannot_be_read(tmp_path):
+    write_image(tmp_path, 'a')
+    report = examine(tmp_path)
+    assert not report.ready and 'does not look like any format' in report.faults[0].text
+    TASK(tmp_path)
+    write(tmp_path/'annotations/instances_default.json', '{"images": [')
+    report = examine(tmp_path)
+    assert [(f.kind, f.stops) for f in report.faults] == [('cannot be read', True)]
+    assert 'not JSON' in report.faults[0].text
+
+
+# Images
+
+@pytest.mark.parametrize('kind', ['jpeg', 'png'])
+@pytest.mark.parametrize('how', ['half', 'noise', 'empty', 'hole'])
+def test_doctor_names_images_that_do_not_decode(kind, how, tmp_path):
+    path = tmp_path/f'a.{kind}'
+    path.write_bytes(broken_images(kind)[how])
+    found = [(f.kind, f.stops) for f in look_at_images(dict(train=one_image(path, (HEIGHT, WIDTH))))]
+    decodes = (kind, how) == ('jpeg', 'hole') # JPEG has no checksum
+    assert found == ([] if decodes else [('image does not decode', True)])
+
+
+def test_doctor_finds_copies_by_their_pixels(tmp_path):
+    write_layout('voc official', tmp_path)
+    copy = tmp_path/'JPEGImages/c.png'
+    Image.fromarray(pixels('a')).save(copy, compress_level=0) # Other bytes, same pixels
+    fault, = [f for f in examine(tmp_path).faults if f.stops]
+    assert fault.kind == 'copy in another split'
+    assert 'c.png in val has the same pixels as JPEGImages/a.png in train' in fault.text
+    copy.unlink()
+    copy.symlink_to(tmp_path/'JPEGImages/a.png')
+    assert [f.kind for f in examine(tmp_path).faults if f.stops] == ['image in two splits']
+    write(tmp_path/'ImageSets/Main/train.txt', 'a\nb\nc\n')
+    write(tmp_path/'ImageSets/Main/val.txt', 'b\n')
+    report = examine(tmp_path)
+    found = [f.kind for f in report.faults if f.stops or f.kind == 'duplicate image']
+    assert found == ['nothing to learn', 'image in two splits', 'duplicate image']
+    assert list(fault_lines(check_splits(report.splits))) == ['image in two splits (1): b.png is in train and in val']
+
+
+def test_doctor_reads_every_image_and_stops_at_once(monkeypatch):
+    N = 2000
+    paths = np.array([f'{i}.png' for i in range(N)])
+    none = np.zeros(0, dtype=int)
+    starts = np.zeros(N + 1, dtype=int)
+    many = Annotations(['ant'], paths, np.full((N, 2), 9), starts, np.zeros((0, 4)), none, none > 0, none)
+    read, lock = [], threading.Lock()
+
+    def read_annotated(a, i):
+        with lock: read.append(i)
+        return torch.tensor(i).expand(3, 9, 9) # Another image each time
+    monkeypatch.setattr(doctor, 'read_annotated', read_annotated)
+
+    def interrupted(images):
+        yield images[0]
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): look_at_images(dict(train=many), interrupted)
+    assert len(read) <= 16*os.cpu_count()
+    read.clear()
+    assert not look_at_images(dict(train=many)) and sorted(read) == list(range(N))
+
+
+# The figure and the command
+
+def test_doctor_draws_classes_with_the_same_beginning_apart(tmp_path, monkeypatch):
+    for name in 'ab': write_image(tmp_path, name)
+    write(tmp_path/'train.json', coco(['a', 'b']))
+    splits = examine(tmp_path).splits
+    names = ['the same beginning, one', 'the same beginning, two']
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda fig, *args, **kwargs: figures.append(fig))
+    draw_dataset({split: replace(a, names=names) for split, a in splits.items()}, [], 416, tmp_path/'doctor.png')
+    classes = figures[0].axes[0]
+    assert len(classes.get_yticklabels()) == 2
+    assert [p.get_width() for p in classes.patches if p.get_width()] == [1, 1] # A bar for each object
+
+
+@pytest.mark.parametrize('size', [0, -5])
+def test_doctor_needs_a_size(size, tmp_path):
+    with pytest.raises(ValueError, match=f'img_size={size}: at least 1 is needed'):
+        yolox_doctor(str(tmp_path), img_size=size)
+
+
+def test_doctor_command(tmp_path, monkeypatch, capsys):
+    write_layout('yolo roboflow', tmp_path/'data')
+
+    def run(*args): # As in a shell: exit status, output and errors
+        monkeypatch.setattr(sys, 'argv', ['yolox_doctor', *map(str, args)])
+        status = 0
+        try: yolox_doctor()
+        except SystemExit as e: status = e.code
+        return status, *capsys.readouterr()
+    status, text, _ = run(tmp_path/'data', '--out', tmp_path/'out')
+    assert status == 0 and text.endswith('ready to train\n')
+    numbers = json.loads((tmp_path/'out/doctor.json').read_text())
+    assert numbers['splits']['train']['classes'] == dict(ant=1, bee=1)
+    assert Image.open(tmp_path/'out/doctor.png').size[0] == 1200
+    status, text, errors = run(tmp_path/'data', '--format', 'coco', '--json')
+    assert status == 1 and 'does not look like coco' in json.loads(text)['faults'][0]['text'] and not errors
+    (tmp_path/'data/train/images/a.png').write_bytes(broken_images('png')['half'])
+    status, text, _ = run(tmp_path/'data')
+    assert status == 1 and 'a.png cannot be decoded' in re.sub(r'\s+', ' ', text)
+    assert text.endswith('not ready: fix the items above\n')
