@@ -1,6 +1,5 @@
 "Detections: drawing, and the forms other programs want."
 import io
-import sys
 
 import numpy as np
 import pytest
