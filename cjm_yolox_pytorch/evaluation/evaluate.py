@@ -111,6 +111,35 @@ def _load(weights, data, split, format) -> tuple: # `Weights`, name of the split
     check_names(names)
     return loaded, split, relabel(annotations, names)
 
+# %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
+def _check_options(img_size, batch, workers, conf, working_conf, iou, max_detections, **_):
+    check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1))
+    positive = dict(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
+    check_between(workers=(workers, 0, math.inf), **{k: (v, 1, math.inf) for k, v in positive.items()})
+
+def _check_out(out, data): # Results would replace those of a training
+    check_output_folder(out, data)
+    if (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training: choose another folder')
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
+def _evaluate(weights, data, split, format, img_size, out, batch, workers, device, conf, working_conf, **settings):
+    from tqdm import tqdm
+    _check_options(img_size, batch, workers, conf, working_conf, **settings)
+    if out: _check_out(out, data)
+    loaded, split, a = _load(weights, data, split, format)
+    if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
+    model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()
+    spec = InputSpec(img_size or loaded.input_size, loaded.mean, loaded.std, model.bbox_head.strides)
+    def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
+    found = detect(model, a, spec, batch, workers, progress=bar, conf=conf, **settings)
+    more = dict(split=split, size=spec.img_size, latency=latency(model, a, spec, **settings))
+    metrics = report(a, found, out, max(conf, working_conf), **more)
+    crowds = f' and {a.crowd.sum()} crowds' if a.crowd.any() else ''
+    counts = f'{len(a)} images, {a.counts.sum()} objects{crowds}'
+    print(f'{loaded.model_type} at {spec.img_size} on {split}: {counts}', *table(metrics), sep='\n', flush=True)
+    if out: write_coco(a, found, out)
+    if out: print(f'written to {out}', flush=True)
+
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
 @command
 def yolox_eval(
@@ -130,23 +159,5 @@ def yolox_eval(
     device:str=None, # cpu, cuda, ...; by default the fastest
 ):
     "Measure how good WEIGHTS are on a split of DATA."
-    from tqdm import tqdm
-    check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1), workers=(workers, 0, math.inf))
-    positive = dict(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
-    check_between(**{k: (v, 1, math.inf) for k, v in positive.items()})
-    if out: check_output_folder(out, data)
-    if out and (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training: choose another folder')
-    loaded, split, a = _load(weights, data, split, format)
-    if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
-    model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()
-    spec = InputSpec(img_size or loaded.input_size, loaded.mean, loaded.std, model.bbox_head.strides)
-    settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
-    def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
-    found = detect(model, a, spec, batch, workers, progress=bar, conf=conf, **settings)
-    more = dict(split=split, size=spec.img_size, latency=latency(model, a, spec, **settings))
-    metrics = report(a, found, out, max(conf, working_conf), **more)
-    crowds = f' and {a.crowd.sum()} crowds' if a.crowd.any() else ''
-    counts = f'{len(a)} images, {a.counts.sum()} objects{crowds}'
-    print(f'{loaded.model_type} at {spec.img_size} on {split}: {counts}', *table(metrics), sep='\n', flush=True)
-    if out: write_coco(a, found, out)
-    if out: print(f'written to {out}', flush=True)
+    options = dict(conf=conf, working_conf=working_conf, iou=iou, max_detections=max_detections)
+    _evaluate(weights, data, split, format, img_size, out, batch, workers, device, multi_label=multi_label, **options)
