@@ -112,7 +112,7 @@ def _load(weights, data, split, format) -> tuple: # `Weights`, name of the split
     return loaded, split, relabel(annotations, names)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
-def _check_options(img_size, batch, workers, conf, working_conf, iou, max_detections, **_):
+def _check_eval_options(img_size, batch, workers, conf, working_conf, iou, max_detections, **_):
     check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1))
     positive = dict(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
     check_between(workers=(workers, 0, math.inf), **{k: (v, 1, math.inf) for k, v in positive.items()})
@@ -124,7 +124,7 @@ def _check_out(out, data): # Results would replace those of a training
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
 def _evaluate(weights, data, split, format, img_size, out, batch, workers, device, conf, working_conf, **settings):
     from tqdm import tqdm
-    _check_options(img_size, batch, workers, conf, working_conf, **settings)
+    _check_eval_options(img_size, batch, workers, conf, working_conf, **settings)
     if out: _check_out(out, data)
     loaded, split, a = _load(weights, data, split, format)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
