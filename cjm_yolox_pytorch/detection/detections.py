@@ -77,8 +77,9 @@ class Detections:
         return [dict(image_id=image_id, category_id=l, bbox=b, score=s) for l, b, s in rows]
 
     def to_supervision(self): # -> `supervision.Detections`
-        "Convert for the package supervision; `pip install supervision` first."
-        import supervision
+        "Convert for the package supervision."
+        try: import supervision
+        except ImportError as e: raise ImportError('supervision is missing: pip install supervision') from e
         boxes, scores, labels = (t.cpu().numpy() for t in (self.boxes, self.scores, self.labels))
         data = dict(class_name=np.array([self.name(i) for i in range(len(self))]))
         return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
