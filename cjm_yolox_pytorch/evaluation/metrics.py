@@ -70,8 +70,11 @@ def _coco_metrics(annotations, detections) -> tuple: # Of `average_precision`; c
     return {**means(...), 'classes': classes}, curves
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #80394678
-def average_precision(annotations:Annotations, detections:list) -> dict: # NaN without objects
-    "Compute COCO's `METRICS`, and `classes`, the same by class name, of one `Detections` per image."
+def average_precision(
+    annotations:Annotations, # Ground truth
+    detections:list # One `Detections` per image, in pixels of the original image
+) -> dict: # `METRICS` from 0 to 1, and `classes`: the same by class name; NaN without objects
+    "Compute COCO's average precision and recall of `detections`."
     return _coco_metrics(annotations, detections)[0]
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #c551a1cb
@@ -106,8 +109,11 @@ def _voc_hits(boxes, labels, crowd, found): # [N] 1 correct, 0 false positive, -
 # %% ../../nbs/evaluation/00_metrics.ipynb #90f83792
 VOC_METRICS = ['VOC_AP50', 'VOC_AP50_11'] # Exact area, 11-point interpolation
 
-def voc_average_precision(annotations:Annotations, detections:list) -> dict: # Like `average_precision`
-    "Compute Pascal VOC's average precision at an IoU of .5."
+def voc_average_precision(
+    annotations:Annotations, # Ground truth
+    detections:list # One `Detections` per image, in pixels of the original image
+) -> dict: # `VOC_METRICS`, and `classes`: the same by class name; NaN without objects
+    "Compute Pascal VOC's average precision of `detections` at an IoU of .5."
     _check_inputs(annotations, detections)
     hits = np.concatenate([_voc_hits(*annotations.objects(i), d) for i, d in enumerate(detections)])
     scores, labels = map(np.concatenate, zip(*map(_arrays, detections)))
@@ -150,8 +156,14 @@ def _assign_objects(overlaps, same, free, order): # [N] object or -1; `free` [G]
     return taken
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #0f98b446
-def match_detections(boxes, labels, crowd, found:Detections, conf:float=.25) -> MatchResult:
-    "Match the detections above a score of `conf` with the G objects of an image."
+def match_detections(
+    boxes:np.ndarray, # [G, 4] xyxy of the objects of an image
+    labels:np.ndarray, # [G]
+    crowd:np.ndarray, # [G] bool
+    found:Detections, # In the same image
+    conf:float=.25 # Minimum score of a detection
+) -> MatchResult:
+    "Match the detections `found` in an image with its objects."
     scores, predicted = _arrays(found)
     order = [n for n in _best_first(scores) if scores[n] > conf]
     overlaps = _overlaps(found.boxes, boxes, crowd)

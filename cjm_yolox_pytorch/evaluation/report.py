@@ -123,8 +123,14 @@ def show_detections(annotations, detections, path, count:int=6, conf:float=.25):
     save_figure(fig, path)
 
 # %% ../../nbs/evaluation/01_report.ipynb #063a3f16
-def report(annotations:Annotations, detections:list, out=None, conf:float=.25, **more) -> dict:
-    "Compute metrics as `Evaluation` does, add `more`, and write metrics.json and four figures to the folder `out`."
+def report(
+    annotations:Annotations, # Ground truth
+    detections:list, # One `Detections` per image, down to a score of about .001
+    out=None, # Folder for metrics.json and four figures; nothing is written if None
+    conf:float=.25, # Minimum score of detections in use; average precision counts all
+    **more # Added to the metrics
+) -> dict: # Metrics of `Evaluation`, and `more`
+    "Measure `detections`, and write metrics and figures."
     e = Evaluation(annotations, detections, conf)
     e.metrics.update(more)
     if out is None: return e.metrics
