@@ -12,7 +12,7 @@ from loss import machine, markdown, save_results
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.files.checkpoints import load_weights
 from cjm_yolox_pytorch.training.recipe import fine_tune_recipe
-from cjm_yolox_pytorch.training.trainer import Trainer, train_epoch, validate
+from cjm_yolox_pytorch.training.trainer import Trainer
 
 LOSSES = ['squared_iou', 'squared_giou', 'giou', 'ciou']
 METRICS = ['AP', 'AP50', 'AP75']
@@ -20,12 +20,12 @@ METRICS = ['AP', 'AP50', 'AP75']
 
 def train(args, box_loss, seed):
     "Train once, and return the metrics of the validation split."
-    recipe = fine_tune_recipe(args.model, size=args.size, epochs=args.epochs, box_loss=box_loss, seed=seed)
+    recipe = fine_tune_recipe(args.model, img_size=args.img_size, epochs=args.epochs, box_loss=box_loss, seed=seed)
     weights = load_weights(args.weights) if args.weights else None
     splits = [read_split(args.data, name) for name in ('train', 'val')]
     trainer = Trainer(recipe, *splits, weights, args.device)
-    for _ in range(args.epochs): train_epoch(trainer)
-    metrics, _ = validate(trainer)
+    for _ in range(args.epochs): trainer.train_epoch()
+    metrics, _ = trainer.validate()
     return {k: metrics[k] for k in METRICS}
 
 
@@ -43,7 +43,7 @@ def parse_arguments():
     option('data', 'folder of a dataset with the splits train and val', type=Path)
     option('--weights', 'weights to start from (default: random)', type=Path)
     option('--model', 'default: yolox_nano', default='yolox_nano')
-    option('--size', 'canvas side in pixels (default: 320)', type=int, default=320)
+    option('--img-size', 'canvas side in pixels (default: 320)', type=int, default=320)
     option('--epochs', 'default: 12', type=int, default=12)
     option('--seeds', 'number of seeds (default: 3)', type=int, default=3)
     option('--device', 'default: cpu', default='cpu')
@@ -61,7 +61,7 @@ def main():
             print(rows[-1], file=sys.stderr, flush=True)
     about = machine(args.device)
     about |= dict(data=args.data.name, weights=args.weights and args.weights.name, model=args.model)
-    about |= dict(size=args.size, epochs=args.epochs, seeds=args.seeds)
+    about |= dict(size=args.img_size, epochs=args.epochs, seeds=args.seeds)
     save_results('box-loss', as_table(rows, args.only), rows, about, args.out)
 
 

@@ -114,7 +114,7 @@ def measure(annotations, args, folder):
     for variant in args.only:
         (folder/variant).mkdir()
         try:
-            stream = VARIANTS[variant](annotations, args.size, folder/variant)
+            stream = VARIANTS[variant](annotations, args.img_size, folder/variant)
             for _ in range(2): next(stream)
             streams[variant] = stream
         except Exception as e: failed[variant] = first_line(e) # Another implementation may fail in any way
@@ -138,7 +138,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
     option('--data', 'folder of a dataset, whose first split is used (default: 96 drawn images)', type=Path)
-    option('--size', 'canvas side in pixels (default: 640)', type=int, default=640)
+    option('--img-size', 'canvas side in pixels (default: 640)', type=int, default=640)
     option('--only', 'variants to measure (default: all)', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
     option('--rounds', 'timed batches of each; the median counts (default: 15)', type=int, default=15)
     option('--out', 'folder for loader.md and loader.json', type=Path)
@@ -164,7 +164,7 @@ def main():
         row = dict(loader=variant, images_per_s=speed.get(variant), ratio=ratio(speed, variant))
         rows.append(dict(row, failed=failed.get(variant)))
     about = machine('cpu') | dict(data=args.data.name if args.data else 'drawn', images=len(annotations))
-    about |= dict(size=args.size, rounds=args.rounds, opencv=cv2.__version__)
+    about |= dict(size=args.img_size, rounds=args.rounds, opencv=cv2.__version__)
     save_results('loader', as_table(rows), rows, about, args.out)
 
 

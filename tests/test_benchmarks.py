@@ -38,7 +38,8 @@ def test_train_step_benchmark(tmp_path):
 
 
 def test_loader_benchmark(tmp_path):
-    printed = run('loader.py', '--size', '96', '--rounds', '1', '--only', 'ours', 'pixeltable-yolox', '--out', tmp_path)
+    sizes = ['--img-size', '96', '--rounds', '1']
+    printed = run('loader.py', *sizes, '--only', 'ours', 'pixeltable-yolox', '--out', tmp_path)
     rows = json.loads((tmp_path/'loader.json').read_text())['rows']
     ours = next(row for row in rows if row['loader'] == 'ours')
     assert ours['images_per_s'] > 0 and '| ours |' in printed
@@ -48,7 +49,7 @@ def test_loader_benchmark(tmp_path):
 def test_box_loss_benchmark(tmp_path):
     from cjm_yolox_pytorch.data.shapes import write_shapes
     write_shapes(tmp_path/'shapes', train=8, val=4, test=0, size=64)
-    short = ['--size', '64', '--epochs', '1', '--seeds', '2']
+    short = ['--img-size', '64', '--epochs', '1', '--seeds', '2']
     printed = run('box_loss.py', tmp_path/'shapes', *short, '--only', 'giou', '--out', tmp_path)
     assert '| giou | 0.' in printed and len(json.loads((tmp_path/'box-loss.json').read_text())['rows']) == 2
 

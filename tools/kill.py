@@ -14,12 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from trainings import SMALL, assert_same_training
 
 from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.files.checkpoints import load_weights
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'tests/training'))
-from test_resume import SMALL, assert_same_training
 
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONFAULTHANDLER': '1'}
 # The exit statuses that each signal may lead to. 0: training was just done. After everything is saved, SIGTERM ends the

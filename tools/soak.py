@@ -72,7 +72,8 @@ def train(folder):
         gc.collect()
         info = mallinfo()
         with open(folder/'used', 'a') as f: print(time.time(), info.uordblks + info.hblkhd, file=f)
-    recipe = Recipe('yolox_nano', size=64, batch=4, epochs=10**6, amp='none', every=5, mosaic=.5, mixup=.5, workers=2)
+    recipe = Recipe('yolox_nano', img_size=64, batch=4, epochs=10**6, amp='none', eval_interval=5, mosaic=.5, mixup=.5,
+        workers=2)
     splits = [read_split(folder/'shapes', name) for name in ('train', 'val')]
     trainer = Trainer(recipe, *splits, device='cpu')
     with suppress(KeyboardInterrupt): fit(trainer, folder/'run', loggers=[count])

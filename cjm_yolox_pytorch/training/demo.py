@@ -16,34 +16,41 @@ from ..data.prepare import prepare_splits
 from ..data.shapes import write_shapes
 from ..evaluation.evaluate import yolox_eval
 from .recipe import fine_tune_recipe
-from .runs import _lock_folder, _must_be_new
+from .runs import check_folder, lock_folder
 from .train import fit
 from .trainer import Trainer
 
 # %% ../../nbs/training/04_demo.ipynb #8f54c186
 @command
 def yolox_demo(
-    out:str='runs/demo', # Folder for everything; what an earlier demo left there is replaced
+    out:str='runs/demo', # Folder for all files; those of an earlier demo are replaced
     images:int=2400, # Training images to draw
-    epochs:int=6, # Times through them
+    epochs:int=6, # Passes over them
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
-    "Train and evaluate on a data set of drawn shapes, as a first try"
-    out, recipe = Path(out), fine_tune_recipe('yolox_tiny', size=96, epochs=epochs, batch=16, lr=.006, warmup=.5, closing=1, every=2)
-    out.mkdir(parents=True, exist_ok=True)
-    with _lock_folder(out):
-        mark = out/'shapes/of-the-demo'
-        if mark.exists():
-            for name in ('metrics.csv', 'state.pt', 'best.safetensors', 'last.safetensors'): (out/name).unlink(missing_ok=True)
-        elif mark.parent.exists(): raise FileExistsError(f'{mark.parent} is not of a demo, and would be replaced: choose another folder with --out')
-        _must_be_new(out)
-        mark.parent.mkdir(exist_ok=True)
-        mark.touch() # Before there is anything to replace
-        print(f'drawing shapes into {out/"shapes"}', flush=True)
-        write_shapes(out/'shapes', train=images, val=100, test=200, size=96)
+    "Train and evaluate on a dataset of drawn shapes, as a first try"
+    out = Path(out)
+    recipe = fine_tune_recipe('yolox_tiny', img_size=96, epochs=epochs, batch=16, lr=.006, warmup_epochs=.5,
+        no_aug_epochs=1, eval_interval=2)
+    _draw_dataset(out, images)
     (_, train), (_, val) = prepare_splits(out/'shapes').values()
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
-    except KeyboardInterrupt: sys.exit('stopped; the next yolox_demo begins again')
-    print('on images that took no part:', flush=True)
+    except KeyboardInterrupt: sys.exit('stopped; the next yolox_demo starts again')
+    print('on held-out images:', flush=True)
     yolox_eval(str(out/'best.safetensors'), str(out/'shapes'), split='test', out=str(out/'test'), device=device)
     print(f'look at {out/"curves.png"} and {out/"test/detections.png"}', flush=True)
+
+# %% ../../nbs/training/04_demo.ipynb #a71ea6fe
+def _draw_dataset(out, images):
+    data, mark = out/'shapes', out/'shapes/of-the-demo'
+    old = 'metrics.csv', 'state.pt', 'best.safetensors', 'last.safetensors'
+    out.mkdir(parents=True, exist_ok=True)
+    with lock_folder(out):
+        if mark.exists():
+            for name in old: (out/name).unlink(missing_ok=True)
+        elif data.exists(): raise FileExistsError(f'{data} is not from yolox_demo: choose another folder with --out')
+        check_folder(out)
+        data.mkdir(exist_ok=True)
+        mark.touch() # Before there is anything to replace
+        print(f'drawing shapes into {data}', flush=True)
+        write_shapes(data, train=images, val=100, test=200, size=96)

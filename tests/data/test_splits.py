@@ -126,6 +126,12 @@ def test_part_of_a_dataset_is_refused(part, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message): find_splits(path)
 
 
+def test_json_of_other_programs_is_no_dataset(tmp_path):
+    write_image(tmp_path, 'a')
+    write(tmp_path/'package.json', '{}')
+    with pytest.raises(ValueError, match='does not look like any format'): find_splits(tmp_path)
+
+
 @pytest.mark.parametrize('split', ['val', 'test', 'validation'])
 def test_split_kept_for_the_end_is_trained_on_only_when_asked(split, tmp_path):
     write_files(tmp_path, labelled(f'{split}/a', f'{split}/b'))
