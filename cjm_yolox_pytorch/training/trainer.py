@@ -62,7 +62,6 @@ class Trainer:
         self.rank, self.world = rank_and_world()
         _check_start(self, weights)
         torch.manual_seed(recipe.seed)
-        if transforms is None: self.transforms = recipe_transforms(recipe)
         self._build(weights)
         self._start()
 
@@ -177,7 +176,7 @@ def start_epoch(self:Trainer):
     self.model.train()
     for module in self.frozen: module.eval()
     if self.loader is None or self.loss_func.use_l1 != self.no_aug:
-        ts = self.transforms
+        ts = recipe_transforms(self.recipe) if self.transforms is None else self.transforms
         if self.no_aug and not callable(ts): ts = [t for t in ts if not getattr(t, 'draws', False)]
         dataset = DetectionDataset(self.train, self.recipe.img_size, ts)
         self.loader = train_loader(dataset, self.batches, self.recipe.workers)
