@@ -108,6 +108,7 @@ def save_state(trainer:Trainer, path):
     with atomic(path) as partial: torch.save(state, partial)
 
 def _stateful(t):
+    "Collect the parts that have a state."
     return dict(model=t.model, average=t.ema.module, optimizer=t.optimizer, scheduler=t.scheduler, scaler=t.scaler)
 
 def _data_summary(t):
@@ -161,20 +162,22 @@ def _check_keys(what, found, known):
 
 # %% ../../nbs/training/02_runs.ipynb #278e55d8
 def _check_counts(trainer, counts):
-    n, (epoch, done, totals, stats) = len(trainer.batches), map(counts.get, ('epoch', 'done', 'totals', 'stats'))
-    pixels = torch.tensor([stats['mean'], stats['std']])
-    possible = dict(
-        epoch=type(epoch) is int and 0 <= epoch <= trainer.recipe.epochs,
+    epoch, done, totals, stats = map(counts.get, ('epoch', 'done', 'totals', 'stats'))
+    n, scalars = len(trainer.batches), not any(v.shape for v in totals.values())
+    possible = dict(epoch=type(epoch) is int and 0 <= epoch <= trainer.recipe.epochs,
         done=type(done) is int and 0 <= done < n,
         average_steps=0 <= counts['average_steps'] <= epoch*n + done,
-        totals=totals.keys() <= {*LOSSES} and bool(totals) == bool(done) and not any(v.shape for v in totals.values()),
-        rows=all(_is_row(row, 'epoch') for row in counts['rows']),
-        best=_is_row(counts['best'], 'AP'),
-        stats=len(stats) == 2 and pixels.shape == (2, 3) and bool(pixels.isfinite().all() and (pixels[1] > 0).all()))
+        totals=totals.keys() <= {*LOSSES} and bool(totals) == bool(done) and scalars,
+        rows=all(_is_row(row, 'epoch') for row in counts['rows']), best=_is_row(counts['best'], 'AP'),
+        stats=_are_stats(**stats))
     wrong = [f'{k}={counts[k]}' for k, ok in possible.items() if not ok]
     if wrong: raise ValueError(', '.join(wrong))
 
-def _is_row(row, needed): # Whether it has this column, known ones, and numbers
+def _are_stats(mean, std):
+    values = torch.tensor([mean, std])
+    return values.shape == (2, 3) and bool(values.isfinite().all() and values[1].min() > 0)
+
+def _is_row(row, needed): # Has numbers, in this column and other known ones
     return {needed} <= row.keys() <= {*COLUMNS} and all(isinstance(v, (int, float)) for v in row.values())
 
 # %% ../../nbs/training/02_runs.ipynb #aa5dba05
@@ -193,13 +196,13 @@ def check_folder(out:Path, resume:bool=False):
 def lock_folder(out:Path):
     "Keep other trainings from writing into the folder `out`."
     from filelock import FileLock, Timeout # A requirement of torch
-    lock, without = FileLock(out/'.lock', timeout=0), (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+    lock = FileLock(out/'.lock', timeout=0)
     try: lock.acquire()
     except Timeout:
         if not (out/'.lock').exists(): raise PermissionError(f'{out} is not writable: choose another folder') from None
         raise FileExistsError(f'another training is writing in {out}: wait for it, or choose another folder') from None
     except (OSError, NotImplementedError) as e: # Some network drives have no locks
-        if getattr(e, 'errno', errno.ENOSYS) not in without: raise
+        if getattr(e, 'errno', errno.ENOSYS) not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
         warnings.warn(f'{out} is on a drive without locks ({e}): make sure that no other training writes there')
     try: yield
     finally: lock.release()

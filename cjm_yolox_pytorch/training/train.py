@@ -66,8 +66,10 @@ _BAR = '{remaining} left, {desc}'
 
 def _train_epochs(t, stop, loggers):
     from tqdm import tqdm
-    going, epochs, off = _goes_on(t), t.recipe.epochs, t.rank > 0 or None # None: shown in a terminal only
-    with tqdm(total=epochs*len(t.batches), initial=t.steps, ncols=80, bar_format=_BAR, disable=off) as progress:
+    going, epochs = _goes_on(t), t.recipe.epochs
+    hidden = t.rank > 0 or None # None: shown in a terminal only
+    total = epochs*len(t.batches)
+    with tqdm(total=total, initial=t.steps, ncols=80, bar_format=_BAR, disable=hidden) as progress:
         while going:
             start, begun = time.time(), t.done
             losses = t.train_epoch(progress, stop)
@@ -118,8 +120,9 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
 # %% ../../nbs/training/03_train.ipynb #90d51e25
 def recipe_options(func):
     "Give the command `func` an option for every field of `Recipe`; `None` where an option is not given."
-    signature, comments, func.option_help = inspect.signature(func), docments(Recipe), {}
+    signature, comments = inspect.signature(func), docments(Recipe)
     *options, _ = signature.parameters.values() # The last one is `**changes`
+    func.option_help = {}
     for f in fields(Recipe):
         if f.name in signature.parameters: continue
         kind = getattr(f.type, '__origin__', f.type) # `int` of Annotated[int, 0, 9]

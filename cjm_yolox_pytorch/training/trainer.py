@@ -276,7 +276,7 @@ def validate(self:Trainer) -> tuple: # Metrics with losses, and a `Detections` p
 def predict(self:Trainer, annotations:Annotations, **kwargs) -> list:
     "Run the averaged weights over the images of `annotations`: a `Detections` for each; `kwargs` are for `detect`."
     r = self.recipe
-    batch_size = max(1, r.batch//r.grad_accum//self.world)
+    batch_size = r.batch//r.grad_accum//self.world
     return detect(self.ema.module, annotations, self.spec, batch_size, r.workers, self.dtype, **kwargs)
 
 # %% ../../nbs/training/01_trainer.ipynb #c1e7cca9
