@@ -164,13 +164,13 @@ def _check_keys(what, found, known):
 def _check_counts(trainer, counts):
     epoch, done, totals, stats = map(counts.get, ('epoch', 'done', 'totals', 'stats'))
     n, scalars = len(trainer.batches), not any(v.shape for v in totals.values())
-    possible = dict(epoch=type(epoch) is int and 0 <= epoch <= trainer.recipe.epochs,
-        done=type(done) is int and 0 <= done < n,
-        average_steps=0 <= counts['average_steps'] <= epoch*n + done,
-        totals=totals.keys() <= {*LOSSES} and bool(totals) == bool(done) and scalars,
-        rows=all(_is_row(row, 'epoch') for row in counts['rows']), best=_is_row(counts['best'], 'AP'),
-        stats=_are_stats(**stats))
-    wrong = [f'{k}={counts[k]}' for k, ok in possible.items() if not ok]
+    valid = dict(best=_is_row(counts['best'], 'AP'), stats=_are_stats(**stats))
+    valid['epoch'] = type(epoch) is int and 0 <= epoch <= trainer.recipe.epochs
+    valid['done'] = type(done) is int and 0 <= done < n
+    valid['average_steps'] = 0 <= counts['average_steps'] <= epoch*n + done
+    valid['totals'] = totals.keys() <= {*LOSSES} and bool(totals) == bool(done) and scalars
+    valid['rows'] = all(_is_row(row, 'epoch') for row in counts['rows'])
+    wrong = [f'{k}={counts[k]}' for k, ok in valid.items() if not ok]
     if wrong: raise ValueError(', '.join(wrong))
 
 def _are_stats(mean, std):
