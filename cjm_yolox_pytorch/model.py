@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'VARIANTS', 'PRIOR_BIAS', 'MODEL_TYPES', 'NORM_STATS', 'MODEL_CFGS', 'CSP_DARKNET_CFGS',
-           'PAFPN_CFGS', 'HEAD_CFGS', 'HUGGINGFACE_CKPT_URL', 'PRETRAINED_URLS', 'Variant', 'CSPDarknet', 'YOLOXPAFPN',
-           'YOLOXHead', 'init_head', 'YOLOX', 'pretrained_file', 'build_model', 'load_matching', 'focus_filters',
-           'fuse', 'NORM_CFG', 'DarknetBottleneck', 'DepthwiseSeparableConvModule']
+           'PAFPN_CFGS', 'HEAD_CFGS', 'HUGGINGFACE_CKPT_URL', 'PUBLISHED', 'PRETRAINED_URLS', 'Variant', 'CSPDarknet',
+           'YOLOXPAFPN', 'YOLOXHead', 'init_head', 'YOLOX', 'pretrained_file', 'build_model', 'load_matching',
+           'focus_filters', 'fuse', 'NORM_CFG', 'DarknetBottleneck', 'DepthwiseSeparableConvModule']
 
 # %% ../nbs/02_model.ipynb #e0a5300a
 import copy, math, warnings
@@ -187,8 +187,17 @@ HEAD_CFGS = {name: _part_cfg(name, 'head_', 'in_channels', 'feat_channels') for 
 # %% ../nbs/02_model.ipynb #19e49a29
 HUGGINGFACE_CKPT_URL = 'https://huggingface.co/cj-mills/yolox-coco-baseline-pytorch/resolve/main/'
 _MEGVII_URL = 'https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/'
-PRETRAINED_URLS = {name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in MODEL_TYPES if name != 'yolox_nano'}
-PRETRAINED_URLS['yolox_nano'] = f'{_MEGVII_URL}yolox_nano.pth'
+_MMYOLO = dict(tiny='20230210_143637-4c338102', s='20230210_134645-3a8dfbd7', m='20230210_144328-e657e182')
+
+def _mmyolo_url(size):
+    name = f'yolox_{size}_fast_8xb32-300e-rtmdet-hyp_coco'
+    return f'https://download.openmmlab.com/mmyolo/v0/yolox/{name}/{name}_{_MMYOLO[size]}.pth'
+
+PUBLISHED = dict( # URLs by family and model type
+    cjm={name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in MODEL_TYPES if name != 'yolox_nano'},
+    megvii={name: f'{_MEGVII_URL}{name}.pth' for name in MODEL_TYPES},
+    mmyolo={f'yolox_{size}': _mmyolo_url(size) for size in _MMYOLO})
+PRETRAINED_URLS = PUBLISHED['cjm'] | dict(yolox_nano=PUBLISHED['megvii']['yolox_nano'])
 
 # %% ../nbs/02_model.ipynb #785ba33f
 def _check_model_type(model_type):
@@ -196,18 +205,22 @@ def _check_model_type(model_type):
 
 def pretrained_file(
     model_type:str, # One of `MODEL_TYPES`
-    checkpoint_dir='./pretrained_checkpoints/' # Folder of downloaded weights
+    checkpoint_dir='./pretrained_checkpoints/', # Folder of downloaded weights
+    family:str=None # A key of `PUBLISHED`; those of `PRETRAINED_URLS` if None
 ) -> Path: # File with published COCO weights
     "Download the published weights of `model_type`, unless they are there already."
     from cjm_yolox_pytorch.files.checkpoints import download
     _check_model_type(model_type)
-    return download(PRETRAINED_URLS[model_type], checkpoint_dir)
+    if family is None: return download(PRETRAINED_URLS[model_type], checkpoint_dir)
+    families = [f for f, urls in PUBLISHED.items() if model_type in urls]
+    if family not in families: raise ValueError(f'{family} has published no {model_type}: choose one of {families}')
+    return download(PUBLISHED[family][model_type], Path(checkpoint_dir)/family)
 
 # %% ../nbs/02_model.ipynb #f6f66458
 def build_model(
     model_type:str, # One of `MODEL_TYPES`
     num_classes:int, # C
-    pretrained=True, # True: published COCO weights; a file, its URL or `Weights`: these; False: random weights
+    pretrained=True, # True or 'megvii', 'mmyolo', 'cjm': COCO weights; a file, URL or `Weights`: these; False: none
     checkpoint_dir='./pretrained_checkpoints/' # Folder of downloaded weights
 ) -> YOLOX:
     "Build a YOLOX of a given size."
@@ -264,7 +277,8 @@ def load_matching(
 # %% ../nbs/02_model.ipynb #62b19851
 def _load_pretrained(model, model_type, source, checkpoint_dir): # `source` as for `build_model`
     from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights # Only pretrained weights need the toolkit
-    if source is True: source = pretrained_file(model_type, checkpoint_dir)
+    family = source if isinstance(source, str) and source in PUBLISHED else None
+    if source is True or family: source = pretrained_file(model_type, checkpoint_dir, family)
     weights = source if isinstance(source, Weights) else load_weights(source)
     load_matching(model, weights)
     stats = dict(mean=tuple(weights.mean), std=tuple(weights.std))

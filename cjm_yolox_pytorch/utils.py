@@ -43,5 +43,5 @@ def check_between(
 ) -> None:
     "Raise a `ValueError` that names the first of `options` that is out of its range."
     for name, (value, least, most) in options.items():
-        allowed = f'from {least} to {most} is possible' if most < math.inf else f'at least {least} is needed'
-        if not least <= value <= most: raise ValueError(f'{name}={value}: {allowed}')
+        allowed = f'from {least} to {most}' if most < math.inf else f'at least {least}'
+        if not least <= value <= most: raise ValueError(f'{name}={value}: must be {allowed}')

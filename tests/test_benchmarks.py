@@ -38,7 +38,8 @@ def test_train_step_benchmark(tmp_path):
 
 
 def test_loader_benchmark(tmp_path):
-    printed = run('loader.py', '--img-size', '96', '--rounds', '1', '--only', 'ours', 'pixeltable-yolox', '--out', tmp_path)
+    sizes = ['--img-size', '96', '--rounds', '1']
+    printed = run('loader.py', *sizes, '--only', 'ours', 'pixeltable-yolox', '--out', tmp_path)
     rows = json.loads((tmp_path/'loader.json').read_text())['rows']
     ours = next(row for row in rows if row['loader'] == 'ours')
     assert ours['images_per_s'] > 0 and '| ours |' in printed

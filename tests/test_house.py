@@ -102,13 +102,15 @@ def test_core_modules_import_torch_torchvision_and_numpy_alone(name):
 def modules_loaded_by(modules, before):
     imports = ', '.join(f'{PACKAGE}.{module}' for module in modules)
     code = f'import sys, {before}\nbefore = {{*sys.modules}}\nimport {imports}\nprint(*({{*sys.modules}} - before))'
-    return subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    command = [sys.executable, '-c', code]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
 
 
 @pytest.mark.parametrize('module', ['loss', 'model'])
 def test_importing_the_core_loads_nothing_else(module):
-    known = 'torch, torchvision.ops, torchvision.tv_tensors, torchvision.transforms.v2.functional, numpy, torch.distributed'
-    loaded = {name.partition('.')[0] for name in modules_loaded_by([module], known)}
+    torchvision = 'torchvision.ops, torchvision.tv_tensors, torchvision.transforms.v2.functional'
+    loaded = modules_loaded_by([module], f'torch, torch.distributed, numpy, {torchvision}')
+    loaded = {name.partition('.')[0] for name in loaded}
     assert loaded - {*sys.stdlib_module_names} == {PACKAGE}
 
 
@@ -119,7 +121,8 @@ def test_readers_of_annotations_do_not_import_the_network():
 
 def test_model_and_loss_do_not_know_each_other():
     assignment = {'assignment', 'assignment_sparse', 'simota', 'sampling', 'loss'}
-    for module, strangers in dict(model=assignment, inference={*assignment, 'model'}, simota={'model'}, loss={'model'}).items():
+    rules = dict(model=assignment, inference={*assignment, 'model'}, simota={'model'}, loss={'model'})
+    for module, strangers in rules.items():
         imported = re.findall(r'^\s*from \.([\w.]+) import', MODULES[module].read_text(encoding='utf-8'), re.M)
         assert not strangers & {*imported}, module
 
@@ -132,6 +135,21 @@ def test_modules_have_at_most_350_lines(name):
 def code_lines(path):
     lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
     return sum(bool(line) and not line.startswith('#') for line in lines)
+
+
+def lines_of_code():
+    "File, number and text of every line; nbdev wraps the generated `__all__` later than we do"
+    folders = [PACKAGE, 'tests', 'tests_docs', 'tools', 'benchmarks', 'docs']
+    for path in [ROOT/'setup.py', *(p for folder in folders for p in (ROOT/folder).rglob('*.py') if p.stem != '_modidx')]:
+        source = re.sub(r'^__all__ = \[.*?\]', '', path.read_text(encoding='utf-8'), flags=re.S | re.M)
+        for n, line in enumerate(source.splitlines(), start=1): yield path.name, n, line
+    for path in notebooks():
+        for cell, source in cells(path):
+            for n, line in enumerate(source.splitlines(), start=1): yield f'{path.name} {cell["id"]}', n, line
+
+
+def test_lines_have_at_most_120_characters():
+    assert [(where, n) for where, n, line in lines_of_code() if len(line) > 120] == []
 
 
 def test_the_core_is_read_in_an_afternoon():
@@ -150,7 +168,8 @@ def defined_names(path):
             patched = any('patch' in ast.unparse(d) for d in node.decorator_list) # A method, not a name of its own
             if not patched: yield node.name
         if isinstance(node, ast.Assign):
-            yield from {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)} - {'_', '_all_', '__all__'}
+            parts = [n for target in node.targets for n in ast.walk(target)]
+            yield from {n.id for n in parts if isinstance(n, ast.Name)} - {'_', '_all_', '__all__'}
 
 
 def test_no_name_is_defined_in_two_modules():
@@ -166,7 +185,8 @@ def test_pages_were_run(notebook):
     "A cell that ends by showing something has something to show"
     for cell, source in cells(notebook):
         last = source.strip().split('\n')[-1]
-        shows = re.search(r'^print\(|plt\.|^fig, |^#\| echo: false', source, re.M) or re.fullmatch(r'[\w.]+(, [\w.]+)*', last)
+        names = re.fullmatch(r'[\w.]+(, [\w.]+)*', last)
+        shows = re.search(r'^print\(|plt\.|^fig, |^#\| echo: false', source, re.M) or names
         exempt = re.search(r'^#\| (hide|export|cuda|net|slow|eval)|^def |^    print', source, re.M)
         if shows and not exempt: assert cell['outputs'], source
 
@@ -207,4 +227,5 @@ def test_commands_exist():
     for script in scripts:
         name, _, place = script.partition('=')
         module, _, function = place.partition(':')
-        assert name == function and f'\ndef {function}(' in MODULES[module.removeprefix(f'{PACKAGE}.')].read_text(encoding='utf-8')
+        source = MODULES[module.removeprefix(f'{PACKAGE}.')].read_text(encoding='utf-8')
+        assert name == function and f'\ndef {function}(' in source

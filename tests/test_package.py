@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 def built(tmp_path_factory):
     "The wheel and the source distribution of a copy of this checkout"
     copy, dist = tmp_path_factory.mktemp('source')/'checkout', tmp_path_factory.mktemp('dist')
-    ignore = shutil.ignore_patterns('.git', '.venv*', 'runs', '_docs', '_proc', '*.egg-info', '__pycache__', 'build', 'dist')
+    made = ['.venv*', 'runs', '_docs', '_proc', '*.egg-info', '__pycache__', 'build', 'dist']
+    ignore = shutil.ignore_patterns('.git', *made)
     shutil.copytree(ROOT, copy, ignore=ignore)
     subprocess.run([sys.executable, '-m', 'build', '--outdir', dist, copy], check=True, capture_output=True)
     (wheel,), (sdist,) = dist.glob('*.whl'), dist.glob('*.tar.gz')
@@ -38,7 +39,8 @@ def test_wheel_holds_the_package_alone(built):
 def test_sdist_holds_sources_of_everything(built):
     with tarfile.open(built[1]) as archive: names = {name.partition('/')[2] for name in archive.getnames()}
     for folder in ('nbs', 'tests', 'tools', 'benchmarks', 'docs'):
-        tracked = [p.relative_to(ROOT).as_posix() for p in (ROOT/folder).rglob('*') if p.suffix in ('.ipynb', '.py', '.npz')]
+        sources = [p for p in (ROOT/folder).rglob('*') if p.suffix in ('.ipynb', '.py', '.npz')]
+        tracked = [p.relative_to(ROOT).as_posix() for p in sources]
         expected = [p for p in tracked if '.ipynb_checkpoints' not in p and '/runs/' not in p]
         assert not {*expected} - names
     single = {'settings.ini', 'setup.py', 'pyproject.toml', 'LICENSE', 'README.md', 'CHANGELOG.md', 'Makefile'}

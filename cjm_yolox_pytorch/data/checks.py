@@ -31,54 +31,52 @@ def fault_lines(faults):
         yield printable(f'{kind} ({n}): {first}{" ..." if n > 1 else ""}')
 
 # %% ../../nbs/data/08_checks.ipynb #3f4a1be8
-def _beyond_border(a): # Numbers of boxes
+def _beyond_border(a): # Image of each such box
     beyond = (a.boxes[:, :2] < -1) | (a.boxes[:, 2:] > a.sizes[a.image][:, ::-1] + 1)
-    return np.flatnonzero(beyond.any(1))
+    return a.image[beyond.any(1)]
 
-def _repeated(a): # Numbers of boxes that equal an earlier one
-    columns = np.column_stack([a.image, a.labels, a.crowd, a.boxes])
-    order = np.lexsort(columns.T)
-    return order[1:][(columns[order[1:]] == columns[order[:-1]]).all(1)]
+def _repeated(a): # Image of each box that equals an earlier one
+    rows = np.column_stack([a.image, a.labels, a.crowd, a.boxes])
+    rows = rows[np.lexsort(rows.T)]
+    return rows[1:, 0][(rows[1:] == rows[:-1]).all(1)].astype(int)
 
 # %% ../../nbs/data/08_checks.ipynb #5e8d9c01
 def check(a:Annotations) -> list: # `Fault`s
     "Find the faults of a split that show without opening images."
     faults = [Fault('box left out', path, f'{describe_box(path, box)} {why}') for path, box, why in a.dropped]
     faults += [Fault('note', '', note) for note in a.notes]
-    if a.crowd.all():
-        text = f'{len(a)} images, {len(a.labels)} crowd regions, no objects'
-        faults.append(Fault('nothing to learn', '', text, stops=True))
     faults += _box_faults(a, 'box beyond border', _beyond_border(a), 'extend beyond the border')
     faults += _box_faults(a, 'duplicate box', _repeated(a), 'are duplicates')
-    absent = [] if a.crowd.all() else [name for name, n in zip(a.names, a.counts) if not n]
+    if a.crowd.all():
+        text = f'{len(a)} images, {len(a.labels)} crowd regions, no objects'
+        return faults + [Fault('nothing to learn', '', text, stops=True)]
+    absent = [name for name, n in zip(a.names, a.counts) if not n]
     return faults + [Fault('class without objects', name, f'{name} has no objects') for name in absent]
 
-def _box_faults(a, kind, boxes, text): # One for each image
-    for i, n in zip(*np.unique(a.image[boxes], return_counts=True)):
+def _box_faults(a, kind, images, text): # One for each image
+    for i, n in zip(*np.unique(images, return_counts=True)):
         path = str(a.paths[i])
         yield Fault(kind, path, f'{file_name(path)}: {n} of {len(a.objects(i)[1])} boxes {text}')
 
 # %% ../../nbs/data/08_checks.ipynb #8f5f5125
 def check_splits(splits:dict) -> list: # `Fault`s; of `Annotations` by split, the training split first
     "Find unknown classes and images that are in several splits."
-    (first, training), *others = splits.items()
+    first, training = next(iter(splits.items()))
     faults = []
-    known = set(training.names)
-    for split, a in others:
-        unknown = [a.names[i] for i in np.unique(a.labels) if a.names[i] not in known]
-        texts = [f'{split} has objects of {name!r}, which is not a class of {first}' for name in unknown]
-        faults += [Fault('unknown class', split, text, stops=True) for text in texts]
-    return faults + [*_shared_images(splits)]
-
-def _shared_images(splits):
     seen = {}
-    for split, path in ((split, os.path.realpath(path)) for split, a in splits.items() for path in a.paths):
-        other = seen.setdefault(path, split)
-        if other == split: continue
-        yield Fault('image in two splits', path, f'{file_name(path)} is in {other} and in {split}', stops=True)
+    for split, a in splits.items():
+        for name in [a.names[i] for i in np.unique(a.labels) if a.names[i] not in training.names]:
+            text = f'{split} has objects of {name!r}, which is not a class of {first}'
+            faults.append(Fault('unknown class', split, text, stops=True))
+        for path in map(os.path.realpath, a.paths):
+            other = seen.setdefault(path, split)
+            if other == split: continue
+            text = f'{file_name(path)} is in {other} and in {split}'
+            faults.append(Fault('image in two splits', path, text, stops=True))
+    return faults
 
 # %% ../../nbs/data/08_checks.ipynb #c07f4e61
-def canvas_box_sizes(a, img_size): # [N, 2] width and height of boxes on a square canvas, without crowds
+def canvas_box_sizes(a, img_size): # [N, 2] width and height, without crowds
     scale = (img_size / a.sizes.max(1))[a.image]
     return ((a.boxes[:, 2:] - a.boxes[:, :2]) * scale[:, None])[~a.crowd]
 
@@ -89,4 +87,5 @@ def check_difficulty(a:Annotations, img_size:int) -> list: # `Fault`s
     sides = canvas_box_sizes(a, img_size).min(1)
     tiny = (sides < 4).sum()
     text = f'{tiny} of {len(sides)} boxes are narrower than 4 pixels at {img_size}: try a larger --img-size'
-    return faults + ([Fault('tiny box', '', text)] if tiny else [])
+    if tiny: faults.append(Fault('tiny box', '', text))
+    return faults

@@ -12,7 +12,7 @@ from .checks import check, check_splits, fault_lines
 from .splits import choose_splits, find_splits, hold_out
 
 # %% ../../nbs/data/11_prepare.ipynb #8c05f3a9
-def _read_splits(data, format, train, val): # Role -> name of the split, and its `Annotations`
+def _read_splits(data, format, train, val): # Name and `Annotations` by role
     splits = find_splits(data, format)
     train, val = choose_splits(data, splits, train, val)
     if val: return dict(training=(train, splits[train]()), validation=(val, splits[val]()))
@@ -22,19 +22,13 @@ def _read_splits(data, format, train, val): # Role -> name of the split, and its
 # %% ../../nbs/data/11_prepare.ipynb #bf28e6d5
 def _print_split(role, name, split, faults):
     names = ', '.join(split.names[:8]) + (' ...' if len(split.names) > 8 else '')
-    contents = f'{len(split)} images, {len(split.labels)} objects of {len(split.names)} classes: {names}'
-    print(*wrap(f'{role} on {name}: {contents}', 80, subsequent_indent='  '), sep='\n', flush=True)
-    for line in fault_lines(faults): print(f'  {line}', flush=True)
+    contents = f'{len(split)} images, {len(split.labels)} objects of {len(split.names)} classes'
+    lines = wrap(f'{role} on {name}: {contents}: {names}', 80, subsequent_indent='  ')
+    print(*lines, *(f'  {line}' for line in fault_lines(faults)), sep='\n', flush=True)
 
 # %% ../../nbs/data/11_prepare.ipynb #e25b1908
-def prepare_splits(
-    data, # Folder of a dataset, or its COCO JSON or YOLO YAML file
-    format:str=None, # coco, voc or yolo; detected if None
-    train:str=None, # Training split; if None train, trainval, or the only one unless that is val or test
-    val:str=None, # Validation split; val, test, or a held-out tenth of the training split if None
-    quiet:bool=False # Print nothing
-) -> dict: # training, validation -> name of the split, and its `Annotations`
-    "Read the splits for a training, print what is in them, and raise `ValueError` if they do not suit."
+def prepare_splits(data, format=None, train=None, val=None, quiet=False) -> dict: # Name and `Annotations` by role
+    "Read, print and check the training and the validation split of `data`."
     used = _read_splits(data, format, train, val)
     faults = []
     for role, (name, split) in used.items():
@@ -42,6 +36,6 @@ def prepare_splits(
         if not quiet: _print_split(role, name, split, found)
         faults += found
     faults += check_splits({role: split for role, (_, split) in used.items()})
-    stops = [f for f in faults if f.stops]
-    if stops: raise ValueError('; '.join(fault_lines(stops)) + '; run yolox_doctor for details')
+    stops = [*fault_lines([f for f in faults if f.stops])]
+    if stops: raise ValueError('; '.join(stops) + '; run yolox_doctor for details')
     return used

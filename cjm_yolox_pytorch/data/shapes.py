@@ -13,15 +13,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # %% ../../nbs/data/00_shapes.ipynb #158f85ee
-def _star(points, inner): # [2*points, 2] polygon with its tips at radius 1 and its dents at `inner`
+def _star(points, inner): # [2*points, 2] polygon: tips at radius 1, dents at `inner`
     angle = np.arange(2*points) * np.pi/points
-    radius = np.where(np.arange(2*points) % 2, inner, 1)
+    radius = np.tile([1, inner], points)
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
+
+def _turn_points(points, c, s): return points @ np.array([[c, s], [-s, c]]) # Cosine and sine
 
 def _cross(a): # [12, 2] plus sign whose arms have half the width `a`
     arm = np.array([[1, -a], [1, a], [a, a]]) / np.hypot(1, a)
-    turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]
-    return np.concatenate([arm @ np.array([[c, s], [-s, c]]) for c, s in turns])
+    return np.concatenate([_turn_points(arm, *turn) for turn in ((1, 0), (0, 1), (-1, 0), (0, -1))])
 
 SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071), star=_star(5, .4), cross=_cross(.35))
 
@@ -29,41 +30,36 @@ SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071), 
 def _random_shape(rng, size): # Label, polygon [P, 2] in pixels, and colour
     label = rng.integers(len(SHAPES))
     angle = rng.uniform(0, 2*np.pi)
-    c, s = np.cos(angle), np.sin(angle)
-    radius = size * .08 * 3**rng.uniform() # The diameter is from a sixth to half of the image
+    radius = size * .08 * 3**rng.uniform() # Diameter: 1/6 to 1/2 of the image
     centre = rng.uniform(0, size, 2)
-    polygon = list(SHAPES.values())[label] @ np.array([[c, s], [-s, c]]) * radius + centre
-    return label, polygon, rng.uniform(0, 255, 3)
+    shape = _turn_points([*SHAPES.values()][label], np.cos(angle), np.sin(angle))
+    return label, shape*radius + centre, rng.uniform(0, 255, 3)
 
 def _area(polygon): # Shoelace formula
     x, y = polygon.T
     return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
 
 # %% ../../nbs/data/00_shapes.ipynb #a88c0954
-def _background(rng, size): # [size, size, 3] float: noise at two scales around a random colour
+def _background(rng, size): # [size, size, 3] float
     texture = np.zeros((size, size, 3))
     for cells in (3, 10):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        texture += np.asarray(noise.resize((size, size), Image.BICUBIC), dtype=float) - 128
+        texture += np.asarray(noise.resize((size, size)), dtype=float) - 128
     return np.clip(rng.uniform(50, 205, 3) + texture*rng.uniform(.1, .35), 0, 255)
 
-def _mask(polygon, size): # [size, size] float from 0 to 1
+def _mask(polygon, size): # [size, size, 1] float from 0 to 1
     image = Image.new('L', (4*size, 4*size))
     ImageDraw.Draw(image).polygon([tuple(p) for p in polygon*4], fill=255)
-    return np.asarray(image.reduce(4), dtype=float) / 255
+    return np.asarray(image.reduce(4), dtype=float)[..., None] / 255
 
 # %% ../../nbs/data/00_shapes.ipynb #3d7a90c4
 def _easy_to_see(image, polygon, mask, colour):
-    behind = (image*mask[..., None]).sum((0, 1)) / max(mask.sum(), 1)
+    behind = (image*mask).sum((0, 1)) / max(mask.sum(), 1)
     return np.abs(colour - behind).max() > 70 and mask.sum() > .75*_area(polygon)
 
 # %% ../../nbs/data/00_shapes.ipynb #26ec0c65
-def draw_shapes(
-    rng, # NumPy random generator
-    size:int=160, # Side of the square image in pixels
-    max_shapes:int=8 # Largest number of shapes
-) -> tuple: # Image [size, size, 3] uint8, boxes [G, 4] xyxy in pixels, labels [G] in the order of `SHAPES`
-    "Draw an image with a few shapes."
+def draw_shapes(rng, size:int=160, max_shapes:int=8) -> tuple: # Image, boxes [G, 4] xyxy, labels [G]
+    "Draw shapes with the NumPy generator `rng`; labels are in the order of `SHAPES`."
     image = _background(rng, size)
     objects = []
     masks = [] # For each object, its whole mask and the visible part
@@ -71,36 +67,36 @@ def draw_shapes(
         label, polygon, colour = _random_shape(rng, size)
         mask = _mask(polygon, size)
         covered = [(whole, seen*(1 - mask)) for whole, seen in masks]
-        hides = any(seen.sum() < .6*whole.sum() for whole, seen in covered)
-        if hides or not _easy_to_see(image, polygon, mask, colour): continue
-        image = image*(1 - mask[..., None]) + (colour + rng.normal(0, 5, image.shape))*mask[..., None]
+        hidden = any(seen.sum() < .6*whole.sum() for whole, seen in covered)
+        if hidden or not _easy_to_see(image, polygon, mask, colour): continue
+        image = image*(1 - mask) + (colour + rng.normal(0, 5, image.shape))*mask
         masks = [*covered, (mask, mask)]
         objects.append((*polygon.min(0), *polygon.max(0), label))
     objects = np.array(objects).reshape(-1, 5)
-    return image.clip(0, 255).astype(np.uint8), objects[:, :4].clip(0, size), objects[:, 4].astype(int)
+    boxes = objects[:, :4].clip(0, size)
+    return image.clip(0, 255).astype(np.uint8), boxes, objects[:, 4].astype(int)
 
 # %% ../../nbs/data/00_shapes.ipynb #9be1f0a7
 def _write_split(folder, seeds, size): # An image for each seed, and a COCO file
-    categories = [dict(id=i, name=name) for i, name in enumerate(SHAPES)]
-    coco = dict(images=[], annotations=[], categories=categories)
     folder.mkdir(parents=True, exist_ok=True)
+    images = []
+    objects = []
     for i, seed in enumerate(seeds):
-        name = f'{i:05}.png'
         image, boxes, labels = draw_shapes(np.random.default_rng(seed), size)
-        Image.fromarray(image).save(folder/name, compress_level=1)
-        coco['images'].append(dict(id=i, file_name=name, width=size, height=size))
-        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist()):
-            box = dict(bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1))
-            ids = dict(id=len(coco['annotations']), image_id=i, category_id=label, iscrowd=0)
-            coco['annotations'].append(ids | box)
+        images.append(dict(id=i, file_name=f'{i:05}.png', width=size, height=size))
+        Image.fromarray(image).save(folder/f'{i:05}.png', compress_level=1)
+        boxes[:, 2:] -= boxes[:, :2] # x, y, width, height
+        for (x, y, w, h), label in zip(boxes.tolist(), labels.tolist()):
+            ids = dict(id=len(objects), image_id=i, category_id=label, iscrowd=0)
+            objects.append(ids | dict(bbox=[x, y, w, h], area=w*h))
+    classes = [dict(id=i, name=name) for i, name in enumerate(SHAPES)]
+    coco = dict(images=images, annotations=objects, categories=classes)
     (folder/'_annotations.coco.json').write_text(json.dumps(coco))
 
 # %% ../../nbs/data/00_shapes.ipynb #50f51fef
 def write_shapes(
-    folder, # Created if needed; gets `train`, `val` and `test`, each with images and a COCO file
-    train:int=800, # Number of training images; no split if 0
-    val:int=100, # Number of validation images
-    test:int=200, # Number of test images
+    folder, # Gets `train`, `val` and `test`, each with images and a COCO file
+    train:int=800, val:int=100, test:int=200, # Number of images; no split if 0
     size:int=160, # Side of the images in pixels
     seed:int=0 # The same seed draws the same dataset
 ):

@@ -46,15 +46,8 @@ class WithNMS(nn.Module):
 # %% ../../nbs/deploy/00_export.ipynb #249c4f61
 def _padded_size(weights): return -(-weights.input_size//32)*32 # Files take multiples of 32
 
-def exportable(
-    weights:Weights,
-    raw:bool=False, # Raw boxes, objectness and all probabilities, [B, A, 5+C], not decoded
-    suppress:bool=False, # Only rows that remain after NMS, [N, 7]
-    camera:bool=False, # Images are uint8 [B, H, W, 3]
-    conf:float=.25, # With `suppress`: keep rows of higher probability
-    iou:float=.65 # With `suppress`: of boxes of a class that overlap by more, keep the best
-) -> nn.Module: # In evaluation mode
-    "Build the module that a file is made from."
+def exportable(weights:Weights, raw=False, suppress=False, camera=False, conf=.25, iou=.65) -> nn.Module:
+    "Build the module that a file is made from. The options are those of `export_weights`."
     if raw and suppress: raise ValueError('raw and suppress: NMS needs decoded boxes; choose one of them')
     model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights))
     wrapper = YOLOXInferenceWrapper(model, weights.mean, weights.std, model.bbox_head.strides,
@@ -64,8 +57,7 @@ def exportable(
     return WithNMS(wrapper, num_classes=weights.num_classes, conf=conf, iou=iou, side=side).eval()
 
 # %% ../../nbs/deploy/00_export.ipynb #c0684412
-def _metadata(weights:Weights, raw=False, suppress=False, camera=False, **_) -> dict: # As for `exportable`
-    "Describe input and output of a file."
+def _metadata(weights:Weights, raw=False, suppress=False, camera=False, **_): # Describes input and output of a file
     size, output = _padded_size(weights), '[batch, A, 6] x0, y0, width, height, label, probability'
     if suppress: output = '[N, 7] image, x0, y0, width, height, label, probability'
     if raw: output = f'[batch, A, {5 + weights.num_classes}] raw box, objectness, probabilities'
@@ -85,8 +77,7 @@ def _need(module):
 
 def _write_onnx(program, path, metadata):
     _need('onnxscript')
-    names = dict(input_names=['images'], output_names=['detections'])
-    onnx = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    onnx = torch.onnx.export(program, input_names=['images'], output_names=['detections'], dynamo=True, verbose=False)
     onnx.model.metadata_props['cjm_yolox_pytorch'] = metadata
     onnx.save(str(path))
 
@@ -117,11 +108,11 @@ def load_exported(path): # -> function from a batch to rows, both tensors
     return lambda x: torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
 
 # %% ../../nbs/deploy/00_export.ipynb #bf270e9e
-TRIAL_SHAPES = list(product([(64, 64), (96, 160), (416, 320)], [1, 3])) # Height and width, and batch size
+TRIAL_SHAPES = [(64, 64), (96, 160), (416, 320)] # Height and width
 
-def _trial_images(shape, n, camera, seed=0):
+def _trial_images(hw, n, camera, seed=0):
     noise = torch.rand(n, 3, 6, 8, generator=torch.Generator().manual_seed(seed))*255
-    images = nn.functional.interpolate(noise, shape, mode='bilinear')
+    images = nn.functional.interpolate(noise, hw, mode='bilinear')
     return images.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous() if camera else images
 
 # %% ../../nbs/deploy/00_export.ipynb #b62f0d94
@@ -166,8 +157,8 @@ def _compare_kept(rows, module, x): # Largest difference of boxes from PyTorch
 
 # %% ../../nbs/deploy/00_export.ipynb #c8e40b17
 def _trace(module, size, camera): # For any batch size, height and width
-    Dim = torch.export.Dim
-    height, width = (32*Dim(side, min=2, max=max(1280, size)//32) for side in ('height', 'width'))
+    Dim, most = torch.export.Dim, max(1280, size)//32
+    height, width = (32*Dim(side, min=2, max=most) for side in ('height', 'width'))
     sides = {1: height, 2: width} if camera else {2: height, 3: width}
     shapes = dict(x={0: Dim('batch', min=1), **sides})
     return torch.export.export(module, (_trial_images((96, 128), 2, camera),), dynamic_shapes=shapes)
@@ -175,8 +166,9 @@ def _trace(module, size, camera): # For any batch size, height and width
 # %% ../../nbs/deploy/00_export.ipynb #5e90b3d8
 def _try_file(file, module, size, camera): # Largest difference of boxes from PyTorch
     run, check = load_exported(file), _compare_kept if isinstance(module, WithNMS) else _compare_rows
-    shapes = TRIAL_SHAPES if 64 <= size <= 1280 else [*TRIAL_SHAPES, ((size, size), 1)]
-    batches = [_trial_images(*shape, camera) for shape in shapes]
+    trials = [*product(TRIAL_SHAPES, [1, 3])]
+    if not 64 <= size <= 1280: trials.append(((size, size), 1))
+    batches = [_trial_images(*trial, camera) for trial in trials]
     return max(check(run(x), module, x) for x in batches)
 
 # %% ../../nbs/deploy/00_export.ipynb #e781d2f9
@@ -185,18 +177,18 @@ def export_weights(
     weights:Weights,
     path, # File to write, with a suffix of `EXPORT_FORMATS`; an .xml file comes with a .bin file
     camera:bool=False, # Images are uint8 [B, H, W, 3]
-    **kwargs # Of `exportable`: raw, suppress, conf, iou
+    **options # raw, suppress, conf and iou of `yolox_export`
 ) -> float: # Largest difference from PyTorch in pixels
     "Write `weights` for other programs. If the file differs, raise a `RuntimeError` and keep what was there."
-    path, metadata = Path(path), _metadata(weights, camera=camera, **kwargs)
-    size = metadata['size']
+    path, size = Path(path), _padded_size(weights)
     if path.suffix not in _WRITERS: raise ValueError(f'{path}: its suffix must be one of {list(_WRITERS)}')
     if size < 64 and path.suffix == '.pt2': raise ValueError(f'size={size}: pt2 files need 64 or more; export to ONNX')
-    module = exportable(weights, camera=camera, **kwargs)
+    module = exportable(weights, camera=camera, **options)
+    metadata = json.dumps(_metadata(weights, camera=camera, **options))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
         draft = Path(folder)/path.name
-        _WRITERS[path.suffix](_trace(module, size, camera), draft, json.dumps(metadata))
+        _WRITERS[path.suffix](_trace(module, size, camera), draft, metadata)
         difference = _try_file(draft, module, size, camera)
         for file in sorted(draft.parent.iterdir()): os.replace(file, path.with_name(file.name)) # .bin before .xml
     return difference
@@ -227,5 +219,4 @@ def yolox_export(
     loaded = load_weights(pretrained_file(weights) if weights in MODEL_TYPES else weights)
     difference = export_weights(loaded, path, raw=raw, suppress=suppress, camera=camera, conf=conf, iou=iou)
     print(f'written to {path}: the same as PyTorch to {difference:.1e} {"cells" if raw else "pixels"},')
-    sizes = dict.fromkeys(f'{w}x{h}' for (h, w), _ in TRIAL_SHAPES)
-    print(f'tried on images of {", ".join(sizes)} in batches of 1 and 3')
+    print(f'tried on images of {", ".join(f"{w}x{h}" for h, w in TRIAL_SHAPES)} in batches of 1 and 3')

@@ -6,7 +6,6 @@
 __all__ = ['Detections']
 
 # %% ../../nbs/detection/00_detections.ipynb #00d44279
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +18,10 @@ def _draw(image, boxes, labels, texts): # [3, H, W] uint8 -> PIL image, the firs
     from matplotlib import colors, get_data_path
     drawn = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     draw, unit = ImageDraw.Draw(drawn), max(drawn.size)/640
-    font = ImageFont.truetype(f'{get_data_path()}/fonts/ttf/DejaVuSans.ttf', max(round(12*unit), 8))
-    rows = list(zip(boxes.tolist(), labels.tolist(), texts))
-    for (x1, y1, x2, y2), label, text in reversed(rows):
+    font_file = f'{get_data_path()}/fonts/ttf/DejaVuSans.ttf'
+    font = ImageFont.truetype(font_file, max(round(12*unit), 8))
+    objects = zip(boxes.tolist(), labels.tolist(), texts)
+    for (x1, y1, x2, y2), label, text in reversed([*objects]):
         color = colors.to_hex(f'C{label % 10}')
         corners = x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)
         draw.rectangle(corners, outline=color, width=max(round(2*unit), 1))
@@ -65,11 +65,10 @@ class Detections:
         return _draw(self.image, self.boxes, self.labels, texts)
 
     def _repr_png_(self): # For Jupyter
-        if self.image is None: return None
-        drawn, file = self.draw(), io.BytesIO()
+        if self.image is None: return
+        drawn = self.draw()
         drawn.thumbnail((640, 640))
-        drawn.save(file, 'png')
-        return file.getvalue()
+        return drawn._repr_png_()
 
     def to_coco(self, image_id:int=0) -> list: # Dicts of image_id, category_id, bbox (xywh in pixels) and score
         "Convert to COCO's format of results."
@@ -78,9 +77,9 @@ class Detections:
         return [dict(image_id=image_id, category_id=l, bbox=b, score=s) for l, b, s in rows]
 
     def to_supervision(self): # -> `supervision.Detections`
-        "Convert for supervision. Raise `ImportError` if it is not installed."
+        "Convert for the package supervision."
         try: import supervision
         except ImportError as e: raise ImportError('supervision is missing: pip install supervision') from e
-        xyxy, confidence, class_id = (t.cpu().numpy() for t in (self.boxes, self.scores, self.labels))
+        boxes, scores, labels = (t.cpu().numpy() for t in (self.boxes, self.scores, self.labels))
         data = dict(class_name=np.array([self.name(i) for i in range(len(self))]))
-        return supervision.Detections(xyxy=xyxy, confidence=confidence, class_id=class_id, data=data)
+        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)

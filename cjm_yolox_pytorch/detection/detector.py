@@ -56,12 +56,8 @@ def predict(
 
 # %% ../../nbs/detection/01_detector.ipynb #6b923c89
 class Detector:
-    "Find objects in images of any kind."
-    def __init__(self,
-        weights:Weights,
-        device:str=None, # The fastest if None
-        img_size=None # Side of the square canvas in pixels, or its height and width; that of the weights if None
-    ):
+    "Find objects in images of any kind. The arguments are those of `load_detector`."
+    def __init__(self, weights:Weights, device=None, img_size=None):
         self.device = choose_device(device)
         model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights))
         self.model = model.to(self.device, memory_format=torch.channels_last)
@@ -74,16 +70,15 @@ class Detector:
         **kwargs # Of `predict` and `nms`: mirrored, conf, iou, class_agnostic, multi_label, ...
     ): # -> `Detections`, or a list of them
         if not isinstance(images, (list, tuple)): return self([images], **kwargs)[0]
-        starts = range(0, len(images), batch)
-        return [d for start in starts for d in _detect(self, images[start:start + batch], start, **kwargs)]
+        found, numbered = [], list(enumerate(images))
+        for start in range(0, len(images), batch):
+            group = [_read(i, image) for i, image in numbered[start:start + batch]]
+            for image, d in zip(group, predict(self.model, group, self.spec, **kwargs)):
+                found.append(replace(d, names=self.names, image=image))
+        return found
 
 # %% ../../nbs/detection/01_detector.ipynb #17170f4c
-def _detect(detector, group, start, **kwargs): # `start`: the number of the first image
-    images = [_numbered_image(i, image) for i, image in enumerate(group, start)]
-    found = predict(detector.model, images, detector.spec, **kwargs)
-    return [replace(d, names=detector.names, image=image) for d, image in zip(found, images)]
-
-def _numbered_image(i, image):
+def _read(i, image):
     try: return as_image(image)
     except ValueError as e: raise ValueError(f'image {i}: {e}') from e
 

@@ -6,19 +6,19 @@
 __all__ = ['MARK', 'find_inputs', 'yolox_predict']
 
 # %% ../../nbs/detection/02_predict.ipynb #43b1552e
-import glob, json, math, mmap, os, sys, time
+import glob, json, math, os, sys, time
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import printable
 from ..commands.signals import exit_on_sigterm
 from .detector import load_detector
-from ..files.images import as_image
+from ..files.images import as_image, open_image
 from ..files.paths import atomic, files_below, IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from ..files.video import read_video, VideoWriter
+from ..files.video import open_video, read_video, VideoWriter
 from ..utils import check_between
 
 # %% ../../nbs/detection/02_predict.ipynb #1e87894a
@@ -29,12 +29,13 @@ def _drawn_file(path): # For an input, already below the output folder
     return path if path.suffix.lower() in kept else path.with_name(path.name + kept[0])
 
 # %% ../../nbs/detection/02_predict.ipynb #98812fe0
+def _is_inside(path, folder): return Path(os.path.realpath(path)).is_relative_to(folder)
+
 def _matching_files(given, out): # Images and videos of one input
     found = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
     suffixes = *IMAGE_SUFFIXES, *VIDEO_SUFFIXES
     files = [f for p in map(Path, found) for f in ([p] if p.is_file() else files_below(p, *suffixes))]
-    if Path(os.path.realpath(given)).is_relative_to(out): return files
-    return [f for f in files if not Path(os.path.realpath(f)).is_relative_to(out)]
+    return [f for f in files if _is_inside(given, out) or not _is_inside(f, out)]
 
 # %% ../../nbs/detection/02_predict.ipynb #05c2a440
 def find_inputs(inputs, out) -> tuple: # Pairs of an input and its drawn file; messages by input that matches nothing
@@ -43,7 +44,7 @@ def find_inputs(inputs, out) -> tuple: # Pairs of an input and its drawn file; m
     for given in inputs:
         files = _matching_files(given, out)
         if not files: failed[given] = f'{given}: no images or videos found; check the path'
-        found.update({Path(os.path.abspath(f)): f for f in files})
+        found |= {Path(os.path.abspath(f)): f for f in files}
     root = os.path.commonpath([p.parent for p in found]) if found else None
     pairs = [(f, _drawn_file(out/p.relative_to(root))) for p, f in found.items()]
     _check_drawn_files(pairs, out)
@@ -51,36 +52,37 @@ def find_inputs(inputs, out) -> tuple: # Pairs of an input and its drawn file; m
 
 # %% ../../nbs/detection/02_predict.ipynb #21c514e9
 def _check_drawn_files(pairs, out):
-    inputs, by_drawn = {os.path.realpath(f) for f, _ in pairs}, {}
+    inputs, sources = {os.path.realpath(f) for f, _ in pairs}, {}
     for f, drawn in pairs:
-        other, place = by_drawn.setdefault(drawn, f), os.path.realpath(drawn)
+        place, other = os.path.realpath(drawn), sources.setdefault(drawn, f)
         if other != f: raise ValueError(f'{other} and {f} would both be drawn as {drawn}: rename one of them')
         if place in inputs: raise ValueError(f'{place} is an input and would be overwritten: choose another --out')
-        if not Path(place).is_relative_to(out):
-            raise ValueError(f'{drawn} is a link that leads out of {out}: remove it, or choose another --out')
+        if not _is_inside(drawn, out): raise ValueError(f'{drawn} is a link that leads out of {out}: remove it')
 
 # %% ../../nbs/detection/02_predict.ipynb #1566d048
 MARK = 'written by yolox_predict'
 
-def _has_mark(path): # As a comment of an image or video, or a description in JSON
-    if not os.path.isfile(path) or not os.path.getsize(path): return False
-    with open(path, 'rb') as f:
-        data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        return data.find(MARK.encode()) >= 0
+def _has_mark(path): # At the start of JSON, or as the comment of a video or an image
+    start = f'{{"info": {{"description": "{MARK}"'
+    if path.suffix == '.json':
+        with open(path) as f: return f.read(len(start)) == start
+    if _is_video(path):
+        with open_video(path) as video: return video.metadata['comment'] == MARK
+    with open_image(path) as image: return image.info['comment'] == MARK.encode()
 
 def _check_overwrite(paths):
-    for path in paths:
-        if os.path.lexists(path) and not _has_mark(path):
-            raise ValueError(f'{path} exists and was not {MARK}: move it, or choose another --out')
+    for path in filter(os.path.lexists, paths):
+        with suppress(Exception): # A file of another kind
+            if os.path.isfile(path) and _has_mark(path): continue
+        raise ValueError(f'{path} exists and was not {MARK}: move it, or choose another --out')
 
 # %% ../../nbs/detection/02_predict.ipynb #bd4c89b9
 def _frames(files, failed): # Input, drawn file, frame number and time of a video, and image
     for path, drawn in files:
         try:
-            if not _is_video(path):
-                yield path, drawn, {}, as_image(path)
-                continue
-            for n, (image, t) in enumerate(read_video(path)): yield path, drawn, dict(frame=n, seconds=t), image
+            if not _is_video(path): yield path, drawn, {}, as_image(path)
+            else:
+                for n, (image, t) in enumerate(read_video(path)): yield path, drawn, dict(frame=n, seconds=t), image
         except Exception as e: # FFmpeg has kinds of its own
             failed[path] = str(e) if str(path) in str(e) else f'{path}: {e}'
 
@@ -90,41 +92,35 @@ def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame n
         found = detector([image for *_, image in group], batch, **kwargs)
         for (*about, _), d in zip(group, found): yield *about, d
 
-# %% ../../nbs/detection/02_predict.ipynb #8e9f96e1
-@contextmanager
-def _keep_error(failed, path): # For the end of the run; an incomplete file is removed
-    try: yield
-    except Exception as e:
-        failed[path] = f'{path} could not be written: {e}'
-        with suppress(OSError): path.unlink()
-
 # %% ../../nbs/detection/02_predict.ipynb #3b8d90e7
-class _Drawings: # Writes images, and one video at a time
-    path = video = None
-    def __init__(self, failed): self.failed = failed
+class _Drawing: # Writes one image, or the frames of one video
+    def __init__(self, path, failed): self.path, self.failed, self.video = path, failed, VideoWriter(path, MARK)
 
-    def add(self, found, path, seconds=None): # Time of a video's frame
-        if path != self.path:
-            self.close()
-            self.path, self.video = path, VideoWriter(path, MARK)
-        if path in self.failed: return # An earlier frame could not be written
-        with _keep_error(self.failed, path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if seconds is None: found.draw().save(path, quality=92, comment=MARK)
+    @contextmanager
+    def keep_error(self): # For the end of the run; an incomplete file is removed
+        try: yield
+        except Exception as e:
+            self.failed[self.path] = f'{self.path} could not be written: {e}'
+            with suppress(OSError): self.path.unlink()
+
+    def add(self, found, seconds=None): # Time of a video's frame
+        if self.path in self.failed: return # An earlier frame could not be written
+        with self.keep_error():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if seconds is None: found.draw().save(self.path, quality=92, comment=MARK)
             else: self.video.add(found.draw(), seconds)
 
     def close(self):
-        with _keep_error(self.failed, self.path):
-            if self.video: self.video.close()
+        with self.keep_error(): self.video.close()
 
 # %% ../../nbs/detection/02_predict.ipynb #ababa31a
 def _coco(results, names): # Results are path, frame number and time, shape of the image, and rows of `to_coco`
     images, annotations = [], []
-    for image_id, (path, about, (_, height, width), rows) in enumerate(results):
-        images.append(dict(id=image_id, file_name=str(path), width=width, height=height, **about))
+    for i, (path, about, (_, height, width), rows) in enumerate(results):
+        images.append(dict(id=i, file_name=str(path), width=width, height=height, **about))
         for row in rows:
-            extra = dict(id=len(annotations) + 1, area=row['bbox'][2]*row['bbox'][3], iscrowd=0)
-            annotations.append(extra | row)
+            _, _, w, h = row['bbox']
+            annotations.append(dict(id=len(annotations) + 1, area=w*h, iscrowd=0, **row))
     categories = [dict(id=i, name=str(name)) for i, name in enumerate(names)]
     return dict(info=dict(description=MARK), images=images, annotations=annotations, categories=categories)
 
@@ -132,27 +128,27 @@ def _coco(results, names): # Results are path, frame number and time, shape of t
 def _run(detector, files, failed, out, write, batch, **options): # Dict of COCO's format
     from tqdm import tqdm
     found = _detections(detector, _frames(files, failed), batch, **options)
-    total = None if any(_is_video(f) for f, _ in files) else len(files)
+    bar = tqdm(found, total=len(files), unit=' images', ncols=80, disable=None)
     results, names = [], detector.names or range(detector.model.bbox_head.num_classes)
-    with exit_on_sigterm(), closing(_Drawings(failed)) as drawings:
-        try:
-            for path, drawn, about, d in tqdm(found, total=total, unit=' images', ncols=80, disable=None):
-                if write != 'json': drawings.add(d, drawn, about.get('seconds'))
-                results.append((path, about, d.image.shape, d.to_coco(len(results))))
-        finally: # However it ends
-            coco = _coco(results, names)
-            if write != 'pictures':
-                with atomic(out/'detections.json') as partial: partial.write_text(json.dumps(coco))
+    try:
+        for (path, drawn), frames in groupby(bar, lambda frame: frame[:2]):
+            with closing(_Drawing(drawn, failed)) as drawing:
+                for *_, about, d in frames:
+                    if write != 'json': drawing.add(d, about.get('seconds'))
+                    results.append((path, about, d.image.shape, d.to_coco(len(results))))
+    finally: # However it ends
+        coco = _coco(results, names)
+        if write != 'pictures':
+            with atomic(out/'detections.json') as partial: partial.write_text(json.dumps(coco))
     return coco
 
 # %% ../../nbs/detection/02_predict.ipynb #8c1e5a27
 def _report(coco, failed, out, seconds):
-    names = [category['name'] for category in coco['categories']]
+    names, n = [c['name'] for c in coco['categories']], len(coco['images'])
     counts = Counter(names[a['category_id']] for a in coco['annotations'])
-    common = ', '.join(f'{name} {n}' for name, n in counts.most_common(8))
-    images = len(coco['images'])
-    print(f'{images} images, {counts.total()} objects; most frequent: {printable(common or "none")}')
-    print(f'{images/seconds:.1f} images/s, including reading and writing; written to {out}', flush=True)
+    common = ', '.join(f'{name} {k}' for name, k in counts.most_common(8))
+    print(f'{n} images, {counts.total()} objects; most frequent: {printable(common or "none")}')
+    print(f'{n/seconds:.1f} images/s, including reading and writing; written to {out}', flush=True)
     errors = '\n'.join(map(printable, failed.values()))
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
@@ -165,11 +161,11 @@ def _check_options(write, img_size, batch, conf, iou, max_detections, **_):
 def _predict_files(weights, inputs, out, write, img_size, batch, device, **options):
     _check_options(write, img_size, batch, **options)
     files, failed = find_inputs(inputs, out)
-    if write != 'json': _check_overwrite([drawn for _, drawn in files])
+    if write != 'json': _check_overwrite(drawn for _, drawn in files)
     if write != 'pictures': _check_overwrite([out/'detections.json'])
     detector, start = load_detector(weights, device, img_size), time.time()
     out.mkdir(parents=True, exist_ok=True)
-    coco = _run(detector, files, failed, out, write, batch, **options)
+    with exit_on_sigterm(): coco = _run(detector, files, failed, out, write, batch, **options)
     _report(coco, failed, out, time.time() - start)
 
 # %% ../../nbs/detection/02_predict.ipynb #5e0b7d13

@@ -6,10 +6,8 @@
 __all__ = ['draw_dataset']
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #3e20af7c
-import os
+import os, torch, numpy as np
 from collections import Counter
-
-import torch, numpy as np
 
 from ..data.annotations import read_annotated
 from ..data.checks import canvas_box_sizes
@@ -28,37 +26,37 @@ def _fault_cells(splits, faults, most): # Tuples (annotations, image, None, titl
     return cells[:most]
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #b6a8d7f4
-def _class_images(a, label, count): # Numbers of images, by the size of the largest object
+def _class_images(a, label, count): # Indices of images, by the size of the largest object
     mine = np.flatnonzero((a.labels == label) & ~a.crowd)
     images = [*dict.fromkeys(a.image[mine[np.argsort(-a.areas[mine])]].tolist())]
     return [images[k] for k in np.unique(np.linspace(0, (len(images) - 1)/2, count).astype(int))]
 
 def _class_cells(splits, columns, rows): # Tuples (annotations, image, label, name of the class), or None
-    first, cells = {}, []
+    first, most, cells = {}, columns*rows, []
     for a in splits.values():
-        for label in np.unique(a.labels[~a.crowd]).tolist(): first.setdefault(a.names[label], (a, label))
-    counts = [n for n in (columns, columns//2, columns//3) if n*len(first) <= rows*columns]
-    count = max(counts, default=1)
-    for name, (a, label) in [*first.items()][:rows*columns]:
-        chosen = _class_images(a, label, count)
-        cells += [(a, i, label, name) for i in chosen] + [None]*(count - len(chosen))
+        for c in np.unique(a.labels[~a.crowd]).tolist(): first.setdefault(a.names[c], (a, c))
+    count = next((n for n in (columns, columns//2, columns//3) if n*len(first) <= most), 1)
+    for name, (a, label) in [*first.items()][:most]:
+        images = _class_images(a, label, count)
+        cells += [(a, i, label, name) for i in images] + [None]*(count - len(images))
     return cells
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #9c54f80f
-def _read_cell(a, i): # Image, or None, and whether its boxes are for it
+_CANVAS = 240, 240 # Pixels of an image on the page
+
+def _read_cell(a, i): # Image, and whether its boxes are for it
     try: return read_annotated(a, i), True
     except ValueError: return read_image(a.paths[i]), False
-    except OSError: return None, False
+    except OSError: hw = letterbox_size(a.sizes[i].tolist(), _CANVAS) # Annotations may claim a huge one
+    return torch.full((3, *hw), 225, dtype=torch.uint8), False
 
-def _draw_cell(ax, a, i, label, title, side=240):
-    ax.axis('off')
+def _draw_cell(ax, a, i, label, title):
     image, fits = _read_cell(a, i)
-    image_hw = a.sizes[i].tolist() if image is None else image.shape[1:]
-    h, w = letterbox_size(image_hw, (side, side))
-    if image is None: image = torch.full((3, h, w), 225, dtype=torch.uint8) # Whatever size the annotations claim
+    h, w = letterbox_size(image.shape[1:], _CANVAS)
     ax.imshow(letterbox(image, (h, w)).permute(1, 2, 0).numpy(), extent=(0, w, h, 0))
+    ax.axis('off')
     ax.set_title(escape_mathtext(title[:24]), fontsize=9, color='crimson' if label is None else f'C{label % 10}')
-    if fits: _draw_objects(ax, a, i, label, letterbox_scale(image_hw, (side, side)).numpy())
+    if fits: _draw_objects(ax, a, i, label, letterbox_scale(image.shape[1:], _CANVAS).numpy())
     if fits and label is not None: return
     name = escape_mathtext(os.path.basename(a.paths[i])[-32:])
     ax.text(0, h, name, fontsize=6, va='bottom', bbox=dict(facecolor='white', alpha=.8, lw=0, pad=.5))
@@ -66,12 +64,12 @@ def _draw_cell(ax, a, i, label, title, side=240):
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #dadb0b27
 def _draw_objects(ax, a, i, label, scale): # Boxes of one class; or all, and crosses where some were left out
     boxes, labels, _ = a.objects(i)
-    for box, c in zip((boxes*scale).tolist(), labels.tolist()):
+    for box, c in zip(boxes*scale, labels):
         if label in (None, c): draw_box(ax, box, '', f'C{c % 10}', lw=1.2)
     if label is not None: return
-    left_out = np.array([box for path, box, _ in a.dropped if path == a.paths[i]]).reshape(-1, 4)*scale
-    centres = (left_out[:, :2] + left_out[:, 2:])/2
-    ax.plot(*centres.clip(0, scale[:2]*a.sizes[i, ::-1]).T, 'x', color='crimson', scalex=False, scaley=False)
+    corners = np.array([box for path, box, _ in a.dropped if path == a.paths[i]]).reshape(-1, 2, 2)
+    x, y = (corners.mean(axis=1)*scale[:2]).clip(0, scale[:2]*a.sizes[i, ::-1]).T
+    ax.plot(x, y, 'x', color='crimson', scalex=False, scaley=False)
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #bcac2a32
 def _draw_classes(ax, splits, img_size):
@@ -90,30 +88,28 @@ def _draw_classes(ax, splits, img_size):
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #0d0e3e5a
 def _draw_sizes(ax, splits, img_size):
-    sizes = np.concatenate([np.zeros((0, 2)), *(canvas_box_sizes(a, img_size) for a in splits.values())])
-    sizes = sizes[np.linspace(0, len(sizes) - 1, min(4000, len(sizes))).astype(int)]
-    ax.loglog(*sizes.T, '.', ms=3, alpha=.3)
-    for area in (32**2, 96**2): ax.loglog([area/img_size, img_size], [img_size, area/img_size], ':', color='gray', lw=1)
+    sizes = [canvas_box_sizes(a, img_size) for a in splits.values()]
+    sizes = np.concatenate([np.zeros((0, 2)), *sizes])
+    some = np.linspace(0, len(sizes) - 1, min(4000, len(sizes))).astype(int)
+    ax.loglog(*sizes[some].T, '.', ms=3, alpha=.3)
+    for area in (32**2, 96**2):
+        ends = [area/img_size, img_size]
+        ax.loglog(ends, ends[::-1], ':', color='gray', lw=1)
     ax.set(xlabel='width in pixels (dotted: 32 x 32 and 96 x 96)', ylabel='height in pixels')
     ax.set_title(f'How large are objects at {img_size}?')
 
 def _draw_crowding(ax, splits, img_size):
-    counts = [np.diff(a.starts) for a in splits.values()]
-    most = max((n.max(initial=0) for n in counts), default=0)
+    counts = {split: np.diff(a.starts) for split, a in splits.items()}
+    most = max((n.max(initial=0) for n in counts.values()), default=0)
     bins = np.arange(0, most + 2, -(-most//40) or 1) - .5
-    for split, n in zip(splits, counts):
+    for split, n in counts.items():
         share = np.full(len(n), 100/max(1, len(n)))
         ax.hist(n, bins, weights=share, histtype='step', label=split)
     ax.set(title='How many objects in one image?', xlabel='objects', ylabel='percent of the images')
     if splits: ax.legend(fontsize=8)
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #a897fb0a
-def draw_dataset(
-    splits:dict, # Split -> `Annotations`
-    faults:list, # `Fault`s
-    img_size:int, # Side of the canvas in training, in pixels
-    path # PNG file
-):
+def draw_dataset(splits:dict, faults:list, img_size:int, path): # `Annotations` by split; a PNG file
     "Draw charts of a dataset, images with faults, and images of each class."
     from matplotlib.figure import Figure
     groups = _fault_cells(splits, faults, 12), _class_cells(splits, 6, 8)
@@ -122,7 +118,8 @@ def draw_dataset(
     heights = [3.4, (1.9*np.median(ratios).clip(.4, 1.6) + .35)*len(cells)/6]
     fig = Figure(figsize=(12, sum(heights)), layout='constrained')
     charts, images = fig.subfigures(2, 1, height_ratios=heights)
-    for draw, ax in zip((_draw_classes, _draw_sizes, _draw_crowding), charts.subplots(1, 3)): draw(ax, splits, img_size)
+    draws = _draw_classes, _draw_sizes, _draw_crowding
+    for draw, ax in zip(draws, charts.subplots(1, 3)): draw(ax, splits, img_size)
     for n, cell in enumerate(cells, 1):
         if cell: _draw_cell(images.add_subplot(len(cells)//6, 6, n), *cell)
     fig.savefig(path, dpi=100)

@@ -6,15 +6,11 @@
 __all__ = ['AREA_RANGES', 'look_at_images', 'Report', 'examine', 'summary', 'report_lines', 'yolox_doctor']
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #ba35e0d6
-import math, os, numpy as np
+import hashlib, json, math, os, textwrap, numpy as np
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from hashlib import blake2b
-from json import dumps
 from pathlib import Path
-from textwrap import wrap
 
 from ..commands.command import command
 from ..commands.messages import printable
@@ -27,39 +23,37 @@ from ..utils import check_between
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #266a0ab3
 def _pixel_hash(annotations, i): # Hash of the pixels, or a `Fault`
-    path = str(annotations.paths[i])
     try: image = read_annotated(annotations, i)
-    except OSError as e: return Fault('image does not decode', path, str(e), stops=True)
-    except ValueError as e: return Fault('wrong image size', path, str(e), stops=True)
-    return blake2b(str(image.shape).encode() + image.numpy().tobytes(), digest_size=16).digest()
+    except (OSError, ValueError) as e:
+        kind = 'image does not decode' if isinstance(e, OSError) else 'wrong image size'
+        return Fault(kind, str(annotations.paths[i]), str(e), stops=True)
+    return hashlib.blake2b(str(image.shape).encode() + image.numpy().tobytes(), digest_size=16).digest()
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #3c2e15fa
-def _hash_images(images, progress): # What `_pixel_hash` returns for pairs (annotations, number)
+def _hash_images(images, progress): # Hashes or `Fault`s of pairs (annotations, index)
     block = 16*(os.cpu_count() or 1)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for n, _ in enumerate(progress(images)):
-            if n % block == 0: waiting = [threads.submit(_pixel_hash, *image) for image in images[n:n+block]]
-            yield waiting[n % block].result()
+        blocks = (images[n:n+block] for n in range(0, len(images), block))
+        found = (h for part in blocks for h in threads.map(_pixel_hash, *zip(*part)))
+        return [h for _, h in zip(progress(images), found)]
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #07562eb3
 def look_at_images(splits:dict, progress=iter, used=None) -> list: # `Fault`s
-    "Find images of `splits` that do not decode, which stop training if their split is `used`, and copies."
+    "Find images that do not decode, which stop training if their split is `used`, and copies."
     images = [(split, a, i) for split, a in splits.items() for i in range(len(a))]
-    hashes = [*_hash_images([image[1:] for image in images], progress)]
-    broken = [(split, found) for (split, *_), found in zip(images, hashes) if isinstance(found, Fault)]
-    return [replace(f, stops=used is None or split in used) for split, f in broken] + [*_copies(images, hashes)]
+    broken, copies, first = [], [], {}
+    for (split, a, i), found in zip(images, _hash_images([image[1:] for image in images], progress)):
+        this = split, str(a.paths[i])
+        if isinstance(found, Fault): broken.append(replace(found, stops=used is None or split in used))
+        else: copies += _copies(*this, *first.setdefault(found, this))
+    return broken + copies
 
-def _copies(images, hashes):
-    seen = {}
-    for (split, a, i), pixels in zip(images, hashes):
-        if isinstance(pixels, Fault): continue
-        path = str(a.paths[i])
-        where, other = seen.setdefault(pixels, (split, path))
-        apart = split != where
-        if other == path or apart and os.path.realpath(other) == os.path.realpath(path): continue
-        copy, original = ('/'.join(Path(p).parts[-2:]) for p in (path, other))
-        text = f'{copy} in {split} has the same pixels as {original} in {where}'
-        yield Fault('copy in another split' if apart else 'duplicate image', path, text, stops=apart)
+def _copies(split, path, first, other): # Faults of two files with the same pixels, in the splits `split` and `first`
+    apart = split != first
+    if other == path or apart and os.path.realpath(other) == os.path.realpath(path): return
+    copy, original = ('/'.join(Path(p).parts[-2:]) for p in (path, other))
+    text = f'{copy} in {split} has the same pixels as {original} in {first}'
+    yield Fault('copy in another split' if apart else 'duplicate image', path, text, stops=apart)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #f5185231
 def _check_held_out(split, a):
@@ -69,21 +63,20 @@ def _check_held_out(split, a):
     return [note, *check_splits({split: rest, 'the held-out tenth': held_out})]
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #40d2b61c
-def _check_annotations(splits, used, img_size):
-    train, val = used
+def _check_annotations(splits, used, img_size): # The training split is the first of `used`
     faults = []
     for split, a in splits.items():
-        found = check(a) + (check_difficulty(a, img_size) if split == train else [])
+        found = check(a) + (check_difficulty(a, img_size) if split in used[:1] else [])
         faults += [replace(f, text=f'{split}: {f.text}', stops=f.stops and split in used) for f in found]
-    if train in splits: faults += check_splits(splits)
-    if train in splits and val is None: faults += _check_held_out(train, splits[train])
-    return faults
+    if not used or used[0] not in splits: return faults
+    faults += check_splits(splits)
+    return faults if len(used) == 2 else faults + _check_held_out(used[0], splits[used[0]])
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #3986859b
 def _reading_order(names, used): # Names of splits to read, those for training first
-    known = [s for s in ('train', 'val', 'test') if s in names]
+    order = [*used, *(s for s in ('train', 'val', 'test') if s in names), *sorted(names)]
     repeated = {'train', 'val'} if 'trainval' in used else {'trainval'}
-    return [s for s in dict.fromkeys([*used, *known, *sorted(names)]) if s and (s in used or s not in repeated)]
+    return [s for s in dict.fromkeys(order) if s in used or s not in repeated]
 
 def _read_all(readers, used): # Split -> `Annotations`, and `Fault`s
     splits, faults = {}, []
@@ -105,25 +98,18 @@ class Report:
     def ready(self): return not any(f.stops for f in self.faults) # To train
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #d2b9e8b6
-def examine(
-    data, # Folder of a dataset, or its COCO JSON or YOLO YAML file
-    format:str=None, # coco, voc or yolo; detected if None
-    img_size:int=416, # Side of the canvas in training, in pixels
-    progress=iter, # Wraps the list of images, as tqdm does
-    train:str=None, # Training split; if None train, trainval, or the only one unless that is val or test
-    val:str=None # Validation split; val, test, or a held-out tenth of the training split if None
-) -> Report:
-    "Check all annotations and all images of a dataset."
-    report = Report(str(data), img_size)
-    used = None, None
+def examine(data, format=None, img_size:int=416, progress=iter, train=None, val=None) -> Report:
+    "Check all annotations and images of a dataset, with the options of `yolox_doctor`."
+    report, used = Report(str(data), img_size), []
     try: readers = find_splits(data, format)
     except (OSError, ValueError) as e: return replace(report, faults=[Fault('cannot be read', '', str(e), stops=True)])
-    try: used = choose_splits(data, readers, train, val)
+    try: used = [split for split in choose_splits(data, readers, train, val) if split]
     except ValueError as e: report.faults.append(Fault('no training split', '', str(e), stops=True))
     report.splits, unreadable = _read_all(readers, used)
     report.faults += unreadable + _check_annotations(report.splits, used, img_size)
     report.faults += look_at_images(report.splits, progress, used)
-    return replace(report, faults=sorted(report.faults, key=lambda f: not f.stops))
+    report.faults.sort(key=lambda f: not f.stops)
+    return report
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1e38a29b
 AREA_RANGES = dict(small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, np.inf)) # In square pixels, as in COCO
@@ -131,13 +117,12 @@ AREA_RANGES = dict(small=(0, 32**2), medium=(32**2, 96**2), large=(96**2, np.inf
 def _by_size(areas): return {k: int(((areas >= a) & (areas < b)).sum()) for k, (a, b) in AREA_RANGES.items()}
 
 def _numbers(a, img_size):
-    areas = a.areas[~a.crowd]
-    scale = (img_size / a.sizes.max(1))[a.image[~a.crowd]]
+    areas, scale = a.areas[~a.crowd], img_size/a.sizes.max(1)
     sizes = Counter(f'{w}x{h}' for h, w in a.sizes.tolist())
-    counts = dict(images=len(a), without_objects=int((np.diff(a.starts) == 0).sum()), objects=int(a.counts.sum()))
-    counts.update(crowds=int(a.crowd.sum()), left_out=len(a.dropped), classes=dict(zip(a.names, a.counts.tolist())))
-    counts.update(image_sizes=dict(sizes.most_common()), box_sizes=_by_size(areas))
-    return dict(counts, box_sizes_in_training=_by_size(areas*scale**2))
+    empty, classes = int((np.diff(a.starts) == 0).sum()), dict(zip(a.names, a.counts.tolist()))
+    counts = dict(images=len(a), without_objects=empty, objects=len(areas), crowds=int(a.crowd.sum()))
+    counts.update(left_out=len(a.dropped), classes=classes, image_sizes=dict(sizes.most_common()))
+    return dict(counts, box_sizes=_by_size(areas), box_sizes_in_training=_by_size(areas*scale[a.image[~a.crowd]]**2))
 
 def summary(report:Report) -> dict:
     "Turn a report into numbers and text, as JSON needs."
@@ -154,22 +139,23 @@ def _count_rows(splits):
     if len(names) > 100: yield f'    and {len(names) - 100} more'
 
 def _size_rows(splits, key, suffix):
-    totals = [max(1, s['objects']) for s in splits]
-    for k in AREA_RANGES: yield _row(k + suffix, [f'{100*s[key][k]/n:.0f}%' for s, n in zip(splits, totals)])
+    for k in AREA_RANGES:
+        shares = [100*s[key][k]/max(1, s['objects']) for s in splits]
+        yield _row(k + suffix, [f'{share:.0f}%' for share in shares])
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #aebc89d7
 def _tables(found, img_size): # Lines about the splits of a `summary`
     names, splits = [*found][:5], [*found.values()][:5]
-    yield '\n' + _row('', [name[-11:] for name in names])
+    yield from ('', _row('', [name[-11:] for name in names]))
     for key in ('images', 'without_objects', 'objects', 'crowds', 'left_out'): yield _row(key, [s[key] for s in splits])
-    yield '\nobjects of each class, by label'
-    yield from _count_rows(splits)
-    yield '\nsizes of objects (small: up to 32 x 32 pixels; large: from 96 x 96)'
+    yield from ('', 'objects of each class, by label', *_count_rows(splits))
+    yield from ('', 'sizes of objects (small: up to 32 x 32 pixels; large: from 96 x 96)')
     yield from _size_rows(splits, 'box_sizes', '')
     yield from _size_rows(splits, 'box_sizes_in_training', f' at {img_size}')
     sizes = sum((Counter(s['image_sizes']) for s in found.values()), Counter())
+    common = ', '.join(f'{size} ({n})' for size, n in sizes.most_common(3))
     more = f' and {len(sizes) - 3} more' if len(sizes) > 3 else ''
-    yield '\nsizes of images: ' + ', '.join(f'{size} ({n})' for size, n in sizes.most_common(3)) + more
+    yield from ('', f'sizes of images: {common}{more}')
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #082daecf
 def _group(fault):
@@ -178,21 +164,21 @@ def _group(fault):
 
 def _fault_lines(kind, texts):
     yield f'  {kind}: {len(texts)}'
-    indent = dict(initial_indent='    ', subsequent_indent='      ', break_on_hyphens=False)
-    for text in texts[:3]: yield from wrap(text, 80, **indent)
+    wrapper = textwrap.TextWrapper(80, '    ', '      ', break_on_hyphens=False)
+    for text in texts[:3]: yield from wrapper.wrap(text)
     if len(texts) > 3: yield '    ...'
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #3b5cc2d6
 def report_lines(report:Report):
-    "Tell a person what is in the data, and what is wrong with it."
+    "Describe the data and its faults in lines of text."
     yield report.data
     if report.splits: yield from _tables(summary(report)['splits'], report.img_size)
-    for group in ('must be fixed', 'resolved while reading', 'worth a look'):
-        faults = [f for f in report.faults if _group(f) == group]
-        if faults: yield f'\n{group}'
-        kinds = {f.kind: [other.text for other in faults if other.kind == f.kind] for f in faults}
+    groups = {'must be fixed': {}, 'resolved while reading': {}, 'worth a look': {}}
+    for f in report.faults: groups[_group(f)].setdefault(f.kind, []).append(f.text)
+    for group, kinds in groups.items():
+        if kinds: yield from ('', group)
         for kind, texts in kinds.items(): yield from _fault_lines(kind, texts)
-    yield '\nready to train' if report.ready else '\nnot ready: fix the items above'
+    yield from ('', 'ready to train' if report.ready else 'not ready: fix the items above')
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6890
 @command
@@ -209,15 +195,17 @@ def yolox_doctor(
     from tqdm import tqdm
     check_between(img_size=(img_size, 1, math.inf))
     if out: check_output_folder(out, data, below=True)
-    report = examine(data, format, img_size, partial(tqdm, desc='images', ncols=80, disable=None), train, val)
-    text = dumps(summary(report), indent=1)
-    lines = '\n'.join(report_lines(report)).split('\n')
-    print(text if json else '\n'.join(map(printable, lines)), flush=True)
-    if out: _write_report(report, text, Path(out))
+    def bar(images): return tqdm(images, desc='images', ncols=80, disable=None)
+    report = examine(data, format, img_size, bar, train, val)
+    lines = [_to_json(report)] if json else map(printable, report_lines(report))
+    print(*lines, sep='\n', flush=True)
+    if out: _write_report(report, Path(out))
     if not report.ready: raise SystemExit(1)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6891
-def _write_report(report, text, out):
+def _to_json(report): return json.dumps(summary(report), indent=1)
+
+def _write_report(report, out):
     out.mkdir(parents=True, exist_ok=True)
-    (out/'doctor.json').write_text(text)
+    (out/'doctor.json').write_text(_to_json(report))
     draw_dataset(report.splits, report.faults, report.img_size, out/'doctor.png')

@@ -6,11 +6,9 @@
 __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
-import json, math, time
+import json, math, time, torch, numpy as np
 from contextlib import suppress
 from pathlib import Path
-
-import torch, numpy as np
 
 from ..commands.command import choose_device, command
 from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
@@ -19,7 +17,7 @@ from ..data.checks import check, fault_lines
 from ..data.coco import coco_truth
 from ..data.splits import find_splits, hold_out, read_split
 from ..detection.detections import Detections
-from .metrics import coco_results
+from .metrics import check_names, coco_results
 from .report import report, table
 from ..files.checkpoints import load_weights
 from ..files.letterbox import InputSpec, letterbox, normalize, unletterbox
@@ -48,7 +46,8 @@ def detect(
 ) -> list: # One `Detections` per image
     "Run `model` on the images of a split."
     device, found = next(model.parameters()).device, []
-    for batch in progress(make_loader(DetectionDataset(annotations, spec.img_size), batch_size, workers=workers)):
+    loader = make_loader(DetectionDataset(annotations, spec.img_size), batch_size, workers=workers)
+    for batch in progress(loader):
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
             outputs = model(_network_input(batch.images.to(device), spec))
         watch(outputs, batch)
@@ -57,69 +56,89 @@ def detect(
     return found
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #ebe774c5
-def _now(device) -> float: # In seconds, once the device has finished
+def _now(device): # In seconds, once the device has finished
     if device.type != 'cpu': torch.accelerator.synchronize()
     return time.perf_counter()
 
-def _device_name(device) -> str: return torch.cuda.get_device_name() if device.type == 'cuda' else device.type
-
 # %% ../../nbs/evaluation/02_evaluate.ipynb #ebe774c7
 @torch.no_grad()
-def latency(
-    model, # With the outputs of `YOLOX`, in evaluation mode
-    annotations:Annotations, # Images to run it on
-    spec:InputSpec, # Canvas, normalisation and strides
-    **settings # Of `nms`
-) -> dict: # `total` and `network` in milliseconds, and `device`
+def latency(model, annotations, spec:InputSpec, **settings) -> dict: # `total` and `network` in ms; `device`
     "Measure the median time of one image, from file to boxes, and of the network alone."
     device, times = next(model.parameters()).device, []
     for i in np.arange(12) % len(annotations):
         start = _now(device)
-        images = letterbox(read_annotated(annotations, i), spec.canvas_hw).to(device)[None]
-        images = _network_input(images, spec)
+        image = letterbox(read_annotated(annotations, i), spec.canvas_hw)
+        images = _network_input(image.to(device)[None], spec)
         before = _now(device)
         outputs = model(images)
         after = _now(device)
         nms(*(part[0] for part in scored_boxes(outputs, spec.strides)), **settings)
         times.append((_now(device) - start, after - before))
-    total, network = (np.median(times[2:], axis=0) * 1000).tolist()
-    return dict(total=total, network=network, device=_device_name(device))
+    total, network = (np.median(times[2:], axis=0)*1000).tolist()
+    name = torch.cuda.get_device_name() if device.type == 'cuda' else device.type
+    return dict(total=total, network=network, device=name)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #5537714e
-def write_coco(annotations, detections, folder): # As truth.json and detections.json
-    "Write truth and detections in COCO's formats."
+def write_coco(annotations, detections, folder):
+    "Write truth.json and detections.json in COCO's formats."
     for name, content in dict(truth=coco_truth(annotations), detections=coco_results(detections)).items():
         with atomic(Path(folder)/f'{name}.json') as partial: partial.write_text(json.dumps(content))
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #12cef1aa
-def _choose_split(data, split, format, notes) -> tuple: # Name and annotations; `notes` are those of the weights
+def _choose_split(data, split, format, notes) -> tuple: # Its name and annotations
     splits = find_splits(data, format)
     name = split or next((s for s in ('test', 'val') if s in splits), next(iter(splits)))
-    annotations = read_split(data, name, format)
-    if not len(annotations): raise ValueError(f'{data}: the split {name!r} has no images: choose another with --split')
-    if split or notes.get('training') != name: return name, annotations
+    a = read_split(data, name, format)
+    if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with --split')
+    if split or notes.get('training') != name: return name, a
     trained_on = notes.get('fingerprint')
     with suppress(ValueError): # Too few images to hold some out
-        rest, held = hold_out(annotations)
+        rest, held = hold_out(a)
         if fingerprint(rest) == trained_on: return f'a tenth of {name}', held
-    which = 'these images' if fingerprint(annotations) == trained_on else f'{name!r} of this or other data'
-    print(f'the weights were trained on {which}: metrics may be too high', flush=True)
-    return name, annotations
+    if trained_on is None: on = f'{name!r} of unknown data'
+    elif fingerprint(a) == trained_on: on = 'all of these images'
+    else: on = f'{name!r} of other data, or of this before it changed'
+    print(f'the weights were trained on {on}: metrics may be too high', flush=True)
+    return name, a
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02e
-def _load(weights, data, split, format) -> tuple: # `Weights`, name of the split, and annotations with their labels
+def _load(weights, data, split, format) -> tuple: # `Weights`, name of the split, and its annotations
     loaded = load_weights(weights)
     split, annotations = _choose_split(data, split, format, loaded.notes)
     for line in fault_lines([f for f in check(annotations) if not f.stops]): print(f'  {line}', flush=True)
     C, names = loaded.num_classes, loaded.names or annotations.names
     if C != len(names): raise ValueError(f'{weights} has {C} unnamed classes, but {data} has {len(names)}: {names}')
+    check_names(names)
     return loaded, split, relabel(annotations, names)
 
-def _make_folder(out, data): # For results, which should not replace those of a training
+# %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
+def _check_eval_options(img_size, batch, workers, conf, working_conf, iou, max_detections, **_):
+    check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1))
+    positive = dict(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
+    check_between(workers=(workers, 0, math.inf), **{k: (v, 1, math.inf) for k, v in positive.items()})
+
+def _check_out(out, data): # Results would replace those of a training
     check_output_folder(out, data)
-    out = Path(out)
-    if (out/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training: choose another folder')
-    out.mkdir(parents=True, exist_ok=True)
+    if (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training: choose another folder')
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
+def _evaluate(weights, data, split, format, img_size, out, batch, workers, device, conf, working_conf, **settings):
+    from tqdm import tqdm
+    _check_eval_options(img_size, batch, workers, conf, working_conf, **settings)
+    if out: _check_out(out, data)
+    loaded, split, a = _load(weights, data, split, format)
+    if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
+    model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()
+    spec = InputSpec(img_size or loaded.input_size, loaded.mean, loaded.std, model.bbox_head.strides)
+    def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
+    found = detect(model, a, spec, batch, workers, progress=bar, conf=conf, **settings)
+    more = dict(split=split, size=spec.img_size, latency=latency(model, a, spec, **settings))
+    metrics = report(a, found, out, max(conf, working_conf), **more)
+    crowds = f' and {a.crowd.sum()} crowds' if a.crowd.any() else ''
+    counts = f'{len(a)} images, {a.counts.sum()} objects{crowds}'
+    print(f'{loaded.model_type} at {spec.img_size} on {split}: {counts}', *table(metrics), sep='\n', flush=True)
+    if out: write_coco(a, found, out)
+    if out: print(f'written to {out}', flush=True)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
 @command
@@ -140,22 +159,5 @@ def yolox_eval(
     device:str=None, # cpu, cuda, ...; by default the fastest
 ):
     "Measure how good WEIGHTS are on a split of DATA."
-    from tqdm import tqdm
-    check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1), batch=(batch, 1, math.inf))
-    check_between(max_detections=(max_detections, 1, math.inf), workers=(workers, 0, math.inf))
-    if img_size is not None: check_between(img_size=(img_size, 1, math.inf))
-    loaded, split, annotations = _load(weights, data, split, format)
-    if out: _make_folder(out, data)
-    model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()
-    spec = InputSpec(img_size or loaded.input_size, loaded.mean, loaded.std, model.bbox_head.strides)
-    settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
-    def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
-    found = detect(model, annotations, spec, batch, workers, progress=bar, conf=conf, **settings)
-    more = dict(split=split, size=spec.img_size, latency=latency(model, annotations, spec, **settings))
-    metrics = report(annotations, found, out, max(conf, working_conf), **more)
-    counts = f'{len(annotations)} images, {annotations.counts.sum()} objects'
-    if crowds := annotations.crowd.sum(): counts += f' and {crowds} crowds'
-    print(f'{loaded.model_type} at {spec.img_size} on {split}: {counts}', *table(metrics), sep='\n', flush=True)
-    if out:
-        write_coco(annotations, found, out)
-        print(f'written to {out}', flush=True)
+    options = dict(conf=conf, working_conf=working_conf, iou=iou, max_detections=max_detections)
+    _evaluate(weights, data, split, format, img_size, out, batch, workers, device, multi_label=multi_label, **options)

@@ -7,10 +7,8 @@ __all__ = ['BACKGROUND_NAME', 'METRICS', 'VOC_METRICS', 'coco_results', 'check_n
            'voc_average_precision', 'MatchResult', 'match_detections', 'confusion_matrix', 'Evaluation']
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #0bc602a1
-import math
+import math, torch, numpy as np
 from dataclasses import dataclass
-
-import torch, numpy as np
 
 from ..boxes import box_iou
 from ..data.annotations import Annotations
@@ -19,36 +17,36 @@ from ..detection.detections import Detections
 from ..files.class_names import check_distinct
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a2f80590
-# One `Detections` per image -> dicts in COCO's format for results, with images numbered from 0
-def coco_results(detections:list) -> list: return [row for i, d in enumerate(detections) for row in d.to_coco(i)]
+def coco_results(detections:list) -> list: # Of one `Detections` per image; images are numbered from 0
+    "Convert detections to COCO's format of results."
+    return [row for i, d in enumerate(detections) for row in d.to_coco(i)]
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #7b9a021b
-BACKGROUND_NAME = '(background)' # Stands for no object, and for no detection, in the confusion matrix
+BACKGROUND_NAME = '(background)' # No object, or no detection, in the confusion matrix
 
 def check_names(names:list): # C class names
-    "Raise a `ValueError` if class names are not unique."
+    "Raise a `ValueError` if figures could not tell classes apart."
     check_distinct(names, 'annotations')
     if BACKGROUND_NAME in names: raise ValueError(f'a class is named {BACKGROUND_NAME!r}, which is reserved: rename it')
 
 def _check_inputs(annotations, detections):
     check_names(annotations.names)
-    if not len(annotations): raise ValueError('there are no images to evaluate')
-    counts = len(detections), len(annotations)
-    if counts[0] != counts[1]: raise ValueError('there are detections of %d images, but annotations of %d' % counts)
+    images, found = len(annotations), len(detections)
+    if not images == found > 0: raise ValueError(f'detections of {found} images, but annotations of {images}')
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #7b9a021e
-def _coco_arrays(annotations, detections) -> tuple: # Precision, recall (NaN without objects), and the K classes
+def _coco_arrays(annotations, detections) -> tuple: # Precision, recall, and K labels
     from faster_coco_eval import COCO, COCOeval_faster
     _check_inputs(annotations, detections)
-    truth, classes = COCO(coco_truth(annotations)), np.unique(annotations.labels)
-    rows = coco_results(detections)
+    truth, labels = COCO(coco_truth(annotations)), np.unique(annotations.labels)
     nothing = dict(image_id=0, category_id=0, bbox=[0., 0., 0., 0.], score=0.)
-    run = COCOeval_faster(truth, truth.loadRes(rows or [nothing]), 'bbox') # Version 1.6 rejects an empty list
-    run.params.catIds = classes.tolist() # A class takes half a megabyte
+    rows = coco_results(detections) or [nothing] # Version 1.6 rejects an empty list
+    run = COCOeval_faster(truth, truth.loadRes(rows), 'bbox')
+    run.params.catIds = labels.tolist() # A class takes half a megabyte
     run.evaluate()
     run.accumulate()
-    precision, recall = run.eval['precision'], run.eval['recall']
-    return np.where(precision < 0, np.nan, precision), np.where(recall < 0, np.nan, recall), classes
+    arrays = run.eval['precision'], run.eval['recall']
+    return *(np.where(a < 0, np.nan, a) for a in arrays), labels
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #1b874ddd
 METRICS = dict( # Name -> where its values are in precision (AP) or recall (AR)
@@ -61,26 +59,26 @@ def _mean(values) -> float: # Without NaN
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #62327c02
-def _coco_metrics(annotations, detections) -> tuple: # Metrics of `average_precision`, and curves [101, C]
-    precision, recall, present = _coco_arrays(annotations, detections)
-    parts = {name: (precision if 'AP' in name else recall)[where] for name, where in METRICS.items()}
+def _coco_metrics(annotations, detections) -> tuple: # Of `average_precision`; curves [101, C]
+    precision, recall, labels = _coco_arrays(annotations, detections)
+    parts = {k: (precision if 'AP' in k else recall)[where] for k, where in METRICS.items()}
+    def means(index): return {k: _mean(part[index]) for k, part in parts.items()}
     classes = {name: dict.fromkeys(METRICS, math.nan) for name in annotations.names}
+    for k, c in enumerate(labels): classes[annotations.names[c]] = means(np.s_[..., k])
     curves = np.full((precision.shape[1], len(classes)), np.nan)
-    curves[:, present] = parts['AP50']
-    def means(index): return {name: _mean(part[index]) for name, part in parts.items()}
-    for k, c in enumerate(present): classes[annotations.names[c]] = means(np.s_[..., k])
-    return {**means(np.s_[...]), 'classes': classes}, curves
+    curves[:, labels] = parts['AP50']
+    return {**means(...), 'classes': classes}, curves
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #80394678
 def average_precision(
     annotations:Annotations, # Ground truth
     detections:list # One `Detections` per image, in pixels of the original image
-) -> dict: # `METRICS` from 0 to 1, and `classes`: the same by class name. NaN without objects
-    "Compute COCO's average precision and recall."
+) -> dict: # `METRICS` from 0 to 1, and `classes`: the same by class name; NaN without objects
+    "Compute COCO's average precision and recall of `detections`."
     return _coco_metrics(annotations, detections)[0]
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #c551a1cb
-def _voc_areas(hits, count) -> tuple: # Exact area, and mean height at eleven recalls; `hits` [N] best first
+def _voc_areas(hits, count) -> tuple: # [N] best first -> exact area; mean height at 11 recalls
     if not count: return math.nan, math.nan
     total = np.cumsum(hits)
     precision = total / np.arange(1, len(hits) + 1)
@@ -90,37 +88,40 @@ def _voc_areas(hits, count) -> tuple: # Exact area, and mean height at eleven re
     return float(envelope[hits].sum()/count), float(np.mean(heights))
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #53b3d45f
-def _voc_hits(boxes, labels, crowd, found) -> np.ndarray: # [N] 1 correct, 0 false positive, -1 not counted
+def _arrays(d): return d.scores.cpu().numpy(), d.labels.cpu().numpy()
+
+def _best_first(scores): return np.argsort(-scores, kind='stable')
+
+def _voc_hits(boxes, labels, crowd, found): # [N] 1 correct, 0 false positive, -1 not counted
+    scores, predicted = _arrays(found)
     hits = np.zeros(len(found), dtype=int)
     if not len(boxes): return hits
-    same_class = found.labels.cpu().numpy()[:, None] == labels
-    ious = box_iou(found.boxes.cpu().double()[:, None], torch.from_numpy(boxes).double()).numpy()
-    best = (ious*same_class).argmax(axis=1)
-    enough = (ious*same_class).max(axis=1) >= .5
-    order = np.argsort(-found.scores.cpu().numpy(), kind='stable')
+    boxes = torch.from_numpy(boxes).double()
+    ious = box_iou(found.boxes.cpu().double()[:, None], boxes).numpy()
+    ious *= predicted[:, None] == labels
+    best, enough = ious.argmax(axis=1), ious.max(axis=1) >= .5
+    order = _best_first(scores)
     order = order[enough[order]]
-    _, first = np.unique(best[order], return_index=True)
-    hits[order[first]] = 1
+    hits[order[np.unique(best[order], return_index=True)[1]]] = 1
     hits[enough & crowd[best]] = -1
     return hits
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #90f83792
-VOC_METRICS = ['VOC_AP50', 'VOC_AP50_11']
+VOC_METRICS = ['VOC_AP50', 'VOC_AP50_11'] # Exact area, 11-point interpolation
 
 def voc_average_precision(
     annotations:Annotations, # Ground truth
     detections:list # One `Detections` per image, in pixels of the original image
-) -> dict: # `VOC_METRICS` (exact area, 11-point interpolation), and `classes`: the same by class name
-    "Compute Pascal VOC's average precision at an IoU of .5."
+) -> dict: # `VOC_METRICS`, and `classes`: the same by class name; NaN without objects
+    "Compute Pascal VOC's average precision of `detections` at an IoU of .5."
     _check_inputs(annotations, detections)
     hits = np.concatenate([_voc_hits(*annotations.objects(i), d) for i, d in enumerate(detections)])
-    scores = torch.cat([d.scores.cpu() for d in detections]).numpy()
-    labels = torch.cat([d.labels.cpu() for d in detections]).numpy()
-    order = np.argsort(-scores, kind='stable')
+    scores, labels = map(np.concatenate, zip(*map(_arrays, detections)))
+    order = _best_first(scores)
     order = order[hits[order] >= 0]
     hits, labels = hits[order] == 1, labels[order]
-    areas = [_voc_areas(hits[labels == c], n) for c, n in enumerate(annotations.counts.tolist())]
-    classes = {name: dict(zip(VOC_METRICS, both)) for name, both in zip(annotations.names, areas)}
+    areas = [_voc_areas(hits[labels == c], n) for c, n in enumerate(annotations.counts)]
+    classes = {k: dict(zip(VOC_METRICS, pair)) for k, pair in zip(annotations.names, areas)}
     return {**dict(zip(VOC_METRICS, map(_mean, zip(*areas)))), 'classes': classes}
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #5d2144e9
@@ -134,24 +135,25 @@ class MatchResult:
     missed:np.ndarray # [G] bool: objects that no detection took
 
     @property
-    def mistakes(self) -> int: return int(self.wrong_class.sum() + self.false_positive.sum() + self.missed.sum())
+    def mistakes(self): return sum(int(m.sum()) for m in (self.wrong_class, self.false_positive, self.missed))
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #5d2144eb
-def _overlaps(found, boxes, crowd) -> np.ndarray: # [N, G] of `found` [N, 4] and `boxes` [G, 4]
+def _overlaps(found, boxes, crowd): # [N, 4], [G, 4] -> [N, G]
     found, boxes = found.cpu().double()[:, None], torch.from_numpy(boxes).double()
-    low, high = torch.maximum(found[..., :2], boxes[:, :2]), torch.minimum(found[..., 2:], boxes[:, 2:])
+    low = torch.maximum(found[..., :2], boxes[:, :2])
+    high = torch.minimum(found[..., 2:], boxes[:, 2:])
     inside = torch.cat([low, high], dim=-1)
     return box_iou(found, torch.where(torch.from_numpy(crowd)[:, None], inside, boxes)).numpy()
 
-def _assign_objects(overlaps, same_class, free, order) -> np.ndarray: # [N] object or -1; `free` [G] is updated
-    objects = np.full(len(overlaps), -1)
-    for allowed in (same_class, ~same_class):
+def _assign_objects(overlaps, same, free, order): # [N] object or -1; `free` [G] is updated
+    taken = np.full(len(overlaps), -1)
+    for allowed in (same, ~same):
         for n in order:
-            candidates = overlaps[n] * (allowed[n] & free)
-            if objects[n] >= 0 or candidates.max(initial=0) < .5: continue
-            objects[n] = candidates.argmax()
-            free[objects[n]] = False
-    return objects
+            left = overlaps[n]*(allowed[n] & free)
+            if taken[n] >= 0 or left.max(initial=0) < .5: continue
+            taken[n] = left.argmax()
+            free[taken[n]] = False
+    return taken
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #0f98b446
 def match_detections(
@@ -159,57 +161,59 @@ def match_detections(
     labels:np.ndarray, # [G]
     crowd:np.ndarray, # [G] bool
     found:Detections, # In the same image
-    conf:float=.25 # Detections of a higher score are counted
+    conf:float=.25 # Minimum score of a detection
 ) -> MatchResult:
-    "Match the detections of an image with its objects."
-    scores, predicted, missed = found.scores.cpu().numpy(), found.labels.cpu().numpy(), ~crowd
-    order = [n for n in np.argsort(-scores, kind='stable') if scores[n] > conf]
-    overlaps, same_class = _overlaps(found.boxes, boxes, crowd), predicted[:, None] == labels
-    objects = _assign_objects(overlaps, same_class, missed, order)
-    correct = np.append(labels, -1)[objects] == predicted
-    in_crowd = ((overlaps >= .5) & same_class & crowd).any(axis=1)
-    false_positive = (scores > conf) & (objects < 0) & ~in_crowd
-    return MatchResult(objects, correct, (objects >= 0) & ~correct, false_positive, missed)
+    "Match the detections `found` in an image with its objects."
+    scores, predicted = _arrays(found)
+    order = [n for n in _best_first(scores) if scores[n] > conf]
+    overlaps = _overlaps(found.boxes, boxes, crowd)
+    same, missed = predicted[:, None] == labels, ~crowd
+    taken = _assign_objects(overlaps, same, missed, order)
+    correct = np.append(labels, -1)[taken] == predicted
+    in_crowd = ((overlaps >= .5) & same & crowd).any(axis=1)
+    false_positive = (scores > conf) & (taken < 0) & ~in_crowd
+    return MatchResult(taken, correct, (taken >= 0) & ~correct, false_positive, missed)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #bcb12875
-def confusion_matrix(annotations, detections, results:list) -> np.ndarray: # [C+1, C+1], the last is the background
+def confusion_matrix(annotations, detections, results:list) -> np.ndarray: # [C+1, C+1], background last
     "Count true and predicted classes; `results` has one `MatchResult` per image."
     C = len(annotations.names)
     matrix = np.zeros((C + 1, C + 1), dtype=int)
     for i, (d, r) in enumerate(zip(detections, results)):
-        labels, predicted, taken = annotations.objects(i)[1], d.labels.cpu().numpy(), r.objects >= 0
-        np.add.at(matrix, (labels[r.objects[taken]], predicted[taken]), 1)
-        np.add.at(matrix, (labels[r.missed], C), 1)
-        np.add.at(matrix, (C, predicted[r.false_positive]), 1)
+        labels = np.append(annotations.objects(i)[1], C) # The last where `r.objects` is -1
+        n = (r.objects >= 0) | r.false_positive
+        np.add.at(matrix, (labels[r.objects[n]], _arrays(d)[1][n]), 1)
+        np.add.at(matrix, (labels[:-1][r.missed], C), 1)
     return matrix
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #7e088940
-def _rates(correct, objects, found) -> dict: # NaN where there is nothing to divide by
-    return dict(precision=correct/found if found else math.nan, recall=correct/objects if objects else math.nan)
-
-def _use_metrics(matrix, names, conf) -> dict:
+def _use_metrics(matrix, names, conf) -> dict: # Precision and recall are NaN if undefined
     parts = matrix.diagonal()[:-1], matrix[:-1].sum(axis=1), matrix[:, :-1].sum(axis=0)
-    classes = {n: dict(objects=o, **_rates(c, o, f)) for n, c, o, f in zip(names, *(p.tolist() for p in parts))}
-    correct, objects, found = (int(p.sum()) for p in parts)
-    missed, false, names = int(matrix[:-1, -1].sum()), int(matrix[-1].sum()), [*names, BACKGROUND_NAME]
-    in_use = dict(score=conf, right=correct, confused=objects - correct - missed, missed=missed, false=false)
-    in_use.update(_rates(correct, objects, found))
-    rows = {n: {names[c]: int(row[c]) for c in row.nonzero()[0]} for n, row in zip(names, matrix) if row.any()}
+    right, objects, found = (np.append(n, n.sum()) for n in parts)
+    with np.errstate(invalid='ignore'): columns = objects, right/found, right/objects
+    *rows, (count, precision, recall) = zip(*(c.tolist() for c in columns))
+    classes = {n: dict(zip(('objects', 'precision', 'recall'), row)) for n, row in zip(names, rows)}
+    right, missed, false = int(right[-1]), int(matrix[:-1, -1].sum()), int(matrix[-1].sum())
+    in_use = dict(score=conf, right=right, confused=count - right - missed, missed=missed, false=false)
+    in_use.update(precision=precision, recall=recall)
+    axis = [*names, BACKGROUND_NAME]
+    rows = {n: {axis[c]: int(row[c]) for c in row.nonzero()[0]} for n, row in zip(axis, matrix) if row.any()}
     return dict(in_use=in_use, confusion=rows, classes=classes)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #7e088943
+@dataclass
 class Evaluation:
     "All metrics of the detections in a split"
-    def __init__(self,
-        annotations:Annotations, # Ground truth
-        detections:list, # One `Detections` per image, down to a score of .001 or so
-        conf:float=.25 # Threshold of scores for matching; average precision counts all detections
-    ):
-        self.annotations, self.detections, self.conf = annotations, detections, conf
-        coco, self.curves = _coco_metrics(annotations, detections) # [101, C] precision
-        voc = voc_average_precision(annotations, detections)
-        self.results = [match_detections(*annotations.objects(i), d, conf) for i, d in enumerate(detections)]
-        self.matrix = confusion_matrix(annotations, detections, self.results)
-        use = _use_metrics(self.matrix, annotations.names, conf)
-        classes = {n: {**use['classes'][n], **coco['classes'][n], **voc['classes'][n]} for n in annotations.names}
-        self.metrics = {**coco, **voc, **use, 'classes': classes}
+    annotations:Annotations # Ground truth
+    detections:list # One `Detections` per image, down to a score of .001 or so
+    conf:float=.25 # Threshold of scores for matching; average precision counts all detections
+
+    def __post_init__(self):
+        a, found, conf = self.annotations, self.detections, self.conf
+        coco, self.curves = _coco_metrics(a, found) # [101, C] precision
+        voc = voc_average_precision(a, found)
+        self.results = [match_detections(*a.objects(i), d, conf) for i, d in enumerate(found)]
+        self.matrix = confusion_matrix(a, found, self.results)
+        parts = _use_metrics(self.matrix, a.names, conf), coco, voc
+        classes = {n: {k: v for p in parts for k, v in p['classes'][n].items()} for n in a.names}
+        self.metrics = {**coco, **voc, **parts[0], 'classes': classes}

@@ -6,11 +6,8 @@
 __all__ = ['plot_precision_recall', 'plot_confusion', 'show_worst', 'show_detections', 'report', 'table']
 
 # %% ../../nbs/evaluation/01_report.ipynb #326f5525
-import json, math, textwrap
-from collections import Counter
+import json, math, textwrap, numpy as np
 from pathlib import Path
-
-import torch, numpy as np
 
 from ..data.annotations import Annotations, read_annotated
 from .metrics import BACKGROUND_NAME, Evaluation
@@ -22,20 +19,23 @@ def _figure(width, height): # In inches
     from matplotlib.figure import Figure
     return Figure(figsize=(width, height), layout='constrained')
 
+def _short(name): return escape_mathtext(shorten_name(name))
+
 # %% ../../nbs/evaluation/01_report.ipynb #601c7b1c
 def plot_precision_recall(e:Evaluation, path): # PNG file to write
     "Plot precision over recall for each class."
-    curves, counts, recalls = e.curves, e.annotations.counts, np.linspace(0, 1, len(e.curves))
-    areas, order = curves.mean(axis=0), [c for c in np.argsort(-counts, kind='stable') if counts[c]]
+    names, counts, curves = e.annotations.names, e.annotations.counts, e.curves.T
+    areas, recalls = e.curves.mean(axis=0), np.linspace(0, 1, len(e.curves))
+    order = [c for c in np.argsort(-counts, kind='stable') if counts[c]]
     fig = _figure(8, 4.2)
     ax = fig.subplots()
-    for c in order[10:]: ax.plot(recalls, curves[:, c], color='.8', lw=.8)
+    for c in order[10:]: ax.plot(recalls, curves[c], color='.8', lw=.8)
     for n, c in enumerate(sorted(order[:10], key=lambda c: areas[c])):
-        label = f'{areas[c]:.3f} {escape_mathtext(shorten_name(e.annotations.names[c]))}'
-        ax.plot(recalls, curves[:, c], color=f'C{n if len(counts) > 10 else c}', label=label)
+        color, label = f'C{n if len(names) > 10 else c}', f'{areas[c]:.3f} {_short(names[c])}'
+        ax.plot(recalls, curves[c], color=color, label=label)
     if order:
         label = f'{areas[order].mean():.3f} mean of {len(order)}'
-        ax.plot(recalls, curves[:, order].mean(axis=1), color='black', lw=2.5, label=label)
+        ax.plot(recalls, curves[order].mean(axis=0), color='black', lw=2.5, label=label)
         ax.legend(title='AP50', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     ax.set(title='Precision over recall at an IoU of .5', xlim=(0, 1), ylim=(0, 1.02))
     ax.set(xlabel='recall: share of objects found', ylabel='precision: share of detections correct')
@@ -51,16 +51,16 @@ def _draw_matrix(ax, counts, fontsize):
     for y, x in zip(*counts.nonzero()):
         style = dict(color='white' if share[y, x] > .6 else 'black', fontsize=fontsize)
         ax.text(x + .5, y + .5, counts[y, x], ha='center', va='center', **style)
-    ax.axhline(N - 1, color='black', lw=1)
-    ax.axvline(N - 1, color='black', lw=1)
+    for line in (ax.axhline, ax.axvline): line(N - 1, color='black', lw=1)
     ax.set(xlabel='predicted class', ylabel='true class', aspect='equal', ylim=(N, 0))
     ax.tick_params(length=0)
 
 # %% ../../nbs/evaluation/01_report.ipynb #8753010d
 def plot_confusion(e:Evaluation, path): # PNG file to write
     "Plot the confusion matrix."
-    used = np.append((e.matrix.sum(axis=0) + e.matrix.sum(axis=1))[:-1] > 0, True)
-    names = [escape_mathtext(shorten_name(n)) for n, u in zip(e.annotations.names, used) if u]
+    sums = e.matrix.sum(axis=0) + e.matrix.sum(axis=1)
+    used = np.append(sums[:-1] > 0, True)
+    names = [_short(n) for n, u in zip(e.annotations.names, used) if u]
     N = len(names) + 1
     inches = float(np.clip(8/N, .17, .75))
     fig = _figure(N*inches + 2.2, N*inches + 2)
@@ -72,9 +72,7 @@ def plot_confusion(e:Evaluation, path): # PNG file to write
     save_figure(fig, path)
 
 # %% ../../nbs/evaluation/01_report.ipynb #40504750
-_CORRECT, _MISTAKE, _WRONG_CLASS = 'limegreen', 'red', 'darkorange'
-
-def _image_pairs(annotations, count, columns, width): # A figure, and `count` pairs of axes, each `width` inches wide
+def _image_pairs(annotations, count, columns, width): # Figure; `count` pairs of axes, `width` inches each
     columns = min(columns, count)
     rows = -(-count // columns)
     height = width*np.median(annotations.sizes[:, 0] / annotations.sizes[:, 1])
@@ -85,17 +83,18 @@ def _image_pairs(annotations, count, columns, width): # A figure, and `count` pa
 
 # %% ../../nbs/evaluation/01_report.ipynb #40504751
 def _draw_match(left, right, e, i): # Truth and detections of image `i`
-    (boxes, labels, _), names, d, r = e.annotations.objects(i), e.annotations.names, e.detections[i], e.results[i]
-    for ax in (left, right): draw_boxes(ax, read_annotated(e.annotations, i), torch.zeros(0, 4), torch.zeros(0))
-    for n in r.objects[r.correct]: draw_box(left, boxes[n], '', _CORRECT)
-    for n in r.objects[r.wrong_class]: draw_box(left, boxes[n], names[labels[n]], _WRONG_CLASS)
-    for n in np.flatnonzero(r.missed): draw_box(left, boxes[n], names[labels[n]], _MISTAKE)
+    (boxes, labels, _), d, r = e.annotations.objects(i), e.detections[i], e.results[i]
+    image, names = read_annotated(e.annotations, i), e.annotations.names
+    for ax in (left, right): draw_boxes(ax, image, [], [])
+    for n in r.objects[r.correct]: draw_box(left, boxes[n], '', 'limegreen')
+    for n in r.objects[r.wrong_class]: draw_box(left, boxes[n], names[labels[n]], 'darkorange')
+    for n in np.flatnonzero(r.missed): draw_box(left, boxes[n], names[labels[n]], 'red')
     for n in np.flatnonzero(r.correct | r.wrong_class | r.false_positive):
         text = '' if r.correct[n] else f'{names[int(d.labels[n])]} {d.scores[n]:.2f}'
-        color = _CORRECT if r.correct[n] else _WRONG_CLASS if r.wrong_class[n] else _MISTAKE
+        color = 'limegreen' if r.correct[n] else 'darkorange' if r.wrong_class[n] else 'red'
         draw_box(right, d.boxes[n].tolist(), text, color)
-    file = Path(e.annotations.paths[i]).name[-30:]
-    left.set_title(escape_mathtext(f'{file}: {r.missed.sum()} missed'), fontsize=8)
+    file = escape_mathtext(Path(e.annotations.paths[i]).name[-30:])
+    left.set_title(f'{file}: {r.missed.sum()} missed', fontsize=8)
     right.set_title(f'{r.false_positive.sum()} false positives, {r.wrong_class.sum()} wrong class', fontsize=8)
 
 # %% ../../nbs/evaluation/01_report.ipynb #48068fcf
@@ -109,21 +108,15 @@ def show_worst(e:Evaluation, path, count:int=6): # PNG file to write, and number
     save_figure(fig, path)
 
 # %% ../../nbs/evaluation/01_report.ipynb #a77f3bb9
-def show_detections(
-    annotations:Annotations, # Ground truth
-    detections:list, # One `Detections` per image
-    path, # PNG file to write
-    count:int=6, # Number of images, spread over the split
-    conf:float=.25 # Detections of a higher score are drawn
-):
-    "Draw detections beside the truth, image by image."
+def show_detections(annotations, detections, path, count:int=6, conf:float=.25):
+    "Draw truth and detections above a score of `conf` in `count` images, as a PNG file."
     chosen = np.unique(np.linspace(0, len(annotations) - 1, count).astype(int))
     fig, axs = _image_pairs(annotations, len(chosen), columns=2, width=3)
     for i, (left, right) in zip(chosen, axs):
-        image, d, names = read_annotated(annotations, i), detections[i], annotations.names
-        boxes, labels, crowd = map(torch.from_numpy, annotations.objects(i))
+        image, names = read_annotated(annotations, i), annotations.names
+        boxes, labels, crowd = annotations.objects(i)
         draw_boxes(left, image, boxes[~crowd], labels[~crowd], names)
-        shown = d.scores > conf
+        d, shown = detections[i], detections[i].scores > conf
         draw_boxes(right, image, d.boxes[shown], d.labels[shown], names, d.scores[shown])
         left.set_title('truth', fontsize=9)
         right.set_title(f'detections (score > {conf})', fontsize=9)
@@ -132,18 +125,19 @@ def show_detections(
 # %% ../../nbs/evaluation/01_report.ipynb #063a3f16
 def report(
     annotations:Annotations, # Ground truth
-    detections:list, # One `Detections` per image, down to a score of .001 or so
-    out=None, # Folder for metrics.json and four figures; None: write nothing
-    conf:float=.25, # Threshold of scores for all but average precision
+    detections:list, # One `Detections` per image, down to a score of about .001
+    out=None, # Folder for metrics.json and four figures; nothing is written if None
+    conf:float=.25, # Minimum score of detections in use; average precision counts all
     **more # Added to the metrics
-) -> dict: # Metrics of `Evaluation`
+) -> dict: # Metrics of `Evaluation`, and `more`
     "Measure `detections`, and write metrics and figures."
     e = Evaluation(annotations, detections, conf)
     e.metrics.update(more)
     if out is None: return e.metrics
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with atomic(out/'metrics.json') as partial: partial.write_text(json.dumps(_finite(e.metrics), indent=1))
+    text = json.dumps(_finite(e.metrics), indent=1)
+    with atomic(out/'metrics.json') as partial: partial.write_text(text)
     plot_precision_recall(e, out/'precision_recall.png')
     plot_confusion(e, out/'confusion.png')
     show_worst(e, out/'worst.png')
@@ -151,7 +145,9 @@ def report(
     return e.metrics
 
 # %% ../../nbs/evaluation/01_report.ipynb #063a3f18
-def _finite(d) -> dict: return {k: _finite(v) if isinstance(v, dict) else None if v != v else v for k, v in d.items()}
+def _finite(v): # None in place of NaN
+    if isinstance(v, dict): return {k: _finite(x) for k, x in v.items()}
+    return None if v != v else v
 
 # %% ../../nbs/evaluation/01_report.ipynb #a599d252
 _LINES = '''AP   {AP}  AP50 {AP50}  AP75 {AP75}  small {AP_small}  medium {AP_medium}  large {AP_large}
@@ -159,36 +155,31 @@ AR   {AR_100}  AR10 {AR_10}  AR1  {AR_1}  small {AR_small}  medium {AR_medium}  
 Pascal VOC: AP50 {VOC_AP50}, 11-point interpolation {VOC_AP50_11}
 score > {score}: precision {precision}, recall {recall}
 {right} correct, {confused} wrong class, {false} false positives, {missed} missed'''
+_LATENCY = 'latency: {total:.1f} ms per image, of which network {network:.1f} ms ({device})'
 
 def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 characters
     "Format metrics as text."
-    values = {**metrics, **metrics['in_use'], 'score': f'{metrics["in_use"]["score"]:g}'}
-    numbers = {k: _number(v) for k, v in values.items()}
-    lines = _LINES.format(**numbers).split('\n') + _most_confused(metrics['confusion'])
-    if t := metrics.get('latency'):
-        lines.append(f'latency: {t["total"]:.1f} ms per image, of which network {t["network"]:.1f} ms ({t["device"]})')
+    values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
+    values['score'] = f'{metrics["in_use"]["score"]:g}'
+    lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
+    if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
     classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
-    return classes + [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  ')]
+    return [*classes, *(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  '))]
 
 # %% ../../nbs/evaluation/01_report.ipynb #b2ecabfb
-def _number(value): # Floats as text
-    if not isinstance(value, float): return value
-    return '-' if math.isnan(value) else f'{value:.3f}'
+def _number(v): # Floats as text
+    if not isinstance(v, float): return v
+    return '-' if math.isnan(v) else f'{v:.3f}'
 
-def _class_rows(classes) -> list:
+def _class_rows(classes): # The head first
     columns = ['objects', 'AP', 'AP50', 'AP75', 'precision', 'recall']
+    found = {n: c for n, c in classes.items() if c['objects'] or not math.isnan(c['precision'])}
     width = max(5, *(len(shorten_name(n)) for n in classes))
-    rows = [f'{"class":{width}} {" ".join(f"{c:>6}" for c in columns)}']
-    for name, row in classes.items():
-        if all(math.isnan(row[c]) for c in columns[1:]): continue
-        numbers = ' '.join(f'{_number(row[c]):>{max(6, len(c))}}' for c in columns)
-        rows.append(f'{shorten_name(name):{width}} {numbers}')
-    return rows
+    for name, c in {'class': {k: k for k in columns}, **found}.items():
+        numbers = [f'{_number(c[k]):>{max(6, len(k))}}' for k in columns]
+        yield ' '.join([f'{shorten_name(name):{width}}', *numbers])
 
-def _most_confused(confusion) -> list: # A line, if there are any
-    pairs = Counter()
-    for there, row in confusion.items():
-        for found, count in row.items():
-            if there != found and BACKGROUND_NAME not in (there, found): pairs[f'{there} as {found}'] = count
-    text = ', '.join(f'{pair} ({count})' for pair, count in pairs.most_common(3))
-    return [f'most often confused: {text}'] if text else []
+def _most_confused(confusion): # A line, if there are any
+    pairs = [(n, a, b) for a, row in confusion.items() for b, n in row.items() if a != b]
+    pairs = sorted((p for p in pairs if BACKGROUND_NAME not in p), key=lambda p: -p[0])
+    if pairs: yield 'most often confused: ' + ', '.join(f'{a} as {b} ({n})' for n, a, b in pairs[:3])

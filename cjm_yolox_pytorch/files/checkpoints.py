@@ -6,12 +6,12 @@
 __all__ = ['Weights', 'recognise', 'save_weights', 'load_weights', 'download']
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ea8b7143
-import hashlib, json, os, socket, torch
+import hashlib, json, os, safetensors.torch, socket, torch
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .class_names import check_class_names, COCO_NAMES, MAX_CLASSES
-from .families import CLASSES, COLUMN_MAJOR, convert_stem, describe_keys, FAMILIES, guess_focus
+from .families import CLASSES, COLUMN_MAJOR, convert_stem, FAMILIES, guess_focus
 from .families import guess_max_pixel, PixelFormat, ROW_MAJOR, STEM, STEM_VARIANCE, unpack
 from .paths import atomic
 from .pickles import read_file
@@ -39,13 +39,12 @@ class Weights:
 # %% ../../nbs/files/08_checkpoints.ipynb #c323589c
 def _read_shapes(state): # Model type and number of classes
     keys = STEM, STEM_VARIANCE, CLASSES
-    missing = [k for k in keys if k not in state]
-    if missing: raise ValueError(f'not a known YOLOX: {missing} are missing among {describe_keys(state)}')
+    shapes = [tuple(state[k].shape) if k in state else None for k in keys]
+    C = (shapes[2] or [0])[0]
     types = {int(64*variant.width): name for name, variant in VARIANTS.items()}
-    stem, variance, classes = shapes = [tuple(state[k].shape) for k in keys]
-    for width, model_type in types.items():
-        fits = stem == (width, 12, 3, 3) and variance == (width,) and classes[1:] == (4*width, 1, 1)
-        if fits and 0 < classes[0] <= MAX_CLASSES: return model_type, classes[0]
+    for N, model_type in types.items():
+        fits = shapes == [(N, 12, 3, 3), (N,), (C, 4*N, 1, 1)]
+        if fits and 0 < C <= MAX_CLASSES: return model_type, C
     needed = f'[N, 12, 3, 3], [N] and [C, 4*N, 1, 1] with N one of {list(types)} and C at most {MAX_CLASSES}'
     raise ValueError(f'not a known YOLOX: {dict(zip(keys, shapes))} does not fit {needed}')
 
@@ -56,15 +55,17 @@ def _check_finite(state):
         raise ValueError(f'{key[:80]}: not all of its numbers are finite floats ({v.dtype}). Did the training fail?')
 
 # %% ../../nbs/files/08_checkpoints.ipynb #23fc72b6
-def _guess_family(naming, state):
+def _guess_family(naming, state, strict): # `strict`: raise an error where the weights contradict the guess
     max_pixel = guess_max_pixel(state)
-    family = {('megvii', 1): 'megvii_legacy', ('mmdetection', 1): 'cjm'}.get((naming, max_pixel), naming)
-    expected, conflict = FAMILIES[family], ''
-    if max_pixel != expected.max_pixel:
-        conflict = f'its stem was trained on pixels up to {max_pixel}: pass family=, or max_pixel= with mean= and std='
-    elif guess_focus(state[STEM]) not in (expected.focus, None):
-        conflict = f'its filters are smooth for another order of pixels than {expected.focus!r}: pass focus='
-    return family, conflict
+    if max_pixel == 1: naming = dict(megvii='megvii_legacy', mmdetection='cjm').get(naming, naming)
+    usual = FAMILIES[naming]
+    known = f'it has the names of {naming}, but its'
+    if strict and max_pixel != usual.max_pixel:
+        advice = 'pass family=, or max_pixel= with mean= and std='
+        raise ValueError(f'{known} stem was trained on pixels up to {max_pixel}: {advice}')
+    if strict and guess_focus(state[STEM]) not in (usual.focus, None):
+        raise ValueError(f'{known} filters are smooth for another order of pixels than {usual.focus!r}: pass focus=')
+    return naming
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ad65d274
 def _pixel_format(family, changes, known=None): # That of a family, or a known one, with some fields changed
@@ -76,53 +77,40 @@ def _pixel_format(family, changes, known=None): # That of a family, or a known o
 def _convert(weights, pixels, names): # To our order and range of pixels
     if names is not None:
         check_class_names(names, 'names')
-        C = weights.num_classes
-        if len(names) != C: raise ValueError(f'{len(names)} names for {C} classes')
-    state = {**weights.state, STEM: convert_stem(weights.state[STEM], pixels)}
+        if len(names) != weights.num_classes: raise ValueError(f'{len(names)} names for {weights.num_classes} classes')
+    state = weights.state | {STEM: convert_stem(weights.state[STEM], pixels)}
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
     return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #b32adce7
-def recognise(
-    checkpoint:dict, # Content of a file, or a state dict
-    family:str=None, # One of `FAMILIES`; a guess if None
-    names:list=None, # Of the classes; those of COCO if None and there are 80
-    **pixels # Fields of `PixelFormat` that differ from the family: bgr, max_pixel, focus, mean, std
-) -> Weights:
-    "Tell which family a `checkpoint` belongs to, and convert it to ours."
+def recognise(checkpoint, family=None, names=None, **pixels) -> Weights: # Options of `load_weights`
+    "Tell which family the content of a file, or a state dict, belongs to, and convert it to ours."
     naming, state, other = unpack(checkpoint)
     model_type, num_classes = _read_shapes(state)
     _check_finite(state)
-    guess, conflict = _guess_family(naming, state)
-    if conflict and family is None and not pixels: raise ValueError(f'it has the names of {guess}, but {conflict}')
-    if family is None: family = guess
+    if family is None: family = _guess_family(naming, state, strict=not pixels)
     if num_classes == len(COCO_NAMES): names = names or COCO_NAMES
     variant = VARIANTS[model_type]
     found = Weights(state, model_type, num_classes, variant.mean, variant.std, family=family, left_over=other)
     return _convert(found, _pixel_format(family, pixels), names or None)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #2bce87ad
-def save_weights(
-    weights:Weights,
-    path # File to write, usually `*.safetensors`
-):
+def save_weights(weights:Weights, path): # Usually `*.safetensors`
     "Write `weights` with all that is known about them to `path`."
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
     known = {k: v for k, v in vars(weights).items() if k not in ('state', 'left_over')}
     metadata = json.dumps(known | dict(family='ours', focus=ROW_MAJOR))
     state = {k: v.detach().cpu().contiguous() for k, v in weights.state.items()}
-    with atomic(path) as partial:
-        try: save_file(state, partial, metadata=dict(cjm_yolox_pytorch=metadata))
-        except SafetensorError as e: raise OSError(str(e)) from e
+    content = safetensors.torch.save(state, dict(cjm_yolox_pytorch=metadata))
+    with atomic(path) as partial: partial.write_bytes(content)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #48c2f65a
 def _is_valid(w): # Do the fields have the types that `save_weights` writes?
-    if not all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in [*w.mean, *w.std]): return False
-    if len(w.mean) != 3 or len(w.std) != 3 or 0 in w.std or w.left_over != []: return False
-    types = (w.notes, dict), (w.family, str), (w.num_classes, int), (w.names, (list, type(None)))
-    known_size = w.size is None or isinstance(w.size, int) and 0 < w.size < 2**15
-    return known_size and all(isinstance(v, kind) for v, kind in types)
+    types = dict(notes=dict, family=str, num_classes=int, names=list|None, size=int|None)
+    if not all(isinstance(getattr(w, name), kind) for name, kind in types.items()): return False
+    numbers = all(isinstance(v, int|float) and abs(v) < 1e6 for v in [*w.mean, *w.std])
+    shapes = len(w.mean) == len(w.std) == 3 and w.left_over == []
+    size = w.size is None or w.size in range(1, 2**15)
+    return numbers and shapes and size and 0 not in w.std
 
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognise`
     try:
@@ -160,10 +148,7 @@ def _download_to(url, path, digest):
     finally: socket.setdefaulttimeout(timeout)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #83887ddf
-def download(
-    url:str, # Of a file of weights
-    folder=None # Where it is kept; the cache of torch.hub if None
-) -> Path: # Of the file
+def download(url:str, folder=None) -> Path: # In `folder`, or the cache of torch.hub if None
     "Download weights unless they are there, or raise an `OSError`."
     if folder is None: # Other addresses may have files of the same name
         folder = Path(torch.hub.get_dir())/'checkpoints'/hashlib.sha256(url.encode()).hexdigest()[:12]

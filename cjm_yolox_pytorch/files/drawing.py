@@ -15,34 +15,23 @@ from .paths import atomic
 # %% ../../nbs/files/04_drawing.ipynb #d749196f
 def escape_mathtext(text): return printable(text).replace('$', r'\$') # So that matplotlib draws it as it is
 
-def draw_box(
-    ax, # Axes of matplotlib that show an image
-    box, # [4] xyxy in pixels
-    text:str, # Above the box, or inside where there is no room; may be empty
-    colour, # Of matplotlib
-    **kwargs # Of matplotlib's Rectangle, such as `lw`
-):
-    "Draw a box with a text."
+def draw_box(ax, box, text, colour, **kwargs): # `box`: [4] xyxy in pixels; `kwargs` of Rectangle, such as `lw`
+    "Draw a box on `ax`, with a text above it, or inside where there is no room."
     from matplotlib.patches import Rectangle
     x1, y1, x2, y2 = box
-    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **{'fill': False, 'color': colour, 'lw': 1.5, **kwargs}))
+    style = dict(fill=False, color=colour, lw=1.5) | kwargs
+    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
     if not text: return
     va = 'bottom' if y1 > ax.get_ylim()[0]/12 else 'top'
     background = dict(facecolor=colour, lw=0, pad=.8, alpha=.7)
     ax.text(x1, y1, escape_mathtext(text), fontsize=6, color='white', va=va, clip_on=True, bbox=background)
 
 # %% ../../nbs/files/04_drawing.ipynb #8fbbd898
-def draw_boxes(
-    ax, # Axes of matplotlib
-    image:Tensor, # [3, H, W] uint8
-    boxes:Tensor, # [N, 4] xyxy in pixels
-    labels:Tensor, # [N] int64
-    names=None, # C names of classes; numbers if None
-    scores:Tensor=None # [N] from 0 to 1, drawn beside the names
-):
-    "Show `image` with `boxes` on it, the first on top."
+def draw_boxes(ax, image:Tensor, boxes, labels, names=None, scores=None): # [3, H, W] uint8; [N, 4] xyxy in pixels
+    "Show `image` with `boxes` on it, the first on top, and the names or numbers of their classes."
+    _, height, width = image.shape
     # The first pixel is from 0 to 1
-    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(0, image.shape[2], image.shape[1], 0))
+    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(0, width, height, 0))
     ax.axis('off')
     for i in reversed(range(len(boxes))):
         label = int(labels[i])
@@ -56,8 +45,7 @@ CJK_FONTS = [
     'Arial Unicode MS', 'Hiragino Sans', 'Apple SD Gothic Neo', # macOS
     'Microsoft YaHei', 'Yu Gothic', 'Malgun Gothic'] # Windows
 
-def save_figure(fig, path): # As PNG
-    "Save a figure with text in any script for which there is a font."
+def save_figure(fig, path): # As PNG, with text in any script for which there is a font
     from matplotlib.font_manager import fontManager
     from matplotlib.text import Text
     installed = {f.name for f in fontManager.ttflist}

@@ -19,11 +19,8 @@ def open_image(path): # Image of Pillow, not yet decoded
     try: return Image.open(path, formats=IMAGE_FORMATS)
     except UnidentifiedImageError: raise OSError(f'none of {", ".join(IMAGE_FORMATS)}') from None
 
-def read_image(
-    path, # File, or file-like object
-    upright:bool=True # Rotate as the EXIF data says
-) -> Tensor: # [3, H, W] uint8 RGB
-    "Read an image in RGB, or raise an `OSError`."
+def read_image(path, upright:bool=True) -> Tensor: # [3, H, W] uint8 RGB, rotated as the EXIF data says if `upright`
+    "Read an image from a file or a file-like object, or raise an `OSError`."
     try:
         with open_image(path) as image:
             pixels = _decode_jpeg(image, path)
@@ -34,8 +31,7 @@ def read_image(
     except Exception as e: raise OSError(f'{path} cannot be decoded as an image ({e}): fix or remove it') from e
 
 # %% ../../nbs/files/02_images.ipynb #2df08411
-def orientation(image) -> int: # 1 to 8, as in EXIF; from 5 on, width and height swap
-    "Return the rotation that makes an image of Pillow upright, before it is decoded; 1 is none."
+def orientation(image) -> int: # 1 (upright) to 8, as in EXIF; from 5 on, width and height swap
     try: found = Image.Image.getexif(image).get(0x0112, 1) # `image.getexif` of a PNG would decode it
     except Exception: return 1 # EXIF data that cannot be read
     return found if found in range(1, 9) else 1
@@ -57,8 +53,8 @@ def _decode_jpeg(image, path): # [H, W, 3] as stored; None if `image` is not a w
 
 # %% ../../nbs/files/02_images.ipynb #92b5356f
 def _to_rgb(image, upright=True): # [3, H, W] uint8
+    turn = orientation(image) if upright else 1
     if image.format == 'TIFF': turn = _load_tiff(image, upright)
-    else: turn = orientation(image) if upright else 1
     image.load() # It may change its size
     rescale = _rescale_to_8_bits(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -68,13 +64,13 @@ def _to_rgb(image, upright=True): # [3, H, W] uint8
     return _rotate(pixels, turn)
 
 def _strips(image, max_pixels=2**18): # (first row, part of the image)
-    rows = max(1, max_pixels//max(1, image.width))
-    for top in range(0, image.height, rows): yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+    width, height = image.size
+    rows = max(1, max_pixels//max(1, width))
+    for top in range(0, height, rows): yield top, image.crop((0, top, width, min(top + rows, height)))
 
 # %% ../../nbs/files/02_images.ipynb #1afe8a7f
 def _load_tiff(image, upright): # Orientation that is left to apply
-    turn = orientation(image)
-    name = image.filename
+    turn, name = orientation(image), image.filename
     image.filename = ''
     image.load()
     image.filename = name
@@ -92,10 +88,8 @@ def _rescale_to_8_bits(image): # Function of pixel values; None if they are from
     return lambda values: (values*factor).round()
 
 # %% ../../nbs/files/02_images.ipynb #f1429c14
-def as_image(
-    image # File, PIL image, array [H, W] or [H, W, 3 or 4], or tensor [1, 3 or 4, H, W]; uint8, or float from 0 to 1
-) -> Tensor: # [3, H, W] uint8 RGB
-    "Convert `image` to a tensor. Raises `OSError` for a bad file, `ValueError` for bad numbers."
+def as_image(image) -> Tensor: # [3, H, W] uint8 RGB
+    "Convert a file, PIL image, array [H, W] or [H, W, 3 or 4], or tensor [1, 3 or 4, H, W] of uint8 or of 0 to 1."
     if isinstance(image, (str, os.PathLike)): return read_image(image)
     if isinstance(image, Image.Image): return _to_rgb(image)
     if isinstance(image, Tensor): return _check_pixels(image.cpu(), image.shape)

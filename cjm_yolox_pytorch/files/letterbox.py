@@ -18,53 +18,34 @@ from ..boxes import at_least_fp32
 def as_hw(size) -> tuple: # Height and width, from these or from the side of a square
     return (int(size),)*2 if isinstance(size, Integral) else tuple(size)
 
-def letterbox_size(
-    image_hw:tuple, # Height and width of the image in pixels
-    canvas_hw:tuple # Height and width to fit it into
-) -> tuple: # Height and width of the image on the canvas, at least 1 pixel each
-    "Size of an image of `image_hw` once it is scaled to fit into `canvas_hw`."
+def letterbox_size(image_hw:tuple, canvas_hw:tuple) -> tuple: # Height and width of the image on the canvas
     ratio = min(canvas_hw[0] / image_hw[0], canvas_hw[1] / image_hw[1])
     return tuple(max(1, round(n*ratio)) for n in image_hw)
 
 # %% ../../nbs/files/03_letterbox.ipynb #a74ce3bf
-def letterbox(
-    image:Tensor, # [3, H, W] uint8, or float from 0 to 255
-    canvas_hw:tuple, # Height and width of the canvas in pixels
-    fill:int=114 # Value outside the image
-) -> Tensor: # [3, *canvas_hw], dtype of `image`
-    "Fit `image` onto a canvas, in its top left corner."
-    height, width = letterbox_size(image.shape[1:], canvas_hw)
-    if (height, width) != tuple(image.shape[1:]): image = TF.resize(image, [height, width], antialias=False)
+def letterbox(image:Tensor, canvas_hw:tuple, fill:int=114) -> Tensor: # [3, *canvas_hw], dtype of `image`
+    "Fit `image` [3, H, W] of 0 to 255 onto a canvas, in its top left corner."
+    height, width = size = letterbox_size(image.shape[1:], canvas_hw)
+    if size != tuple(image.shape[1:]): image = TF.resize(image, size, antialias=False)
     return TF.pad(image, [0, 0, canvas_hw[1] - width, canvas_hw[0] - height], fill=fill)
 
 # %% ../../nbs/files/03_letterbox.ipynb #aa52dc88
-def letterbox_scale(
-    image_hw:tuple, # Height and width of the image in pixels
-    canvas_hw:tuple # Height and width of the canvas
-) -> Tensor: # [4] factors of x1, y1, x2 and y2
-    "Scale factors of boxes from image to canvas."
+def letterbox_scale(image_hw:tuple, canvas_hw:tuple) -> Tensor: # [4] factors of boxes, from image to canvas
     (h, w), (height, width) = image_hw, letterbox_size(image_hw, canvas_hw)
     return torch.tensor([width/w, height/h]*2)
 
 # %% ../../nbs/files/03_letterbox.ipynb #22addc10
-def unletterbox(
-    boxes:Tensor, # [N, 4] xyxy in pixels of the canvas
-    image_hw:tuple, # Height and width of the original image
-    canvas_hw:tuple # Height and width of the canvas
-) -> Tensor: # [N, 4] xyxy in pixels of the original image, clipped at its border
+def unletterbox(boxes:Tensor, image_hw:tuple, canvas_hw:tuple) -> Tensor: # [N, 4] xyxy, clipped at the border
     "Bring `boxes` from the letterboxed canvas back to the original image."
     boxes = at_least_fp32(boxes)
+    scale = letterbox_scale(image_hw, canvas_hw).to(boxes)
     limits = boxes.new_tensor([*image_hw[::-1]]*2)
-    return (boxes / letterbox_scale(image_hw, canvas_hw).to(boxes)).clamp(min=0).minimum(limits)
+    return (boxes / scale).clamp(min=0).minimum(limits)
 
 # %% ../../nbs/files/03_letterbox.ipynb #6d3ec458
-def normalize(
-    images:Tensor, # [..., 3, H, W] RGB from 0 to 255
-    mean, # [3] of RGB in 0-1
-    std # [3]
-) -> Tensor: # [..., 3, H, W] float32
-    "Turn pixels into the input of a network."
-    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
+def normalize(images:Tensor, mean, std) -> Tensor: # [..., 3, H, W] float32, from RGB from 0 to 255
+    "Turn pixels into the input of a network, with `mean` and `std` [3] of RGB in 0-1."
+    mean, std = torch.tensor([[*mean], [*std]], dtype=torch.float32, device=images.device).view(2, 3, 1, 1)
     return (images.float()/255 - mean) / std
 
 # %% ../../nbs/files/03_letterbox.ipynb #5e1f0a02

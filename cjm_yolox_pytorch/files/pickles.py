@@ -8,6 +8,7 @@ __all__ = ['read_file']
 # %% ../../nbs/files/06_pickles.ipynb #24ef19fa
 import math, os, pickletools, re, threading, torch, zipfile
 from dataclasses import dataclass
+from safetensors import safe_open
 
 # %% ../../nbs/files/06_pickles.ipynb #57774dc7
 class _Unread: # Stands in for what is not needed
@@ -19,23 +20,18 @@ _UNREAD = ['mmengine.logging.history_buffer.HistoryBuffer', 'numpy.ndarray', 'nu
 _READING = threading.Lock() # torch has one list of safe globals for all threads
 
 # %% ../../nbs/files/06_pickles.ipynb #ddde8625
-def read_file(
-    path, # A file of weights, or another that torch wrote
-    kind='file of weights' # For the error
-) -> tuple: # Its content, and the metadata if the file is ours
+def read_file(path, kind='file of weights') -> tuple: # Content, and the metadata of a file of ours
     "Read a safetensors file or a pickle without running anything in it, or raise a `ValueError`."
     with open(path, 'rb') as f: start = f.read(9)
     try:
-        if start[8:] == b'{': return _read_safetensors(path)
+        if start[8:] == b'{':
+            with safe_open(path, 'pt') as f:
+                metadata = f.metadata() or {}
+                return {k: f.get_tensor(k) for k in f.keys()}, metadata.get('cjm_yolox_pytorch')
         _check_archive(path, start)
         with _READING, torch.serialization.safe_globals([(_Unread, name) for name in _UNREAD]):
             return torch.load(path, map_location='cpu', weights_only=True), None
     except Exception as e: raise ValueError(f'{path} {_explain(e, kind)}') from e
-
-def _read_safetensors(path):
-    from safetensors import safe_open
-    with safe_open(path, 'pt') as f: state, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    return state, metadata.get('cjm_yolox_pytorch')
 
 # %% ../../nbs/files/06_pickles.ipynb #3ed90962
 def _explain(e, kind): # Without torch's advice to read the file unsafely
@@ -52,30 +48,30 @@ class _Item:
     "What is known of an object on the stack of a pickle"
     opcode:str # That made it
     size:int # Objects in it, and in these, and so on
-    value:object # Of a number or a text; name of a global; length of a storage
-    parts:list = None # Of a tuple
-    held:bool = False # By another object
+    value:object # Number or text; parts of a tuple; name of what was called; length of a storage
+    shared:bool = False # It came from the memo, so it may be part of another
 
 def _pop_operands(stacks, op): # A mark opens a new stack, as in torch
-    above = stacks.pop() if pickletools.stackslice in op.stack_before else []
-    fixed = [kind for kind in op.stack_before if kind not in (pickletools.markobject, pickletools.stackslice)]
-    return [stacks[-1].pop() for _ in fixed][::-1] + above
+    above = stacks.pop() if pickletools.markobject in op.stack_before else []
+    marked = pickletools.markobject, pickletools.stackslice
+    return [stacks[-1].pop() for kind in op.stack_before if kind not in marked][::-1] + above
 
 # %% ../../nbs/files/06_pickles.ipynb #e3811baf
 _GROWING = 'APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD'
 
-def _run_opcode(op, arg, stacks, seen): # Cost beyond taking what is there, and size of the result
+def _run_opcode(op, arg, stacks, seen): # -> cost
     operands = _pop_operands(stacks, op)
-    item = _Item(op.name, 1 + sum(o.size for o in operands), arg, operands if 'TUPLE' in op.name else None)
-    cost = _COSTS[op.name](item, seen, *operands) if op.name in _COSTS else 0
-    size = item.size
+    value = operands if 'TUPLE' in op.name else arg
+    item = _Item(op.name, 1 + sum(o.size for o in operands), value)
+    cost = item.size
+    if op.name in _CHECKS: cost += _CHECKS[op.name](item, seen, *operands)
     if op.name in _GROWING:
-        item, *operands = operands
-        if item.held: raise ValueError('it changes an object that is part of another')
-        item.size = size
-    for o in operands: o.held = True
+        grown = operands[0]
+        if grown.shared: raise ValueError('it changes an object that is part of another')
+        cost -= grown.size
+        grown.size, item = item.size, grown
     stacks[-1] += [item]*len(op.stack_after)
-    return cost, size
+    return cost
 
 # %% ../../nbs/files/06_pickles.ipynb #1c664bcd
 def _check_pickle(program, limit): # `program`: bytes, or a file that stands at a pickle
@@ -85,74 +81,74 @@ def _check_pickle(program, limit): # `program`: bytes, or a file that stands at 
         if op.name == 'PROTO' and arg in (4, 5):
             raise ValueError(f'it is a pickle of protocol {arg}, which is unsafe: ask for a .safetensors file')
         if 'PUT' in op.name: memo[arg] = stacks[-1][-1]
-        elif 'GET' in op.name: stacks[-1].append(memo[arg])
+        elif 'GET' in op.name:
+            memo[arg].shared = True
+            stacks[-1].append(memo[arg])
         elif op.name == 'MARK': stacks.append([])
-        else:
-            cost, size = _run_opcode(op, arg, stacks, seen)
-            total += cost
-            if max(total, size) > limit: raise ValueError(f'it builds an object of more than {limit} parts')
+        else: total += _run_opcode(op, arg, stacks, seen)
+        if total > limit: raise ValueError(f'it builds an object of more than {limit} parts')
 
 # %% ../../nbs/files/06_pickles.ipynb #d93cb2e6
-def _fits_storage(*args): # Storage, offset, sizes and strides of a tensor
-    if len(args) < 4 or args[0].opcode != 'BINPERSID': return False
-    if any(a.parts is None or len(a.parts) > 16 for a in args[2:4]): return False
-    sizes, strides = ([p.value for p in a.parts] for a in args[2:4])
-    last = args[1].value + sum((n - 1)*step for n, step in zip(sizes, strides))
-    if 0 not in sizes and max(math.prod(sizes), last + 1) > args[0].value:
-        raise ValueError(f'a tensor of {sizes} has more numbers than its storage, {args[0].value}')
-    return True
+def _is_tuple(item): return type(item.value) is list
 
+def _fits_storage(*args): # Storage, offset, sizes and strides of a tensor
+    tuples = [a for a in args[2:4] if _is_tuple(a) and len(a.value) <= 16]
+    if len(tuples) < 2 or args[0].opcode != 'BINPERSID': return False
+    sizes, strides = ([n.value for n in a.value] for a in tuples)
+    last = args[1].value + sum((n - 1)*step for n, step in zip(sizes, strides))
+    if 0 in sizes or max(math.prod(sizes), last + 1) <= args[0].value: return True
+    raise ValueError(f'a tensor of {sizes} has more numbers than its storage, {args[0].value}')
+
+# %% ../../nbs/files/06_pickles.ipynb #cbbb3c40
 _RETURNED = 'REDUCE', 'NEWOBJ', 'BINPERSID' # Objects that may be larger than the pickle says
 
 def _in_file(*args): return not any(a.opcode in _RETURNED for a in args)
 def _is_latin1(*args): return [a.value for a in args[1:]] == ['latin1']
 
-# %% ../../nbs/files/06_pickles.ipynb #cbbb3c40
-_PARAMETERS = 'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state'
+_ALWAYS = *_UNREAD, 'torch.device', *(f'torch._utils._rebuild_parameter{end}' for end in ('', '_with_state'))
 _TENSORS = [f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3')]
 _CONTAINERS = '__builtin__.set', 'builtins.set', 'collections.Counter', 'torch.Size'
 _CALLABLE = { # Name: test of its arguments
-    **dict.fromkeys([*_UNREAD, *_PARAMETERS, 'torch.device'], lambda *args: True),
-    **dict.fromkeys(_TENSORS, _fits_storage), **dict.fromkeys(_CONTAINERS, _in_file),
+    **dict.fromkeys(_ALWAYS, lambda *args: True), **dict.fromkeys(_TENSORS, _fits_storage),
+    **dict.fromkeys(_CONTAINERS, _in_file),
     'collections.OrderedDict': lambda *args: not args, '_codecs.encode': _is_latin1}
 _TYPES = re.compile(r'torch\.([a-z]\w*|\w+Storage)|torch\.storage\.\w+Storage') # Of numbers and of storages
 
 # %% ../../nbs/files/06_pickles.ipynb #e693c1fb
-def _global_cost(item, seen): # A name that torch will look up
+def _check_global(item, seen): # A name that torch will look up
     item.value = item.value.replace(' ', '.')
     if item.value in _CALLABLE or _TYPES.fullmatch(item.value): return 0
     raise ValueError(f'GLOBAL {item.value}') # In torch's words
 
-def _call_cost(item, seen, function, args):
+def _check_call(item, seen, function, args):
     item.value = function.value
     test = _CALLABLE.get(function.value) if function.opcode == 'GLOBAL' else None
-    if test is None or args.parts is None or not test(*args.parts):
-        raise ValueError(f'it calls {str(function.value)[:80]} in a way that weights do not need')
-    return args.size + sum(len(p.value) for p in args.parts if isinstance(p.value, str))
+    allowed = test and _is_tuple(args) and test(*args.value)
+    if not allowed: raise ValueError(f'it calls {str(function.value)[:80]} in a way that weights do not need')
+    return sum(len(a.value) for a in args.value if isinstance(a.value, str))
 
-def _build_cost(item, seen, built, state): # Sets attributes
-    allowed = built.opcode in _RETURNED and built.value in ('collections.OrderedDict', *_UNREAD)
-    if allowed and state.opcode not in _RETURNED: return state.size
+def _check_build(item, seen, built, state): # Sets attributes
+    known = built.opcode in _RETURNED and built.value in ('collections.OrderedDict', *_UNREAD)
+    if known and _in_file(state): return 0
     raise ValueError(f'it changes {str(built.value)[:80]} in a way that weights do not need')
 
 # %% ../../nbs/files/06_pickles.ipynb #88ec54a0
-def _storage_cost(item, seen, args): # 'storage', type of numbers, key, device, length; and before torch 1.6, a view
-    key, length = args.parts[2].value, args.parts[4].value
-    view = [p.opcode for p in args.parts[5:]] not in ([], ['NONE'])
-    if view or not isinstance(key, str) or length < 0: raise ValueError('it refers to a part of a storage')
+def _check_storage(item, seen, args): # 'storage', type of numbers, key, device, length; and before torch 1.6, a view
+    key, length = args.value[2].value, args.value[4].value
+    whole = [a.opcode for a in args.value[5:]] in ([], ['NONE'])
+    valid = type(key) is str and type(length) is int and length >= 0
+    if not (whole and valid): raise ValueError('it refers to a part of a storage')
     cost = 0 if key in seen else length
     item.value = seen.setdefault(key, length)
     return cost
 
-def _int_cost(item, seen):
+def _check_int(item, seen): # Large ones may all have the same hash, so that a dict compares each with all others
     if abs(item.value) < 2**61 - 1: return 0
     seen[int] = seen.get(int, 0) + 1
-    return seen[int] # Comparisons, if all have the same hash
+    return seen[int]
 
-def _keys_cost(item, seen, mapping, *pairs): return sum(key.size for key in pairs[::2]) # Hashed with all their parts
-
-_COSTS = dict(GLOBAL=_global_cost, REDUCE=_call_cost, NEWOBJ=_call_cost, BUILD=_build_cost, BINPERSID=_storage_cost,
-    SETITEM=_keys_cost, SETITEMS=_keys_cost, LONG1=_int_cost)
+_CHECKS = dict(GLOBAL=_check_global, REDUCE=_check_call, NEWOBJ=_check_call, BUILD=_check_build,
+    BINPERSID=_check_storage, LONG1=_check_int)
 
 # %% ../../nbs/files/06_pickles.ipynb #c570a8a6
 def _check_archive(path, start): # `start`: its first bytes

@@ -6,16 +6,15 @@
 __all__ = ['open_video', 'VideoWriter', 'read_video']
 
 # %% ../../nbs/files/05_video.ipynb #2416334e
-import os, torch, numpy as np
+import importlib, os, torch, numpy as np
 from contextlib import closing
 from fractions import Fraction
 from PIL import Image
 
 # %% ../../nbs/files/05_video.ipynb #52f1e16d
 def _import_av():
-    try: import av
+    try: return importlib.import_module('av')
     except ImportError as e: raise ImportError("videos need PyAV: pip install 'cjm-yolox-pytorch[video]'") from e
-    return av
 
 def open_video(path): return _import_av().open(os.path.abspath(path), options=dict(protocol_whitelist='file'))
 
@@ -32,14 +31,12 @@ def _create_mp4(path, width, height, comment): # Container and stream of PyAV
 # %% ../../nbs/files/05_video.ipynb #46c18089
 class VideoWriter:
     "Write images and their times in seconds as an MP4 file"
-    def __init__(self,
-        path, # MP4 file to write
-        comment:str='' # Stored in the file
-    ): self.path, self.comment, self.video = path, comment, None
+    def __init__(self, path, comment=''): # `comment` is stored in the file
+        self.path, self.comment, self.video = path, comment, None
 
     def add(self, image:Image.Image, seconds:float): # Images all of one size
         try:
-            if self.video is None: self.begin(*image.size)
+            if self.video is None: self.video, self.stream = _create_mp4(self.path, *image.size, self.comment)
             frame = _import_av().VideoFrame.from_image(image.crop((0, 0, self.stream.width, self.stream.height)))
             frame.pts, frame.time_base = round(seconds*90000), Fraction(1, 90000)
             self.video.mux(self.stream.encode(frame))
@@ -48,7 +45,7 @@ class VideoWriter:
             self.video = None # Nothing is left for `close`
             raise
 
-    def begin(self, width, height): self.video, self.stream = _create_mp4(self.path, width, height, self.comment)
+
 
     def close(self):
         if self.video is None: return

@@ -104,7 +104,7 @@ def test_few_graphs_serve_all_groups_of_objects(graphs, monkeypatch):
     "Groups of 40 at most: one graph for each power of two, not for each number of objects"
     monkeypatch.setattr(cjm_yolox_pytorch.assignment, 'PAIR_BYTES', 2**20//(NUM_CELLS*40))
     loss = YOLOXLoss(C, compile=True, assigner=SimOTAAssigner(max_mb=1))
-    for count in (30, 36, 45, 70, 90, 150):
+    for count in (30, 36, 45, 60, 70, 75, 90, 120, 150):
         maps, boxes, labels = batch([count])
         assert_close(compiled(loss, maps, boxes, labels)[0], list(YOLOXLoss(C)(*maps, boxes, labels).values()))
     assert graphs.frame_count == 3 and loss.compile_mode

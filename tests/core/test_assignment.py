@@ -155,6 +155,11 @@ def test_sparse_memory_is_bounded(monkeypatch):
     assert unlimited > 4*2**20 > 2*limited
 
 
+def test_sparse_memory_is_bounded_by_default():
+    with LargestTensor() as mode: simota_sparse(*crowd(1, 3))
+    assert mode.bytes <= 4*2**20
+
+
 RADII = [(1.3, False), (1.3, True), (40., False), (40., True), (torch.inf, False)]
 
 

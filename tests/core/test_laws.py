@@ -621,6 +621,8 @@ def test_box_losses_of_points_and_lines_are_finite(box, name, dtype, corners):
 
 
 @given(st.integers(1, 120), st.integers(1, 120), st.lists(st.integers(2, 70), min_size=1, max_size=5))
+@example(9, 14, [1, 3])
+@example(200, 3, [1])
 def test_grids_list_cells_in_the_order_of_maps(height, width, strides):
     grid = generate_output_grids(height, width, strides)
     sizes = [(math.ceil(height/s), math.ceil(width/s)) for s in strides]

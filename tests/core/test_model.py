@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from cjm_yolox_pytorch.boxes import flatten_levels
 from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
-from cjm_yolox_pytorch.model import NORM_STATS, PRIOR_BIAS, build_model
+from cjm_yolox_pytorch.model import NORM_STATS, PRIOR_BIAS, PUBLISHED, build_model
 
 
 def test_nano_weights_predict_what_the_reference_predicts(shared):
@@ -51,3 +51,31 @@ def test_weights_with_other_statistics_warn(nano, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         build_model('yolox_nano', 3, pretrained=tmp_path/'usual.safetensors')
+
+
+def test_every_published_file_has_an_address():
+    assert {f: len(urls) for f, urls in PUBLISHED.items()} == dict(cjm=5, megvii=6, mmyolo=3)
+    for urls in PUBLISHED.values():
+        for name, url in urls.items(): assert url.startswith('https://') and name in url and url.endswith('.pth')
+
+
+@pytest.mark.parametrize('pretrained, folder, host', [
+    (True, '', 'huggingface.co/cj-mills/'), ('cjm', 'cjm', 'huggingface.co/cj-mills/'),
+    ('megvii', 'megvii', 'github.com/Megvii-BaseDetection/'), ('mmyolo', 'mmyolo', 'download.openmmlab.com/mmyolo/')])
+def test_published_weights_by_family(pretrained, folder, host, tmp_path, monkeypatch):
+    model = build_model('yolox_tiny', 3, pretrained=False)
+    weights = Weights(model.state_dict(), 'yolox_tiny', 3, **NORM_STATS['yolox_tiny'])
+    requested = []
+    def write(url, to, digest):
+        requested.append(url)
+        save_weights(weights, to)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', write)
+    built = build_model('yolox_tiny', 3, pretrained, tmp_path)
+    assert_close(built.state_dict(), model.state_dict())
+    assert len(requested) == 1 and requested[0].startswith(f'https://{host}')
+    assert (tmp_path/folder/requested[0].rpartition('/')[2]).is_file()
+
+
+def test_family_that_has_not_published_a_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"mmyolo has published no yolox_x: choose one of \['cjm', 'megvii'\]"):
+        build_model('yolox_x', 3, 'mmyolo', tmp_path)

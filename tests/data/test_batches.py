@@ -39,6 +39,8 @@ def test_invalid_sample_is_named(workers, wide):
     with pytest.raises(ValueError, match=message): next(iter(loader))
 
 
-def test_invalid_image_is_named(wide):
-    message = r'a\.png: transforms made an image of torch\.uint8 \[1, 50, 100\], but uint8 \[3, H, W\]'
-    with pytest.raises(ValueError, match=message): DetectionDataset(wide, 64, v2.Grayscale())[0]
+@pytest.mark.parametrize('then', [[], [Mosaic(100)], [RandomAffine(100, **STILL)]], ids=str)
+def test_invalid_image_is_named(then, wide):
+    "Also if it is the next transform that cannot use it"
+    message = r'a\.png.*: transforms made an image of torch\.uint8 \[1, 50, 100\], but uint8 \[3, H, W\]'
+    with pytest.raises(ValueError, match=message): DetectionDataset(wide, 64, [v2.Grayscale(), *then])[0]

@@ -120,7 +120,8 @@ UNREADABLE = {
     'cut off': ('{"images": [', 'instances_default.json: not JSON: .*line 1 column 13.*Export it again'),
     'empty': ('', 'not JSON'), 'NUL': ('\x00', 'not JSON'), 'deep': ('['*100000, 'not JSON'),
     'a list': ('[]', "no list 'images'"), 'a number in place of a list': ('{"images": 3}', "no list 'images'"),
-    'numbers': ('{"images": [3], "annotations": [], "categories": []}', 'images that are not objects: 3. Remove')}
+    'numbers': ('{"images": [3], "annotations": [], "categories": []}', 'images that are not objects: 3. Remove'),
+    'annotations': ('{"images": [], "annotations": [3], "categories": []}', 'annotations that are not objects: 3')}
 
 
 @pytest.mark.parametrize('name', UNREADABLE)

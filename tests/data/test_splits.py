@@ -138,6 +138,7 @@ def test_part_of_a_dataset_leads_to_the_whole(name, tmp_path, monkeypatch):
     ('alone/images', []), ('twice/train/images', ['twice/train/labels', 'twice/val/images', 'twice/valid/images'])])
 def test_part_of_nothing_known_leads_nowhere(folder, others, tmp_path):
     for name in (folder, *others): write_image(tmp_path/name, 'a')
+    write(tmp_path/'alone/package.json', '{}') # Of another program
     with pytest.raises(ValueError, match=r'named like images\)$'): find_splits(tmp_path/folder)
 
 

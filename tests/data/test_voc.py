@@ -98,7 +98,9 @@ def test_voc_looks_for_images_in_its_folders_alone(tmp_path):
 LAUGHS_16 = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE l [<!ENTITY a "ha">]><annotation>&a;</annotation>'
 XMIN, SIDE = '<xmin>9<', f'<width>{WIDTH}<'
 BAD = {
-    'cut off': ('<annotation><object>', 'a.xml: not readable as XML: no element found: line 1, column 20. Save it again'),
+    'cut off': (
+        '<annotation><object>',
+        'a.xml: not readable as XML: no element found: line 1, column 20. Save it again'),
     'empty': ('', 'a.xml: not readable as XML'),
     'binary': ('\x00\x01', 'a.xml: not readable as XML'),
     'laughs': ('<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>',

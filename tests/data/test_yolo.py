@@ -102,7 +102,7 @@ def test_yolo_outlines_are_read_wherever_they_lie(tmp_path):
     "Over the border by a little, and in the middle, where the first numbers might be a box"
     angle = np.linspace(0, 2*np.pi, 12, endpoint=False)
     circle = .09*np.stack([np.cos(angle), np.sin(angle)], 1)
-    for centre in [(x/5, y/5) for x in range(6) for y in range(6)]:
+    for centre in [(x/10, y/10) for x in range(11) for y in range(11)]:
         corners = ' '.join(f'{v:.4f}' for v in (centre + circle).ravel())
         assert len(read_text(tmp_path, f'0 {corners}').labels) == 1, centre
 

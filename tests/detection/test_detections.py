@@ -1,6 +1,5 @@
 "Detections: drawing, and the forms other programs want."
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -32,10 +31,12 @@ def test_drawing_keeps_the_size_and_marks_boxes_at_the_borders():
 def test_supervision_gets_boxes_scores_and_names():
     pytest.importorskip('supervision')
     found = some(3)
+    found.labels, found.names = torch.tensor([1, 0, 1]), ['cat', 'dog']
     theirs = found.to_supervision()
     np.testing.assert_array_equal(theirs.xyxy, found.boxes)
     np.testing.assert_array_equal(theirs.confidence, found.scores)
-    assert list(theirs.data['class_name']) == ['0', '0', '0']
+    assert theirs.class_id.tolist() == [1, 0, 1] and list(theirs.data['class_name']) == ['dog', 'cat', 'dog']
+    assert list(some(2).to_supervision().data['class_name']) == ['0', '0']
 
 
 def test_supervision_is_named_if_it_is_missing(monkeypatch):

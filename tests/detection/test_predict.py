@@ -117,6 +117,49 @@ def test_files_of_others_are_not_overwritten(file, film, images, monkeypatch):
     run(file, 'b.png', out='.', write='pictures')
 
 
+MARK = 'written by yolox_predict'
+
+
+def retitle(path):
+    "Copy a video as others would, with the mark as its title"
+    av = pytest.importorskip('av')
+    copy = path.with_name('copy.mp4')
+    with av.open(str(path)) as source, av.open(str(copy), 'w') as video:
+        video.metadata['title'] = MARK
+        stream = video.add_stream('libx264', rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, 'yuv420p'
+        for frame in source.decode(video=0): video.mux(stream.encode(frame.reformat(format='yuv420p')))
+        video.mux(stream.encode(None))
+    copy.replace(path)
+
+
+def test_mark_counts_only_where_it_is_written(file, film, images, tmp_path):
+    "Others may paste our drawing, or mention the mark in a caption, a title or a note"
+    film('images/clip.mp4', 'libx264')
+    out = tmp_path/'out'
+    for _ in range(2): run(file, images, out=out) # Files of ours are replaced
+    collage, exif = Image.new('RGB', (90, 90)), Image.Exif()
+    collage.paste(Image.open(out/'a.jpg'))
+    exif[0x010e] = MARK
+    collage.save(out/'a.jpg', exif=exif)
+    collage.save(out/'b.png.jpg', comment=f'not {MARK}')
+    collage.save(out/'deep/a.jpg')
+    retitle(out/'clip.mp4')
+    before = contents(out)
+    for name in ('a.jpg', 'b.png', 'deep/a.jpg', 'clip.mp4'):
+        (alone := tmp_path/'alone'/name).parent.mkdir(parents=True, exist_ok=True)
+        alone.write_bytes((images/name).read_bytes())
+        with pytest.raises(ValueError, match=f'exists and was not {MARK}'):
+            run(file, alone, out=(out/name).parent, write='pictures')
+    for text in ({'info': {'note': MARK}}, {'images': [], 'info': {'description': MARK}}, [MARK]):
+        (out/'detections.json').write_text(json.dumps(text))
+        with pytest.raises(ValueError, match=f'exists and was not {MARK}'):
+            run(file, images, out=out, write='json')
+        assert json.loads((out/'detections.json').read_text()) == text
+    (out/'detections.json').write_bytes(before[out/'detections.json'])
+    assert contents(out) == before
+
+
 def test_two_inputs_are_not_drawn_as_one_file(file, tmp_path):
     for name in ('a.png', 'a.png.jpg'): Image.new('RGB', (60, 40)).save(tmp_path/name)
     with pytest.raises(ValueError, match='a.png and .*a.png.jpg would both be drawn as'):

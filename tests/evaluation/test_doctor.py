@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from layouts import HEIGHT, LAYOUTS, WIDTH, both, broken_images, coco, every, for_each_split
-from layouts import one_image, pixels, write, write_image, write_layout
+from layouts import one_image, pixels, write, write_image, write_layout, yolo
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -52,6 +52,12 @@ def voc_lists(**lists):
     return layout
 
 
+def own_class_orders(root):
+    "Each folder has its own list of classes"
+    every('{split}', '{split}/{name}.txt', yolo)(root)
+    for split, names in dict(train='ant\nbee', val='bee\nant').items(): write(root/split/'classes.txt', names)
+
+
 VERDICTS = { # What is written, options, which splits are read, and what must be fixed
     'train and val': (OFFICIAL, {}, ['train', 'val'], []),
     'trainval and test': (voc_lists(test='c', trainval='a\nb'), {}, ['trainval', 'test'], []),
@@ -74,6 +80,7 @@ VERDICTS = { # What is written, options, which splits are read, and what must be
     'a name that is not there': (OFFICIAL, dict(val='vaal'), ['train', 'val'], ['no training split']),
     'broken val': (
         both(OFFICIAL, ('annotations/instances_val2017.json', '{"annotations"')), {}, ['train'], ['cannot be read']),
+    'classes in another order': (own_class_orders, {}, ['train', 'val'], []),
     'empty train': (voc_lists(train='', val='c'), {}, ['train', 'val'], ['nothing to learn']),
     'val alone': (voc_lists(val='a\nc'), {}, ['val'], ['no training split']),
     'val alone, chosen': (voc_lists(val='a\nc'), dict(train='val'), ['val'], []),
@@ -179,7 +186,7 @@ def test_doctor_draws_classes_with_the_same_beginning_apart(tmp_path, monkeypatc
 
 @pytest.mark.parametrize('size', [0, -5])
 def test_doctor_needs_a_size(size, tmp_path):
-    with pytest.raises(ValueError, match=f'img_size={size}: at least 1 is needed'):
+    with pytest.raises(ValueError, match=f'img_size={size}: must be at least 1'):
         yolox_doctor(str(tmp_path), img_size=size)
 
 

@@ -16,7 +16,7 @@ from cjm_yolox_pytorch.data.annotations import fingerprint
 from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import hold_out, read_split
 from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
-from cjm_yolox_pytorch.evaluation.metrics import METRICS, VOC_METRICS, average_precision, coco_results
+from cjm_yolox_pytorch.evaluation.metrics import BACKGROUND_NAME, METRICS, VOC_METRICS, average_precision, coco_results
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
 from cjm_yolox_pytorch.files.letterbox import InputSpec
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
@@ -142,16 +142,44 @@ def test_images_that_training_held_out_are_measured(shapes, tmp_path, capsys):
     only = read_split(tmp_path/'only', 'val')
     rest, held = hold_out(only)
     weights = load_weights(shapes/'nano.safetensors')
+    changed = "trained on 'val' of other data, or of this before it changed: metrics may be too high"
     for trained_on, images, warning in [
-        (rest, f'a tenth of val: {len(held)} images', ''),
-        (only, 'val: 6 images', 'trained on these images: metrics may be too high'),
-        (only.take([0]), 'val: 6 images', "trained on 'val' of this or other data: metrics may be too high")]:
-        notes = dict(training='val', fingerprint=fingerprint(trained_on))
+        (fingerprint(rest), f'a tenth of val: {len(held)} images', ''),
+        (fingerprint(only), 'val: 6 images', 'trained on all of these images: metrics may be too high'),
+        (fingerprint(only.take([0])), 'val: 6 images', changed),
+        (None, 'val: 6 images', "trained on 'val' of unknown data: metrics may be too high")]:
+        notes = dict(training='val', fingerprint=trained_on) if trained_on else dict(training='val')
         save_weights(replace(weights, notes=notes), tmp_path/'noted.safetensors')
         yolox_eval(str(tmp_path/'noted.safetensors'), str(tmp_path/'only'), img_size=32, device='cpu')
         printed = capsys.readouterr().out
         assert f'yolox_nano at 32 on {images}' in printed and warning in printed
         assert ('trained on' in printed) == bool(warning)
+
+
+def test_class_names_are_refused_before_the_network_runs(shapes, tmp_path, monkeypatch):
+    weights = load_weights(shapes/'nano.safetensors')
+    Image.new('RGB', (50, 50)).save(tmp_path/'a.png')
+    object_ = dict(id=1, image_id=1, category_id=1, bbox=[5, 5, 20, 20], area=400, iscrowd=0)
+    categories = [dict(id=i + 1, name=BACKGROUND_NAME if i == 2 else f'class {i}') for i in range(5)]
+    images = [dict(id=1, file_name='a.png', width=50, height=50)]
+    text = json.dumps(dict(images=images, annotations=[object_], categories=categories))
+    (tmp_path/'data.json').write_text(text)
+    save_weights(replace(weights, names=None), tmp_path/'unnamed.safetensors')
+    monkeypatch.setattr('cjm_yolox_pytorch.evaluation.evaluate.detect', lambda *args, **kwargs: pytest.fail('it ran'))
+    with pytest.raises(ValueError, match='a class is named .* which is reserved'):
+        yolox_eval(str(tmp_path/'unnamed.safetensors'), str(tmp_path/'data.json'), out=str(tmp_path/'out'), device='cpu')
+    assert not (tmp_path/'out').exists()
+
+
+def test_output_folder_is_checked_before_weights_are_read(shapes, tmp_path):
+    "The file of weights does not exist, but the error is about the folder; and nothing is left there"
+    (tmp_path/'metrics.csv').touch()
+    with pytest.raises(FileExistsError, match='holds a training'):
+        yolox_eval('no.safetensors', str(shapes), out=str(tmp_path))
+    before = sorted(shapes.iterdir())
+    with pytest.raises(ValueError, match='is in the folder of the data'):
+        yolox_eval('no.safetensors', str(shapes), out=f'{shapes}/../{shapes.name}')
+    assert sorted(shapes.iterdir()) == before
 
 
 def write_coco_file(path, images):
@@ -169,9 +197,10 @@ def test_bad_input_is_one_line_at_the_shell(shapes, tmp_path, command):
         ((tmp_path/'no.pth', shapes), 'no.pth: no such file of weights'),
         ((weights, tmp_path/'nowhere'), 'nowhere: no such folder or file of data'),
         ((weights, shapes, '--split', 'vaal'), "has no split 'vaal': choose one of"),
-        ((weights, shapes, '--iou', 65), 'iou=65.0: from 0 to 1 is possible'),
-        ((weights, shapes, '--img-size', 0), 'img_size=0: at least 1 is needed'),
+        ((weights, shapes, '--iou', 65), 'iou=65.0: must be from 0 to 1'),
+        ((weights, shapes, '--img-size', 0), 'img_size=0: must be at least 1'),
         ((weights, shapes, '--out', tmp_path/'run'), 'run holds a training: choose another folder'),
+        ((weights, shapes, '--out', f'{shapes}/../{shapes.name}'), 'is in the folder of the data'),
         ((weights, tmp_path/'empty.json'), "empty.json: the split 'all' has no images"),
         ((weights, tmp_path/'wrong.json', '--workers', 1), 'a.png is 50x50 pixels, but its boxes are for 96x96')]:
         code, printed, _ = command(*args)

@@ -86,6 +86,18 @@ def test_recognise_every_tensor_of_a_family(model_type, family):
     assert all(found.state[k].data_ptr() == state[k].data_ptr() for k in places)
 
 
+@pytest.mark.parametrize('model_type', MODEL_TYPES)
+def test_recognise_networks_of_0_2(model_type):
+    state = ours(model_type, 3)
+    found = recognise(dict(state))
+    assert (found.family, found.model_type, found.num_classes) == ('cjm', model_type, 3)
+    assert (found.focus, found.left_over) == (ROW_MAJOR, [])
+    assert dict(mean=found.mean, std=found.std) == NORM_STATS[model_type]
+    assert_close(found.state[STEM], state[STEM])
+    assert found.state.keys() == state.keys()
+    assert all(found.state[k].data_ptr() == state[k].data_ptr() for k in state if k != STEM)
+
+
 @pytest.mark.parametrize('family, key', [('megvii', megvii_key), ('mmyolo', mmyolo_key)])
 def test_load_matching_fills_the_network(family, key):
     state = ours('yolox_nano', 7)

@@ -90,7 +90,8 @@ def test_full_disk_leaves_the_file_as_it_was(tmp_path, start, kind):
     assert torch.load(path) == dict(a=1) and os.listdir(path.parent) == ['state.pt']
 
 
-def test_folder_that_cannot_be_written_is_named(shapes, tmp_path):
+def test_folder_that_cannot_be_written_is_named(shapes, tmp_path, capfd):
+    "Before the first epoch"
     (tmp_path/'file').write_text('in the way')
     folder = tmp_path/'locked'
     folder.mkdir(mode=0o555)
@@ -100,6 +101,7 @@ def test_folder_that_cannot_be_written_is_named(shapes, tmp_path):
     for out in places:
         with pytest.raises(OSError) as e: yolox_train(str(shapes), out=str(out), device='cpu', **SMALL)
         assert str(out) in str(e.value)
+    assert '1/4' not in capfd.readouterr().out
 
 
 def test_two_trainings_do_not_share_a_folder(shapes, tmp_path, start_training):

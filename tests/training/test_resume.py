@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from fuzz import Mischief
 from trainings import SMALL, assert_same_training, run_command, trainer, words
 
 from cjm_yolox_pytorch.detection.detections import Detections
@@ -116,6 +117,13 @@ def test_damaged_state_is_refused_in_one_line(resumable, tmp_path, damage):
     (tmp_path/'state.pt').write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.raises(ValueError, match=r'state\.pt') as e: load_state(small, tmp_path/'state.pt')
     assert '\n' not in str(e.value) and 'weights_only' not in str(e.value)
+
+
+def test_state_that_would_run_code_is_refused(resumable, tmp_path):
+    (tmp_path/'state.pt').write_bytes(saved(dict(model=Mischief(os.mkdir, str(tmp_path/'canary')))))
+    with pytest.raises(ValueError, match='would execute (posix|nt).mkdir'):
+        load_state(resumable[0], tmp_path/'state.pt')
+    assert os.listdir(tmp_path) == ['state.pt']
 
 
 def replaced(state, way, value):

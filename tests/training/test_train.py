@@ -164,12 +164,13 @@ def test_two_processes_write_once(shapes, tmp_path, start_pair):
     assert [metrics[k] for k in names] == pytest.approx([last[k] for k in names], rel=1e-5, abs=1e-5)
 
 
-def test_two_processes_stop_together_and_resume(shapes, tmp_path, start_pair):
+@pytest.mark.parametrize('number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_two_processes_stop_together_and_resume(shapes, tmp_path, start_pair, number):
     "The signal reaches one of them"
     out = tmp_path/'run'
     pair = start_pair(out, '--workers', 1)
     pair[0].wait_for(out/'metrics.csv')
-    os.kill(pair[1].pid, signal.SIGTERM)
+    os.kill(pair[1].pid, number)
     assert [child.wait() for child in pair] == [130, 130], pair[0].output() + pair[1].output()
     assert 'everything is saved in' in pair[0].output() and len(read_rows(out/'metrics.csv')) < 4
     pair = start_pair(out, '--resume')
