@@ -16,7 +16,7 @@ from ..data.prepare import prepare_splits
 from ..data.shapes import write_shapes
 from ..evaluation.evaluate import yolox_eval
 from .recipe import fine_tune_recipe
-from .runs import check_folder, lock_folder
+from .runs import check_folder, lock_folder, RUN_FILES
 from .train import fit
 from .trainer import Trainer
 
@@ -29,25 +29,24 @@ def yolox_demo(
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Train and evaluate on a dataset of drawn shapes, as a first try"
-    out = Path(out)
+    out, data = Path(out), Path(out)/'shapes'
     recipe = fine_tune_recipe('yolox_tiny', img_size=96, epochs=epochs, batch=16, lr=.006, warmup_epochs=.5,
         no_aug_epochs=1, eval_interval=2)
-    _draw_dataset(out, images)
-    (_, train), (_, val) = prepare_splits(out/'shapes').values()
+    _draw_dataset(out, data, images)
+    (_, train), (_, val) = prepare_splits(data).values()
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
     except KeyboardInterrupt: sys.exit('stopped; the next yolox_demo starts again')
     print('on held-out images:', flush=True)
-    yolox_eval(str(out/'best.safetensors'), str(out/'shapes'), split='test', out=str(out/'test'), device=device)
+    yolox_eval(str(out/'best.safetensors'), str(data), split='test', out=str(out/'test'), device=device)
     print(f'look at {out/"curves.png"} and {out/"test/detections.png"}', flush=True)
 
 # %% ../../nbs/training/04_demo.ipynb #a71ea6fe
-def _draw_dataset(out, images):
-    data, mark = out/'shapes', out/'shapes/of-the-demo'
-    old = 'metrics.csv', 'state.pt', 'best.safetensors', 'last.safetensors'
+def _draw_dataset(out, data, images):
+    mark = data/'of-the-demo'
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out):
         if mark.exists():
-            for name in old: (out/name).unlink(missing_ok=True)
+            for name in RUN_FILES: (out/name).unlink(missing_ok=True)
         elif data.exists(): raise FileExistsError(f'{data} is not from yolox_demo: choose another folder with --out')
         check_folder(out)
         data.mkdir(exist_ok=True)

@@ -10,7 +10,6 @@ import inspect, os, sys, time
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 from fastcore.docments import docments
 
@@ -22,79 +21,76 @@ from ..evaluation.report import report, show_detections, table
 from ..files.checkpoints import load_weights
 from ..files.paths import check_output_folder
 from ..model import pretrained_file
-from .recipe import Recipe, RECIPES
+from .recipe import check_choice, Recipe, RECIPES
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOGGERS, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
 
 # %% ../../nbs/training/03_train.ipynb #c358cc6b
-def _epoch_line(row, epochs):
-    "Describe an epoch within 80 columns."
+def _epoch_line(row, epochs): # At most 80 columns
     losses = '  '.join(f'{k[5:]} {row[k]:.3f}' for k in LOSSES if k in row)
     scores = f'  AP {row["AP"]:.3f}  AP50 {row["AP50"]:.3f}' if 'AP' in row else ''
     return f'{row["epoch"]:3}/{epochs}  {losses}{scores}'
 
 # %% ../../nbs/training/03_train.ipynb #f86b7b7d
-def _goes_on(trainer):
-    "Whether to train another epoch."
-    best, patience = trainer.best.get('epoch', 0), trainer.recipe.patience
-    waited = sum('AP' in row for row in trainer.rows if row['epoch'] > best)
-    return trainer.epoch < trainer.recipe.epochs and not 0 < patience <= waited
+def _goes_on(t): # To another epoch
+    patience, best = t.recipe.patience, t.best.get('epoch', 0)
+    waited = sum('AP' in row for row in t.rows if row['epoch'] > best)
+    return t.epoch < t.recipe.epochs and not 0 < patience <= waited
 
 # %% ../../nbs/training/03_train.ipynb #5fbb4766
-def _finish_epoch(trainer, row, loggers):
-    "Validate if it is time, write files, and call `loggers`; returns whether to train another epoch."
-    r, epoch, found = trainer.recipe, trainer.epoch, None
-    row = dict(epoch=epoch, **row)
-    if epoch % r.eval_interval == 0 or epoch == r.epochs:
-        metrics, found = trainer.validate()
+def _finish_epoch(t, row, loggers): # -> whether to train another epoch
+    found = None
+    if t.epoch % t.recipe.eval_interval == 0 or t.epoch == t.recipe.epochs:
+        metrics, found = t.validate()
         if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
-    if trainer.rank == 0:
-        _write_epoch(trainer, row)
-        if found: show_detections(trainer.val, found, trainer.out/'detections.png')
-        for log in loggers: log(row, trainer.out)
-    return trainer.agree(_goes_on(trainer))
+    if t.rank == 0:
+        _write_epoch(t, row)
+        if found: show_detections(t.val, found, t.out/'detections.png')
+        for log in loggers: log(row, t.out)
+    return t.agree(_goes_on(t))
 
 # %% ../../nbs/training/03_train.ipynb #7c38a66c
-def _write_epoch(trainer, row):
-    out = trainer.out
-    if 'AP' in row and not row['AP'] <= trainer.best['AP']: # Also the first one, and NaN
-        trainer.best = row
-        save_trained(trainer, out/'best.safetensors', row)
-    trainer.rows.append(row)
-    save_trained(trainer, out/'last.safetensors', row)
-    write_rows(out/'metrics.csv', trainer.rows)
-    plot_curves(trainer.rows, out/'curves.png')
-    save_state(trainer, out/'state.pt')
+def _write_epoch(t, row):
+    if 'AP' in row and not row['AP'] <= t.best['AP']: # Also the first one, and NaN
+        t.best = row
+        save_trained(t, t.out/'best.safetensors', row)
+    t.rows.append(row)
+    save_trained(t, t.out/'last.safetensors', row)
+    write_rows(t.out/'metrics.csv', t.rows)
+    plot_curves(t.rows, t.out/'curves.png')
+    save_state(t, t.out/'state.pt')
 
 # %% ../../nbs/training/03_train.ipynb #9d8db425
-def _train_epochs(trainer, stop, loggers):
+_BAR = '{remaining} left, {desc}'
+
+def _train_epochs(t, stop, loggers):
     from tqdm import tqdm
-    first, going = trainer.rank == 0, _goes_on(trainer)
-    progress = tqdm(total=trainer.recipe.epochs*len(trainer.batches), initial=trainer.steps, ncols=80,
-        bar_format='{remaining} left, {desc}', disable=None if first else True) # None: shown in a terminal only
-    with progress:
+    going, epochs = _goes_on(t), t.recipe.epochs
+    hidden = t.rank > 0 or None # None: shown in a terminal only
+    total = epochs*len(t.batches)
+    with tqdm(total=total, initial=t.steps, ncols=80, bar_format=_BAR, disable=hidden) as progress:
         while going:
-            start, begun = time.time(), trainer.done
-            losses = trainer.train_epoch(progress, stop)
-            if losses is not None:
-                row = {**losses, **_measure_speed(trainer, begun, time.time() - start)}
-                going = _finish_epoch(trainer, row, loggers)
-                if first: progress.write(_epoch_line(trainer.rows[-1], trainer.recipe.epochs))
+            start, begun = time.time(), t.done
+            losses = t.train_epoch(progress, stop)
+            if losses:
+                row = dict(epoch=t.epoch, **losses, **_measure_speed(t, begun, time.time() - start))
+                going = _finish_epoch(t, row, loggers)
+                if t.rank == 0: progress.write(_epoch_line(row, epochs))
                 sys.stdout.flush() # For a pipe
-            if going and stop(): _save_and_stop(trainer)
+            if going and stop(): _save_and_stop(t)
 
 # %% ../../nbs/training/03_train.ipynb #e66df920
-def _measure_speed(trainer, begun, seconds):
-    speed = (len(trainer.batches) - begun)*trainer.recipe.batch/seconds
-    lr, memory = trainer.scheduler.get_last_lr()[0], memory_gb(trainer.device)
-    return dict(lr=lr, images_per_s=speed, memory_gb=memory, seconds=seconds)
+def _measure_speed(t, begun, seconds):
+    images = (len(t.batches) - begun)*t.recipe.batch
+    lr, memory = t.scheduler.get_last_lr()[0], memory_gb(t.device)
+    return dict(lr=lr, images_per_s=images/seconds, memory_gb=memory, seconds=seconds)
 
-def _save_and_stop(trainer):
-    if trainer.rank == 0: save_state(trainer, trainer.out/'state.pt')
-    trainer.agree(None) # Nobody leaves before everything is saved
-    steps = f'{trainer.done} of {len(trainer.batches)} steps'
-    raise KeyboardInterrupt(f'stopped after {trainer.epoch} epochs and {steps}; everything is saved in {trainer.out}')
+def _save_and_stop(t):
+    if t.rank == 0: save_state(t, t.out/'state.pt')
+    t.agree(None) # Nobody leaves before everything is saved
+    done = f'{t.epoch} epochs and {t.done} of {len(t.batches)} steps'
+    raise KeyboardInterrupt(f'stopped after {done}; everything is saved in {t.out}')
 
 # %% ../../nbs/training/03_train.ipynb #1bc06c0d
 def fit(
@@ -125,19 +121,17 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
 def recipe_options(func):
     "Give the command `func` an option for every field of `Recipe`; `None` where an option is not given."
     signature, comments = inspect.signature(func), docments(Recipe)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    others = [f for f in fields(Recipe) if f.name not in signature.parameters]
-    func.__signature__ = signature.replace(parameters=[*own, *map(_recipe_option, others)])
-    func.option_help = {f.name: comments[f.name] + _default_text(f) for f in others}
+    *options, _ = signature.parameters.values() # The last one is `**changes`
+    func.option_help = {}
+    for f in fields(Recipe):
+        if f.name in signature.parameters: continue
+        kind = getattr(f.type, '__origin__', f.type) # `int` of Annotated[int, 0, 9]
+        options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+        default = f'{f.default:g}' if isinstance(f.default, float) else f.default
+        plain = default in (None, '') or kind is bool
+        func.option_help[f.name] = comments[f.name] if plain else f'{comments[f.name]} ({default})'
+    func.__signature__ = signature.replace(parameters=options)
     return func
-
-def _recipe_option(f):
-    kind = (get_args(f.type) or [f.type])[0]
-    return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-
-def _default_text(f):
-    if f.default in (None, '') or f.type is bool: return ''
-    return f' ({f.default:g})' if isinstance(f.default, float) else f' ({f.default})'
 
 # %% ../../nbs/training/03_train.ipynb #40d5d8bd
 def _spare_cores():
@@ -145,13 +139,12 @@ def _spare_cores():
     return min(8, cores//2//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 # %% ../../nbs/training/03_train.ipynb #62f31358
-def _explain_death(e):
-    "Return a clear error if `e` says that another process ended, else `None`."
+def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
-    loader = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers; add --resume'
-    if 'DataLoader worker (pid' in text: return ChildProcessError(loader)
-    rank = 'another process of this training ended, and gave its own reason: fix that, and add --resume'
-    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(rank)
+    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers; add --resume'
+    if 'DataLoader worker (pid' in text: return ChildProcessError(worker)
+    other = 'another process of this training ended, and gave its own reason: fix that, and add --resume'
+    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(other)
 
 # %% ../../nbs/training/03_train.ipynb #72f5ad8e
 @command
@@ -171,29 +164,31 @@ def yolox_train(
     **changes # Other fields of `Recipe`, such as epochs=50
 ):
     "Train a YOLOX on DATA"
-    plan = _choose_recipe(recipe, logger, dict(changes, workers=_spare_cores() if workers is None else workers))
+    if logger: check_choice('logger', logger, LOGGERS)
+    plan = _choose_recipe(recipe, workers, changes)
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
     check_folder(out, resume)
     with processes(device) as device:
-        first = rank_and_world()[0] == 0
-        used = prepare_splits(data, format, train, val, quiet=not first)
+        used = prepare_splits(data, format, train, val, quiet=rank_and_world()[0] > 0)
         trainer = _make_trainer(plan, used, None if resume else weights, device)
+        first = trainer.rank == 0
         best = _fit_or_explain(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
         if first:
             print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), sep='\n')
             print(f'weights, metrics and plots are in {out}', flush=True)
 
 # %% ../../nbs/training/03_train.ipynb #b77288ff
-def _choose_recipe(recipe, logger, changes):
-    if recipe not in RECIPES: raise ValueError(f'recipe={recipe!r}: choose one of {list(RECIPES)}')
-    if logger and logger not in LOGGERS: raise ValueError(f'logger={logger!r}: choose one of {list(LOGGERS)}')
+def _choose_recipe(recipe, workers, changes):
+    check_choice('recipe', recipe, RECIPES)
+    changes['workers'] = _spare_cores() if workers is None else workers
     return RECIPES[recipe](**{k: v for k, v in changes.items() if v is not None and v is not False})
 
 def _make_trainer(plan, used, weights, device):
     if weights == 'coco': weights = pretrained_file(plan.model)
-    trainer = Trainer(plan, *(split for _, split in used.values()), weights and load_weights(weights), device)
-    trainer.notes = {role: name for role, (name, _) in used.items()} | dict(fingerprint=fingerprint(trainer.train))
+    names, splits = zip(*used.values())
+    trainer = Trainer(plan, *splits, weights and load_weights(weights), device)
+    trainer.notes = dict(zip(used, names), fingerprint=fingerprint(trainer.train))
     if trainer.rank == 0: _print_start(trainer)
     return trainer
 
@@ -206,10 +201,9 @@ def _fit_or_explain(trainer, out, resume, loggers):
         sys.exit(130)
     except RuntimeError as e: raise _explain_death(e) or e
 
-def _print_start(trainer):
-    r = trainer.recipe
-    if trainer.loaded: print(f'weights: {trainer.loaded}', flush=True)
-    share = r.batch//r.grad_accum//trainer.world
-    if share >= 4 or r.sync_bn: return
-    cure = '--batch, or --sync-bn' if trainer.world > 1 else '--batch'
+def _print_start(t):
+    share = t.recipe.batch//t.recipe.grad_accum//t.world
+    if t.loaded: print(f'weights: {t.loaded}', flush=True)
+    if share >= 4 or t.recipe.sync_bn: return
+    cure = '--batch, or --sync-bn' if t.world > 1 else '--batch'
     print(f'batch norm sees only {share} images at a time: choose a larger {cure}', flush=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import distributed as dist, nn
 
 from ..commands.command import choose_device
@@ -24,7 +24,7 @@ from ..files.checkpoints import Weights
 from ..files.letterbox import InputSpec, normalize
 from ..files.paths import atomic
 from ..loss import YOLOXLoss
-from ..model import build_model, load_matching, NORM_STATS
+from ..model import build_model, load_matching, VARIANTS
 from .recipe import amp_dtype, canvas_size, EMA, freeze, Recipe
 from .recipe import make_optimizer, make_scheduler
 
@@ -32,15 +32,13 @@ from .recipe import make_optimizer, make_scheduler
 @contextmanager
 def processes(device:str=None):
     "Join the processes that `torchrun` started, if it did; yields the device of this process."
-    launched = dist.is_torchelastic_launched()
-    if launched:
-        cuda = choose_device(device).type == 'cuda'
-        device = f'cuda:{os.environ["LOCAL_RANK"]}' if cuda else 'cpu'
-        if cuda: torch.cuda.set_device(device)
-        dist.init_process_group('nccl' if cuda else 'gloo')
+    if not dist.is_torchelastic_launched(): return (yield device)
+    cuda = choose_device(device).type == 'cuda'
+    device = f'cuda:{os.environ["LOCAL_RANK"]}' if cuda else 'cpu'
+    if cuda: torch.cuda.set_device(device)
+    dist.init_process_group('nccl' if cuda else 'gloo')
     try: yield device
-    finally:
-        if launched: dist.destroy_process_group()
+    finally: dist.destroy_process_group()
 
 def rank_and_world() -> tuple:
     "Return the rank of this process and the number of processes."
@@ -56,28 +54,26 @@ class Trainer:
         val:Annotations, # Validation split
         weights:Weights=None, # Initial weights; random if None
         device:str=None, # The fastest if None
-        transforms=None # Transforms of the training images, as a list; those of `recipe` if None
+        transforms:list=None # Transforms of the training images; those of `recipe` if None
     ):
+        store_attr('recipe,train,transforms')
+        self.val = relabel(val, train.names)
         self.device = choose_device(device)
         self.rank, self.world = rank_and_world()
-        _check_start(recipe, train, val, weights, self.device, self.world)
+        _check_start(self, weights)
         torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.train = train
-        self.val = relabel(val, train.names)
-        self.transforms = transforms
         self._build(weights)
         self._start()
 
 # %% ../../nbs/training/01_trainer.ipynb #74262aa9
-def _check_start(r, train, val, weights, device, world):
-    check_names(train.names)
-    if train.crowd.all(): raise ValueError(f'nothing to train on: {train}')
-    if val.crowd.all(): raise ValueError(f'nothing to validate on: {val}')
-    if weights is not None and weights.model_type != r.model:
+def _check_start(t, weights):
+    r, parts = t.recipe, t.recipe.grad_accum*t.world
+    check_names(t.train.names)
+    if t.train.crowd.all(): raise ValueError(f'nothing to train on: {t.train}')
+    if t.val.crowd.all(): raise ValueError(f'nothing to validate on: {t.val}')
+    if weights and weights.model_type != r.model:
         raise ValueError(f'the weights are for {weights.model_type}, but model={r.model!r}: choose the same')
-    if r.sync_bn and device.type != 'cuda': raise ValueError('sync_bn=True needs GPUs: leave it out')
-    parts = r.grad_accum*world
+    if r.sync_bn and t.device.type != 'cuda': raise ValueError('sync_bn=True needs GPUs: leave it out')
     if r.batch % parts: raise ValueError(f'batch={r.batch}: choose a multiple of {parts} (grad_accum times processes)')
     if r.batch == parts and (r.min_size or r.img_size) <= 32 and not r.sync_bn:
         raise ValueError('batch norm cannot train on single images of at most 32 pixels: raise --img-size or --batch')
@@ -92,25 +88,23 @@ def _build(self:Trainer, weights):
     if r.sync_bn and self.world > 1: model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     self.frozen = freeze(model, r.freeze)
     self.model = self.network = model
-    if self.world > 1:
-        devices = [self.device] if self.device.type == 'cuda' else None
-        self.network = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+    if self.world > 1: self.network = nn.parallel.DistributedDataParallel(model)
     if r.compile: self.network = torch.compile(self.network)
-    stats = NORM_STATS[r.model] if weights is None else dict(mean=weights.mean, std=weights.std)
-    self.set_stats(**stats)
+    known = weights or VARIANTS[r.model]
+    self.set_stats(known.mean, known.std)
 
 # %% ../../nbs/training/01_trainer.ipynb #003987da
 @patch
 def set_stats(self:Trainer, mean, std):
     "Normalise pixels by `mean` and `std` ([3] of RGB in 0-1)."
     self.spec = InputSpec(self.recipe.img_size, mean, std, tuple(self.model.bbox_head.strides))
-    self.stats = {k: torch.tensor(v, device=self.device) for k, v in dict(mean=mean, std=std).items()}
+    self.stats = [torch.tensor(v, device=self.device) for v in (mean, std)]
 
 # %% ../../nbs/training/01_trainer.ipynb #a7949dfe
 @patch
 def _start(self:Trainer):
-    r, names = self.recipe, self.train.names
-    self.loss_func = YOLOXLoss(len(names), box_loss=r.box_loss, compile=r.compile)
+    r = self.recipe
+    self.loss_func = YOLOXLoss(len(self.train.names), box_loss=r.box_loss, compile=r.compile)
     self.optimizer = make_optimizer(self.model, r)
     self.ema = EMA(self.model, r.ema_decay, r.ema_tau)
     self.dtype = amp_dtype(r.amp, self.device, r.model == 'yolox_nano')
@@ -138,7 +132,7 @@ def losses(self:Trainer, batch:Batch) -> dict:
     "Compute the losses of a `batch`: scalar tensors by name."
     images = batch.images.to(self.device, non_blocking=self.device.type == 'cuda')
     batch = resize_batch(replace(batch, images=images), canvas_size(self.recipe, self.steps))
-    images = normalize(batch.images, **self.stats).contiguous(memory_format=torch.channels_last)
+    images = normalize(batch.images, *self.stats).contiguous(memory_format=torch.channels_last)
     with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None): outputs = self.network(images)
     return self.loss_func(*outputs, batch.boxes, batch.labels, ground_truth_bboxes_ignore=batch.crowds)
 
@@ -161,14 +155,14 @@ def step(self:Trainer, batch:Batch) -> dict:
 # %% ../../nbs/training/01_trainer.ipynb #3d83ad99
 @patch
 def _backward(self:Trainer, parts):
-    total = {}
+    totals = {}
     for n, part in enumerate(parts, start=1):
         # Processes exchange gradients once, after the last part
         with self.network.no_sync() if self.world > 1 and n < len(parts) else nullcontext():
             losses = {k: v/len(parts) for k, v in self.losses(part).items()}
             self.scaler.scale(sum(losses.values())).backward()
-        _add_losses(total, {k: v.detach() for k, v in losses.items()})
-    return total
+        _add_losses(totals, {k: v.detach() for k, v in losses.items()})
+    return totals
 
 def _add_losses(totals, losses):
     for k, v in losses.items(): totals[k] = totals.get(k, 0) + v
@@ -195,8 +189,7 @@ def recipe_transforms(r:Recipe) -> list:
     return yolox_transforms(r.img_size, r.mosaic, r.mixup, scale, r.degrees, r.translate, r.shear, hsv, r.flip_lr)
 
 # %% ../../nbs/training/01_trainer.ipynb #341c771c
-def _read_later(losses):
-    "Start copying `losses` to the CPU; the function returned waits for them."
+def _read_later(losses): # Start copying them to the CPU -> function that waits for them
     values = torch.stack(list(losses.values()))
     stream = torch.cuda.current_stream(values.device) if values.is_cuda else None
     values = values.to('cpu', non_blocking=values.is_cuda)
@@ -212,14 +205,14 @@ def check_finite(self:Trainer, batch:Batch, read, step:int):
     "Raise a `FloatingPointError` if a loss that `read` returns for the `batch` in this `step` is not finite."
     losses = read()
     if all(map(math.isfinite, losses.values())): return
-    paths, kept = [str(self.train.paths[i]) for sources in batch.sources for i in sources], ''
+    paths = [str(self.train.paths[i]) for sources in batch.sources for i in sources]
+    text = f'epoch {self.epoch + 1}, step {step}: the losses are {losses}. The batch has {", ".join(sorted({*paths}))}.'
     if self.out:
         path = self.out/(f'bad-batch-{self.rank}.pt' if self.rank else 'bad-batch.pt')
         with atomic(path) as partial: torch.save(dict(vars(batch), losses=losses, paths=paths), partial)
-        kept = f' It is kept in {path}.'
-    raise FloatingPointError(
-        f'epoch {self.epoch + 1}, step {step}: the losses are {losses}. The batch has {", ".join(sorted({*paths}))}.'
-        f'{kept} Resume with --clip-grad-norm 10 or --amp none, or start again with a smaller --lr')
+        text += f' It is kept in {path}.'
+    cure = 'Resume with --clip-grad-norm 10 or --amp none, or start again with a smaller --lr'
+    raise FloatingPointError(f'{text} {cure}')
 
 # %% ../../nbs/training/01_trainer.ipynb #986380ef
 @patch
@@ -227,10 +220,10 @@ def show(self:Trainer, progress, steps_per_s:float):
     "Count a step on the tqdm bar `progress`, and describe the epoch there ten times."
     progress.update()
     if self.done % max(1, len(self.batches)//10): return
+    lr, speed = self.scheduler.get_last_lr()[0], steps_per_s*self.recipe.batch
     losses = ' '.join(f'{k[5:]} {v.item()/self.done:.2f}' for k, v in self.totals.items())
-    speed = f'lr {self.scheduler.get_last_lr()[0]:.0e} {steps_per_s*self.recipe.batch:.0f} img/s'
-    text = f'{self.epoch + 1}/{self.recipe.epochs} {losses} {speed} {memory_gb(self.device):.1f} GB'
-    progress.set_description_str(text)
+    text = f'{losses} lr {lr:.0e} {speed:.0f} img/s {memory_gb(self.device):.1f} GB'
+    progress.set_description_str(f'{self.epoch + 1}/{self.recipe.epochs} {text}')
 
 def memory_gb(device:torch.device) -> float:
     "Return the peak memory in 10**9 bytes: of the accelerator where there is one, of this process otherwise."
@@ -253,18 +246,13 @@ def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
         if progress is not None: self.show(progress, (self.done - begun)/(time.time() - start))
         if stop(): break
     check()
-    return self._end_epoch() if self.done == len(self.batches) else None
-
-# %% ../../nbs/training/01_trainer.ipynb #a6193ce1
-@patch
-def _end_epoch(self:Trainer):
+    if self.done < len(self.batches): return None
     means = torch.stack(list(self.totals.values())) / self.done
     if self.world > 1: dist.all_reduce(means.div_(self.world))
-    losses = dict(zip(self.totals, means.tolist()))
+    names, self.totals = [*self.totals], {}
     self.epoch += 1
     self.done = 0
-    self.totals = {}
-    return losses
+    return dict(zip(names, means.tolist()))
 
 # %% ../../nbs/training/01_trainer.ipynb #42f0cf7f
 @patch
@@ -288,7 +276,7 @@ def validate(self:Trainer) -> tuple: # Metrics with losses, and a `Detections` p
 def predict(self:Trainer, annotations:Annotations, **kwargs) -> list:
     "Run the averaged weights over the images of `annotations`: a `Detections` for each; `kwargs` are for `detect`."
     r = self.recipe
-    batch_size = max(1, r.batch//r.grad_accum//self.world)
+    batch_size = r.batch//r.grad_accum//self.world
     return detect(self.ema.module, annotations, self.spec, batch_size, r.workers, self.dtype, **kwargs)
 
 # %% ../../nbs/training/01_trainer.ipynb #c1e7cca9

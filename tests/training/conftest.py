@@ -26,6 +26,14 @@ def shapes(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='session')
+def large_shapes(tmp_path_factory):
+    "Images of 96 pixels"
+    folder = tmp_path_factory.mktemp('large')
+    write_shapes(folder, train=0, val=8, test=0, size=96)
+    return folder
+
+
 def leave_out_plots(patch): # Three quarters of a small training's time
     for name in ('plot_curves', 'show_detections'): patch.setattr(train, name, lambda *args: None)
 

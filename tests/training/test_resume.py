@@ -1,5 +1,6 @@
 "A training that is interrupted and resumed is the same training."
 import io
+import math
 import os
 import pickle
 import signal
@@ -133,13 +134,18 @@ def replaced(state, way, value):
 
 def test_state_with_odd_contents_is_refused_in_one_line(shapes, resumable, tmp_path, monkeypatch):
     good, first = torch.load(resumable[1], weights_only=True), 'backbone.stem.conv.conv.weight'
-    again, path = trainer(shapes), tmp_path/'state.pt'
+    again, path, zeros, ones = trainer(shapes), tmp_path/'state.pt', [0.]*3, [1.]*3
     moments = {n: {**kept, 'exp_avg': torch.zeros(7)} for n, kept in good['optimizer']['state'].items()}
     odd = {
-        'recipe': [None, {}], 'data': [[1]], 'counts': [{}], 'counts.epoch': ['1', 1., -5, 10**9],
-        'counts.done': [10**9, 3], 'counts.average_steps': [8], 'counts.best': [None, {}],
-        'counts.rows': [3, [{'x': 1}], [{'epoch': 1, 'AP': 'high'}]], 'counts.stats': [{'mean': 1}],
-        'counts.totals': [{'x': 1}, {}], 'model': [{}], f'model/{first}': [torch.zeros(3)],
+        'extra': [1], 'recipe': [None, {}], 'recipe.extra': [1], 'data': [[1]], 'data.extra': [None],
+        'counts': [{}], 'counts.epoch': ['1', 1., -5, 10**9], 'counts.done': [10**9, 3],
+        'counts.average_steps': [8], 'counts.best': [None, {}, {'AP': 'high'}, {'AP': .5, 'x': 1}],
+        'counts.rows': [3, [{'x': 1}], [{'epoch': 1, 'AP': 'high'}], [{'AP': .5}]],
+        'counts.stats': [{'mean': 1}, {'mean': zeros}, {'mean': zeros, 'std': ones, 'x': 1}, {'mean': 0., 'std': 1.},
+            {'mean': [0.], 'std': [1.]}, {'mean': zeros, 'std': zeros}, {'mean': zeros, 'std': [1., -1., 1.]},
+            {'mean': zeros, 'std': [1., math.nan, 1.]}, {'mean': zeros, 'std': ['1']*3}],
+        'counts.totals': [{'x': torch.ones(())}, {}, {'loss_cls': torch.ones(2)}, {'loss_cls': 1.}, [1]],
+        'model': [{}], f'model/{first}': [torch.zeros(3)],
         f'average/{first}': [1], 'optimizer': [dict(state={}, param_groups=[])], 'optimizer.state': [moments],
         'random': [None], 'random.cpu': [torch.zeros(3), None], 'scheduler': [{}]}
     for where, values in odd.items():
