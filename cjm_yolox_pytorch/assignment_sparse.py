@@ -11,8 +11,8 @@ from functools import reduce
 from torch import Tensor
 
 from .assignment import axis_prior, background_cost, center_prior, dynamic_k, GroundTruth, joint_score
-from .assignment import key_index, Matches, NOT_A_PAIR, pad_objects, pair_cost, rank_key, SimOTASettings
-from .assignment import topk_values
+from .assignment import key_index, Matches, NOT_A_PAIR, pad_objects, pair_cost, rank_key
+from .assignment import SimOTASettings, topk_values
 from .boxes import at_least_fp32, box_iou
 
 # %% ../nbs/04_assignment_sparse.ipynb #7cc71e09

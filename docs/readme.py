@@ -3,6 +3,7 @@ import base64
 import json
 from pathlib import Path
 
+FIG_ALT = '#| fig-alt: ' # A figure without one is an error
 root = Path(__file__).resolve().parents[1]
 parts, pictures = [], root/'docs/images'
 
@@ -23,10 +24,11 @@ for cell in json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))['ce
     for output in cell['outputs']:
         data = output.get('data', {})
         kind = next((k for k in data if k.startswith('image/')), None)
-        if kind: # The comment that opens the cell describes the figure
+        if kind:
             file = pictures/f'index-{len(list(pictures.glob("index-*"))) + 1}.{kind.removeprefix("image/")}'
             file.write_bytes(base64.b64decode(text(data[kind])))
-            parts.append(f'![{lines[0].removeprefix("# ")}]({file.relative_to(root).as_posix()})')
+            described = next(flag for flag in flags if flag.startswith(FIG_ALT))
+            parts.append(f'![{described.removeprefix(FIG_ALT)}]({file.relative_to(root).as_posix()})')
         else: parts.append('```\n' + text(output.get('text') or data.get('text/plain')) + '\n```')
 
 notice = '<!-- Made from nbs/index.ipynb by docs/readme.py: edit the notebook -->'
