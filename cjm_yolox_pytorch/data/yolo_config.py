@@ -87,8 +87,11 @@ def _load_yaml(path):
     import yaml
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent, index):
-            if not self.check_event(yaml.AliasEvent): return super().compose_node(parent, index)
-            raise ValueError('aliases (*) are not read, since a few can stand for gigabytes')
+            alias = self.check_event(yaml.AliasEvent)
+            node = super().compose_node(parent, index)
+            short = isinstance(node, yaml.ScalarNode) and len(node.value) < 100
+            if not alias or short: return node
+            raise ValueError('aliases (*) of lists and long texts are not read, since a few can stand for gigabytes')
         def construct_mapping(self, node, deep=False):
             twice = repeated(self.construct_object(key, deep=True) for key, _ in node.value)
             if twice: raise ValueError(f'{shorten(twice[0])} appears twice. Remove one of them')
@@ -157,6 +160,8 @@ def _images_of(where, root, entries): # Paths
         gone = f'{where}: {shorten(name)} is not in {root}. Correct the entry, or path:'
         if not os.path.exists(path): raise FileNotFoundError(gone)
         if path.is_dir(): found += files_below(path, *IMAGE_SUFFIXES)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            raise ValueError(f'{where}: {shorten(name)} is an image. Write a folder, or a text file that lists images')
         else: found += check_files_exist(path, [_entry_path(path, root, line) for line in read_lines(path)])
     return found
 

@@ -26,8 +26,8 @@ BAD = {
     'numbers by name': ('train: train/images\nnames: {ant: 0, bee: 1}', 'which is not a list of'),
     'a key twice': ('train: train/images\nnames:\n  0: ant\n  0: bee', 'data.yaml: not YAML: 0 appears twice'),
     'poses': (f'train: train/images\nkpt_shape: [4, 3]\n{NAMED}', 'for poses'),
-    'an image': (f'train: train/images/a.png\n{NAMED}', 'train/images/a.png: byte 0 is not UTF-8'),
-    'an alias': ('train: &t train/images\nval: *t\nnames: [ant]', 'data.yaml: not YAML: aliases .* are not read'),
+    'an image': (f'train: train/images/a.png\n{NAMED}', 'train/images/a.png is an image. Write a folder')),
+    'an alias of a list': ('train: &t [train/images]\nval: *t\nnames: [ant]', 'aliases .* of lists and long texts are not read'),
     'absolute in a list': (f'train: list.txt\n{NAMED}', '/etc/passwd is absolute'),
     'missing in a list': (f'train: short.txt\n{NAMED}', 'short.txt: 1 of 2 images are missing, such as .*z.png'),
     'no such root': (f'path: /mnt/birds\ntrain: images\n{NAMED}',
@@ -63,6 +63,12 @@ def test_yaml_of_any_name_counts_if_it_says_where_images_are(text, tmp_path):
     write_files(tmp_path, {**labelled('images/a'), 'a.yaml': text, 'b.yaml': f'train: images\n{NAMED}'})
     if text in OTHERS: assert len(read_split(tmp_path, 'train')) == 1
     else: refused(tmp_path, 'several files describe a dataset')
+
+
+def test_yaml_aliases_of_short_texts_are_read(tmp_path):
+    write_layout('yolo roboflow', tmp_path)
+    write(tmp_path/'data.yaml', f'train: &t train/images\nval: *t\n{NAMED}')
+    assert [len(read_split(tmp_path, split)) for split in ('train', 'val')] == [2, 2]
 
 
 def test_yaml_may_only_count_the_classes(tmp_path):

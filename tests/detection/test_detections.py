@@ -1,5 +1,6 @@
 "Detections: drawing, and the forms other programs want."
 import io
+import sys
 
 import numpy as np
 import pytest
