@@ -30,12 +30,10 @@ def _print_split(role, name, split, faults):
 def prepare_splits(data, format=None, train=None, val=None, quiet=False) -> dict: # Name and `Annotations` by role
     "Read, print and check the training and the validation split of `data`."
     used = _read_splits(data, format, train, val)
-    faults = []
+    splits = {role: split for role, (_, split) in used.items()}
+    faults = {role: check(split) for role, split in splits.items()}
+    stops = [f for found in [*faults.values(), check_splits(splits)] for f in found if f.stops]
     for role, (name, split) in used.items():
-        found = check(split)
-        if not quiet: _print_split(role, name, split, found)
-        faults += found
-    faults += check_splits({role: split for role, (_, split) in used.items()})
-    stops = [*fault_lines([f for f in faults if f.stops])]
-    if stops: raise ValueError('; '.join(stops) + '; run yolox_doctor for details')
+        if not quiet: _print_split(role, name, split, faults[role])
+    if stops: raise ValueError('; '.join(fault_lines(stops)) + '; run yolox_doctor for details')
     return used
