@@ -20,11 +20,11 @@ def _read_splits(data, format, train, val): # Name and `Annotations` by role
     return dict(training=(train, rest), validation=(f'a tenth of {train}', held_out))
 
 # %% ../../nbs/data/11_prepare.ipynb #bf28e6d5
-def _print_split(role, name, split, faults):
+def _print_split(role, name, split, faults): # Lines about its faults
     names = ', '.join(split.names[:8]) + (' ...' if len(split.names) > 8 else '')
     contents = f'{len(split)} images, {len(split.labels)} objects of {len(split.names)} classes'
     lines = wrap(f'{role} on {name}: {contents}: {names}', 80, subsequent_indent='  ')
-    print(*lines, *(f'  {line}' for line in fault_lines(faults)), sep='\n', flush=True)
+    print(*lines, *(f'  {line}' for line in faults), sep='\n', flush=True)
 
 # %% ../../nbs/data/11_prepare.ipynb #e25b1908
 def prepare_splits(data, format=None, train=None, val=None, quiet=False) -> dict: # Name and `Annotations` by role
@@ -33,7 +33,9 @@ def prepare_splits(data, format=None, train=None, val=None, quiet=False) -> dict
     splits = {role: split for role, (_, split) in used.items()}
     faults = {role: check(split) for role, split in splits.items()}
     stops = [f for found in [*faults.values(), check_splits(splits)] for f in found if f.stops]
+    lines = {role: [*fault_lines(found)] for role, found in faults.items()}
+    problems = [*fault_lines(stops)]
     for role, (name, split) in used.items():
-        if not quiet: _print_split(role, name, split, faults[role])
-    if stops: raise ValueError('; '.join(fault_lines(stops)) + '; run yolox_doctor for details')
+        if not quiet: _print_split(role, name, split, lines[role])
+    if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')
     return used
