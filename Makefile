@@ -1,6 +1,6 @@
 # make demo       train on drawn shapes, as a first try
 # make test       style, pages and the fast tests: what to run before a commit
-# make test-all   every test, as CI does
+# make test-all   every test, as CI does every night
 # make bench      timings beside other implementations
 # make docs       the site, into _docs/;  make docs-open shows it;  make test-docs checks it in a browser
 PYTHON ?= python3

@@ -35,6 +35,7 @@ BOX_LOSSES = dict(squared_giou=squared_giou_loss, squared_iou=squared_iou_loss, 
 class SumLoss:
     "The sum of an elementwise or rowwise loss, over the rows that `mask` selects."
     def __init__(self, func): self.func = func # (pred, target) -> losses
+    def __repr__(self): return f'SumLoss({getattr(self.func, "__name__", self.func)})'
 
     def __call__(self, pred, target, mask=None): # [..., D], [..., D], [...] bool
         loss = self.func(pred, target)
@@ -59,12 +60,12 @@ def _check_maps(maps, num_classes, strides): # Classes, boxes and objectness
     if len(maps[0][0]) == 0: raise ValueError('class_scores has no images')
 
 # %% ../nbs/07_loss.ipynb #8da51f4f
-def _check_rows(name, tensors, num_images, *row): # B tensors [G, *row]
+def _check_rows(name, tensors, num_images, *row): # B tensors [N, *row]
     if len(tensors) != num_images: raise ValueError(f'{name} has {len(tensors)} tensors for {num_images} images')
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor): raise ValueError(f'image {i}: {name} is a {type(t).__name__}, not a tensor')
         if t.numel() and (t.ndim == 0 or t.shape[1:] != row):
-            wanted = ', '.join(['G', *map(str, row)])
+            wanted = ', '.join(['N', *map(str, row)])
             raise ValueError(f'image {i}: {name} has shape {tuple(t.shape)}, but [{wanted}] is needed')
 
 # %% ../nbs/07_loss.ipynb #03f905e3

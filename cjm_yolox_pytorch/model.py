@@ -283,7 +283,9 @@ def _load_pretrained(model, model_type, source, checkpoint_dir): # `source` as f
     load_matching(model, weights)
     stats = dict(mean=tuple(weights.mean), std=tuple(weights.std))
     if weights is not source and stats != NORM_STATS[model_type]:
-        warnings.warn(f'these weights expect images normalised with {stats}, not with NORM_STATS[{model_type!r}]')
+        what = 'these weights' if isinstance(source, dict) else source
+        text = f'{what}: expects images normalised with {stats}, not with NORM_STATS[{model_type!r}]'
+        warnings.warn(text, stacklevel=3)
 
 # %% ../nbs/02_model.ipynb #317f45d0
 def focus_filters(

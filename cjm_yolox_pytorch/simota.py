@@ -60,7 +60,7 @@ def check_values(
 def _refuse(bad, kind, values, rule, counts): # [G] bool, [G, ...]
     if not bad.any(): return
     row = bad.nonzero()[0].item()
-    value = ', '.join(f'{v:g}' for v in values[row].reshape(-1).tolist())
+    value = ', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values[row].reshape(-1).tolist())
     places = [f'image {i}, row {r}' for i, n in enumerate(counts) for r in range(n)]
     raise ValueError(f'{places[row] if places else f"row {row}"}: {kind} {value}, but {rule}')
 
@@ -73,10 +73,12 @@ def _check_image(scores, priors, boxes, gt_boxes, gt_labels, regions):
     gt_boxes = as_xyxy(gt_boxes)
     (A, C), G = scores.shape, len(gt_labels)
     shapes = dict(output_grid_boxes=(priors, (A, 4)), decoded_bboxes=(boxes, (A, 4)), gt_labels=(gt_labels, (G,)),
-        gt_bboxes=(gt_boxes, (G, 4)), gt_bboxes_ignore=(regions, (regions.numel()//4, 4)))
+        gt_bboxes=(gt_boxes, (G, 4)))
     for name, (t, shape) in shapes.items():
         if t.shape == shape: continue
         raise ValueError(f'{name} has shape {tuple(t.shape)}, but {A} cells and {G} labels need {shape}')
+    if regions.ndim != 2 or regions.shape[1] != 4:
+        raise ValueError(f'gt_bboxes_ignore has shape {tuple(regions.shape)}, but [I, 4] is needed')
     if gt_boxes.device.type == gt_labels.device.type == 'cpu': check_values(gt_boxes, gt_labels, C)
 
 # %% ../nbs/05_simota.ipynb #5a7f3df1

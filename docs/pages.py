@@ -33,7 +33,7 @@ ALT_TEXT = r'''title(?:=|\()'([^'{]+)'|\A# (.+)'''
 
 
 def address(path):
-    "The page of a notebook, as nbdev calls it: loss for 05_loss.ipynb"
+    "The page of a notebook, as nbdev calls it: loss for 07_loss.ipynb"
     return path.with_name(re.sub(r'^\d+[a-z]*_', '', path.stem.lower())).as_posix()
 
 

@@ -17,7 +17,6 @@ import os
 import pickle
 import random
 import re
-import resource
 import shutil
 import signal
 import struct
@@ -660,6 +659,7 @@ def may_open(root, path, mode, flags):
 
 def memory(reset=False):
     "Return the peak memory of this process since the last reset in KB; or reset it, and return what is used now."
+    import resource # Not on Windows
     status = Path('/proc/self/status')
     if not status.exists(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss # Cannot be reset
     if reset: Path('/proc/self/clear_refs').write_text('5')
@@ -803,6 +803,7 @@ def silence():
 
 def limit_memory():
     statm = Path('/proc/self/statm')
+    import resource
     size = int(statm.read_text().split()[0])*resource.getpagesize() if statm.exists() else 2**36
     resource.setrlimit(resource.RLIMIT_AS, (size + 4*2**30,)*2)
 

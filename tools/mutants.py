@@ -47,8 +47,7 @@ MODULES = dict(
 def core(*names): return [f'tests/core/test_{name}.py' for name in names]
 
 
-SLOW = ' or '.join(['compiled', 'ranks', 'loss_has_the_gradients_of_finite', 'slots_with_a_mask', 'export', 'bits',
-                    'workers'])
+SLOW = ' or '.join(['compiled', 'ranks', 'loss_has_the_gradients_of_finite', 'slots_with_a_mask', 'export', 'bits'])
 FAST = ['-k', f'not ({SLOW})']
 # Arguments of pytest; none for the pages
 STAGES = dict(

@@ -19,8 +19,9 @@ SMALL = dict(model='yolox_nano', img_size=64, epochs=4, batch=4, amp='none', eva
 SMALL.update(mixup=.5, clip_grad_norm=5.)
 MACHINE_COLUMNS = 'images_per_s', 'memory_gb', 'seconds'
 # Forks processes from one that has imported everything, which is much faster than starting Python anew
-SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['cjm_yolox_pytorch.training.train'])
+METHOD = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn' # As on Windows
+SERVER = multiprocessing.get_context(METHOD)
+if METHOD == 'forkserver': SERVER.set_forkserver_preload(['cjm_yolox_pytorch.training.train'])
 
 
 def trainer(data, transforms=None, **changes):

@@ -56,7 +56,7 @@ def predict(
 
 # %% ../../nbs/detection/01_detector.ipynb #6b923c89
 class Detector:
-    "Find objects in images of any kind. The arguments are those of `load_detector`."
+    "Find objects in images of any kind, with `Weights`; `device` and `img_size` as for `load_detector`."
     def __init__(self, weights:Weights, device=None, img_size=None):
         self.device = choose_device(device)
         model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights))

@@ -43,7 +43,7 @@ def find_inputs(inputs, out) -> tuple: # Pairs of an input and its drawn file; m
     found, failed, out = {}, {}, Path(os.path.realpath(out))
     for given in inputs:
         files = _matching_files(given, out)
-        if not files: failed[given] = f'{given}: no images or videos found; check the path'
+        if not files: failed[given] = f'{given}: no images or videos there' if os.path.exists(given) else f'{given} does not exist'
         found |= {Path(os.path.abspath(f)): f for f in files}
     root = os.path.commonpath([p.parent for p in found]) if found else None
     pairs = [(f, _drawn_file(out/p.relative_to(root))) for p, f in found.items()]
@@ -128,7 +128,8 @@ def _coco(results, names): # Results are path, frame number and time, shape of t
 def _run(detector, files, failed, out, write, batch, **options): # Dict of COCO's format
     from tqdm import tqdm
     found = _detections(detector, _frames(files, failed), batch, **options)
-    bar = tqdm(found, total=len(files), unit=' images', ncols=80, disable=None)
+    total = None if any(_is_video(f) for f, _ in files) else len(files)
+    bar = tqdm(found, total=total, unit=' images', ncols=80, disable=None)
     results, names = [], detector.names or range(detector.model.bbox_head.num_classes)
     try:
         for (path, drawn), frames in groupby(bar, lambda frame: frame[:2]):
@@ -147,7 +148,7 @@ def _report(coco, failed, out, seconds):
     names, n = [c['name'] for c in coco['categories']], len(coco['images'])
     counts = Counter(names[a['category_id']] for a in coco['annotations'])
     common = ', '.join(f'{name} {k}' for name, k in counts.most_common(8))
-    print(f'{n} images, {counts.total()} objects; most frequent: {printable(common or "none")}')
+    print(f'{n} images, {counts.total()} objects' + (f'; most frequent: {printable(common)}' if common else ''))
     print(f'{n/seconds:.1f} images/s, including reading and writing; written to {out}', flush=True)
     errors = '\n'.join(map(printable, failed.values()))
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')

@@ -145,19 +145,19 @@ def _evaluate(weights, data, split, format, img_size, out, batch, workers, devic
 def yolox_eval(
     weights:str, # File of weights
     data:str, # Folder of a dataset, or a COCO file
-    split:str=None, # Split to measure; by default test, or val, or what training held out
+    split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc or yolo; detected by default
     img_size:int=None, # Side of the canvas in pixels; by default that of training (published nano and tiny: 416)
-    conf:float=.001, # Threshold of scores for average precision; a larger value lowers it
-    working_conf:float=.25, # Threshold of scores for precision, recall, confusions and figures
+    conf:float=.001, # Minimum score for average precision; a larger value lowers AP
+    working_conf:float=.25, # Minimum score for precision, recall, confusions and figures
     iou:float=.65, # Of boxes of a class that overlap by more, the best is kept
-    max_detections:int=300, # Most detections in an image; COCO counts 100 of each class
+    max_detections:int=300, # Maximum number of detections per image; COCO counts 100 of each class
     multi_label:bool=False, # Let a box have several classes; raises AP a little where there are many
     out:str=None, # Folder for metrics.json, figures (*.png), and COCO files of truth and detections
     batch:int=16, # Images per batch
     workers:int=0, # Processes that load images
     device:str=None, # cpu, cuda, ...; by default the fastest
 ):
-    "Measure how good WEIGHTS are on a split of DATA."
+    "Measure how good WEIGHTS are on a split of DATA"
     options = dict(conf=conf, working_conf=working_conf, iou=iou, max_detections=max_detections)
     _evaluate(weights, data, split, format, img_size, out, batch, workers, device, multi_label=multi_label, **options)

@@ -26,13 +26,14 @@ BACKGROUND_NAME = '(background)' # No object, or no detection, in the confusion 
 
 def check_names(names:list): # C class names
     "Raise a `ValueError` if figures could not tell classes apart."
-    check_distinct(names, 'annotations')
+    check_distinct(names, 'class names')
     if BACKGROUND_NAME in names: raise ValueError(f'a class is named {BACKGROUND_NAME!r}, which is reserved: rename it')
 
 def _check_inputs(annotations, detections):
     check_names(annotations.names)
     images, found = len(annotations), len(detections)
-    if not images == found > 0: raise ValueError(f'detections of {found} images, but annotations of {images}')
+    if not images: raise ValueError('no images to measure on')
+    if images != found: raise ValueError(f'detections of {found} images, but annotations of {images}')
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #7b9a021e
 def _coco_arrays(annotations, detections) -> tuple: # Precision, recall, and K labels

@@ -36,7 +36,8 @@ def plot_precision_recall(e:Evaluation, path): # PNG file to write
     if order:
         label = f'{areas[order].mean():.3f} mean of {len(order)}'
         ax.plot(recalls, curves[order].mean(axis=0), color='black', lw=2.5, label=label)
-        ax.legend(title='AP50', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+        title = 'AP50' if len(order) <= 10 else 'AP50 of the 10 classes\nwith most objects'
+        ax.legend(title=title, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     ax.set(title='Precision over recall at an IoU of .5', xlim=(0, 1), ylim=(0, 1.02))
     ax.set(xlabel='recall: share of objects found', ylabel='precision: share of detections correct')
     ax.grid(alpha=.3)
@@ -86,13 +87,13 @@ def _draw_match(left, right, e, i): # Truth and detections of image `i`
     (boxes, labels, _), d, r = e.annotations.objects(i), e.detections[i], e.results[i]
     image, names = read_annotated(e.annotations, i), e.annotations.names
     for ax in (left, right): draw_boxes(ax, image, [], [])
-    for n in r.objects[r.correct]: draw_box(left, boxes[n], '', 'limegreen')
+    for n in r.objects[r.correct]: draw_box(left, boxes[n], '', 'limegreen', lw=1)
     for n in r.objects[r.wrong_class]: draw_box(left, boxes[n], names[labels[n]], 'darkorange')
     for n in np.flatnonzero(r.missed): draw_box(left, boxes[n], names[labels[n]], 'red')
     for n in np.flatnonzero(r.correct | r.wrong_class | r.false_positive):
         text = '' if r.correct[n] else f'{names[int(d.labels[n])]} {d.scores[n]:.2f}'
         color = 'limegreen' if r.correct[n] else 'darkorange' if r.wrong_class[n] else 'red'
-        draw_box(right, d.boxes[n].tolist(), text, color)
+        draw_box(right, d.boxes[n].tolist(), text, color, lw=1 if r.correct[n] else 1.5)
     file = escape_mathtext(Path(e.annotations.paths[i]).name[-30:])
     left.set_title(f'{file}: {r.missed.sum()} missed', fontsize=8)
     right.set_title(f'{r.false_positive.sum()} false positives, {r.wrong_class.sum()} wrong class', fontsize=8)
@@ -175,7 +176,7 @@ def _class_rows(classes): # The head first
     columns = ['objects', 'AP', 'AP50', 'AP75', 'precision', 'recall']
     found = {n: c for n, c in classes.items() if c['objects'] or not math.isnan(c['precision'])}
     width = max(5, *(len(shorten_name(n)) for n in classes))
-    for name, c in {'class': {k: k for k in columns}, **found}.items():
+    for name, c in [('class', {k: k for k in columns}), *found.items()]:
         numbers = [f'{_number(c[k]):>{max(6, len(k))}}' for k in columns]
         yield ' '.join([f'{shorten_name(name):{width}}', *numbers])
 

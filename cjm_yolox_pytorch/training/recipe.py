@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'AMP_DTYPES', 'Positive', 'Natural', 'Fraction', 'OLD_NAMES', 'RECIPES', 'Recipe', 'check_choice',
-           'fine_tune_recipe', 'paper_recipe', 'lr_factor', 'canvas_size', 'make_optimizer', 'make_scheduler', 'freeze',
-           'EMA', 'amp_dtype']
+           'recipe_from', 'fine_tune_recipe', 'paper_recipe', 'lr_factor', 'canvas_size', 'make_optimizer',
+           'make_scheduler', 'freeze', 'EMA', 'amp_dtype']
 
 # %% ../../nbs/training/00_recipe.ipynb #ef054f89
 import copy, math
@@ -47,7 +47,7 @@ class Recipe:
     min_lr_ratio:Fraction = .05 # Minimum learning rate, as a fraction of `lr`
     clip_grad_norm:Annotated[float, 0, 10**6] = 0. # Maximum norm of the gradient; 0 for no limit
     ema_decay:Fraction = .9998 # Fraction of the averaged weights kept at each step, in the long run
-    ema_tau:Annotated[float, 1, 10**9] = 200. # Steps until it keeps 63 % of that; 95 % after three times as many
+    ema_tau:Annotated[float, 1, 10**9] = 200. # Steps of the average's own warm-up: 63 % of `ema_decay` after so many
     box_loss:Annotated[str, BOX_LOSSES] = 'squared_iou' # squared_iou, squared_giou, giou or ciou
 
     # Augmentation
@@ -71,7 +71,7 @@ class Recipe:
     amp:Annotated[str, ['auto', *AMP_DTYPES]] = 'auto' # Precision: none, bf16 or fp16; auto for what is fast here
     compile:bool = False # Compile network and loss: slow to start, faster afterwards
     eval_interval:Positive = 5 # Epochs between validations
-    patience:Natural = 0 # Stop after this many validations without a better AP; 0 for never
+    patience:Natural = 0 # Stop after this many validations without a better AP, perhaps before the last epochs; 0: never
     seed:Natural = 0 # On a CPU, the same seed gives the same training
     workers:Natural = 0 # Processes that load images
 
@@ -103,6 +103,13 @@ def check_choice(name, value, choices):
 OLD_NAMES = dict(size='img_size', accumulate='grad_accum', decay='weight_decay', warmup='warmup_epochs',
     closing='no_aug_epochs', least='min_lr_ratio', clip='clip_grad_norm', ema='ema_decay', ema_early='ema_tau',
     hue='hsv_h', saturation='hsv_s', value='hsv_v', flip='flip_lr', every='eval_interval')
+
+# %% ../../nbs/training/00_recipe.ipynb #6c0de002
+def recipe_from(
+    values:dict # Such as `load_weights(path).notes['recipe']`
+) -> Recipe:
+    "Make a `Recipe` from stored `values`, also under the names that development versions of 0.3 used."
+    return Recipe(**{OLD_NAMES.get(k, k): v for k, v in values.items()})
 
 # %% ../../nbs/training/00_recipe.ipynb #d085a581
 def fine_tune_recipe(model:str='yolox_tiny', **changes) -> Recipe:

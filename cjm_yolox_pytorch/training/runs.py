@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from ..commands.messages import shorten
 from ..data.annotations import fingerprint
 from ..files.checkpoints import save_weights, Weights
 from ..files.paths import atomic
@@ -126,7 +127,7 @@ def load_state(trainer:Trainer, path):
         _check_counts(trainer, state['counts'])
         _restore(trainer, state)
     except Exception as e: # Of any kind, since a file may contain anything
-        why = f'{type(e).__name__}: {" ".join(str(e).split())[:240]}'
+        why = shorten(' '.join(str(e).split()) or type(e).__name__, 600)
         cure = 'use the same recipe and data, or start in another folder'
         raise ValueError(f'{path} cannot be resumed here ({why}): {cure}') from e
 
@@ -148,16 +149,17 @@ def _restore(t, state):
 _MAY_CHANGE = {'workers', 'eval_interval', 'patience', 'grad_accum', 'clip_grad_norm', 'amp', 'compile'}
 
 def _check_same_run(trainer, state):
+    _check_keys('contents', state, {*_stateful(trainer), 'random', 'counts', 'data', 'recipe'})
     recipe = {OLD_NAMES.get(k, k): v for k, v in state['recipe'].items()}
-    _check_keys('state', state, {*_stateful(trainer), 'random', 'counts', 'data', 'recipe'})
     pairs = dict(recipe=(recipe, asdict(trainer.recipe)), data=(state['data'], _data_summary(trainer)))
     for what, (old, new) in pairs.items():
         _check_keys(what, old, new.keys())
         changed = [k for k in new if old[k] != new[k] and k not in _MAY_CHANGE]
-        texts = [f'{k}={new[k]!r} (was {old[k]!r})' for k in changed]
+        texts = [shorten(f'{k}={new[k]!r} (was {old[k]!r})', 160) for k in changed]
         if changed: raise ValueError(f'another {what}, {", ".join(texts)}')
 
 def _check_keys(what, found, known):
+    if not isinstance(found, dict): raise ValueError(f'its {what} are of another kind')
     if found.keys() != known: raise ValueError(f'missing or unknown in its {what}: {sorted(found.keys() ^ known)}')
 
 # %% ../../nbs/training/02_runs.ipynb #278e55d8

@@ -121,7 +121,7 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
 def recipe_options(func):
     "Give the command `func` an option for every field of `Recipe`; `None` where an option is not given."
     signature, comments = inspect.signature(func), docments(Recipe)
-    *options, _ = signature.parameters.values() # The last one is `**changes`
+    options = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     func.option_help = {}
     for f in fields(Recipe):
         if f.name in signature.parameters: continue
@@ -141,9 +141,9 @@ def _spare_cores():
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
-    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers; add --resume'
+    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers; --resume goes on'
     if 'DataLoader worker (pid' in text: return ChildProcessError(worker)
-    other = 'another process of this training ended, and gave its own reason: fix that, and add --resume'
+    other = 'another process of this training ended, and gave its own reason: fix that, then go on with --resume'
     if 'gloo' in text or 'NCCL' in text: return ChildProcessError(other)
 
 # %% ../../nbs/training/03_train.ipynb #72f5ad8e
@@ -152,7 +152,7 @@ def _explain_death(e): # RuntimeError -> clear error if another process ended, e
 def yolox_train(
     data:str, # Folder of a dataset, or a COCO file
     weights:str=None, # Initial weights: a file, or "coco" for published weights; random unless given
-    recipe:str='fine_tune', # fine_tune, with the values in brackets below, or paper: values of options not given
+    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in brackets below) or paper
     format:str=None, # coco, voc or yolo; detected unless given
     train:str=None, # Training split; train unless given
     val:str=None, # Validation split; val unless given, or test where there is none
