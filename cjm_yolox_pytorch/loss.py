@@ -65,7 +65,7 @@ def _check_rows(name, tensors, num_images, *row): # B tensors [N, *row]
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor): raise ValueError(f'image {i}: {name} is a {type(t).__name__}, not a tensor')
         if t.numel() and (t.ndim == 0 or t.shape[1:] != row):
-            wanted = ', '.join(['N', *map(str, row)])
+            wanted = ', '.join(['I' if name.endswith('ignore') else 'G', *map(str, row)])
             raise ValueError(f'image {i}: {name} has shape {tuple(t.shape)}, but [{wanted}] is needed')
 
 # %% ../nbs/07_loss.ipynb #03f905e3

@@ -21,7 +21,8 @@ def parser_of(func) -> argparse.ArgumentParser: # The help is in comments, or in
     parser = argparse.ArgumentParser(func.__name__, description=func.__doc__)
     comments = {**docments(func), **getattr(func, 'option_help', {})}
     for name, p in inspect.signature(func).parameters.items():
-        option, about = {}, comments[name]
+        about = comments[name]
+        option = {}
         if p.default is not p.empty: option = dict(dest=name, default=p.default)
         if option and p.default is not None and p.default is not False: about += f' ({p.default})'
         option.update(_ARGUMENTS.get(p.annotation) or dict(type=p.annotation), help=about.replace('%', '%%'))
@@ -45,7 +46,7 @@ def _error_line(e, package): # The same for an exception of any type
 
 # %% ../../nbs/commands/01_command.ipynb #8b0a5209
 def command(func): # Named like its command
-    "Let `func` run as a command, too, which reports an error in its input in one line."
+    "Make `func` also a shell command, which reports input errors in one line."
     @wraps(func)
     def run(*args, **kwargs):
         if args or kwargs or Path(sys.argv[0]).stem != func.__name__: return func(*args, **kwargs)

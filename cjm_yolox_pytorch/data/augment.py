@@ -8,7 +8,7 @@ __all__ = ['as_sample', 'describe', 'check_image', 'compose', 'RandomAffine', 'M
 
 # %% ../../nbs/data/09_augment.ipynb #6874c3a9
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2, torch, numpy as np
 from torch import Tensor
@@ -142,7 +142,7 @@ class RandomAffine:
 @dataclass
 class Mosaic(RandomAffine):
     "Put four images around a point before the affine map."
-    p:float = 1. # Probability of a mosaic; otherwise one image is moved
+    p:float = field(default=1., kw_only=True) # Probability of a mosaic; otherwise one image is moved
     draws = True
 
     def __call__(self, image, target, draw):
@@ -201,7 +201,7 @@ def yolox_transforms(
     flip_lr:float=.5 # Probability of mirroring
 ) -> list: # Transforms
     "List the transforms of YOLOX's training."
-    first = Mosaic(img_size, scale, degrees, translate, shear, mosaic)
+    first = Mosaic(img_size, scale, degrees, translate, shear, p=mosaic)
     return [first, MixUp(mixup), RandomHSV(*hsv), v2.RandomHorizontalFlip(flip_lr)]
 
 # %% ../../nbs/data/09_augment.ipynb #0404551f

@@ -55,8 +55,9 @@ def _check_sample(image, target, num_classes): # The same as plain tensors, with
     check_image(image)
     kinds = {k: describe(target.get(k)) for k in ('boxes', 'labels', 'crowd')}
     if not _fit_together(*map(target.get, kinds)):
-        raise ValueError(f'transforms made {kinds}, but tensors [G, 4], [G] and bool [G] are needed: '
-            f'what drops boxes has to drop the rest, as in {_CURE}')
+        lengths = {len(v) for v in target.values() if isinstance(v, Tensor) and v.ndim}
+        cure = f'; what drops boxes has to drop the rest, as in {_CURE}' if len(lengths) > 1 else ''
+        raise ValueError(f'transforms made {kinds}, but tensors [G, 4], [G] and bool [G] are needed{cure}')
     boxes, labels = as_xyxy(target['boxes']), target['labels']
     flat = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)].tolist()
     if flat: raise ValueError(f'transforms made boxes without area, such as {flat[0]}: drop them with {_CURE}')

@@ -75,7 +75,8 @@ def _draw_objects(ax, a, i, label, scale): # Boxes of one class; or all, and cro
 def _draw_classes(ax, splits, img_size):
     counts = {split: Counter(dict(zip(a.names, a.counts.tolist()))) for split, a in splits.items()}
     names = [name for name, _ in sum(counts.values(), Counter()).most_common()]
-    if len(names) > 24: names = names[:16] + names[-8:] # Commonest and rarest
+    title = 'How many objects of each class?' if len(names) <= 24 else f'Commonest and rarest of {len(names)} classes'
+    if len(names) > 24: names = names[:16] + names[-8:]
     left = np.zeros(len(names))
     for split, count in counts.items():
         values = [count[name] for name in names]
@@ -83,7 +84,7 @@ def _draw_classes(ax, splits, img_size):
         left += values
     ax.invert_yaxis()
     ax.set_yticks(range(len(names)), [escape_mathtext(n[:16]) for n in names], fontsize=9 if len(names) < 12 else 6)
-    ax.set_title('How many objects of each class?')
+    ax.set_title(title)
     if names: ax.legend(fontsize=8, loc='lower right')
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #0d0e3e5a

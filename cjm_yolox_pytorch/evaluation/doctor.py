@@ -100,7 +100,8 @@ class Report:
 # %% ../../nbs/evaluation/04_doctor.ipynb #d2b9e8b6
 def examine(data, format=None, img_size:int=416, progress=iter, train=None, val=None) -> Report:
     "Check all annotations and images of a dataset, with the options of `yolox_doctor`."
-    report, used = Report(str(data), img_size), []
+    report = Report(str(data), img_size)
+    used = []
     try: readers = find_splits(data, format)
     except (OSError, ValueError) as e: return replace(report, faults=[Fault('cannot be read', '', str(e), stops=True)])
     try: used = [split for split in choose_splits(data, readers, train, val) if split]
@@ -131,7 +132,7 @@ def summary(report:Report) -> dict:
     return dict(data=report.data, size=report.img_size, sound=report.ready, splits=splits, faults=faults)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #8c9867b5
-def _row(name, values): return f'{name[:18].replace("_", " "):18}' + ''.join(f'{v:>12}' for v in values)
+def _row(name, values): return f'{name[:18]:18}' + ''.join(f'{v:>12}' for v in values)
 
 def _count_rows(splits):
     names = [*dict.fromkeys(name for s in splits for name in s['classes'])]
@@ -147,7 +148,8 @@ def _size_rows(splits, key, suffix):
 def _tables(found, img_size): # Lines about the splits of a `summary`
     names, splits = [*found][:5], [*found.values()][:5]
     yield from ('', _row('', [name[-11:] for name in names]))
-    for key in ('images', 'without_objects', 'objects', 'crowds', 'left_out'): yield _row(key, [s[key] for s in splits])
+    for key in ('images', 'without_objects', 'objects', 'crowds', 'left_out'):
+        yield _row(key.replace('_', ' '), [s[key] for s in splits])
     yield from ('', 'objects of each class, by label', *_count_rows(splits))
     yield from ('', 'sizes of objects (small: up to 32 x 32 pixels; large: from 96 x 96)')
     yield from _size_rows(splits, 'box_sizes', '')

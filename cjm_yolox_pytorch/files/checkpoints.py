@@ -100,8 +100,7 @@ def save_weights(weights:Weights, path): # Usually `*.safetensors`
     known = {k: v for k, v in vars(weights).items() if k not in ('state', 'left_over')}
     metadata = json.dumps(known | dict(family='ours', focus=ROW_MAJOR))
     state = {k: v.detach().cpu().contiguous() for k, v in weights.state.items()}
-    content = safetensors.torch.save(state, dict(cjm_yolox_pytorch=metadata))
-    with atomic(path) as partial: partial.write_bytes(content)
+    with atomic(path) as partial: partial.write_bytes(safetensors.torch.save(state, dict(cjm_yolox_pytorch=metadata)))
 
 # %% ../../nbs/files/08_checkpoints.ipynb #48c2f65a
 def _is_valid(w): # Do the fields have the types that `save_weights` writes?
@@ -115,10 +114,13 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognise`
     try:
         known = Weights(state, **json.loads(metadata))
-        if not _is_valid(known): raise ValueError('a field has the wrong type or range')
+        needed = 'mean and std are 3 numbers each, names a list, size is in pixels, notes are a dict'
+        if not _is_valid(known): raise ValueError(f'a field has the wrong type or range; {needed}')
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)
-    if (known.model_type, known.num_classes) != found: raise ValueError(f'metadata do not match the tensors: {found}')
+    if (known.model_type, known.num_classes) != found:
+        said = f'{known.model_type} with {known.num_classes} classes'
+        raise ValueError(f'metadata do not match the tensors: {said}, not {found[0]} with {found[1]}')
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))
     return _convert(replace(known, family=family or known.family), pixels, names or known.names)

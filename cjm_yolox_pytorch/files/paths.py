@@ -67,8 +67,9 @@ def files_by_stem(folder, *suffixes): # Files below `folder` by their relative p
     return found
 
 def subfolder(folder, *names): # The folder in `folder` with one of `names`, in any case; `folder` if there is none
-    folders = {e.name.lower(): Path(e.path) for e in os.scandir(folder) if e.is_dir()}
-    return next((folders[n.lower()] for n in names if n.lower() in folders), folder)
+    found = {e.name: Path(e.path) for e in os.scandir(folder) if e.is_dir()}
+    folders = {name.lower(): path for name, path in sorted(found.items())} | found # The exact name first
+    return next((folders.get(n, folders.get(n.lower())) for n in names if n.lower() in folders), folder)
 
 # %% ../../nbs/files/00_paths.ipynb #f7486025
 def path_inside(where, name): # `name` as a relative path with slashes

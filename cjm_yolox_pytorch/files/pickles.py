@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from safetensors import safe_open
 
 # %% ../../nbs/files/06_pickles.ipynb #57774dc7
-class _Unread: # Stands in for what is not needed
+class _Unread: # A placeholder for objects that are not needed
     def __new__(cls, *args): return super().__new__(cls)
     def __setstate__(self, state): pass
 
@@ -75,18 +75,18 @@ def _run_opcode(op, arg, stacks, seen): # -> cost
 
 # %% ../../nbs/files/06_pickles.ipynb #1c664bcd
 def _check_pickle(program, limit): # `program`: bytes, or a file that stands at a pickle
-    "Refuse a pickle that calls what weights do not need, or makes or copies more than `limit` objects."
+    "Refuse a pickle that calls what weights do not need, or puts together more than `limit` parts in all."
     stacks, memo, seen, total = [[]], {}, {}, 0
     for op, arg, _ in pickletools.genops(program):
         if op.name == 'PROTO' and arg in (4, 5):
-            raise ValueError(f'it is a pickle of protocol {arg}, which is unsafe: ask for a .safetensors file')
+            raise ValueError(f'it is a pickle of protocol {arg}, which torch cannot read safely: ask for a .safetensors file')
         if 'PUT' in op.name: memo[arg] = stacks[-1][-1]
         elif 'GET' in op.name:
             memo[arg].shared = True
             stacks[-1].append(memo[arg])
         elif op.name == 'MARK': stacks.append([])
         else: total += _run_opcode(op, arg, stacks, seen)
-        if total > limit: raise ValueError(f'it builds an object of more than {limit} parts')
+        if total > limit: raise ValueError(f'it puts together more than {limit} parts')
 
 # %% ../../nbs/files/06_pickles.ipynb #d93cb2e6
 def _is_tuple(item): return type(item.value) is list

@@ -6,27 +6,26 @@
 __all__ = ['open_video', 'VideoWriter', 'read_video']
 
 # %% ../../nbs/files/05_video.ipynb #2416334e
-import importlib, os, torch, numpy as np
+import os, torch, numpy as np
 from contextlib import closing
 from fractions import Fraction
 from PIL import Image
 
 # %% ../../nbs/files/05_video.ipynb #52f1e16d
 def _import_av():
-    try: return importlib.import_module('av')
+    try: import av
     except ImportError as e: raise ImportError("videos need PyAV: pip install 'cjm-yolox-pytorch[video]'") from e
+    return av
 
 def open_video(path): return _import_av().open(os.path.abspath(path), options=dict(protocol_whitelist='file'))
 
 # %% ../../nbs/files/05_video.ipynb #e5271d65
-def _create_mp4(path, width, height, comment): # Container and stream of PyAV
-    av = _import_av()
-    video = av.open(str(path), 'w')
-    video.metadata['comment'] = comment
-    stream = video.add_stream('libx264' if 'libx264' in av.codecs_available else 'mpeg4', rate=30)
+def _add_stream(video, width, height):
+    codecs = _import_av().codecs_available
+    stream = video.add_stream('libx264' if 'libx264' in codecs else 'mpeg4', rate=30)
     stream.width, stream.height = width - width % 2, height - height % 2 # yuv420p needs even sides
     stream.pix_fmt, stream.codec_context.time_base = 'yuv420p', Fraction(1, 90000)
-    return video, stream
+    return stream
 
 # %% ../../nbs/files/05_video.ipynb #46c18089
 class VideoWriter:
@@ -36,7 +35,7 @@ class VideoWriter:
 
     def add(self, image:Image.Image, seconds:float): # Images all of one size
         try:
-            if self.video is None: self.video, self.stream = _create_mp4(self.path, *image.size, self.comment)
+            if self.video is None: self._begin(*image.size)
             frame = _import_av().VideoFrame.from_image(image.crop((0, 0, self.stream.width, self.stream.height)))
             frame.pts, frame.time_base = round(seconds*90000), Fraction(1, 90000)
             self.video.mux(self.stream.encode(frame))
@@ -45,7 +44,10 @@ class VideoWriter:
             self.video = None # Nothing is left for `close`
             raise
 
-
+    def _begin(self, width, height):
+        self.video = _import_av().open(str(self.path), 'w')
+        self.video.metadata['comment'] = self.comment
+        self.stream = _add_stream(self.video, width, height)
 
     def close(self):
         if self.video is None: return

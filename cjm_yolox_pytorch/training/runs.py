@@ -149,7 +149,7 @@ def _restore(t, state):
 _MAY_CHANGE = {'workers', 'eval_interval', 'patience', 'grad_accum', 'clip_grad_norm', 'amp', 'compile'}
 
 def _check_same_run(trainer, state):
-    _check_keys('contents', state, {*_stateful(trainer), 'random', 'counts', 'data', 'recipe'})
+    _check_keys('state', state, {*_stateful(trainer), 'random', 'counts', 'data', 'recipe'})
     recipe = {OLD_NAMES.get(k, k): v for k, v in state['recipe'].items()}
     pairs = dict(recipe=(recipe, asdict(trainer.recipe)), data=(state['data'], _data_summary(trainer)))
     for what, (old, new) in pairs.items():
@@ -159,7 +159,7 @@ def _check_same_run(trainer, state):
         if changed: raise ValueError(f'another {what}, {", ".join(texts)}')
 
 def _check_keys(what, found, known):
-    if not isinstance(found, dict): raise ValueError(f'its {what} are of another kind')
+    if not isinstance(found, dict): raise ValueError(f'its {what} is not a dict')
     if found.keys() != known: raise ValueError(f'missing or unknown in its {what}: {sorted(found.keys() ^ known)}')
 
 # %% ../../nbs/training/02_runs.ipynb #278e55d8

@@ -207,7 +207,7 @@ def test_box_without_a_list_is_refused():
     alone = [torch.tensor([0., 0., 30., 30.])]
     with pytest.raises(ValueError, match=r'image 0: ground_truth_bboxes has shape \(4,\), but \[G, 4\]'):
         YOLOXLoss(C)(*maps, alone, labels)
-    with pytest.raises(ValueError, match=r'image 0: ground_truth_bboxes_ignore has shape \(4,\), but \[G, 4\]'):
+    with pytest.raises(ValueError, match=r'image 0: ground_truth_bboxes_ignore has shape \(4,\), but \[I, 4\]'):
         YOLOXLoss(C)(*maps, boxes, labels, ground_truth_bboxes_ignore=alone)
 
 

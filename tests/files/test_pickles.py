@@ -73,8 +73,8 @@ BAD_WEIGHTS = {
         pickle.dumps(EVIL), 'is not a file of weights, or was cut off: it is a pickle of protocol [4-9]'),
     'evaluates': (
         archive(pickle.dumps(Mischief(eval, 'open("canary", "w")'), protocol=2)), 'would execute eval'),
-    'a hash that never ends': (archive(PAIRS), 'builds an object of more than [0-9]+ parts'),
-    'a hash that never ends, before torch 1.6': (PAIRS, 'builds an object'),
+    'a hash that never ends': (archive(PAIRS), 'puts together more than [0-9]+ parts'),
+    'a hash that never ends, before torch 1.6': (PAIRS, 'puts together more than'),
     'a long array': (archive(LONG_ARRAY), 'would execute bytearray'),
     'text doubled again and again': (
         archive(pickle.dumps(Hexed(40), protocol=2)), 'calls _codecs.encode in a way that weights do not need'),
@@ -82,7 +82,7 @@ BAD_WEIGHTS = {
     'not a zip': (b'PK\x03\x04' + bytes(99), 'is not a file of weights'),
     'nothing': (archive(NOTHING), 'is missing among 0 keys'),
     'TorchScript': (scripted(), 'would execute __torch__.torch.nn.modules.linear.Linear on load'),
-    'a large pickle in capitals': (archive(PAIRS, name='DATA.PKL'), 'builds an object'),
+    'a large pickle in capitals': (archive(PAIRS, name='DATA.PKL'), 'puts together more than'),
     'another archive behind': (archive(PAIRS) + archive(NOTHING), 'before or behind the archive'),
     'another archive before': (archive(NOTHING) + archive(PAIRS), 'before or behind the archive'),
     'a header of 2^63 bytes': (struct.pack('<Q', 2**63) + b'{"a":1}', 'is not a file of weights'),
@@ -168,16 +168,16 @@ CALLS = { # A program, and the message
     'no function': (b'K\x01)R', 'calls 1 in a way'),
     'the result of a call': (OD + b')R)R', 'calls collections.OrderedDict'),
     'another codec': (ENCODE + text_of(b'ab') + text_of(b'hex') + b'\x86R', 'calls _codecs.encode'),
-    **{f'a list for many {name}s': (listed(5000) + f + b'q\x01](' + b'h\x01h\x00\x85R'*5000 + b'e', 'builds an')
+    **{f'a list for many {name}s': (listed(5000) + f + b'q\x01](' + b'h\x01h\x00\x85R'*5000 + b'e', 'puts together more')
         for name, f in CONTAINERS.items()},
-    'attributes for many': (MANY_KEYS + OD + b'q\x01](' + b'h\x01)Rh\x00b'*5000 + b'e', 'builds an object'),
-    'a key for many': (b'(' + b'K\x07'*5000 + b'tq\x00}(' + b'h\x00N'*5000 + b'u', 'builds an object'),
-    'a text for many': (LATIN1 + ENCODE + b'q\x02](' + b'h\x02h\x00h\x01\x86R'*5000 + b'e', 'builds an object'),
-    'letters for many': (LONG_TEXT + SET + b'q\x01](' + b'h\x01h\x00\x85R'*5000 + b'e', 'builds an object'),
-    'numbers of one hash': (b'}(' + SHARED_HASH + b'u', 'builds an object'),
-    'numbers of one hash in a set': (SET + b'](' + SHARED_HASH_SET + b'e\x85R', 'builds an object'),
+    'attributes for many': (MANY_KEYS + OD + b'q\x01](' + b'h\x01)Rh\x00b'*5000 + b'e', 'puts together more than'),
+    'a key for many': (b'(' + b'K\x07'*5000 + b'tq\x00}(' + b'h\x00N'*5000 + b'u', 'puts together more than'),
+    'a text for many': (LATIN1 + ENCODE + b'q\x02](' + b'h\x02h\x00h\x01\x86R'*5000 + b'e', 'puts together more than'),
+    'letters for many': (LONG_TEXT + SET + b'q\x01](' + b'h\x01h\x00\x85R'*5000 + b'e', 'puts together more than'),
+    'numbers of one hash': (b'}(' + SHARED_HASH + b'u', 'puts together more than'),
+    'numbers of one hash in a set': (SET + b'](' + SHARED_HASH_SET + b'e\x85R', 'puts together more than'),
     'what grows elsewhere': (b']q\x00\x85q\x01h\x00(' + b'K\x07'*99 + b'e', 'an object that is part of another'),
-    'a storage by many names': (b'](' + b''.join(stored(k, 10**6) for k in MANY_NAMES) + b'e', 'builds an object'),
+    'a storage by many names': (b'](' + b''.join(stored(k, 10**6) for k in MANY_NAMES) + b'e', 'puts together more than'),
     'a key that is a number': (TENSOR + b'(' + NUMBER_AS_KEY, 'a part of a storage'),
     'repeated numbers': (rebuilt((10**9,), (0,)), 'a tensor of .1000000000. has more numbers than its storage, 4'),
     'long strides': (rebuilt((2,), (10**9,)), 'more numbers than its storage'),
@@ -186,7 +186,7 @@ CALLS = { # A program, and the message
 }
 TWO_SIZES = b'](' + stored(old=b'N') + rebuilt((10**5,), numbers=10**5, old=b'N') + b'e'
 OLD_CALLS = {
-    'a storage that is not there': (stored(numbers=10**9, old=b'N'), 'builds an object'),
+    'a storage that is not there': (stored(numbers=10**9, old=b'N'), 'puts together more than'),
     'a tensor that makes its storage larger': (rebuilt((10**9,), old=b'N'), 'more numbers than its storage'),
     'a storage by another size': (TWO_SIZES, 'more numbers than its storage, 4'),
     'a view': (stored(old=b'(K\x00K\x00K\x01t'), 'a part of a storage'),
