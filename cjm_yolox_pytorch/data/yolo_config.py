@@ -14,7 +14,7 @@ from .split_names import by_split, choose_layout, has_labels, split_folders
 from .yolo import CLASS_LISTS, label_file, read_yolo
 from ..files.class_names import MAX_CLASSES
 from ..files.paths import check_files_exist, files_below, files_in, IMAGE_SUFFIXES, path_inside
-from ..files.paths import read_bytes, read_lines, read_text, subfolder
+from ..files.paths import read_lines, read_text, subfolder
 
 # %% ../../nbs/data/06_yolo_config.ipynb #021a2759
 def find_yolo_splits(path) -> dict: # Split -> function that reads it
@@ -105,8 +105,7 @@ def _load_yaml(path):
 
 # %% ../../nbs/data/06_yolo_config.ipynb #f53c7bab
 _CONFIGS = '.yaml', '.yml', '.data'
-# Other programs write "val: true", or settings below "train:"
-_IMAGES = rb'^(\xef\xbb\xbf)?(train|val) *[:=](\s+- | *(?!true|false)[^\s{#])'
+_IMAGES = rb'^(\xef\xbb\xbf)?(train|val) *[:=]'
 
 def _find_config(path): # The file that describes the dataset, or None
     if path.is_file(): return path if path.suffix.lower() in _CONFIGS else None
@@ -115,7 +114,14 @@ def _find_config(path): # The file that describes the dataset, or None
     if len(found) > 1: raise_listing(f'{path}: several files describe a dataset', found, 'Give one of them')
     return found[0] if found else None
 
-def _is_config(path): return re.search(_IMAGES, read_bytes(path), re.MULTILINE)
+def _is_config(path): # Other programs write "val: true", or settings below "train:"
+    try:
+        with open(path, 'rb') as f: start = f.read(MAX_YAML_BYTES)
+        if not re.search(_IMAGES, start, re.MULTILINE): return False
+        if path.suffix.lower() == '.data': return True
+        config = _load_yaml(path)
+    except (OSError, ValueError): return True # Reading it will say why
+    return any(isinstance(config.get(split), (str, list)) for split in ('train', 'val'))
 
 # %% ../../nbs/data/06_yolo_config.ipynb #d2e95a8e
 def _read_config(path): # What errors call it, the root, the class names or None, and the entry of each split
