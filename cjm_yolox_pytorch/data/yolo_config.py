@@ -39,11 +39,13 @@ def _may_exist(where, root, entry):
 def _folder_splits(path):
     images = subfolder(path, 'images')
     labels = subfolder(path, 'labels')
+    layout = _split_layout(path)
+    def near(folder): return [path, images, labels, folder, subfolder(folder, 'labels'), labels/folder.name]
+    near_any = [place for folder in layout.values() for place in near(folder)]
     def read(split, folder):
-        near = [path, images, labels, folder, subfolder(folder, 'labels'), labels/folder.name]
-        names = _class_names(_lists_in(near) or _lists_below(path))
+        names = _class_names(_lists_in(near(folder)) or _lists_in(near_any) or _lists_below(path))
         return read_yolo(folder if split == 'all' else subfolder(folder, 'images'), names, path)
-    return {split: lambda s=split, f=folder: read(s, f) for split, folder in _split_layout(path).items()}
+    return {split: lambda s=split, f=folder: read(s, f) for split, folder in layout.items()}
 
 def _split_layout(root): # Split -> folder of images
     def annotated(files): return next((p for p in files if label_file(p, root)), None)
@@ -136,7 +138,7 @@ def _read_config(path): # What errors call it, the root, the class names or None
 
 def _darknet_config(path):
     config = dict(map(str.strip, line.split('=', 1)) for line in read_lines(path) if '=' in line)
-    names = config.get('names')
+    names = config.get('names') or None
     if names: names = _read_class_list(_entry_path(path, path.parent, names))
     return dict(config, nc=config.get('classes'), names=names)
 

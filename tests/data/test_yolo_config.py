@@ -147,6 +147,12 @@ def test_class_list_is_found_in(place, tmp_path):
     assert note.startswith('no classes.txt or obj.names or _darknet.labels names the classes, so they are called by')
 
 
+def test_class_list_of_another_split_comes_before_those_further_down(tmp_path):
+    write_files(tmp_path, {**labelled('images/train/a', 'images/val/c'), 'images/train/classes.txt': 'ant\nbee\n'})
+    write_files(tmp_path, {'old/classes.txt': 'bee\nant', 'old/data.yaml': 'train: images'})
+    assert read_split(tmp_path, 'val').names == NAMES
+
+
 @pytest.mark.parametrize('text, message', [
     ('train: images', None), ('train: images\nnc: 2', None), ('train: images\nnc: 3', 'which is not a list of 3')])
 def test_class_list_completes_a_yaml_without_names(text, message, tmp_path):
@@ -162,6 +168,13 @@ def test_class_list_ends_at_its_last_name(layout, file, tmp_path):
     assert read_split(tmp_path, 'train').names == NAMES
     write(tmp_path/file, 'ant\n\nbee\n')
     refused(tmp_path, f'{file}: blank lines between class names: line 2')
+
+
+def test_darknet_data_may_leave_names_empty(tmp_path):
+    write_layout('yolo cvat 1.1', tmp_path)
+    text = (tmp_path/'obj.data').read_text()
+    write(tmp_path/'obj.data', text.replace('names = data/obj.names', 'names ='))
+    assert 'names =\n' in (tmp_path/'obj.data').read_text() + '\n' and read_split(tmp_path, 'train').names == NAMES
 
 
 def test_class_names_may_hold_marks_of_direction(tmp_path):
