@@ -37,7 +37,7 @@ def test_voc_lists_of_one_class_are_no_splits(tmp_path):
 
 def test_voc_lists_may_have_flags(tmp_path):
     write_layout('voc official', tmp_path)
-    write_image(tmp_path/'JPEGImages', 'b -1')
+    Image.new('L', (WIDTH, HEIGHT)).save(tmp_path/'JPEGImages/b -1.png')
     write(tmp_path/'Annotations/b -1.xml', voc('b'))
     write(tmp_path/'ImageSets/Main/train.txt', 'a  1\nb -1\nc 0\n')
     assert stems(read_split(tmp_path, 'train')) == ['a', 'b -1', 'c']

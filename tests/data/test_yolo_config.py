@@ -174,7 +174,7 @@ def test_darknet_data_may_leave_names_empty(tmp_path):
     write_layout('yolo cvat 1.1', tmp_path)
     text = (tmp_path/'obj.data').read_text()
     write(tmp_path/'obj.data', text.replace('names = data/obj.names', 'names ='))
-    assert 'names =\n' in (tmp_path/'obj.data').read_text() + '\n' and read_split(tmp_path, 'train').names == NAMES
+    assert read_split(tmp_path, 'train').names == NAMES
 
 
 def test_class_names_may_hold_marks_of_direction(tmp_path):
