@@ -120,4 +120,4 @@ def read_yolo(images, names=None, root='') -> Annotations:
         known = known[:1 + max((label for _, label, *_ in rows), default=-1)]
         notes.append(f'no {" or ".join(CLASS_LISTS)} names the classes, so they are called by their numbers')
     sizes = stored_sizes(where, paths)
-    return build_annotations(where, known, paths, sizes, _to_pixels(rows, sizes), notes)
+    return build_annotations(where, known, paths, sizes, _to_pixels(rows, sizes), notes, fractions=True)

@@ -108,6 +108,10 @@ def test_yolo_outlines_are_read_wherever_they_lie(tmp_path):
         assert len(read_text(tmp_path, f'0 {corners}').labels) == 1, centre
 
 
+def test_yolo_boxes_may_all_lie_in_the_first_pixel(tmp_path):
+    assert len(read_text(tmp_path, '0 .005 .005 .01 .01').labels) == 1
+
+
 # Refusals
 
 BAD = {
