@@ -46,10 +46,12 @@ def parse_float(text): # Stricter than Python, which also reads nan, 1_0 and the
 
 # %% ../../nbs/data/04_voc.ipynb #fc3d420a
 class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding
-    def doctype(self, *declared): raise ValueError('it declares a document type or entities, which are not needed')
+    def doctype(self, *declared): raise NotImplementedError
 
 def _parse_xml(path):
     try: tree = ElementTree.fromstring(read_bytes(path), ElementTree.XMLParser(target=_NoEntities()))
+    except NotImplementedError:
+        raise ValueError(f'{path}: declares a document type or entities, which are not needed. Remove them') from None
     except (ElementTree.ParseError, ValueError, LookupError) as e:
         raise ValueError(f'{path}: not readable as XML: {shorten(e)}. Save it again, complete and in UTF-8') from e
     if tree.tag == 'annotation': return tree
