@@ -56,8 +56,8 @@ def test_yaml_paths_of_other_programs_mean_the_folder_of_the_file(name, tmp_path
 OTHERS = ['task: detect\nval: true', 'train:\n  batch: 8', 'train: {batch: 8}', 'train: # Nothing', 'trainer: images',
           'train: 0.8', 'val: True', 'val: yes', 'val: 1', 'train: null']
 DESCRIPTIONS = ['train: images', 'train:\n- images', 'val:\r\n  - images', 'train: [images]', 'val: "images"',
-                'train = images', 'train: images\nval: 1', '\ufefftrain: images', 'nc: 1\nval: images', 'train: [broken',
-                'train: true_images']
+                'train = images', '\ufefftrain: images', 'nc: 1\nval: images', 'train: [broken',
+                'train: true_images', 'train: images\nval: 1']
 
 
 @pytest.mark.parametrize('text', OTHERS + DESCRIPTIONS)
