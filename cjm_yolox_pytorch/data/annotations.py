@@ -91,7 +91,7 @@ def build_annotations(where, names, paths, sizes, rows, notes=(), fractions=Fals
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     image, labels, boxes, crowd, areas = _columns(rows)
     _check_columns(where, paths, sizes, image, boxes, areas)
-    if not fractions: _check_pixels(where, sizes[image], boxes)
+    if not fractions: _refuse_fractions(where, sizes[image], boxes)
     sizes = sizes.astype(np.int64)
     limit = sizes[image][:, ::-1]
     why = _reasons(boxes, limit)
@@ -114,7 +114,7 @@ def _check_columns(where, paths, sizes, image, boxes, areas):
         ('boxes of negative size', boxes_where(negative), 'Write left and top first')]
     for what, found, fix in wrong: raise_listing(f'{where}: {what}', found, fix)
 
-def _check_pixels(where, sizes, boxes): # Sizes [T, 2] of the image of each box
+def _refuse_fractions(where, sizes, boxes): # Sizes [T, 2] of the image of each box
     if not len(boxes) or boxes.max() > 1 or not (boxes % 1).any() or sizes.min() <= 16: return
     raise ValueError(f'{where}: no box ends beyond the first pixel. COCO and VOC need pixels, and YOLO fractions')
 

@@ -27,7 +27,9 @@ BAD = {
     'a key twice': ('train: train/images\nnames:\n  0: ant\n  0: bee', 'data.yaml: not YAML: 0 appears twice'),
     'poses': (f'train: train/images\nkpt_shape: [4, 3]\n{NAMED}', 'for poses'),
     'an image': (f'train: train/images/a.png\n{NAMED}', 'train/images/a.png is an image. Write a folder'),
-    'an alias of a list': ('train: &t [train/images]\nval: *t\nnames: [ant]', 'aliases .* of lists and long texts are not read'),
+    'an alias of a list': (
+        'train: &t [train/images]\nval: *t\nnames: [ant]',
+        'aliases .* of lists and long texts are not read'),
     'absolute in a list': (f'train: list.txt\n{NAMED}', '/etc/passwd is absolute'),
     'missing in a list': (f'train: short.txt\n{NAMED}', 'short.txt: 1 of 2 images are missing, such as .*z.png'),
     'no such root': (f'path: /mnt/birds\ntrain: images\n{NAMED}',
