@@ -85,12 +85,13 @@ def _reasons(boxes, limit): # [T] indices into `_REASONS`, 0 to keep the box; `l
     return np.select([flat, outside, thin], [1, 2, 3])
 
 # %% ../../nbs/data/01_annotations.ipynb #d7aa647b
-def build_annotations(where, names, paths, sizes, rows, notes=()) -> Annotations:
+def build_annotations(where, names, paths, sizes, rows, notes=(), fractions=False) -> Annotations:
     "Check the `rows` of a split, sort them by image, and leave out boxes without a visible area."
     paths = [str(p) for p in paths]
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     image, labels, boxes, crowd, areas = _columns(rows)
     _check_columns(where, paths, sizes, image, boxes, areas)
+    if not fractions: _refuse_fractions(where, sizes[image], boxes)
     sizes = sizes.astype(np.int64)
     limit = sizes[image][:, ::-1]
     why = _reasons(boxes, limit)
@@ -112,7 +113,9 @@ def _check_columns(where, paths, sizes, image, boxes, areas):
         ('boxes with numbers that are not finite', boxes_where(~finite), 'Fix the file, or the program that wrote it'),
         ('boxes of negative size', boxes_where(negative), 'Write left and top first')]
     for what, found, fix in wrong: raise_listing(f'{where}: {what}', found, fix)
-    if not len(boxes) or boxes.max() > 1 or not (boxes % 1).any() or sizes[image].min() <= 16: return
+
+def _refuse_fractions(where, sizes, boxes): # Sizes [T, 2] of the image of each box
+    if not len(boxes) or boxes.max() > 1 or not (boxes % 1).any() or sizes.min() <= 16: return
     raise ValueError(f'{where}: no box ends beyond the first pixel. COCO and VOC need pixels, and YOLO fractions')
 
 # %% ../../nbs/data/01_annotations.ipynb #4efac5bb

@@ -62,10 +62,11 @@ def _box_faults(a, kind, images, text): # One for each image
 def check_splits(splits:dict) -> list: # `Fault`s; of `Annotations` by split, the training split first
     "Find unknown classes and images that are in several splits."
     first, training = next(iter(splits.items()))
+    known = {*training.names}
     faults = []
     seen = {}
     for split, a in splits.items():
-        for name in [a.names[i] for i in np.unique(a.labels) if a.names[i] not in training.names]:
+        for name in [a.names[i] for i in np.unique(a.labels) if a.names[i] not in known]:
             text = f'{split} has objects of {name!r}, which is not a class of {first}'
             faults.append(Fault('unknown class', split, text, stops=True))
         for path in map(os.path.realpath, a.paths):

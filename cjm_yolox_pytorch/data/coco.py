@@ -8,12 +8,13 @@ __all__ = ['read_coco', 'find_coco_splits', 'coco_truth']
 # %% ../../nbs/data/03_coco.ipynb #d311f0c7
 import json, os, numpy as np
 from dataclasses import replace
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from ..commands.messages import raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .split_names import by_split, note, split_name, SPLITS
-from ..files.paths import check_files_exist, files_in, path_inside, read_bytes, read_text, subfolder
+from ..files.paths import check_files_exist, files_in, path_inside, read_text, subfolder
 
 # %% ../../nbs/data/03_coco.ipynb #fd81c428
 def read_coco(path, folder=None) -> Annotations:
@@ -115,7 +116,11 @@ def find_coco_splits(path) -> dict: # Split -> function that reads it
 
 # %% ../../nbs/data/03_coco.ipynb #141e8e3a
 def _may_be_coco(path): return split_name(path.stem) in (*SPLITS, 'all') or _has_annotations(path)
-def _has_annotations(path): return b'"annotations"' in read_bytes(path)
+
+def _has_annotations(path): # Without all of it in memory
+    if not path.stat().st_size: return False
+    with open(path, 'rb') as f, mmap(f.fileno(), 0, access=ACCESS_READ) as content:
+        return content.find(b'"annotations"') >= 0
 
 # %% ../../nbs/data/03_coco.ipynb #e625866f
 def coco_truth(annotations) -> dict:

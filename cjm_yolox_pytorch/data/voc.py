@@ -46,10 +46,12 @@ def parse_float(text): # Stricter than Python, which also reads nan, 1_0 and the
 
 # %% ../../nbs/data/04_voc.ipynb #fc3d420a
 class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding
-    def doctype(self, *declared): raise ValueError('it declares a document type or entities, which are not needed')
+    def doctype(self, *declared): raise NotImplementedError
 
 def _parse_xml(path):
     try: tree = ElementTree.fromstring(read_bytes(path), ElementTree.XMLParser(target=_NoEntities()))
+    except NotImplementedError:
+        raise ValueError(f'{path}: declares a document type or entities, which are not needed. Remove them') from None
     except (ElementTree.ParseError, ValueError, LookupError) as e:
         raise ValueError(f'{path}: not readable as XML: {shorten(e)}. Save it again, complete and in UTF-8') from e
     if tree.tag == 'annotation': return tree
@@ -105,7 +107,7 @@ def _find_parts(root): # Split -> `_Part`
     xml, images = folders(root)
     if lists := files_in(root/'ImageSets/Main', '.txt'):
         whole = _part(xml, images)
-        return by_split(root, [(p.stem, whole._replace(where=p, stems=read_lines(p))) for p in lists])
+        return by_split(root, [(p.stem, whole._replace(where=p, stems=_stems(p, whole.files))) for p in lists])
     beside = {s: folders(f) for s, f in split_folders(root).items()}
     below = {s: (f, subfolder(images, f.name)) for s, f in split_folders(xml).items()}
     layouts, seen = [], set()
@@ -117,19 +119,26 @@ def _find_parts(root): # Split -> `_Part`
     return choose_layout(root, layouts)
 
 # %% ../../nbs/data/04_voc.ipynb #cd8e3e8e
+def _stems(path, files): # Lists of one class have 1, 0 or -1 after each name
+    def stem(line, words): return words[0] if line not in files and words[-1] in ('1', '0', '-1') else line
+    return [stem(line, line.rsplit(maxsplit=1)) for line in read_lines(path)]
+
 def _part(xml, images): # Everything in two folders
     files = {stem: paths[0] for stem, paths in files_by_stem(xml, '.xml').items()}
     return _Part(xml, list(files), files, files_by_stem(images, *IMAGE_SUFFIXES))
 
 # %% ../../nbs/data/04_voc.ipynb #97f57e82
-def find_voc_splits(path) -> dict: # Split -> function that reads it
+def _readers(path): # By split and by list of one class
     if not (files_in(path/'ImageSets/Main', '.txt') or has_labels(path, '.xml')): return {}
     parts = _find_parts(path)
     read = functools.cache(_voc_file)
-    whole = [s for s in parts if not any(s.endswith(f'_{other}') for other in parts)]
-    return {s: lambda p=parts[s]: _read_part(path, parts, p, read) for s in whole}
+    return {s: lambda p=p: _read_part(path, parts, p, read) for s, p in parts.items()}
 
-def read_voc(root, split:str='all') -> Annotations: # Folder of the dataset, and one of `find_voc_splits`
+def find_voc_splits(path) -> dict: # Split -> function that reads it
+    readers = _readers(path)
+    return {s: r for s, r in readers.items() if not any(s.endswith(f'_{other}') for other in readers)}
+
+def read_voc(root, split:str='all') -> Annotations: # Folder of the dataset; a split, or the list of a class
     "Read a split in Pascal VOC format."
-    splits = find_voc_splits(Path(root))
+    splits = _readers(Path(root))
     return splits[resolve_split(root, splits, split)]()

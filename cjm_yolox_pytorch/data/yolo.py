@@ -9,7 +9,7 @@ __all__ = ['CLASS_LISTS', 'label_file', 'read_yolo']
 import os, stat, numpy as np
 from pathlib import Path
 
-from ..commands.messages import raise_listing, repeated, shorten
+from ..commands.messages import raise_listing, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .split_names import note
 from .voc import parse_float
@@ -18,8 +18,8 @@ from ..files.images import stored_sizes
 from ..files.paths import files_below, files_in, IMAGE_SUFFIXES, read_bytes, read_text
 
 # %% ../../nbs/data/05_yolo.ipynb #533087f0
-def _yolo_row(numbers, labels): # Label, and corners as fractions of the image
-    _check_line(numbers, labels)
+def _yolo_row(numbers, labels, known=''): # Label, and corners as fractions of the image
+    _check_line(numbers, labels, known)
     label, *shape = numbers
     if len(shape) == 4:
         x, y, w, h = shape
@@ -28,11 +28,11 @@ def _yolo_row(numbers, labels): # Label, and corners as fractions of the image
     return labels[label], min(xs), min(ys), max(xs), max(ys)
 
 # %% ../../nbs/data/05_yolo.ipynb #58fed216
-def _check_line(numbers, labels):
+def _check_line(numbers, labels, known): # `known` tells which classes have names
     label, *shape = numbers
     count = len(numbers)
     if count < 5 or count % 2 == 0: raise ValueError(f'{count} numbers, but a box has 5, and an outline 7, 9 or more')
-    if label not in labels: raise ValueError(f'class {label:g} has no name; {shorten([*labels], 60)} have names')
+    if label not in labels: raise ValueError(f'class {label:g} has no name{known}')
     low, high, fix = -2, 2, 'Divide x by the width of the image and y by its height'
     if count > 5: low, high, fix = -.5, 1.5, 'Of poses and tracks, keep the first 5 numbers'
     beyond = [v for v in shape if not low <= v <= high]
@@ -49,14 +49,14 @@ def _pose_score(x, y, w, h, *more):
     return 1 if inside(w, h) else 2
 
 # %% ../../nbs/data/05_yolo.ipynb #4a0f6887
-def _yolo_rows(where, files, labels): # (image, label, corners) of each line
+def _yolo_rows(where, files, labels, known): # (image, label, corners) of each line
     rows, bad, poses = [], [], []
     for n, file in enumerate(files):
         for number, line in enumerate(read_text(file).splitlines() if file else [], start=1):
             if not line.strip(): continue
             try:
                 numbers = [parse_float(v) for v in line.split()]
-                rows.append((n, *_yolo_row(numbers, labels)))
+                rows.append((n, *_yolo_row(numbers, labels, known)))
                 if len(numbers) > 5: poses.append(_pose_score(*numbers[1:]))
             except ValueError as e: # Of many, all but the first are only counted
                 bad.append(f'{file} line {number}: {shorten(e)}' if len(bad) < 3 else '')
@@ -87,7 +87,9 @@ def _labels_without_image(paths, files): # Beside those of the images
 
 # %% ../../nbs/data/05_yolo.ipynb #c3de5f22
 def _check_label_files(where, paths, files):
-    shared = repeated(file for file, _ in dict.fromkeys(zip(files, paths)) if file)
+    images = {}
+    for file, image in dict.fromkeys(zip(files, paths)): images.setdefault(file, []).append(str(image))
+    shared = [', '.join(found) for file, found in images.items() if file and len(found) > 1]
     raise_listing(f'{where}: images that share a label file', shared, 'Leave one image for each')
     if any(files) or not paths: return
     fix = f'For {paths[0]}, put {paths[0].stem}.txt beside it or in a folder labels'
@@ -113,9 +115,9 @@ def read_yolo(images, names=None, root='') -> Annotations:
     given = [str(n) for n in range(MAX_CLASSES)] if names is None else names
     given = given if isinstance(given, dict) else dict(enumerate(given))
     known, labels = class_names_and_labels(where, given)
-    rows = _yolo_rows(where, files, labels)
+    rows = _yolo_rows(where, files, labels, '' if names is None else f'; {shorten([*labels], 60)} have names')
     if names is None:
         known = known[:1 + max((label for _, label, *_ in rows), default=-1)]
         notes.append(f'no {" or ".join(CLASS_LISTS)} names the classes, so they are called by their numbers')
     sizes = stored_sizes(where, paths)
-    return build_annotations(where, known, paths, sizes, _to_pixels(rows, sizes), notes)
+    return build_annotations(where, known, paths, sizes, _to_pixels(rows, sizes), notes, fractions=True)

@@ -14,7 +14,7 @@ from .split_names import by_split, choose_layout, has_labels, split_folders
 from .yolo import CLASS_LISTS, label_file, read_yolo
 from ..files.class_names import MAX_CLASSES
 from ..files.paths import check_files_exist, files_below, files_in, IMAGE_SUFFIXES, path_inside
-from ..files.paths import read_bytes, read_lines, read_text, subfolder
+from ..files.paths import read_lines, read_text, subfolder
 
 # %% ../../nbs/data/06_yolo_config.ipynb #021a2759
 def find_yolo_splits(path) -> dict: # Split -> function that reads it
@@ -39,11 +39,13 @@ def _may_exist(where, root, entry):
 def _folder_splits(path):
     images = subfolder(path, 'images')
     labels = subfolder(path, 'labels')
+    layout = _split_layout(path)
+    def near(folder): return [path, images, labels, folder, subfolder(folder, 'labels'), labels/folder.name]
+    near_any = [place for folder in layout.values() for place in near(folder)]
     def read(split, folder):
-        near = [path, images, labels, folder, subfolder(folder, 'labels'), labels/folder.name]
-        names = _class_names(_lists_in(near) or _lists_below(path))
+        names = _class_names(_lists_in(near(folder)) or _lists_in(near_any) or _lists_below(path))
         return read_yolo(folder if split == 'all' else subfolder(folder, 'images'), names, path)
-    return {split: lambda s=split, f=folder: read(s, f) for split, folder in _split_layout(path).items()}
+    return {split: lambda s=split, f=folder: read(s, f) for split, folder in layout.items()}
 
 def _split_layout(root): # Split -> folder of images
     def annotated(files): return next((p for p in files if label_file(p, root)), None)
@@ -105,8 +107,7 @@ def _load_yaml(path):
 
 # %% ../../nbs/data/06_yolo_config.ipynb #f53c7bab
 _CONFIGS = '.yaml', '.yml', '.data'
-# Other programs write "val: true", or settings below "train:"
-_IMAGES = rb'^(\xef\xbb\xbf)?(train|val) *[:=](\s+- | *(?!true|false)[^\s{#])'
+_IMAGES = rb'^(\xef\xbb\xbf)?(train|val) *[:=]'
 
 def _find_config(path): # The file that describes the dataset, or None
     if path.is_file(): return path if path.suffix.lower() in _CONFIGS else None
@@ -115,7 +116,14 @@ def _find_config(path): # The file that describes the dataset, or None
     if len(found) > 1: raise_listing(f'{path}: several files describe a dataset', found, 'Give one of them')
     return found[0] if found else None
 
-def _is_config(path): return re.search(_IMAGES, read_bytes(path), re.MULTILINE)
+def _is_config(path): # Other programs write "val: true", or settings below "train:"
+    try:
+        with open(path, 'rb') as f: start = f.read(MAX_YAML_BYTES)
+        if not re.search(_IMAGES, start, re.MULTILINE): return False
+        if path.suffix.lower() == '.data': return True
+        config = _load_yaml(path)
+    except (OSError, ValueError): return True # Reading it will say why
+    return any(isinstance(config.get(split), (str, list)) for split in ('train', 'val'))
 
 # %% ../../nbs/data/06_yolo_config.ipynb #d2e95a8e
 def _read_config(path): # What errors call it, the root, the class names or None, and the entry of each split
@@ -130,7 +138,7 @@ def _read_config(path): # What errors call it, the root, the class names or None
 
 def _darknet_config(path):
     config = dict(map(str.strip, line.split('=', 1)) for line in read_lines(path) if '=' in line)
-    names = config.get('names')
+    names = config.get('names') or None
     if names: names = _read_class_list(_entry_path(path, path.parent, names))
     return dict(config, nc=config.get('classes'), names=names)
 

@@ -1,5 +1,6 @@
 "COCO's JSON: where images lie, which files count, and what is refused."
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,15 @@ def test_coco_refuses_fractions(tmp_path):
     write(tmp_path/FILE, file)
     with pytest.raises(ValueError, match='no box ends beyond the first pixel. COCO and VOC need pixels'):
         read_split(tmp_path, 'all')
+
+
+def test_coco_looks_for_annotations_without_reading_a_file_into_memory(tmp_path):
+    write_layout('coco one file', tmp_path)
+    write(tmp_path/'empty.json', '')
+    write(tmp_path/'other.json', ' '*2**24)
+    tracemalloc.start()
+    assert [*find_splits(tmp_path)] == ['all'] and tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 UNREADABLE = {

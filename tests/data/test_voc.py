@@ -18,7 +18,7 @@ def test_voc_reads_what_lists_name(tmp_path):
     write(tmp_path/'Annotations/z.xml', 'broken')
     assert [len(read()) for read in find_splits(tmp_path).values()] == [2, 1]
     for split in ('vaal', 'all'):
-        with pytest.raises(ValueError, match=rf"has no split '{split}': choose one of \['train', 'val'\]"):
+        with pytest.raises(ValueError, match=rf"has no split '{split}': choose one of \['ant_train', 'train', 'val'\]"):
             read_voc(tmp_path, split)
 
 
@@ -30,9 +30,17 @@ def test_voc_knows_other_names_of_a_folder(tmp_path):
 def test_voc_lists_of_one_class_are_no_splits(tmp_path):
     write_layout('voc official', tmp_path)
     assert 'ant_train' not in find_splits(tmp_path)
+    assert stems(read_voc(tmp_path, 'ant_train')) == ['a', 'b']
     (tmp_path/'ImageSets/Main/train.txt').unlink()
-    with pytest.raises(ValueError, match='ant_train.txt: names that lack an XML file or an image in .*: a  1; b -1'):
-        read_split(tmp_path, 'ant_train')
+    assert stems(read_split(tmp_path, 'ant_train')) == ['a', 'b']
+
+
+def test_voc_lists_may_have_flags(tmp_path):
+    write_layout('voc official', tmp_path)
+    Image.new('L', (WIDTH, HEIGHT)).save(tmp_path/'JPEGImages/b -1.png')
+    write(tmp_path/'Annotations/b -1.xml', voc('b'))
+    write(tmp_path/'ImageSets/Main/train.txt', 'a  1\nb -1\nc 0\n')
+    assert stems(read_split(tmp_path, 'train')) == ['a', 'b -1', 'c']
 
 
 def test_voc_reads_every_file_once(tmp_path, monkeypatch):
@@ -106,8 +114,8 @@ BAD = {
     'empty': ('', 'a.xml: not readable as XML'),
     'binary': ('\x00\x01', 'a.xml: not readable as XML'),
     'laughs': ('<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>',
-               'a.xml: not readable as XML: it declares a document type or entities'),
-    'laughs in UTF-16': (LAUGHS_16.encode('utf-16'), 'it declares a document type or entities'),
+               'a.xml: declares a document type or entities, which are not needed. Remove them'),
+    'laughs in UTF-16': (LAUGHS_16.encode('utf-16'), 'a.xml: declares a document type or entities'),
     'several bytes': (('<?xml version="1.0" encoding="gb2312"?>' + voc('a').replace('ant', '猫')).encode('gb2312'),
                       'a.xml: not readable as XML: multi-byte encodings are not supported. .* in UTF-8'),
     'another kind': ('<annotations><image/></annotations>', 'not Pascal VOC, since it begins with <annotations>'),

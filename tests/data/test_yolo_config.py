@@ -27,7 +27,9 @@ BAD = {
     'a key twice': ('train: train/images\nnames:\n  0: ant\n  0: bee', 'data.yaml: not YAML: 0 appears twice'),
     'poses': (f'train: train/images\nkpt_shape: [4, 3]\n{NAMED}', 'for poses'),
     'an image': (f'train: train/images/a.png\n{NAMED}', 'train/images/a.png is an image. Write a folder'),
-    'an alias of a list': ('train: &t [train/images]\nval: *t\nnames: [ant]', 'aliases .* of lists and long texts are not read'),
+    'an alias of a list': (
+        'train: &t [train/images]\nval: *t\nnames: [ant]',
+        'aliases .* of lists and long texts are not read'),
     'absolute in a list': (f'train: list.txt\n{NAMED}', '/etc/passwd is absolute'),
     'missing in a list': (f'train: short.txt\n{NAMED}', 'short.txt: 1 of 2 images are missing, such as .*z.png'),
     'no such root': (f'path: /mnt/birds\ntrain: images\n{NAMED}',
@@ -53,9 +55,11 @@ def test_yaml_paths_of_other_programs_mean_the_folder_of_the_file(name, tmp_path
     assert len(read_split(tmp_path, 'train')) == 2
 
 
-OTHERS = ['task: detect\nval: true', 'train:\n  batch: 8', 'train: {batch: 8}', 'train: # Nothing', 'trainer: images']
+OTHERS = ['task: detect\nval: true', 'train:\n  batch: 8', 'train: {batch: 8}', 'train: # Nothing', 'trainer: images',
+          'train: 0.8', 'val: True', 'val: yes', 'val: 1', 'train: null']
 DESCRIPTIONS = ['train: images', 'train:\n- images', 'val:\r\n  - images', 'train: [images]', 'val: "images"',
-                'train = images', '\ufefftrain: images', 'nc: 1\nval: images', 'train: [broken']
+                'train = images', '\ufefftrain: images', 'nc: 1\nval: images', 'train: [broken',
+                'train: true_images', 'train: images\nval: 1']
 
 
 @pytest.mark.parametrize('text', OTHERS + DESCRIPTIONS)
@@ -145,6 +149,12 @@ def test_class_list_is_found_in(place, tmp_path):
     assert note.startswith('no classes.txt or obj.names or _darknet.labels names the classes, so they are called by')
 
 
+def test_class_list_of_another_split_comes_before_those_further_down(tmp_path):
+    write_files(tmp_path, {**labelled('images/train/a', 'images/val/c'), 'images/train/classes.txt': 'ant\nbee\n'})
+    write_files(tmp_path, {'old/classes.txt': 'bee\nant', 'old/data.yaml': 'train: images'})
+    assert read_split(tmp_path, 'val').names == NAMES
+
+
 @pytest.mark.parametrize('text, message', [
     ('train: images', None), ('train: images\nnc: 2', None), ('train: images\nnc: 3', 'which is not a list of 3')])
 def test_class_list_completes_a_yaml_without_names(text, message, tmp_path):
@@ -160,6 +170,13 @@ def test_class_list_ends_at_its_last_name(layout, file, tmp_path):
     assert read_split(tmp_path, 'train').names == NAMES
     write(tmp_path/file, 'ant\n\nbee\n')
     refused(tmp_path, f'{file}: blank lines between class names: line 2')
+
+
+def test_darknet_data_may_leave_names_empty(tmp_path):
+    write_layout('yolo cvat 1.1', tmp_path)
+    text = (tmp_path/'obj.data').read_text()
+    write(tmp_path/'obj.data', text.replace('names = data/obj.names', 'names ='))
+    assert read_split(tmp_path, 'train').names == NAMES
 
 
 def test_class_names_may_hold_marks_of_direction(tmp_path):
