@@ -91,8 +91,7 @@ def _load_yaml(path):
         def compose_node(self, parent, index):
             alias = self.check_event(yaml.AliasEvent)
             node = super().compose_node(parent, index)
-            short = isinstance(node, yaml.ScalarNode) and len(node.value) < 100
-            if not alias or short: return node
+            if not alias or isinstance(node, yaml.ScalarNode) and len(node.value) < 100: return node
             raise ValueError('aliases (*) of lists and long texts are not read, since a few can stand for gigabytes')
         def construct_mapping(self, node, deep=False):
             twice = repeated(self.construct_object(key, deep=True) for key, _ in node.value)

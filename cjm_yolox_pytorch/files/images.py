@@ -83,7 +83,8 @@ def _rescale_to_8_bits(image): # Function of pixel values; None if they are from
     if image.mode != 'F': return
     strips = (np.asarray(strip) for _, strip in _strips(image))
     low, high = np.array([(s.min(), s.max()) for s in strips]).T # NaN if any value is
-    if not (low.min() >= 0 and high.max() <= 255): raise ValueError('a float image must lie in 0-1 or 0-255, without NaN')
+    known = low.min() >= 0 and high.max() <= 255
+    if not known: raise ValueError('a float image must lie in 0-1 or 0-255, without NaN')
     factor = 255 if high.max() <= 1 else 1
     return lambda values: (values*factor).round()
 

@@ -79,7 +79,8 @@ def _check_pickle(program, limit): # `program`: bytes, or a file that stands at 
     stacks, memo, seen, total = [[]], {}, {}, 0
     for op, arg, _ in pickletools.genops(program):
         if op.name == 'PROTO' and arg in (4, 5):
-            raise ValueError(f'it is a pickle of protocol {arg}, which torch cannot read safely: ask for a .safetensors file')
+            cure = 'which torch cannot read safely: ask for a .safetensors file'
+            raise ValueError(f'it is a pickle of protocol {arg}, {cure}')
         if 'PUT' in op.name: memo[arg] = stacks[-1][-1]
         elif 'GET' in op.name:
             memo[arg].shared = True

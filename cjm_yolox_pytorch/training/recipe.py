@@ -71,7 +71,7 @@ class Recipe:
     amp:Annotated[str, ['auto', *AMP_DTYPES]] = 'auto' # Precision: none, bf16 or fp16; auto for what is fast here
     compile:bool = False # Compile network and loss: slow to start, faster afterwards
     eval_interval:Positive = 5 # Epochs between validations
-    patience:Natural = 0 # Stop after this many validations without a better AP, perhaps before the last epochs; 0: never
+    patience:Natural = 0 # Stop after this many validations without a better AP, even before the last ones; 0: never
     seed:Natural = 0 # On a CPU, the same seed gives the same training
     workers:Natural = 0 # Processes that load images
 

@@ -141,7 +141,8 @@ def _spare_cores():
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
-    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers; --resume goes on'
+    cure = 'if memory ran out, use fewer --workers; --resume goes on'
+    worker = f'a process that loads images was killed ({text}): {cure}'
     if 'DataLoader worker (pid' in text: return ChildProcessError(worker)
     other = 'another process of this training ended, and gave its own reason: fix that, then go on with --resume'
     if 'gloo' in text or 'NCCL' in text: return ChildProcessError(other)

@@ -167,7 +167,8 @@ def test_class_names_are_refused_before_the_network_runs(shapes, tmp_path, monke
     save_weights(replace(weights, names=None), tmp_path/'unnamed.safetensors')
     monkeypatch.setattr('cjm_yolox_pytorch.evaluation.evaluate.detect', lambda *args, **kwargs: pytest.fail('it ran'))
     with pytest.raises(ValueError, match='a class is named .* which is reserved'):
-        yolox_eval(str(tmp_path/'unnamed.safetensors'), str(tmp_path/'data.json'), out=str(tmp_path/'out'), device='cpu')
+        weights, data, out = (str(tmp_path/name) for name in ('unnamed.safetensors', 'data.json', 'out'))
+        yolox_eval(weights, data, out=out, device='cpu')
     assert not (tmp_path/'out').exists()
 
 
