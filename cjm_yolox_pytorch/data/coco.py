@@ -119,8 +119,8 @@ def _may_be_coco(path): return split_name(path.stem) in (*SPLITS, 'all') or _has
 
 def _has_annotations(path): # Without all of it in memory
     if not path.stat().st_size: return False
-    with open(path, 'rb') as f, mmap(f.fileno(), 0, access=ACCESS_READ) as content:
-        return content.find(b'"annotations"') >= 0
+    with open(path, 'rb') as f: content = mmap(f.fileno(), 0, access=ACCESS_READ)
+    with content: return content.find(b'"annotations"') >= 0
 
 # %% ../../nbs/data/03_coco.ipynb #e625866f
 def coco_truth(annotations) -> dict:

@@ -148,8 +148,8 @@ def _size_rows(splits, key, suffix):
 def _tables(found, img_size): # Lines about the splits of a `summary`
     names, splits = [*found][:5], [*found.values()][:5]
     yield from ('', _row('', [name[-11:] for name in names]))
-    for key in ('images', 'without_objects', 'objects', 'crowds', 'left_out'):
-        yield _row(key.replace('_', ' '), [s[key] for s in splits])
+    counts = 'images', 'without_objects', 'objects', 'crowds', 'left_out'
+    for key in counts: yield _row(key.replace('_', ' '), [s[key] for s in splits])
     yield from ('', 'objects of each class, by label', *_count_rows(splits))
     yield from ('', 'sizes of objects (small: up to 32 x 32 pixels; large: from 96 x 96)')
     yield from _size_rows(splits, 'box_sizes', '')

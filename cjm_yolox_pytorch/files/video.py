@@ -20,7 +20,8 @@ def _import_av():
 def open_video(path): return _import_av().open(os.path.abspath(path), options=dict(protocol_whitelist='file'))
 
 # %% ../../nbs/files/05_video.ipynb #e5271d65
-def _add_stream(video, width, height):
+def _add_stream(video, width, height, comment):
+    video.metadata['comment'] = comment
     codecs = _import_av().codecs_available
     stream = video.add_stream('libx264' if 'libx264' in codecs else 'mpeg4', rate=30)
     stream.width, stream.height = width - width % 2, height - height % 2 # yuv420p needs even sides
@@ -40,14 +41,13 @@ class VideoWriter:
             frame.pts, frame.time_base = round(seconds*90000), Fraction(1, 90000)
             self.video.mux(self.stream.encode(frame))
         except Exception:
-            if self.video is not None: self.video.close()
+            if self.video: self.video.close()
             self.video = None # Nothing is left for `close`
             raise
 
     def _begin(self, width, height):
         self.video = _import_av().open(str(self.path), 'w')
-        self.video.metadata['comment'] = self.comment
-        self.stream = _add_stream(self.video, width, height)
+        self.stream = _add_stream(self.video, width, height, self.comment)
 
     def close(self):
         if self.video is None: return
