@@ -22,7 +22,7 @@ import torch
 
 # Benchmarks measure this checkout, whatever is installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cjm_yolox_pytorch.boxes import cell_centres, encode, grid_priors
+from cjm_yolox_pytorch.boxes import cell_centers, encode, grid_priors
 from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.simota import SimOTAAssigner
 
@@ -61,7 +61,7 @@ def random_objects(side, C, least, most, g):
 def half_trained(corners, C, boxes, labels, g):
     "Return predictions [A, C + 4 + 1] that are right inside the objects, with noise."
     A = len(corners)
-    centres = cell_centres(corners)[:, :2]
+    centres = cell_centers(corners)[:, :2]
     raw = torch.randn(A, 4, generator=g)*.3
     obj = torch.randn(A, generator=g) - 3
     cls = torch.randn(A, C, generator=g) - 3

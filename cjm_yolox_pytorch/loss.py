@@ -13,7 +13,7 @@ from torch import nn, Tensor
 
 from .assignment import GroundTruth, Matches, pad_objects
 from .assignment_sparse import take_cells
-from .boxes import as_xyxy, at_least_fp32, box_ciou, box_giou, box_iou, cell_centres, decode, encode
+from .boxes import as_xyxy, at_least_fp32, box_ciou, box_giou, box_iou, cell_centers, decode, encode
 from .boxes import flatten_levels, grid_priors
 from .sampling import class_targets, PerImageMethods, SamplingResult
 from .simota import check_values, in_regions, SimOTAAssigner
@@ -163,7 +163,7 @@ def _match(assigner, *inputs):
 @torch.no_grad()
 def _assign(assigner, classes, raw, objectness, corners, gt, regions):
     "Return the matches, the objectness target [B, A], and the mask of taught cells [B*A] or None."
-    centers = cell_centres(corners)
+    centers = cell_centers(corners)
     boxes = decode(raw, corners)
     matches = _match(assigner, [m.detach() for m in classes], objectness.detach(), boxes, centers, gt)
     target = _objectness_target(matches, objectness)

@@ -9,7 +9,7 @@ __all__ = ['class_targets', 'SamplingResult', 'PerImageMethods']
 import torch
 from torch import Tensor
 
-from .boxes import as_xyxy, at_least_fp32, cell_centres, decode, encode, flatten_levels
+from .boxes import as_xyxy, at_least_fp32, cell_centers, decode, encode, flatten_levels
 from .simota import AssignResult, SimOTAAssigner
 
 # %% ../nbs/06_sampling.ipynb #a558056d
@@ -73,7 +73,7 @@ def _image_targets(assigner, num_classes, classes, objectness, corners, boxes, g
         raise ValueError(f'class_preds has shape {tuple(classes.shape)}, but [A, {num_classes}] is needed')
     scores = at_least_fp32(classes).sigmoid() * at_least_fp32(objectness).reshape(-1, 1).sigmoid()
     gt_boxes = as_xyxy(gt_boxes).to(scores.dtype)
-    result = assigner.assign(scores, cell_centres(corners), at_least_fp32(boxes), gt_boxes, gt_labels)
+    result = assigner.assign(scores, cell_centers(corners), at_least_fp32(boxes), gt_boxes, gt_labels)
     foreground = result.ground_truth_box_indices > 0
     sampled = _sample(result, corners, gt_boxes)
     on = sampled.positive_indices

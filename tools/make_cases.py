@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cjm_yolox_pytorch.assignment import SimOTASettings
-from cjm_yolox_pytorch.boxes import cell_centres, decode, grid_priors
+from cjm_yolox_pytorch.boxes import cell_centers, decode, grid_priors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'tests'))
 import conftest
@@ -32,7 +32,7 @@ def make_case(seed, n, settings, oracle):
     scores = torch.rand(len(CORNERS), 3, generator=g)
     gt_boxes = torch.cat([corner, corner + 4 + torch.rand(n, 2, generator=g)*30], 1)
     gt_labels = torch.randint(3, (n,), generator=g)
-    priors = cell_centres(CORNERS)
+    priors = cell_centers(CORNERS)
     owner = oracle(scores, boxes, priors, gt_boxes, gt_labels, SimOTASettings(**settings))
     case = dict(settings=settings, priors=priors, boxes=boxes, scores=scores)
     return dict(case, gt_boxes=gt_boxes, gt_labels=gt_labels, owner=owner)

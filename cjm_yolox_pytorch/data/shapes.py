@@ -31,9 +31,9 @@ def _random_shape(rng, size): # Label, polygon [P, 2] in pixels, and colour
     label = rng.integers(len(SHAPES))
     angle = rng.uniform(0, 2*np.pi)
     radius = size * .08 * 3**rng.uniform() # Diameter: 1/6 to 1/2 of the image
-    centre = rng.uniform(0, size, 2)
+    center = rng.uniform(0, size, 2)
     shape = _turn_points([*SHAPES.values()][label], np.cos(angle), np.sin(angle))
-    return label, shape*radius + centre, rng.uniform(0, 255, 3)
+    return label, shape*radius + center, rng.uniform(0, 255, 3)
 
 def _area(polygon): # Shoelace formula
     x, y = polygon.T

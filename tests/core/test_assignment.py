@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cjm_yolox_pytorch.assignment_sparse
 from cjm_yolox_pytorch.assignment import GroundTruth, SimOTASettings, center_prior, pad_objects, simota
 from cjm_yolox_pytorch.assignment_sparse import simota_sparse
-from cjm_yolox_pytorch.boxes import cell_centres, decode, encode, flatten_levels, grid_priors
+from cjm_yolox_pytorch.boxes import cell_centers, decode, encode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.simota import SimOTAAssigner
 
 CORNERS = grid_priors(SIZES, STRIDES)
-CENTERS = cell_centres(CORNERS)
+CENTERS = cell_centers(CORNERS)
 SETTINGS = [{}, dict(center_radius=1.5, center_only=True, iou_eps=1e-8), dict(center_radius=.3, candidate_topk=4),
             dict(max_mb=0), dict(cls_weight=0, iou_weight=1)]
 
@@ -128,7 +128,7 @@ def crowd(smallest, largest):
     corner = torch.rand(1, 200, 2, generator=g)*400
     boxes = torch.cat([corner, corner + smallest + (largest - smallest)*torch.rand(1, 200, 2, generator=g)], 2)
     gt = GroundTruth(boxes, torch.randint(C, (1, 200), generator=g), torch.ones(1, 200, dtype=torch.bool))
-    return maps, objectness, decode(raw, corners), cell_centres(corners), gt
+    return maps, objectness, decode(raw, corners), cell_centers(corners), gt
 
 
 def with_limits(assign, inputs, limit, values):
@@ -176,5 +176,5 @@ def test_sparse_equals_dense_for_any_stride_and_radius(radius, center_only):
         boxes[0] = torch.tensor([0, 0, 28.800003051757812, 60])
         gt = pad_objects([boxes], [torch.randint(C, (6,), generator=g)])
         objectness, raw = torch.randn(1, len(corners), generator=g), torch.randn(1, len(corners), 4, generator=g)
-        inputs = maps, objectness, decode(raw, corners), cell_centres(corners), gt, settings
+        inputs = maps, objectness, decode(raw, corners), cell_centers(corners), gt, settings
         assert in_order(simota_sparse(*inputs)) == in_order(simota(*inputs))

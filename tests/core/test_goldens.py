@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cjm_yolox_pytorch.boxes import cell_centres, decode, flatten_levels, grid_priors
+from cjm_yolox_pytorch.boxes import cell_centers, decode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.simota import SimOTAAssigner
 
@@ -63,7 +63,7 @@ def test_assignment_is_that_of_mmdetection(golden, dtype):
     corners = grid_priors([m.shape[2:] for m in golden.maps[0]], golden.strides, dtype=dtype)
     for b, (gt_boxes, gt_labels) in enumerate(zip(*golden.objects)):
         scores, boxes = classes[b].sigmoid()*objectness[b].sigmoid(), decode(raw[b], corners)
-        result = SimOTAAssigner().assign(scores, cell_centres(corners), boxes, gt_boxes.to(dtype), gt_labels)
+        result = SimOTAAssigner().assign(scores, cell_centers(corners), boxes, gt_boxes.to(dtype), gt_labels)
         on = result.ground_truth_box_indices > 0
         if len(gt_labels) == 0:
             assert not on.any()

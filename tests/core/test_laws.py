@@ -17,7 +17,7 @@ import cjm_yolox_pytorch.assignment_sparse
 import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.assignment import pad_objects, rank_key, simota, topk_values
 from cjm_yolox_pytorch.assignment_sparse import simota_sparse
-from cjm_yolox_pytorch.boxes import box_ciou, box_giou, box_iou, cell_centres, decode, encode
+from cjm_yolox_pytorch.boxes import box_ciou, box_giou, box_iou, cell_centers, decode, encode
 from cjm_yolox_pytorch.boxes import flatten_levels, grid_priors
 from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, _losses, _pad
 from cjm_yolox_pytorch.sampling import class_targets
@@ -127,7 +127,7 @@ def predictions(draw, kind, seed, channels, B, sizes, boxes, strides):
         for b, own in enumerate(boxes):
             if not len(own): continue
             middles = (own[:, :2] + own[:, 2:])/2
-            nearest = (cell_centres(corners)[:, None, :2] - middles).norm(dim=-1).argmin(1)
+            nearest = (cell_centers(corners)[:, None, :2] - middles).norm(dim=-1).argmin(1)
             flat[b] = (encode(own[nearest].double(), corners) + noise*flat[b]).clamp(-20, 20)
     return [m.mT.unflatten(2, size) for m, size in zip(flat.split([h*w for h, w in sizes], dim=1), sizes)]
 
@@ -148,7 +148,7 @@ def matches_of(p, assign=simota_sparse, gt=None, **changed):
     classes, raw, objectness = [[m.to(p.precise) for m in levels] for levels in p.maps]
     if gt is None: gt = pad_objects([b.to(p.precise) for b in p.boxes], p.labels)
     boxes, assigner = decode(flatten_levels(raw), p.corners), SimOTAAssigner(**{**p.assigner, **changed})
-    return assign(classes, flatten_levels(objectness)[..., 0], boxes, cell_centres(p.corners), gt, assigner)
+    return assign(classes, flatten_levels(objectness)[..., 0], boxes, cell_centers(p.corners), gt, assigner)
 
 
 def owners(p, *args, **kwargs):
@@ -168,7 +168,7 @@ def slow_choices(p, b):
     s = SimOTAAssigner(**p.assigner)
     loose, tiny = (2e-3, 2e-5) if p.precise == SINGLE else (1e-7, 1e-6)
     classes, raw, objectness = [flatten_levels(levels)[b].to(p.precise) for levels in p.maps]
-    boxes, centres = decode(raw, p.corners).tolist(), cell_centres(p.corners).tolist() # These have laws of their own
+    boxes, centres = decode(raw, p.corners).tolist(), cell_centers(p.corners).tolist() # These have laws of their own
     objects, labels = p.boxes[b].tolist(), p.labels[b].tolist()
     A, G = range(len(centres)), range(len(objects))
 
@@ -242,7 +242,7 @@ def test_ties_go_to_the_lower_cell_and_the_lower_object(assign_loop, p, score, b
     assume(wide(torch.tensor(box)))
     boxes = p.boxes[0][wide(p.boxes[0])].repeat(2, 1) # Each of them twice
     objects = boxes, torch.zeros(len(boxes), dtype=torch.int64)
-    centers, assigner = cell_centres(p.corners), SimOTAAssigner(**p.assigner)
+    centers, assigner = cell_centers(p.corners), SimOTAAssigner(**p.assigner)
     scores = torch.full((len(centers), p.num_classes), score)
     boxes = torch.tensor([box]).expand(len(centers), 4)
     found = assigner.assign(scores, centers, boxes, *objects).ground_truth_box_indices - 1
@@ -279,7 +279,7 @@ def test_positives_have_one_object_each(p):
         assert all(o < counts[b] for b, _, o in rows.tolist())
         assert len(rows) <= K*sum(counts)
         for b in range(len(counts)): # There are positives in each image whose objects have a cell near them
-            x, y, s, _ = cell_centres(p.corners).T[..., None]
+            x, y, s, _ = cell_centers(p.corners).T[..., None]
             middle = (p.boxes[b][:, :2] + p.boxes[b][:, 2:]).T/2
             distance = torch.maximum((x - middle[0]).abs(), (y - middle[1]).abs())
             near = distance < SimOTAAssigner(**p.assigner).center_radius*s
@@ -542,7 +542,7 @@ def test_ignored_regions_change_the_background_alone(p, rows):
     losses, grads = gradients(p.loss(), p.maps, *p.objects, ground_truth_bboxes_ignore=regions)
     assert {k: v for k, v in losses.items() if k != 'loss_obj'} == {k: v for k, v in plain.items() if k != 'loss_obj'}
     def ignored(x, y, *_): return any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in rows)
-    inside = torch.tensor([ignored(*center) for center in cell_centres(p.corners).tolist()])
+    inside = torch.tensor([ignored(*center) for center in cell_centers(p.corners).tolist()])
     silent = inside & (torch.tensor(owners(p)) < 0)
     before, after = (flatten_levels(g[2])[..., 0] for g in (plain_grads, grads))
     assert_close(after, before.where(~silent, 0), rtol=0, atol=0)
@@ -630,7 +630,7 @@ def test_grids_list_cells_in_the_order_of_maps(height, width, strides):
     assert_close(corners, torch.cat([grid[:, :2]*grid[:, 2:], grid[:, 2:], grid[:, 2:]], 1).float())
     cells = [(x, y, s) for (h, w), s in zip(sizes, strides) for y in range(h) for x in range(w)]
     assert corners.tolist() == [[x*s, y*s, s, s] for x, y, s in cells]
-    assert cell_centres(corners).tolist() == [[x + s/2, y + s/2, s, s] for x, y, s, _ in corners.tolist()]
+    assert cell_centers(corners).tolist() == [[x + s/2, y + s/2, s, s] for x, y, s, _ in corners.tolist()]
     levels = corners.split([h*w for h, w in sizes])
     maps = [own.view(1, *size, 4).permute(0, 3, 1, 2) for own, size in zip(levels, sizes)]
     assert_close(flatten_levels(maps)[0], corners)

@@ -17,7 +17,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 import cjm_yolox_pytorch.simota
 from cjm_yolox_pytorch.assignment import Matches, simota
 from cjm_yolox_pytorch.assignment_sparse import simota_sparse
-from cjm_yolox_pytorch.boxes import box_iou, cell_centres, decode, flatten_levels, grid_priors
+from cjm_yolox_pytorch.boxes import box_iou, cell_centers, decode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss
 from cjm_yolox_pytorch.simota import AssignResult, SimOTAAssigner
 
@@ -225,7 +225,7 @@ def test_ignored_regions_change_objectness_alone():
     assert ((silent == 0) | (silent < 0)).all() # Nothing, or a positive that should be higher
     classes, _, _, decoded = one_image(maps, 0)
     objects = boxes[0], labels[0], regions[0]
-    result = loss.assigner.assign(classes.sigmoid(), cell_centres(CORNERS), decoded, *objects)
+    result = loss.assigner.assign(classes.sigmoid(), cell_centers(CORNERS), decoded, *objects)
     index = result.ground_truth_box_indices
     assert (index == -1).any() and (result.category_labels[index < 1] == -1).all()
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from cjm_yolox_pytorch.assignment import pad_objects, simota
 from cjm_yolox_pytorch.assignment_sparse import simota_sparse
-from cjm_yolox_pytorch.boxes import cell_centres, decode, encode, flatten_levels, grid_priors
+from cjm_yolox_pytorch.boxes import cell_centers, decode, encode, flatten_levels, grid_priors
 from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper
 from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.model import MODEL_TYPES, build_model
@@ -30,7 +30,7 @@ def scene(side, objects, num_classes=2, strides=(8, 16, 32), seed=0):
     corners = grid_priors(sizes, strides)
     labels = torch.randint(num_classes, (len(objects),), generator=g)
     middles = (objects[:, :2] + objects[:, 2:])/2
-    parts = cell_centres(corners)[:, :2].split(4096)
+    parts = cell_centers(corners)[:, :2].split(4096)
     nearest = torch.cat([torch.cdist(part, middles).argmin(1) for part in parts])
     raw = (encode(objects[nearest], corners) + .1*torch.randn(len(corners), 4, generator=g)).clamp(-20, 20)
     flat = torch.randn(len(corners), num_classes, generator=g) - 1, raw, torch.randn(len(corners), 1, generator=g)
@@ -51,7 +51,7 @@ def assigned(maps, boxes, labels, strides=(8, 16, 32), **settings):
     corners = grid_priors([m.shape[2:] for m in classes], strides)
     predicted = flatten_levels(objectness)[..., 0], decode(flatten_levels(raw), corners)
     for assign in (simota_sparse, simota):
-        inputs = *predicted, cell_centres(corners), pad_objects(boxes, labels)
+        inputs = *predicted, cell_centers(corners), pad_objects(boxes, labels)
         yield [row for row, _ in in_order(assign(classes, *inputs, SimOTAAssigner(**settings)))]
 
 
