@@ -127,7 +127,7 @@ def load_state(trainer:Trainer, path):
         _check_counts(trainer, state['counts'])
         _restore(trainer, state)
     except Exception as e: # Of any kind, since a file may contain anything
-        why = shorten(' '.join(str(e).split()) or type(e).__name__, 360)
+        why = shorten(' '.join(str(e).split()) or type(e).__name__, 300)
         cure = 'use the same recipe and data, or start in another folder'
         raise ValueError(f'{path} cannot be resumed here ({why}): {cure}') from e
 
