@@ -31,6 +31,8 @@ class Annotations:
     areas:np.ndarray # [T] float32 in square pixels: of the outline if known, else of the box
     dropped:list = field(default_factory=list) # Boxes left out: (image file, [x1, y1, x2, y2], reason)
     notes:list = field(default_factory=list) # Remarks of the reader
+    stops:list = field(default_factory=list) # Losses too large to train on unless allowed: sentences of the reader
+    bit_depth:int = 16 # Bits that the pixels of 16-bit files use
 
     def __len__(self): return len(self.paths)
     def __repr__(self):
@@ -85,7 +87,7 @@ def _reasons(boxes, limit): # [T] indices into `_REASONS`, 0 to keep the box; `l
     return np.select([flat, outside, thin], [1, 2, 3])
 
 # %% ../../nbs/data/01_annotations.ipynb #d7aa647b
-def build_annotations(where, names, paths, sizes, rows, notes=(), fractions=False) -> Annotations:
+def build_annotations(where, names, paths, sizes, rows, notes=(), stops=(), fractions=False) -> Annotations:
     "Check the `rows` of a split, sort them by image, and leave out boxes without a visible area."
     paths = [str(p) for p in paths]
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
@@ -100,7 +102,7 @@ def build_annotations(where, names, paths, sizes, rows, notes=(), fractions=Fals
     kept = kept[np.argsort(image[kept], kind='stable')]
     starts = np.append(0, np.bincount(image[kept], minlength=len(paths)).cumsum())
     return Annotations(list(names), np.array(paths, dtype=str), sizes, starts, boxes[kept], labels[kept],
-        crowd[kept], areas[kept], dropped, list(notes))
+        crowd[kept], areas[kept], dropped, list(notes), list(stops))
 
 # %% ../../nbs/data/01_annotations.ipynb #524fa24c
 def _check_columns(where, paths, sizes, image, boxes, areas):

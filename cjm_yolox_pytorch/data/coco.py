@@ -99,7 +99,7 @@ def _check_coco(path, coco):
         check('annotations', field, f'an id in {key}', {*ids}.__contains__)
 
 # %% ../../nbs/data/03_coco.ipynb #2e053f68
-def find_coco_splits(path) -> dict: # Split -> function that reads it
+def find_coco_splits(path, images=None) -> dict: # Split -> function that reads it
     if path.is_file(): return dict(all=lambda: read_coco(path)) if path.suffix.lower() == '.json' else {}
     folders = dict.fromkeys([path, subfolder(path, 'annotations')])
     files = [p for folder in folders for p in files_in(folder, '.json') if _may_be_coco(p)]

@@ -7,6 +7,8 @@ __all__ = ['FORMATS', 'LOOKED_FOR', 'find_splits', 'read_split', 'choose_splits'
 
 # %% ../../nbs/data/07_splits.ipynb #1136d278
 import numpy as np
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from .annotations import Annotations
@@ -22,23 +24,27 @@ LOOKED_FOR = dict(coco='*.json, annotations/*.json, */_annotations.coco.json',
 
 def find_splits(
     path, # Folder of a dataset, or its file in COCO's JSON or YOLO's YAML
-    format:str=None # coco, voc or yolo; the one that fits if None
+    format:str=None, # coco, voc or yolo; the one that fits if None
+    images=None, # Folder of the images, where it is not one of the usual places
+    bit_depth:int=16 # Bits that the pixels of 16-bit files use
 ) -> dict: # Split -> function that reads it
     "Find the splits of a dataset in any format."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such folder or file of data')
     if format not in (None, *FORMATS): raise ValueError(f'format={format!r}: choose one of {list(FORMATS)}')
     formats = [format] if format else list(FORMATS)
-    found = {f: splits for f in formats if (splits := FORMATS[f](path))}
-    if len(found) == 1: return found.popitem()[1]
+    found = {f: splits for f in formats if (splits := FORMATS[f](path, images))}
+    if len(found) == 1:
+        def read(reader): return replace(reader(), bit_depth=bit_depth)
+        return {split: partial(read, reader) for split, reader in found.popitem()[1].items()}
     if found: raise ValueError(f'{path}: looks like {" and like ".join(found)}. Choose one with format (--format)')
     looked = f'Looked for {"; ".join(f"{f} ({LOOKED_FOR[f]})" for f in formats)}. Give the folder of the whole dataset'
     raise ValueError(f'{path}: does not look like {format or "any format"}. {looked}')
 
 # %% ../../nbs/data/07_splits.ipynb #dcf234c3
-def read_split(path, split:str, format:str=None) -> Annotations:
-    "Read one split of a dataset, by a name that `find_splits` knows, in the format that fits if None."
-    splits = find_splits(path, format)
+def read_split(path, split:str, *args, **kwargs) -> Annotations: # `args` and `kwargs` as for `find_splits`
+    "Read one split of a dataset, by a name that `find_splits` knows."
+    splits = find_splits(path, *args, **kwargs)
     return splits[resolve_split(path, splits, split)]()
 
 # %% ../../nbs/data/07_splits.ipynb #32872fbe

@@ -134,7 +134,7 @@ def _readers(path): # By split and by list of one class
     read = functools.cache(_voc_file)
     return {s: lambda p=p: _read_part(path, parts, p, read) for s, p in parts.items()}
 
-def find_voc_splits(path) -> dict: # Split -> function that reads it
+def find_voc_splits(path, images=None) -> dict: # Split -> function that reads it
     readers = _readers(path)
     return {s: r for s, r in readers.items() if not any(s.endswith(f'_{other}') for other in readers)}
 

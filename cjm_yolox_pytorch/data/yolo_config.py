@@ -17,7 +17,7 @@ from ..files.paths import check_files_exist, files_below, files_in, IMAGE_SUFFIX
 from ..files.paths import read_lines, read_text, subfolder
 
 # %% ../../nbs/data/06_yolo_config.ipynb #021a2759
-def find_yolo_splits(path) -> dict: # Split -> function that reads it
+def find_yolo_splits(path, images=None) -> dict: # Split -> function that reads it
     if config := _find_config(path): return _configured_splits(path, config)
     return _folder_splits(path) if path.is_dir() and has_labels(path, '.txt') else {}
 
