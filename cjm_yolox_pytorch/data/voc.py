@@ -8,41 +8,76 @@ __all__ = ['parse_float', 'find_voc_splits', 'read_voc']
 # %% ../../nbs/data/04_voc.ipynb #2a728e03
 import functools, math, numpy as np
 from collections import namedtuple
+from os.path import splitext
 from pathlib import Path
+from unicodedata import normalize
 from xml.etree import ElementTree
 
 from ..commands.messages import raise_listing, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
-from .split_names import by_split, choose_layout, has_labels, note, resolve_split, split_folders
+from .split_names import by_split, choose_layout, has_labels
+from .split_names import notes_and_stops, resolve_split, split_folders
 from ..files.images import stored_sizes
-from ..files.paths import files_by_stem, files_in, IMAGE_SUFFIXES, read_bytes, read_lines, subfolder
+from ..files.paths import files_below, files_by_stem, files_in
+from ..files.paths import IMAGE_SUFFIXES, read_bytes, read_lines, subfolder
 
 # %% ../../nbs/data/04_voc.ipynb #bd5906cf
 _VocFile = namedtuple('_VocFile', 'filename size rows')
 
 def _voc_file(path):
     tree = _parse_xml(path)
-    def side(name): return _float_at(tree, f'size/{name}') // 1 if tree.findtext(f'size/{name}') else 0
-    def corners(element): return [_float_at(element, f'bndbox/{name}') for name in ('xmin', 'ymin', 'xmax', 'ymax')]
     try:
-        rows = [(_text(element, 'name'), *corners(element)) for element in tree.iter('object')]
-        return _VocFile(tree.findtext('filename') or '', (side('height'), side('width')), rows)
+        size = _child(tree, 'size')
+        sides = [_side(size, name) for name in ('height', 'width')]
+        objects = [o for o in tree.iter('object') if _text(o, 'deleted') != '1']
+        rows = [(_needed(o, 'name'), *box) for o in objects for box in _boxes(o)]
+        return _VocFile(_text(tree, 'filename'), sides, rows)
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
 
 # %% ../../nbs/data/04_voc.ipynb #646bed17
-def _text(element, name): # What stands at `name` in `element`
-    text = (element.findtext(name) or '').strip()
-    if not text: raise ValueError(f'<{element.tag}> has no <{name}>')
-    return text
+def _child(element, name): # The only one, or None
+    found = element.findall(name)
+    if len(found) < 2: return found[0] if found else None
+    raise ValueError(f'<{element.tag}> has {len(found)} <{name}> instead of one. Remove the wrong ones')
 
-def _float_at(element, name):
-    text = _text(element, name)
+def _text(element, name): # Of the child `name`; '' without one
+    child = _child(element, name)
+    return (child.text or '').strip() if child is not None else ''
+
+def _needed(element, name):
+    if text := _text(element, name): return text
+    raise ValueError(f'<{element.tag}> has no <{name}>')
+
+# %% ../../nbs/data/04_voc.ipynb #28361df0
+def _number(element, name):
+    text = _needed(element, name)
     try: return parse_float(text)
-    except ValueError as e: raise ValueError(f'<{name}>: {shorten(e)}') from None
+    except ValueError as e: raise ValueError(f'<{element.tag}/{name}>: {shorten(e)}') from None
+
+def _side(size, name): # 0 if unknown
+    return _number(size, name) // 1 if size is not None and _text(size, name) else 0
 
 def parse_float(text): # Stricter than Python, which also reads nan, 1_0 and the digits of other scripts
     if text.isascii() and '_' not in text and math.isfinite(number := float(text)): return number
     raise ValueError(f'{text!r} is not a number')
+
+# %% ../../nbs/data/04_voc.ipynb #a9a11630
+_CORNERS = 'xmin', 'ymin', 'xmax', 'ymax'
+
+def _boxes(element): # For each box its corners, and whether they are pixels
+    if boxes := element.findall('bndbox'):
+        return [(*(_number(box, name) for name in _CORNERS), True) for box in boxes]
+    outline = _child(element, 'polygon')
+    if outline is None: raise ValueError('<object> has neither <bndbox> nor <polygon>')
+    xs, ys = zip(*_points(outline))
+    return [(min(xs), min(ys), max(xs), max(ys), False)]
+
+def _points(outline): # As <pt> with <x> and <y> in LabelMe, or as <x1>, <y1>, <x2>, ...
+    points = [(_number(pt, 'x'), _number(pt, 'y')) for pt in outline.findall('pt')]
+    count = 0 if points else (len(outline) + 1)//2
+    points += [(_number(outline, f'x{n}'), _number(outline, f'y{n}')) for n in range(1, count + 1)]
+    if len(points) > 2: return points
+    raise ValueError(f'<polygon> has {len(points)} points instead of 3 or more')
 
 # %% ../../nbs/data/04_voc.ipynb #fc3d420a
 class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding
@@ -60,27 +95,30 @@ def _parse_xml(path):
 # %% ../../nbs/data/04_voc.ipynb #7e9b410e
 def _voc_rows(files, labels, first): # Image, label and corners of each object; the first pixel is 0 or 1
     for n, file in enumerate(files):
-        for name, x1, y1, x2, y2 in file.rows:
-            shift = first if x1 < x2 and y1 < y2 else 0 # A box that ends where it begins is a slip of the mouse
+        for name, x1, y1, x2, y2, in_pixels in file.rows:
+            # A box that ends where it begins is a slip of the mouse
+            shift = first if in_pixels and x1 < x2 and y1 < y2 else 0
             yield n, labels[name], x1 - shift, y1 - shift, x2, y2
 
 # %% ../../nbs/data/04_voc.ipynb #17535cfb
 _Part = namedtuple('_Part', 'where stems files images') # Files and images by their stems
 
 def _read_part(root, parts, part, read): # `read` is `_voc_file` with a cache: every split needs the classes of all
-    _check_part(root, part)
+    _check_part(root, parts, part)
     used = [read(p.files[s]) for p in parts.values() for s in p.stems if s in p.files]
     names, labels = class_names_and_labels(root, {row[0]: row[0] for file in used for row in file.rows})
-    from_zero = any(0 <= start < 1 for file in used for row in file.rows for start in row[1:3])
+    from_zero = any(0 <= start < 1 for file in used for row in file.rows if row[5] for start in row[1:3])
     files = [read(part.files[s]) for s in part.stems]
     rows = [*_voc_rows(files, labels, 0 if from_zero else 1)]
     paths = _image_paths(root, part, files)
     sizes = np.array([file.size for file in files], dtype=np.float64).reshape(-1, 2)
     unknown = np.flatnonzero((sizes < 1).any(1))
     sizes[unknown] = stored_sizes(root, [paths[i] for i in unknown])
-    notes = note(_unlabelled(part, parts), 'images without an XML file are left out')
+    no_xml = [] if part.where.is_file() else _without_xml(part, parts) # A list leaves them out on purpose
+    bare = [part.images[stem][0] for stem in no_xml]
+    notes, stops = notes_and_stops(bare, len(bare) + len(paths), 'images have no XML file and are left out')
     if from_zero: notes.append('pixels are counted from 0, since some box begins there')
-    return build_annotations(root, names, paths, sizes, rows, notes)
+    return build_annotations(root, names, paths, sizes, rows, notes, stops)
 
 # %% ../../nbs/data/04_voc.ipynb #df3f4db9
 def _image_paths(root, part, files): # Paths
@@ -88,30 +126,32 @@ def _image_paths(root, part, files): # Paths
     found = [named(s, f) or part.images[s] for s, f in zip(part.stems, files)]
     ambiguous = [', '.join(map(str, paths)) for paths in found if len(paths) > 1]
     fix = 'Leave one of each, or name it in <filename> of the XML file'
-    raise_listing(f'{root}: images that differ only in their extension', ambiguous, fix)
+    raise_listing(f'{root}: images that differ only in their extension or Unicode form', ambiguous, fix)
     return [paths[0] for paths in found]
 
 # %% ../../nbs/data/04_voc.ipynb #c2cbd5c8
-def _check_part(root, part):
-    missing = [s for s in part.stems if s not in part.files or s not in part.images]
-    what = f'{part.where}: names that lack an XML file or an image in {root}'
-    raise_listing(what, missing, 'Add the files or remove the names')
+def _check_part(root, parts, part):
+    no_xml = [s for s in part.stems if s not in part.files]
+    no_image = [s for s in part.stems if s in part.files and s not in part.images]
+    raise_listing(f'{part.where}: names that lack an XML file in {root}', no_xml, 'Add the files or remove the names')
+    fix = 'Add the images, or tell where they are with --images'
+    if bare := _without_xml(part, parts):
+        fix = f'If they belong to the {len(bare)} images without an XML file, such as {bare[0]}, give both one name'
+    raise_listing(f'{part.where}: XML files that lack an image in {root}', no_image, fix)
 
-def _unlabelled(part, parts): # Images that belong to no split; a list leaves them out on purpose
-    bare = part.images.keys() - {s for p in parts.values() for s in p.files}
-    return [] if part.where.is_file() else [part.images[stem][0] for stem in sorted(bare)]
+def _without_xml(part, parts): # Stems of images
+    return sorted(part.images.keys() - {s for p in parts.values() for s in p.files})
 
 # %% ../../nbs/data/04_voc.ipynb #0e63ed89
-def _find_parts(root): # Split -> `_Part`
-    def folders(f): return subfolder(f, 'Annotations'), subfolder(f, 'JPEGImages', 'images')
-    xml, images = folders(root)
+def _find_parts(root, images): # Split -> `_Part`; `images` may be None
+    xml, pictures = _folders(root, images)
     if lists := files_in(root/'ImageSets/Main', '.txt'):
-        whole = _part(xml, images)
+        whole = _part(xml, pictures)
         return by_split(root, [(p.stem, whole._replace(where=p, stems=_stems(p, whole.files))) for p in lists])
-    beside = {s: folders(f) for s, f in split_folders(root).items()}
-    below = {s: (f, subfolder(images, f.name)) for s, f in split_folders(xml).items()}
+    beside = {s: _folders(f, images and subfolder(images, f.name)) for s, f in split_folders(root).items()}
+    below = {s: (f, subfolder(pictures, f.name)) for s, f in split_folders(xml).items()}
     layouts, seen = [], set()
-    for pairs in (beside, below, dict(all=(xml, images))):
+    for pairs in (beside, below, dict(all=(xml, pictures))):
         parts = {split: _part(*pair) for split, pair in pairs.items()}
         new = {p.files[s] for p in parts.values() for s in p.files.keys() & p.images.keys()} - seen
         layouts.append((parts, min(new, default=None)))
@@ -119,23 +159,48 @@ def _find_parts(root): # Split -> `_Part`
     return choose_layout(root, layouts)
 
 # %% ../../nbs/data/04_voc.ipynb #cd8e3e8e
-def _stems(path, files): # Lists of one class have 1, 0 or -1 after each name
-    def stem(line, words): return words[0] if line not in files and words[-1] in ('1', '0', '-1') else line
-    return [stem(line, line.rsplit(maxsplit=1)) for line in read_lines(path)]
+_IMAGE_FOLDERS = 'JPEGImages', 'images', 'data'
 
+def _folders(root, images=None): # Of XML files and of images
+    beside = () if files_in(root, '.xml') else _IMAGE_FOLDERS
+    xml = _folder_with(root, ['.xml'], 'Annotations', 'labels', *beside)
+    return xml, images or _folder_with(root, IMAGE_SUFFIXES, *_IMAGE_FOLDERS)
+
+def _folder_with(root, suffixes, *names): # The first with such files, or `root`
+    folders = (subfolder(root, name) for name in names)
+    return next((f for f in folders if f != root and files_below(f, *suffixes)), root)
+
+# %% ../../nbs/data/04_voc.ipynb #40544bc0
+def _stems(path, files):
+    def stem(line):
+        name, *flag = line.rsplit(maxsplit=1)
+        if flag in (['1'], ['0'], ['-1']) and line not in files: line = name
+        return line if line in files else _without_image_suffix(line)
+    return [stem(normalize('NFC', line)) for line in read_lines(path)] # As `files_by_stem` does
+
+def _without_image_suffix(name):
+    stem, suffix = splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+# %% ../../nbs/data/04_voc.ipynb #59d076e5
 def _part(xml, images): # Everything in two folders
-    files = {stem: paths[0] for stem, paths in files_by_stem(xml, '.xml').items()}
-    return _Part(xml, list(files), files, files_by_stem(images, *IMAGE_SUFFIXES))
+    pictures = files_by_stem(images, *IMAGE_SUFFIXES)
+    files = {}
+    for stem, paths in files_by_stem(xml, '.xml').items():
+        files.setdefault(stem if stem in pictures else _without_image_suffix(stem), []).extend(paths)
+    several = [', '.join(map(str, paths)) for paths in files.values() if len(paths) > 1]
+    raise_listing(f'{xml}: XML files for the same image', several, 'Leave one for each')
+    return _Part(xml, list(files), {stem: path for stem, [path] in files.items()}, pictures)
 
 # %% ../../nbs/data/04_voc.ipynb #97f57e82
-def _readers(path): # By split and by list of one class
-    if not (files_in(path/'ImageSets/Main', '.txt') or has_labels(path, '.xml')): return {}
-    parts = _find_parts(path)
+def _readers(path, images=None): # By split and by list of one class
+    if not (files_in(path/'ImageSets/Main', '.txt') or has_labels(path, '.xml', images)): return {}
+    parts = _find_parts(path, images)
     read = functools.cache(_voc_file)
     return {s: lambda p=p: _read_part(path, parts, p, read) for s, p in parts.items()}
 
-def find_voc_splits(path, images=None) -> dict: # Split -> function that reads it
-    readers = _readers(path)
+def find_voc_splits(path, images=None) -> dict: # Split -> function that reads it; `images` may be elsewhere
+    readers = _readers(path, images and Path(images))
     return {s: r for s, r in readers.items() if not any(s.endswith(f'_{other}') for other in readers)}
 
 def read_voc(root, split:str='all') -> Annotations: # Folder of the dataset; a split, or the list of a class
