@@ -65,6 +65,20 @@ def voc(name, first=1, filename=None):
     return f'<annotation><filename>{filename or name + ".png"}</filename>{size}{rows}</annotation>'
 
 
+def csv(names, order='fwhc1234', delimiter=',', header=True):
+    "Lines for images, with a line of empty fields for one without objects; `order` has a letter for each column"
+    titles = dict(zip('fwhc1234', 'filename width height class xmin ymin xmax ymax'.split()))
+    lines = [[titles[letter] for letter in order]] if header else []
+    for name in names:
+        for c, *box in OBJECTS[name] or [('', *['']*4)]:
+            fields = dict(zip('fwhc1234', [f'{name}.png', WIDTH, HEIGHT, c, *box]))
+            lines.append([str(fields[letter]) for letter in order])
+    return ''.join(delimiter.join(line) + '\n' for line in lines)
+
+
+def csv_bare(names): return csv(names, 'f1234c', header=False)
+
+
 def yolo(name, first=0, outline=False):
     "Lines for an image, with classes numbered from `first`"
     def line(c, x1, y1, x2, y2):
@@ -176,6 +190,21 @@ LAYOUTS = { # What is written, and which splits it has
     'voc beside images of splits': (every('images/{split}', 'images/{split}/{name}.xml', voc), SPLITS),
     'voc in capitals': (every('IMAGES', 'ANNOTATIONS/{name}.XML', voc), ALL),
     'voc in one folder': (every('.', '{name}.xml', voc), ALL),
+    'csv roboflow': (both(
+        roboflow('{split}'), ('train/_annotations.csv', csv(SPLITS['train'])),
+        ('valid/_annotations.csv', csv(SPLITS['val']))), SPLITS),
+    'csv roboflow retinanet': (both(
+        roboflow('{split}'), ('train/_annotations.csv', csv_bare(SPLITS['train'])),
+        ('valid/_annotations.csv', csv_bare(SPLITS['val']))), SPLITS),
+    'csv tensorflow tutorial': (both(
+        every('images/{split}'), *for_each_split('data/{s}_labels.csv', lambda split, names: csv(names)),
+        ('data/label_map.pbtxt', 'item {}'), ('results.csv', 'epoch,loss\n1,2\n')), SPLITS),
+    'csv beside folders of images': (both(
+        every('images/{split}'), *for_each_split('images/{s}_labels.csv', lambda split, names: csv(names))), SPLITS),
+    'csv one folder of images': (both(
+        every('images'), *for_each_split('{s}.csv', lambda split, names: csv(names, '4321cf', ';'))), SPLITS),
+    'csv one file': (both(every('.'), ('boxes.csv', csv(EVERYTHING, 'c1234f', '\t'))), dict(boxes=EVERYTHING)),
+    'csv annotations': (both(every('JPEGImages'), ('Annotations/annotations.CSV', csv(EVERYTHING))), ALL),
     'yolo roboflow': (both(IN_SPLITS, ('data.yaml', ROBOFLOW_YAML + '\nroboflow:\n  version: 3')), SPLITS),
     'yolo outlines': (both(
         roboflow('{split}/images', '{split}/labels/{name}.txt', yolo_outlines),

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = 'cjm_yolox_pytorch'
 FLOORS = ['', 'commands', 'files', 'data', 'detection', 'evaluation', 'training', 'deploy'] # From the core upwards
-READERS = [f'data.{name}' for name in ('annotations', 'coco', 'voc', 'yolo', 'yolo_config', 'splits', 'checks')]
+READERS = [f'data.{name}' for name in ('annotations', 'coco', 'voc', 'yolo', 'yolo_config', 'csv', 'splits', 'checks')]
 LEFTOVERS = 'runs', 'pretrained_checkpoints', 'BCCD_Dataset' # Written by tutorials when they are run
 
 

@@ -13,33 +13,43 @@ from pathlib import Path
 
 from .annotations import Annotations
 from .coco import find_coco_splits
+from .csv import CSV_HEADER, find_csv_splits
+from .foreign import describe_foreign
 from .split_names import resolve_split
 from .voc import find_voc_splits
 from .yolo_config import find_yolo_splits
 
-# %% ../../nbs/data/07_splits.ipynb #67343555
-FORMATS = dict(coco=find_coco_splits, voc=find_voc_splits, yolo=find_yolo_splits)
-LOOKED_FOR = dict(coco='*.json, annotations/*.json, */_annotations.coco.json',
+# %% ../../nbs/data/07_splits.ipynb #741a3bc0
+FORMATS = dict(coco=find_coco_splits, voc=find_voc_splits, yolo=find_yolo_splits, csv=find_csv_splits)
+LOOKED_FOR = dict(coco='*.json, annotations/*.json, */_annotations.coco.json', csv=f'*.csv with {CSV_HEADER}',
     voc='ImageSets/Main/*.txt, *.xml named like images', yolo='data.yaml, obj.data, *.txt named like images')
 
+def _find_readers(path, formats, images): # Split -> function that reads it, of the only format that fits
+    found = {}
+    for format in formats:
+        if found and format == 'csv': continue
+        if splits := FORMATS[format](path, images): found[format] = splits
+    if len(found) == 1: return found.popitem()[1]
+    if found: raise ValueError(f'{path}: looks like {" and like ".join(found)}. Choose one with format (--format)')
+    looked = '; '.join(f'{format} ({LOOKED_FOR[format]})' for format in formats)
+    why = describe_foreign(path) or f'Looked for {looked}. Give the folder of the whole dataset'
+    raise ValueError(f'{path}: does not look like {formats[0] if len(formats) == 1 else "any format"}. {why}')
+
+# %% ../../nbs/data/07_splits.ipynb #67343555
 def find_splits(
-    path, # Folder of a dataset, or its file in COCO's JSON or YOLO's YAML
-    format:str=None, # coco, voc or yolo; the one that fits if None
+    path, # Folder of a dataset, or its file in COCO's JSON, YOLO's YAML or CSV
+    format:str=None, # coco, voc, yolo or csv; the one that fits if None
     images=None, # Folder of the images, where it is not one of the usual places
     bit_depth:int=16 # Bits that the pixels of 16-bit files use
 ) -> dict: # Split -> function that reads it
     "Find the splits of a dataset in any format."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such folder or file of data')
+    if images is not None and not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder of images')
     if format not in (None, *FORMATS): raise ValueError(f'format={format!r}: choose one of {list(FORMATS)}')
-    formats = [format] if format else list(FORMATS)
-    found = {f: splits for f in formats if (splits := FORMATS[f](path, images))}
-    if len(found) == 1:
-        def read(reader): return replace(reader(), bit_depth=bit_depth)
-        return {split: partial(read, reader) for split, reader in found.popitem()[1].items()}
-    if found: raise ValueError(f'{path}: looks like {" and like ".join(found)}. Choose one with format (--format)')
-    looked = f'Looked for {"; ".join(f"{f} ({LOOKED_FOR[f]})" for f in formats)}. Give the folder of the whole dataset'
-    raise ValueError(f'{path}: does not look like {format or "any format"}. {looked}')
+    def read(reader): return replace(reader(), bit_depth=bit_depth)
+    readers = _find_readers(path, [format] if format else list(FORMATS), images)
+    return {split: partial(read, reader) for split, reader in readers.items()}
 
 # %% ../../nbs/data/07_splits.ipynb #dcf234c3
 def read_split(path, split:str, *args, **kwargs) -> Annotations: # `args` and `kwargs` as for `find_splits`

@@ -49,13 +49,13 @@ def _needed(element, name):
     raise ValueError(f'<{element.tag}> has no <{name}>')
 
 # %% ../../nbs/data/04_voc.ipynb #28361df0
-def _number(element, name):
+def _float_at(element, name):
     text = _needed(element, name)
     try: return parse_float(text)
     except ValueError as e: raise ValueError(f'<{element.tag}/{name}>: {shorten(e)}') from None
 
 def _side(size, name): # 0 if unknown
-    return _number(size, name) // 1 if size is not None and _text(size, name) else 0
+    return _float_at(size, name) // 1 if size is not None and _text(size, name) else 0
 
 def parse_float(text): # Stricter than Python, which also reads nan, 1_0 and the digits of other scripts
     if text.isascii() and '_' not in text and math.isfinite(number := float(text)): return number
@@ -65,17 +65,17 @@ def parse_float(text): # Stricter than Python, which also reads nan, 1_0 and the
 _CORNERS = 'xmin', 'ymin', 'xmax', 'ymax'
 
 def _boxes(element): # For each box its corners, and whether they are pixels
-    if boxes := element.findall('bndbox'):
-        return [(*(_number(box, name) for name in _CORNERS), True) for box in boxes]
+    boxes = [(*(_float_at(box, name) for name in _CORNERS), True) for box in element.findall('bndbox')]
+    if boxes: return boxes
     outline = _child(element, 'polygon')
     if outline is None: raise ValueError('<object> has neither <bndbox> nor <polygon>')
     xs, ys = zip(*_points(outline))
     return [(min(xs), min(ys), max(xs), max(ys), False)]
 
 def _points(outline): # As <pt> with <x> and <y> in LabelMe, or as <x1>, <y1>, <x2>, ...
-    points = [(_number(pt, 'x'), _number(pt, 'y')) for pt in outline.findall('pt')]
+    points = [(_float_at(pt, 'x'), _float_at(pt, 'y')) for pt in outline.findall('pt')]
     count = 0 if points else (len(outline) + 1)//2
-    points += [(_number(outline, f'x{n}'), _number(outline, f'y{n}')) for n in range(1, count + 1)]
+    points += [(_float_at(outline, f'x{n}'), _float_at(outline, f'y{n}')) for n in range(1, count + 1)]
     if len(points) > 2: return points
     raise ValueError(f'<polygon> has {len(points)} points instead of 3 or more')
 

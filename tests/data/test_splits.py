@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import CLASSES, EVERYTHING, LAYOUTS, NAMES, OBJECTS, both, every, labelled, labelled_voc, pixels
+from layouts import CLASSES, EVERYTHING, LAYOUTS, NAMES, OBJECTS, both, every, csv, labelled, labelled_voc, pixels
 from layouts import stems, voc, write, write_files, write_image, write_layout, yolo
 
 from cjm_yolox_pytorch.data.annotations import read_annotated
@@ -24,7 +24,8 @@ def test_layout_is_read_as_it_comes(name, tmp_path):
             boxes, labels, crowd = a.objects(i)
             assert [(NAMES[label], *b) for label, b in zip(labels, boxes.round(3).tolist())] == OBJECTS[image]
             assert not crowd.any() and np.array_equal(read_annotated(a, i).permute(1, 2, 0), pixels(image))
-    assert read_split(tmp_path, 'valid' if 'val' in splits else 'default').names == NAMES
+    synonyms = dict(val='valid', all='default')
+    for split in splits: assert read_split(tmp_path, synonyms.get(split, split)).names == NAMES
 
 
 def test_byte_order_marks_are_ignored(tmp_path):
@@ -65,6 +66,13 @@ def test_unrelated_files_are_ignored(tmp_path):
     assert not [p for p in files_below(tmp_path, '.png') if '.ipynb_checkpoints' in p.parts]
 
 
+def test_csv_file_beside_another_format_is_not_read_unless_asked(tmp_path):
+    "Tutorials make it from the XML files that are still there"
+    write_layout('voc without lists', tmp_path)
+    write(tmp_path/'train_labels.csv', csv('c'))
+    assert list(find_splits(tmp_path)) == ['all'] and list(find_splits(tmp_path, 'csv')) == ['train']
+
+
 # Which folder is which split
 
 APART = {**labelled('images/train/a', 'images/val/c'), 'classes.txt': 'ant'}
@@ -102,6 +110,8 @@ def test_split_folders(name, tmp_path):
 REFUSED = {
     'images alone': (lambda root: write_image(root, 'a'),
                      r'does not look like any format. Looked for coco \(\*.json.*yolo'),
+    'two formats and a CSV file': (both(every('.', '{name}.xml', voc), every('.', '{name}.txt', yolo), CLASSES,
+                                         ('train.csv', csv('abc'))), 'looks like voc and like yolo. Choose one'),
     'two formats': (both(every('.', '{name}.xml', voc), every('.', '{name}.txt', yolo), CLASSES),
                     r'looks like voc and like yolo. Choose one with format \(--format\)'),
     'val and valid': (both(LAYOUTS['voc roboflow'][0], every('{split}', '{split}/{name}.xml', voc)),

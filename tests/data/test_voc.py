@@ -213,7 +213,7 @@ def test_voc_images_may_be_elsewhere(tmp_path):
             image.rename(tmp_path/'away'/name/split/image.name)
         found = find_splits(root, images=tmp_path/'away'/name)
         assert {split: stems(read()) for split, read in found.items()} == splits
-    with pytest.raises(ValueError, match='nowhere: no such folder of images'):
+    with pytest.raises(FileNotFoundError, match='nowhere: no such folder of images'):
         find_splits(root, images=tmp_path/'nowhere')
 
 
@@ -248,7 +248,7 @@ BAD = {
     'another kind': ('<annotations><image/></annotations>', 'not Pascal VOC, since it begins with <annotations>'),
     'no name': (voc('a').replace('<name>ant</name>', ''), 'a.xml: <object> has no <name>'),
     'blank name': (voc('a').replace('ant', ' '), 'a.xml: <object> has no <name>'),
-    'no box': ('<annotation><object><name>ant</name></object></annotation>', 'a.xml: <object> has neither <bndbox> nor <polygon>'),
+    'no box': (outlined(''), 'a.xml: <object> has neither <bndbox> nor <polygon>'),
     'no xmin': (voc('a').replace('<xmin>9</xmin>', ''), 'a.xml: <bndbox> has no <xmin>'),
     'word': (voc('a').replace(XMIN, '<xmin>left<'), "a.xml: <bndbox/xmin>: could not convert .*: 'left'"),
     'NaN': (voc('a').replace(XMIN, '<xmin>nan<'), "a.xml: <bndbox/xmin>: 'nan' is not a number"),
@@ -257,7 +257,7 @@ BAD = {
     'size of NaN': (voc('a').replace(SIDE, '<width>nan<'), "a.xml: <size/width>: 'nan' is not a number"),
     'endless': (voc('a').replace(SIDE, '<width>inf<'), "a.xml: <size/width>: 'inf' is not a number"),
     'size': (voc('a').replace(SIDE, '<width>wide<'), "a.xml: <size/width>: could not convert .*: 'wide'"),
-    'several names': (voc('a').replace('<name>', '<name>fly</name><name>'), 'a.xml: <object> has 2 <name> instead of one'),
+    'several names': (voc('a').replace('<name>', '<name>fly</name><name>'), 'a.xml: <object> has 2 <name> instead'),
     'several xmin': (voc('a').replace('<xmin>9<', '<xmin>1</xmin><xmin>9<'), 'a.xml: <bndbox> has 2 <xmin>'),
     'several widths': (voc('a').replace('<width>', '<width>8</width><width>'), 'a.xml: <size> has 2 <width>'),
     'several sizes': (voc('a').replace('<size>', '<size/><size>'), 'a.xml: <annotation> has 2 <size>'),
