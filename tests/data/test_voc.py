@@ -155,7 +155,7 @@ LABELME = '<polygon><username>me</username>{}</polygon>'.format(''.join(
 FLAT = '<polygon><x1>4</x1><y1>6</y1><x2>40</x2><y2>7</y2><x3>9</x3><y3>30</y3></polygon>'
 
 
-@pytest.mark.parametrize('shape', [LABELME, FLAT])
+@pytest.mark.parametrize('shape', [LABELME, FLAT], ids=['labelme', 'flat'])
 def test_voc_reads_the_bounds_of_an_outline(shape, tmp_path):
     "Its points are places, not pixels that are counted from 1; a box beside it takes precedence"
     assert boxes_of_a(tmp_path, outlined(shape)) == [['ant', 4, 6, 40, 30]]
