@@ -9,7 +9,7 @@ __all__ = ['SPLITS', 'split_name', 'by_split', 'split_folders', 'resolve_split',
 import re
 
 from ..commands.messages import raise_listing, repeated
-from ..files.paths import files_below, IMAGE_SUFFIXES
+from ..files.paths import files_below, IMAGE_SUFFIXES, nfc
 
 # %% ../../nbs/data/02_split_names.ipynb #7cda08a6
 SPLITS = 'train', 'val', 'test'
@@ -46,8 +46,8 @@ def choose_layout(root, layouts): # Splits of the only layout with an annotated 
 
 # %% ../../nbs/data/02_split_names.ipynb #35b22820
 def has_labels(folder, suffix): # Whether one of the files with `suffix` is named like an image
-    stems = {p.stem for p in files_below(folder, suffix)}
-    return bool(stems) and any(p.stem in stems for p in files_below(folder, *IMAGE_SUFFIXES))
+    stems = {nfc(p.stem) for p in files_below(folder, suffix)}
+    return bool(stems) and any({nfc(p.stem), nfc(p.name)} & stems for p in files_below(folder, *IMAGE_SUFFIXES))
 
 # %% ../../nbs/data/02_split_names.ipynb #8d20f4b6
 def note(found, what): # For the `notes` of annotations
