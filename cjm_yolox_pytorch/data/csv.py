@@ -9,15 +9,14 @@ __all__ = ['CSV_HEADER', 'find_csv_splits']
 import csv, functools, io, os, re, numpy as np
 from collections import namedtuple
 from pathlib import Path
-from unicodedata import normalize
 
 from ..commands.messages import raise_listing, shorten
 from .annotations import build_annotations, class_names_and_labels
 from .split_names import by_split, notes_and_stops, split_folders
 from .voc import parse_float
 from ..files.images import stored_sizes
-from ..files.paths import check_files_exist, files_in, IMAGE_SUFFIXES
-from ..files.paths import path_inside, read_text, subfolder
+from ..files.paths import check_files_exist, files_in, find_path, IMAGE_SUFFIXES
+from ..files.paths import nfc, path_inside, read_text, subfolder
 
 # %% ../../nbs/data/06a_csv.ipynb #e5403731
 CSV_HEADER = 'filename,xmin,ymin,xmax,ymax,class' # In the order of files without a header
@@ -105,7 +104,7 @@ def _csv_places(root, split, path, images): # Folders
 def _csv_images(places, path, rows): # Path of each image by its name in the file; empty if they are nowhere
     names = {name: path_inside(path, name) for name in dict.fromkeys(row.image for row in rows)}
     some = [*names.values()][:10]
-    place = next((place for place in places if any(os.path.isfile(place/name) for name in some)), None)
+    place = next((place for place in places if any(find_path(place/name) for name in some)), None)
     return {key: place/name for key, name in names.items()} if place else {}
 
 # %% ../../nbs/data/06a_csv.ipynb #b3c27d8b
@@ -137,22 +136,21 @@ def _read_csv_split(root, files, split, images, read): # `files` by split; `read
 
 # %% ../../nbs/data/06a_csv.ipynb #cdbd1241
 def _unlisted(paths, listed): # Images beside `paths` that no split lists
-    known = {normalize('NFC', str(path)) for path in [*paths, *listed]}
+    known = {nfc(str(path)) for path in [*paths, *listed]}
     folders = sorted({path.parent for path in paths})
     beside = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES)]
-    return [p for p in beside if normalize('NFC', str(p)) not in known]
+    return [p for p in beside if nfc(str(p)) not in known]
 
 # %% ../../nbs/data/06a_csv.ipynb #53a59cff
-def _build_csv(where, rows, names, labels, by_name, found):
+def _build_csv(where, rows, names, labels, by_name, found): # Paths of the images by name, and those of all splits
+    by_name = dict(zip(by_name, map(Path, check_files_exist(where, [*by_name.values()]))))
     of_row = [by_name[row.image] for row in rows]
-    paths = [*dict.fromkeys(of_row)]
-    index = {path: n for n, path in enumerate(paths)}
+    index = {path: n for n, path in enumerate(dict.fromkeys(of_row))}
     boxes = [(index[path], labels[row.name], *row.box) for path, row in zip(of_row, rows) if row.name]
-    paths = [Path(p) for p in check_files_exist(where, paths)]
-    bare = _unlisted(paths, [p for images in found.values() for p in images.values()])
-    notes, stops = notes_and_stops(bare, len(bare) + len(paths), 'images have no line and are left out')
+    bare = _unlisted([*index], [p for images in found.values() for p in images.values()])
+    notes, stops = notes_and_stops(bare, len(bare) + len(index), 'images have no line and are left out')
     sizes = _csv_sizes(where, rows, of_row, [*index])
-    return build_annotations(where, names, paths, sizes, boxes, notes, stops)
+    return build_annotations(where, names, [*index], sizes, boxes, notes, stops)
 
 # %% ../../nbs/data/06a_csv.ipynb #7991baad
 _CSV_FOLDERS = 'annotations', 'data', 'images', 'labels'

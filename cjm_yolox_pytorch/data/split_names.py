@@ -8,10 +8,9 @@ __all__ = ['SPLITS', 'split_name', 'by_split', 'split_folders', 'resolve_split',
 
 # %% ../../nbs/data/02_split_names.ipynb #9442adca
 import re
-from unicodedata import normalize
 
 from ..commands.messages import raise_listing, repeated
-from ..files.paths import files_below, IMAGE_SUFFIXES
+from ..files.paths import files_below, IMAGE_SUFFIXES, nfc
 
 # %% ../../nbs/data/02_split_names.ipynb #7cda08a6
 SPLITS = 'train', 'val', 'test'
@@ -48,9 +47,9 @@ def choose_layout(root, layouts): # Splits of the only layout with an annotated 
 
 # %% ../../nbs/data/02_split_names.ipynb #35b22820
 def has_labels(folder, suffix, images=None): # Whether a file with `suffix` is named like an image
-    stems = {normalize('NFC', p.stem) for p in files_below(folder, suffix)}
-    def is_labeled(p): return normalize('NFC', p.stem) in stems or normalize('NFC', p.name) in stems
-    return bool(stems) and any(is_labeled(p) for p in files_below(images or folder, *IMAGE_SUFFIXES))
+    stems = {nfc(p.stem) for p in files_below(folder, suffix)}
+    found = files_below(images or folder, *IMAGE_SUFFIXES) if stems else []
+    return any({nfc(p.stem), nfc(p.name)} & stems for p in found)
 
 # %% ../../nbs/data/02_split_names.ipynb #8d20f4b6
 def note(found, what): # For the `notes` of annotations

@@ -10,7 +10,6 @@ import functools, math, numpy as np
 from collections import namedtuple
 from os.path import splitext
 from pathlib import Path
-from unicodedata import normalize
 from xml.etree import ElementTree
 
 from ..commands.messages import raise_listing, shorten
@@ -19,7 +18,7 @@ from .split_names import by_split, choose_layout, has_labels
 from .split_names import notes_and_stops, resolve_split, split_folders
 from ..files.images import stored_sizes
 from ..files.paths import files_below, files_by_stem, files_in
-from ..files.paths import IMAGE_SUFFIXES, read_bytes, read_lines, subfolder
+from ..files.paths import IMAGE_SUFFIXES, nfc, read_bytes, read_lines, subfolder
 
 # %% ../../nbs/data/04_voc.ipynb #bd5906cf
 _VocFile = namedtuple('_VocFile', 'filename size rows')
@@ -126,7 +125,7 @@ def _image_paths(root, part, files): # Paths
     found = [named(s, f) or part.images[s] for s, f in zip(part.stems, files)]
     ambiguous = [', '.join(map(str, paths)) for paths in found if len(paths) > 1]
     fix = 'Leave one of each, or name it in <filename> of the XML file'
-    raise_listing(f'{root}: images that differ only in their extension or Unicode form', ambiguous, fix)
+    raise_listing(f'{root}: images that differ only in their extension', ambiguous, fix)
     return [paths[0] for paths in found]
 
 # %% ../../nbs/data/04_voc.ipynb #c2cbd5c8
@@ -176,7 +175,7 @@ def _stems(path, files):
         name, *flag = line.rsplit(maxsplit=1)
         if flag in (['1'], ['0'], ['-1']) and line not in files: line = name
         return line if line in files else _without_image_suffix(line)
-    return [stem(normalize('NFC', line)) for line in read_lines(path)] # As `files_by_stem` does
+    return [stem(nfc(line)) for line in read_lines(path)] # As `files_by_stem` does
 
 def _without_image_suffix(name):
     stem, suffix = splitext(name)

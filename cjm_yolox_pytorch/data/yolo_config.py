@@ -7,29 +7,43 @@ __all__ = ['MAX_YAML_BYTES', 'find_yolo_splits']
 
 # %% ../../nbs/data/06_yolo_config.ipynb #414117c8
 import os, re
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from ..commands.messages import raise_listing, repeated, shorten
-from .split_names import by_split, choose_layout, has_labels, split_folders
-from .yolo import CLASS_LISTS, label_file, read_yolo
+from .split_names import by_split, choose_layout, has_labels, note, split_folders
+from .yolo import CLASS_LISTS, has_objects, label_file, label_folders, labels_in, losses
+from .yolo import read_labels, read_yolo
 from ..files.class_names import MAX_CLASSES
-from ..files.paths import check_files_exist, files_below, files_in, IMAGE_SUFFIXES, path_inside
-from ..files.paths import read_lines, read_text, subfolder
+from ..files.paths import check_files_exist, files_below, files_in, find_path, IMAGE_SUFFIXES, nfc
+from ..files.paths import path_inside, read_lines, read_text, subfolder, with_form
 
 # %% ../../nbs/data/06_yolo_config.ipynb #021a2759
 def find_yolo_splits(path, images=None) -> dict: # Split -> function that reads it
+    if images is not None: return _splits_elsewhere(path, Path(images))
     if config := _find_config(path): return _configured_splits(path, config)
     return _folder_splits(path) if path.is_dir() and has_labels(path, '.txt') else {}
 
 def _configured_splits(path, config):
+    where, root, names, entries = _config_inside(path, config)
+    top = root.parent if path.is_file() and root.name.lower() == 'images' else root
+    others = [p.name for p in files_in(path, *_CONFIGS) if p != config and _is_config(p)]
+    notes = note(others, 'other files that describe a dataset are not read')
+    def read(entry):
+        images = _images_of(where, root, entry)
+        folders = {labels for p in {image.parent for image in images} for labels in label_folders(p, top)}
+        found = read_yolo(images, _agreed_names(config, names, [root, *sorted(folders)]), top)
+        return replace(found, notes=found.notes + notes)
+    return {split: lambda e=e: read(e) for split, e in entries.items()}
+
+def _config_inside(path, config): # As `_read_config`
     where, root, names, entries = _read_config(config)
     if path.is_dir() and not root.resolve().is_relative_to(path.resolve()):
         raise ValueError(f'{config}: its path: leads out of {path}, to {root}. To follow it, give this file')
-    if names is None: names = _class_names(_lists_in([root]))
-    top = root.parent if path.is_file() and root.name.lower() == 'images' else root
-    def read(entry): return read_yolo(_images_of(where, root, entry), names, top)
     # Roboflow writes a test split even if there is none
-    return {s: lambda e=e: read(e) for s, e in entries.items() if s != 'test' or _may_exist(where, root, e)}
+    entries = {s: e for s, e in entries.items() if s != 'test' or _may_exist(where, root, e)}
+    return where, root, names, entries
 
 def _may_exist(where, root, entry):
     try: return not isinstance(entry, str) or os.path.exists(_entry_path(where, root, entry))
@@ -48,7 +62,9 @@ def _folder_splits(path):
     return {split: lambda s=split, f=folder: read(s, f) for split, folder in layout.items()}
 
 def _split_layout(root): # Split -> folder of images
-    def annotated(files): return next((p for p in files if label_file(p, root)), None)
+    places = cache(lambda folder: label_folders(folder, root))
+    labels = cache(labels_in)
+    def annotated(files): return next((p for p in files if label_file(p, places(p.parent), labels)), None)
     images = subfolder(root, 'images')
     layouts, rest = [], files_below(root, *IMAGE_SUFFIXES)
     for folders in (split_folders(root), split_folders(images), dict(all=images)):
@@ -81,6 +97,17 @@ def _lists_below(root): # Further down, in a folder that is not the dataset itse
     return _lists_in(p.parent for p in files_below(root, *_LIST_SUFFIXES))
 
 _LIST_SUFFIXES = [Path(name).suffix for name in CLASS_LISTS]
+
+# %% ../../nbs/data/06_yolo_config.ipynb #4adb3f88
+def _agreed_names(config, names, folders): # In a list or by number
+    lists = _lists_in(folders)
+    if names is None: return _class_names(lists)
+    given = names if isinstance(names, dict) else dict(enumerate(names))
+    differ = [f'{p}: {", ".join(found)}' for p in lists if dict(enumerate(found := _read_class_list(p))) != given]
+    shown = shorten(", ".join(map(str, given.values())), 80)
+    fix = 'Keep the one by which labels were numbered'
+    raise_listing(f'{config}: names are {shown}, but class lists differ', differ, fix)
+    return names
 
 # %% ../../nbs/data/06_yolo_config.ipynb #e7cbed1b
 MAX_YAML_BYTES = 500_000 # Some 15,000 classes with long names, and seconds of work
@@ -136,7 +163,9 @@ def _read_config(path): # What errors call it, the root, the class names or None
     return f'{path}, whose path: {shorten(config["path"])} does not exist', path.parent, names, splits
 
 def _darknet_config(path):
-    config = dict(map(str.strip, line.split('=', 1)) for line in read_lines(path) if '=' in line)
+    pairs = [[*map(str.strip, line.split('=', 1))] for line in read_lines(path) if '=' in line]
+    raise_listing(f'{path}: keys that appear twice', repeated(key for key, _ in pairs), 'Remove one of each')
+    config = dict(pairs)
     names = config.get('names') or None
     if names: names = _read_class_list(_entry_path(path, path.parent, names))
     return dict(config, nc=config.get('classes'), names=names)
@@ -148,7 +177,10 @@ def _config_names(path, config): # C class names in a list, or by number
     if given is None: given = _class_names(_lists_in([path.parent]))
     if given is None: return [str(n) for n in range(nc)] if isinstance(nc, int) else None
     names = given
-    if isinstance(given, dict): names = {int(n): given[n] for n in given if re.fullmatch('[0-9]{1,9}', shorten(n))}
+    def strip(name): return name.strip() if isinstance(name, str) else name
+    if isinstance(given, list): names = [*map(strip, given)]
+    if isinstance(given, dict):
+        names = {int(n): strip(given[n]) for n in given if re.fullmatch('[0-9]{1,9}', shorten(n))}
     fits = isinstance(given, (list, dict)) and len(names) == len(given) and nc in (None, len(names), str(len(names)))
     if fits: return names
     raise ValueError(f'{path}: names are {shorten(given, 80)}, which is not a list of {shorten(nc or "them", 60)}')
@@ -163,7 +195,7 @@ def _check_config(path, config):
 def _images_of(where, root, entries): # Paths
     found = []
     for name in entries if isinstance(entries, list) else [entries]:
-        path = _entry_path(where, root, name)
+        path = find_path(entry := _entry_path(where, root, name)) or entry
         gone = f'{where}: {shorten(name)} is not in {root}. Correct the entry, or path:'
         if not os.path.exists(path): raise FileNotFoundError(gone)
         if path.is_dir(): found += files_below(path, *IMAGE_SUFFIXES)
@@ -177,4 +209,68 @@ def _entry_path(where, root, name): # The file or folder that is meant
     bases = [base for base in (os.path.abspath(root), os.path.realpath(root)) if Path(name).is_relative_to(base)]
     name = str(Path(name).relative_to(bases[0])) if bases else re.sub(r'^\.\.[\\/]', '', name)
     plain = path_inside(where, name)
-    return next((p for p in (root/plain, root/plain.removeprefix('data/')) if os.path.exists(p)), root/plain)
+    places = root/plain, root/plain.removeprefix('data/')
+    return next((p for exists in (os.path.exists, _has_folder) for p in places if exists(p)), places[0])
+
+def _has_folder(path): return os.path.isdir(path.parent)
+
+# %% ../../nbs/data/06_yolo_config.ipynb #aa79083a
+def _images_by_name(folder): # With and without suffix, in NFC
+    found = {}
+    for p in files_below(folder, *IMAGE_SUFFIXES):
+        for name in (nfc(p.stem), nfc(p.name)): found.setdefault(name, []).append(p)
+    return found
+
+def _image_of(label, images): # Path, or None
+    found = images.get(nfc(label.name)) or images.get(nfc(label.stem), [])
+    if len(found) < 2: return found[0] if found else None
+    def shared(p): return len(os.path.commonprefix([[*map(nfc, q.parent.parts[::-1])] for q in (p, label)]))
+    best = max(map(shared, found))
+    found = [p for p in found if shared(p) == best]
+    if len(found) > 1: raise_listing(f'{label}: several images fit', [*map(with_form, found)], 'Keep one of them')
+    return found[0]
+
+# %% ../../nbs/data/06_yolo_config.ipynb #f77378ac
+def _splits_elsewhere(path, folder):
+    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: no such folder of images')
+    config = _find_config(path)
+    names, root, files = _listed_in_config(path, config) if config else (None, path, _labels_by_split(path))
+    images = _images_by_name(folder)
+    pairs = {split: [(p, _image_of(p, images)) for p in found] for split, found in files.items()}
+    used = {image for found in pairs.values() for _, image in found} - {None}
+    if not used and not config: return {}
+    if not used: raise FileNotFoundError(f'{config}: {folder} has none of its images')
+    unused = sorted({p for found in images.values() for p in found} - used)
+    notes = note(unused, f'images in {folder} have no label file and are left out')
+    def read(pairs): return replace(a := _read_pairs(path, names, root, pairs), notes=a.notes + notes)
+    return {split: lambda p=found: read(p) for split, found in pairs.items()}
+
+def _labels_by_split(path): # Paths
+    if not path.is_dir(): return {}
+    labels = subfolder(path, 'labels')
+    folders = split_folders(labels) or split_folders(path) or dict(all=labels)
+    return {split: files_below(folder, '.txt') for split, folder in folders.items()}
+
+# %% ../../nbs/data/06_yolo_config.ipynb #4fee3c63
+def _listed_in_config(path, config): # Names, the root, and paths by split
+    where, root, names, entries = _config_inside(path, config)
+    return names, root, {split: _listed(where, root, entry) for split, entry in entries.items()}
+
+def _listed(where, root, entries): # Images of lists, and label files of folders
+    found = []
+    for name in entries if isinstance(entries, list) else [entries]:
+        path = _entry_path(where, root, name)
+        if path.suffix == '.txt': found += [_entry_path(path, root, line) for line in read_lines(path)]
+        else: found += [p for folder in label_folders(path, root) for p in files_below(folder, '.txt')]
+    return found
+
+def _read_pairs(path, names, root, pairs): # Pairs of a label file or listed image, and the image found or None
+    labels = cache(labels_in)
+    folders = {p.parent: label_folders(p.parent, root) for p, _ in pairs}
+    files = [label_file(p, folders[p.parent], labels) for p, _ in pairs]
+    found = [(image, file) for (_, image), file in zip(pairs, files) if image]
+    alone = [file or p for (p, image), file in zip(pairs, files) if not image and (not file or has_objects(file))]
+    bare = [image for image, file in found if not file]
+    if names is None: names = _class_names(_lists_in([path, *folders]) or _lists_below(path))
+    lost = losses(bare, len(found), alone, len(found) + len(alone))
+    return read_labels(path, names, [image for image, _ in found], [file for _, file in found], [*lost])

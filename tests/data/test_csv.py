@@ -65,6 +65,14 @@ def test_csv_images_may_be_elsewhere(tmp_path):
     assert {split: stems(read()) for split, read in found.items()} == dict(train=['a', 'b'], val=['c'])
 
 
+def test_csv_matches_names_in_other_unicode_forms(tmp_path):
+    write_files(tmp_path, dict(a=None))
+    (tmp_path/'a.png').rename(tmp_path/'cafe\u0301.png')
+    write(tmp_path/'all.csv', 'caf\u00e9.png,1,2,3,4,ant\n')
+    found = read_split(tmp_path, 'all')
+    assert found.boxes.tolist() == [[1, 2, 3, 4]] and not found.notes + found.stops
+
+
 def test_csv_splits_have_the_classes_of_all(tmp_path):
     write_layout('csv one folder of images', tmp_path)
     assert read_split(tmp_path, 'val').names == ['ant', 'bee']
