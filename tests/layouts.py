@@ -224,6 +224,19 @@ LAYOUTS = { # What is written, and which splits it has
         roboflow('{split}', '{split}/{name}.txt', yolo), ('train/_darknet.labels', 'ant\nbee')), SPLITS),
     'yolo label studio': (both(
         every('images', 'labels/{name}.txt', yolo), CLASSES, ('notes.json', dict(categories=[]))), ALL),
+    'yolo cvat 1.1, as documented': (both(
+        every('obj_{split}_data', 'obj_{split}_data/{name}.txt', yolo), ('obj.data', DARKNET.replace('data/', '')),
+        ('obj.names', 'ant\nbee\n'), *listing('{split}.txt', 'obj_{split}_data/{name}.png')), SPLITS),
+    'yolo fiftyone 5': (both(
+        IN_FOLDERS, ('dataset.yaml', 'names:\n  0: ant\n  1: bee\npath: /home/me/export\n'
+                     'train: ./images/train/\nval: ./images/val/\n')), SPLITS),
+    'yolo fiftyone 5, older': (both(
+        IN_FOLDERS, ('dataset.yaml', 'names:\n- ant\n- bee\nnc: 2\ntrain: ./images/train/\nval: ./images/val/\n')),
+        SPLITS),
+    'yolo fiftyone 4': (both(
+        every('data', 'data/{name}.txt', yolo), ('obj.names', 'ant\nbee'),
+        ('images.txt', 'data/a.png\ndata/b.png\ndata/c.png')), ALL),
+    'yolo named after files': (both(every('images', 'labels/{name}.png.txt', yolo), CLASSES), ALL),
     'yolo in capitals': (both(
         every('Images/{split}', 'Labels/{split}/{name}.TXT', yolo), ('Labels/classes.txt', 'ant\nbee\n')), SPLITS),
     'yolo labelimg': (both(IN_FOLDERS, *for_each_split('labels/{s}/classes.txt', lambda *_: 'ant\nbee')), SPLITS),

@@ -33,7 +33,7 @@ def _configured_splits(path, config):
     def read(entry):
         images = _images_of(where, root, entry)
         folders = {labels for p in {image.parent for image in images} for labels in label_folders(p, top)}
-        found = read_yolo(images, _agreed_names(config, names, [root, *sorted(folders)]), top)
+        found = read_yolo(images, _agreed_names(config, names, _near(root, folders)), top)
         return replace(found, notes=found.notes + notes)
     return {split: lambda e=e: read(e) for split, e in entries.items()}
 
@@ -53,7 +53,7 @@ def _may_exist(where, root, entry):
 def _folder_splits(path):
     images = subfolder(path, 'images')
     labels = subfolder(path, 'labels')
-    layout = _split_layout(path)
+    layout = _image_layout(path)
     def near(folder): return [path, images, labels, folder, subfolder(folder, 'labels'), labels/folder.name]
     near_any = [place for folder in layout.values() for place in near(folder)]
     def read(split, folder):
@@ -61,17 +61,20 @@ def _folder_splits(path):
         return read_yolo(folder if split == 'all' else subfolder(folder, 'images'), names, path)
     return {split: lambda s=split, f=folder: read(s, f) for split, folder in layout.items()}
 
-def _split_layout(root): # Split -> folder of images
+def _image_layout(root):
     places = cache(lambda folder: label_folders(folder, root))
     labels = cache(labels_in)
-    def annotated(files): return next((p for p in files if label_file(p, places(p.parent), labels)), None)
-    images = subfolder(root, 'images')
-    layouts, rest = [], files_below(root, *IMAGE_SUFFIXES)
-    for folders in (split_folders(root), split_folders(images), dict(all=images)):
+    def annotated(image): return label_file(image, places(image.parent), labels)
+    return _split_layout(root, subfolder(root, 'images'), files_below(root, *IMAGE_SUFFIXES), annotated)
+
+def _split_layout(root, middle, files, annotated): # Split -> folder, in `root` or in its folder `middle`
+    def first(files): return next(filter(annotated, files), None)
+    layouts, rest = [], files
+    for folders in (split_folders(root), split_folders(middle), dict(all=middle)):
         inside = tuple(f'{folder}{os.sep}' for folder in folders.values())
-        layouts.append((folders, annotated(p for p in rest if str(p).startswith(inside))))
+        layouts.append((folders, first(p for p in rest if str(p).startswith(inside))))
         rest = [p for p in rest if not str(p).startswith(inside)]
-    return choose_layout(root, [*layouts, (dict(all=root), annotated(rest))])
+    return choose_layout(root, [*layouts, (dict(all=root), first(rest))])
 
 # %% ../../nbs/data/06_yolo_config.ipynb #e8fbde19
 def _class_names(lists): # Names in the files `lists`, which have to agree; None without a file
@@ -108,6 +111,9 @@ def _agreed_names(config, names, folders): # In a list or by number
     fix = 'Keep the one by which labels were numbered'
     raise_listing(f'{config}: names are {shown}, but class lists differ', differ, fix)
     return names
+
+def _near(root, folders): # Where class lists may lie
+    return [root, *(f for folder in sorted(folders) for f in (folder, folder.parent) if f.is_relative_to(root))]
 
 # %% ../../nbs/data/06_yolo_config.ipynb #e7cbed1b
 MAX_YAML_BYTES = 500_000 # Some 15,000 classes with long names, and seconds of work
@@ -247,9 +253,8 @@ def _splits_elsewhere(path, folder):
 
 def _labels_by_split(path): # Paths
     if not path.is_dir(): return {}
-    labels = subfolder(path, 'labels')
-    folders = split_folders(labels) or split_folders(path) or dict(all=labels)
-    return {split: files_below(folder, '.txt') for split, folder in folders.items()}
+    layout = _split_layout(path, subfolder(path, 'labels'), files_below(path, '.txt'), has_objects)
+    return {split: files_below(folder, '.txt') for split, folder in layout.items()}
 
 # %% ../../nbs/data/06_yolo_config.ipynb #4fee3c63
 def _listed_in_config(path, config): # Names, the root, and paths by split
@@ -271,6 +276,6 @@ def _read_pairs(path, names, root, pairs): # Pairs of a label file or listed ima
     found = [(image, file) for (_, image), file in zip(pairs, files) if image]
     alone = [file or p for (p, image), file in zip(pairs, files) if not image and (not file or has_objects(file))]
     bare = [image for image, file in found if not file]
-    if names is None: names = _class_names(_lists_in([path, *folders]) or _lists_below(path))
+    names = _agreed_names(path, names, _near(root, folders)) or _class_names(_lists_below(path))
     lost = losses(bare, len(found), alone, len(found) + len(alone))
     return read_labels(path, names, [image for image, _ in found], [file for _, file in found], [*lost])

@@ -132,7 +132,7 @@ def check_files_exist(where, paths): # The paths as they are on disk
     return [found.get(p, p) for p in paths]
 
 def _raise_missing(where, missing, total, names_in):
-    alike = [' or '.join(shorten(f) for f in _alike(p, names_in)[:2]) for p in missing[:3]]
+    alike = [' or '.join(shorten(f) for f in _alike(p, names_in)[:2] if f != p) for p in missing[:3]]
     shown = [shorten(p) + (f' (there is {other})' if other else '') for p, other in zip(missing, alike)]
     cure = 'Correct their letter case' if any(alike) else 'Add the files or remove the entries'
     count = f'{len(missing)} of {total} images are missing'

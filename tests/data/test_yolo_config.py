@@ -1,6 +1,6 @@
 "data.yaml, obj.data and class lists of a YOLO dataset."
 import pytest
-from layouts import LINE, NAMES, SPLITS, every, labelled, write, write_files, write_image, write_layout, yolo
+from layouts import LINE, NAMES, SPLITS, every, labelled, stems, write, write_files, write_image, write_layout, yolo
 
 from cjm_yolox_pytorch.data.splits import find_splits, read_split
 from cjm_yolox_pytorch.files.paths import files_below
@@ -34,6 +34,12 @@ BAD = {
     'missing in a list': (f'train: short.txt\n{NAMED}', 'short.txt: 1 of 2 images are missing, such as .*z.png'),
     'no such root': (f'path: /mnt/birds\ntrain: images\n{NAMED}',
                      'data.yaml, whose path: /mnt/birds does not exist: images is not in'),
+    'names that are a text': ('train: train/images\nnames: ant, bee', 'names are ant, bee, which is not a list of'),
+    'a number in two ways': ('train: train/images\nnames: {0: ant, "0": bee}', 'which is not a list of'),
+    'a gap in the numbers': ('train: train/images\nnc: 3\nnames: {0: ant, 2: bee}', 'which is not a list of 3'),
+    'one split by two names': (f'train: train/images\nval: valid/images\nvalid: valid/images\n{NAMED}',
+                               'several parts for one split: val'),
+    'keys at other depths': (f'train: train/images\n{NAMED}\nextra: {{a: 1, a: 2}}', 'a appears twice'),
     'a root outside': (f'path: ..\ntrain: train/images\n{NAMED}', 'data.yaml: its path: leads out of .*give this file'),
 }
 
@@ -123,6 +129,46 @@ def test_darknet_counts_its_classes(tmp_path):
     refused(tmp_path, 'which is not a list of 7')
 
 
+def test_darknet_refuses_keys_that_appear_twice(tmp_path):
+    write_layout('yolo cvat 1.1', tmp_path)
+    write(tmp_path/'obj.data', (tmp_path/'obj.data').read_text() + 'train = data/val.txt\n')
+    refused(tmp_path, 'obj.data: keys that appear twice: train. Remove one of each')
+
+
+def test_yaml_says_that_others_are_not_read(tmp_path):
+    write_layout('yolo roboflow', tmp_path)
+    assert read_split(tmp_path, 'train').notes == []
+    write(tmp_path/'args.yaml', 'task: detect')
+    write(tmp_path/'birds.yaml', f'train: valid/images\n{NAMED}')
+    notes = read_split(tmp_path, 'train').notes
+    assert notes == ['1 other files that describe a dataset are not read, such as birds.yaml']
+    assert read_split(tmp_path/'birds.yaml', 'train').notes == []
+
+
+def test_yaml_numbers_may_have_gaps_between_them(tmp_path):
+    "A class without a name is an error only where it is used"
+    write_files(tmp_path, {**labelled('images/a', text=lambda _: '2 .5 .5 .2 .2\n0 .5 .5 .2 .2')})
+    write(tmp_path/'data.yaml', 'train: images\nnames: {0: ant, 2: bee}')
+    a = read_split(tmp_path, 'train')
+    assert (a.names, a.labels.tolist()) == (['ant', 'bee'], [1, 0])
+    write(tmp_path/'images/a.txt', '1 .5 .5 .2 .2')
+    refused(tmp_path, r'class 1 has no name; \[0, 2\] have names')
+
+
+@pytest.mark.parametrize('names', ['[" ant ", "bee  "]', '{0: "ant ", 1: " bee"}', '["ant\\t", bee]'])
+def test_class_names_lose_blanks_at_their_ends(names, tmp_path):
+    write_files(tmp_path, {**labelled('images/a'), 'data.yaml': f'train: images\nnames: {names}'})
+    assert read_split(tmp_path, 'train').names == NAMES
+    write_files(tmp_path, {'data.yaml': 'train: images', 'classes.txt': ' ant \nbee\t\n'})
+    assert read_split(tmp_path, 'train').names == NAMES
+
+
+@pytest.mark.parametrize('names', ['[ant, "ant "]', '{0: ant, 1: " ant"}'])
+def test_class_names_that_differ_in_blanks_are_the_same(names, tmp_path):
+    write_files(tmp_path, {**labelled('images/a'), 'data.yaml': f'train: images\nnames: {names}'})
+    refused(tmp_path, 'several classes have the same name: ant')
+
+
 # Class lists
 
 def test_each_folder_may_have_its_own_order_of_classes(tmp_path):
@@ -134,6 +180,16 @@ def test_each_folder_may_have_its_own_order_of_classes(tmp_path):
     write(tmp_path/'classes.txt', 'bee\nant')
     assert read_split(tmp_path, 'val').names == ['bee', 'ant']
     refused(tmp_path, 'class lists differ: .*bee, ant; .*train/classes.txt: ant, bee. Keep the one')
+
+
+@pytest.mark.parametrize('place', ['classes.txt', 'labels/classes.txt', 'labels/train/classes.txt', 'images/obj.names'])
+def test_class_lists_beside_labels_have_to_agree_with_the_yaml(place, tmp_path):
+    write_files(tmp_path, {**labelled('images/train/a'), 'data.yaml': f'train: images/train\n{NAMED}'})
+    (tmp_path/'labels/train').mkdir(parents=True)
+    write(tmp_path/place, 'ant\nbee\n')
+    assert read_split(tmp_path, 'train').names == NAMES
+    write(tmp_path/place, 'bee\nant\n')
+    refused(tmp_path, f'data.yaml: names are ant, bee, but class lists differ: .*/{place}: bee, ant. Keep the one')
 
 
 PLACES = ['images/classes.txt', 'Classes.txt', 'labels/CLASSES.TXT', 'images/train/classes.txt', 'obj.names',
@@ -195,6 +251,85 @@ def test_class_lists_below_a_parent_of_datasets_are_not_taken(tmp_path):
     assert read_split(tmp_path/'three', 'all').names == NAMES
     write(tmp_path/'three/night/classes.txt', 'bee\nant')
     with pytest.raises(ValueError, match='class lists differ'): read_split(tmp_path/'three', 'all')
+
+
+# Labels in one folder, images in another
+
+def apart(layout, tmp_path, flat=False):
+    "A layout whose images are moved to another folder"
+    splits = write_layout(layout, tmp_path/'data')
+    for p in files_below(tmp_path/'data', '.png'):
+        folder = tmp_path/'pictures'/('' if flat else p.parent.relative_to(tmp_path/'data'))
+        folder.mkdir(parents=True, exist_ok=True)
+        p.rename(folder/p.name)
+    return splits
+
+
+APART = ['yolo label studio', 'yolo cvat 1.1', 'yolo cvat 1.1, as documented', 'yolo cvat ultralytics', 'yolo roboflow',
+         'yolo fiftyone 5', 'yolo images/train', 'yolo train/images', 'yolo in one folder', 'yolo named after files']
+
+
+@pytest.mark.parametrize('flat', [False, True])
+@pytest.mark.parametrize('layout', APART)
+def test_images_may_lie_in_another_folder(layout, flat, tmp_path):
+    splits = write_layout(layout, tmp_path/'whole')
+    whole = {split: read_split(tmp_path/'whole', split) for split in splits}
+    apart(layout, tmp_path, flat)
+    found = {split: read() for split, read in find_splits(tmp_path/'data', images=tmp_path/'pictures').items()}
+    assert found.keys() == whole.keys()
+    for split, a in found.items():
+        b = whole[split]
+        assert (stems(a), a.names, a.boxes.tolist()) == (stems(b), b.names, b.boxes.tolist())
+        assert a.labels.tolist() == b.labels.tolist() and a.notes == b.notes and a.stops == []
+
+
+def test_images_elsewhere_without_labels_are_left_out(tmp_path):
+    apart('yolo label studio', tmp_path)
+    write_image(tmp_path/'pictures/new', 'x')
+    a = read_split(tmp_path/'data', 'all', images=tmp_path/'pictures')
+    message = f'1 images in {tmp_path}/pictures have no label file and are left out, such as '
+    assert (len(a), a.notes) == (3, [f'{message}{tmp_path}/pictures/new/x.png'])
+
+
+def test_labels_whose_images_are_not_elsewhere_stop(tmp_path):
+    apart('yolo label studio', tmp_path)
+    (tmp_path/'pictures/images/c.png').unlink()
+    stop, = read_split(tmp_path/'data', 'all', images=tmp_path/'pictures').stops
+    assert stop.startswith(f'1 of 3 label files have no image and are left out, such as {tmp_path}/data/labels/c.txt.')
+
+
+def test_images_elsewhere_may_have_the_same_name_in_two_folders(tmp_path):
+    "The one in a folder of the same name is taken, or none"
+    for split in SPLITS: write_image(tmp_path/'pictures'/split, 'a')
+    write_files(tmp_path/'data', {f'labels/{split}/a.txt': LINE for split in SPLITS})
+    for split in SPLITS:
+        a = read_split(tmp_path/'data', split, images=tmp_path/'pictures')
+        assert a.paths.tolist() == [f'{tmp_path}/pictures/{split}/a.png']
+    (tmp_path/'data/labels/train/a.txt').rename(tmp_path/'data/labels/a.txt')
+    for split in SPLITS: (tmp_path/f'data/labels/{split}/a.txt').unlink(missing_ok=True)
+    with pytest.raises(ValueError, match='labels/a.txt: several images fit: .*train/a.png; .*val/a.png. Keep one'):
+        read_split(tmp_path/'data', 'all', images=tmp_path/'pictures')
+
+
+def test_images_elsewhere_match_in_another_unicode_form(tmp_path):
+    nfc, nfd = 'caf\u00e9', 'cafe\u0301'
+    write_image(tmp_path/'pictures', 'a')
+    (tmp_path/'pictures/a.png').rename(tmp_path/f'pictures/{nfd}.png')
+    write(tmp_path/f'data/labels/{nfc}.txt', LINE)
+    assert len(read_split(tmp_path/'data', 'all', images=tmp_path/'pictures').labels) == 1
+
+
+def test_folder_of_images_that_fits_nothing(tmp_path):
+    apart('yolo roboflow', tmp_path)
+    for format in ('yolo', None):
+        with pytest.raises(FileNotFoundError, match='nowhere: no such folder of images'):
+            find_splits(tmp_path/'data', format, images=tmp_path/'nowhere')
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='data.yaml: .*empty has none of its images'):
+        find_splits(tmp_path/'data', images=tmp_path/'empty')
+    (tmp_path/'data/data.yaml').unlink()
+    with pytest.raises(ValueError, match='does not look like any format'):
+        find_splits(tmp_path/'data', images=tmp_path/'empty')
 
 
 def test_runs_in_the_folder_of_the_data_add_nothing_to_it(tmp_path):
