@@ -45,8 +45,7 @@ def find_splits(
     "Find the splits of a dataset in any format."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such folder or file of data')
-    if images is not None and not Path(images).is_dir():
-        raise FileNotFoundError(f'{images}: no such folder of images (--images)')
+    if images and not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder of images (--images)')
     if format not in (None, *FORMATS): raise ValueError(f'format={format!r}: choose one of {list(FORMATS)}')
     def read(reader): return replace(reader(), bit_depth=bit_depth)
     readers = _find_readers(path, [format] if format else list(FORMATS), images)
