@@ -95,7 +95,10 @@ def _csv_row(fields, columns, count):
     return _CsvRow(text['filename'], size, text['class'], [parse_float(corner) for corner in corners])
 
 # %% ../../nbs/data/06a_csv.ipynb #106b7b6e
+_CSV_FOLDERS = 'annotations', 'data', 'images', 'labels'
+
 def _csv_places(root, split, path, images): # Folders
+    if root.is_file(): root = path.parents[1 if path.parent.name.lower() in _CSV_FOLDERS else 0]
     bases = [images] if images else [*dict.fromkeys([path.parent, root])]
     bases += [subfolder(base, 'images', 'JPEGImages', 'data') for base in bases]
     of_split = [folders[split] for base in bases if split in (folders := split_folders(base))]
@@ -129,7 +132,8 @@ def _read_csv_split(root, files, split, images, read): # `files` by split; `read
     names, labels = class_names_and_labels(root, classes)
     places = {s: _csv_places(root, s, file, images) for s, file in files.items()}
     found = {s: _csv_images(places[s], files[s], rows) for s, rows in tables.items()}
-    if found[split]: return _build_csv(path, tables[split], names, labels, found[split], found)
+    listed = [p for images in found.values() for p in images.values()] if root.is_dir() else None
+    if found[split]: return _build_csv(path, tables[split], names, labels, found[split], listed)
     tried = ', '.join(map(str, places[split]))
     image = shorten(tables[split][0].image)
     raise FileNotFoundError(f'{path}: its image {image} is in none of {tried}. Give its folder with --images')
@@ -142,19 +146,17 @@ def _unlisted(paths, listed): # Images beside `paths` that no split lists
     return [p for p in beside if nfc(str(p)) not in known]
 
 # %% ../../nbs/data/06a_csv.ipynb #53a59cff
-def _build_csv(where, rows, names, labels, by_name, found): # Paths of the images by name, and those of all splits
+def _build_csv(where, rows, names, labels, by_name, listed): # Paths of the images by name, and those of all splits
     by_name = dict(zip(by_name, map(Path, check_files_exist(where, [*by_name.values()]))))
     of_row = [by_name[row.image] for row in rows]
     index = {path: n for n, path in enumerate(dict.fromkeys(of_row))}
     boxes = [(index[path], labels[row.name], *row.box) for path, row in zip(of_row, rows) if row.name]
-    bare = _unlisted([*index], [p for images in found.values() for p in images.values()])
+    bare = [] if listed is None else _unlisted([*index], listed)
     notes, stops = notes_and_stops(bare, len(bare) + len(index), 'images have no line and are left out')
     sizes = _csv_sizes(where, rows, of_row, [*index])
     return build_annotations(where, names, [*index], sizes, boxes, notes, stops)
 
 # %% ../../nbs/data/06a_csv.ipynb #7991baad
-_CSV_FOLDERS = 'annotations', 'data', 'images', 'labels'
-
 def _csv_files(root): # By split
     folders = dict.fromkeys([root, *(subfolder(root, name) for name in _CSV_FOLDERS)])
     tables = [(_csv_split(p), p) for folder in folders for p in _tables_in(folder)]
@@ -167,11 +169,8 @@ def _csv_split(path): return re.sub('[_-]?(labels?|annotations?)$', '', path.ste
 
 # %% ../../nbs/data/06a_csv.ipynb #56eb7f4a
 def find_csv_splits(path, images=None) -> dict: # Split -> function that reads it; `images` may be elsewhere
-    root, files = path, {}
+    files = dict(all=path) if path.suffix.lower() == '.csv' else {}
     if path.is_dir(): files = _csv_files(path)
-    elif path.suffix.lower() == '.csv':
-        files = dict(all=path)
-        root = path.parents[1] if path.parent.name.lower() in _CSV_FOLDERS else path.parent
     read = functools.cache(_read_table)
     images = images and Path(images)
-    return {split: lambda s=split: _read_csv_split(root, files, s, images, read) for split in files}
+    return {split: lambda s=split: _read_csv_split(path, files, s, images, read) for split in files}

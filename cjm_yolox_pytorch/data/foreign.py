@@ -23,20 +23,17 @@ Darknet without obj.data; \.names; ; Write obj.data with train, valid and names,
 '''.strip().splitlines()]
 
 # %% ../../nbs/data/02a_foreign.ipynb #abfd0bf8
-def _fits(format, path):
-    if not re.fullmatch(f'.*{format.pattern}', path.name.lower()): return False
+def _has_words(path, words):
     with open(path, 'rb') as f: start = f.read(2**20).decode('utf-8', errors='replace')
-    return all(re.search(word, start) for word in format.words.split())
+    return all(re.search(word, start) for word in words.split())
 
 # %% ../../nbs/data/02a_foreign.ipynb #f6887c30
 def describe_foreign(path) -> str: # File or folder
     "Name the format of a dataset that is not read, and how to convert it; an empty text if it is unknown."
+    levels = '*', '*/*', '*/*/*'
+    files = [path] if path.is_file() else [p for level in levels for p in sorted(path.glob(level)) if p.is_file()]
     for format in _FORMATS:
-        for file in islice(_files(path, format.pattern), 5):
-            if _fits(format, file): return f'{file} looks like {format.name}, which is not read. {format.cure}'
+        named = (p for p in files if re.fullmatch(f'[^.].*{format.pattern}', p.name.lower()))
+        file = next((p for p in islice(named, 5) if _has_words(p, format.words)), None)
+        if file: return f'{file} looks like {format.name}, which is not read. {format.cure}'
     return ''
-
-def _files(path, pattern): # Whose names end like `pattern`
-    if path.is_file(): return iter([path])
-    found = (p for level in ('*', '*/*', '*/*/*') for p in sorted(path.glob(level)))
-    return (p for p in found if re.fullmatch(f'[^.].*{pattern}', p.name.lower()) and p.is_file())

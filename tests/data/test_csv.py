@@ -54,6 +54,14 @@ def test_csv_file_itself_can_be_given(tmp_path):
         assert stems(read_split(path, 'all', images=images)) == ['a', 'b']
 
 
+def test_csv_file_itself_leaves_images_out_on_purpose(tmp_path):
+    write_layout('csv one folder of images', tmp_path)
+    found = read_split(tmp_path/'train.csv', 'all')
+    assert stems(found) == ['a', 'b'] and not found.notes + found.stops
+    write(tmp_path/'annotations/val.csv', csv('c'))
+    assert stems(read_split(tmp_path/'annotations/val.csv', 'all')) == ['c']
+
+
 def test_csv_images_may_be_elsewhere(tmp_path):
     write_layout('csv roboflow', tmp_path/'data')
     for path in sorted((tmp_path/'data').rglob('*.png')):
