@@ -78,15 +78,6 @@ def _refuse_repeated_keys(pairs):
     ids = [shorten(repr(value)) for key, value in pairs if key == 'id']
     raise KeyError(f'an object {f"with the id {ids[0]} " if ids else ""}has several values for {keys}')
 
-# %% ../../nbs/data/03_coco.ipynb #79e3fb0c
-def _coco_classes(path, categories, objects): # Names, labels by number, and notes
-    used = {a['category_id'] for a in objects}
-    def is_parent(c): return all(other.get('supercategory') == c['name'] for other in categories if other is not c)
-    parents = [c for c in categories if c['id'] not in used and is_parent(c)]
-    if len(parents) > 1 or len(categories) == 1: parents = []
-    notes = [f'class {c["name"]!r} is left out: it is the parent of the others, without objects' for c in parents]
-    return *class_names_and_labels(path, {c['id']: c['name'] for c in categories if c not in parents}), notes
-
 # %% ../../nbs/data/03_coco.ipynb #2f9c9f18
 def _image_places(path): # Folders near the COCO file at `path` where its images may be
     places = [path.parent]
@@ -124,7 +115,8 @@ def _tried(plain, places, found): # Where images of these plain names were looke
     if same := repeated(plain): return f'Plain names are ambiguous: several images are called {shorten(same[0])}'
     if found: return f'Plain names are ambiguous: {" and ".join(str(paths[0]) for paths in found)}'
     folders = [p for p in places if p.is_dir()]
-    others = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES) if p.name not in {*plain}]
+    listed = {*plain}
+    others = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES) if p.name not in listed]
     unlisted = f'. Image files that are not listed: {len(others)}, such as {others[0]}' if others else ''
     looked = ', '.join(map(str, folders))
     return f'Looked for {shorten(plain[0])} in {looked}{unlisted}. Name the folder of the images with --images'
@@ -167,18 +159,33 @@ def _check_fields(path, key, entries, fields):
 
 # %% ../../nbs/data/03_coco.ipynb #2337724c
 def _check_ids(path, coco):
-    for key, field, name in [('images', 'image_id', 'file_name'), ('categories', 'category_id', 'name')]:
+    for key, field in dict(images='image_id', categories='category_id').items():
         ids = [e['id'] for e in coco[key]]
         raise_listing(f'{path}: several {key} have the same id', repeated(ids), 'Give each its own')
-        named = {}
-        for e in coco[key]: named.setdefault(e[name], []).append(e['id'])
-        same = [f'{shorten(n)} with the ids {shorten(ids)}' for n, ids in named.items() if len(ids) > 1]
-        raise_listing(f'{path}: several {key} have the same {name}', same, 'Merge or rename them')
         known = {*ids}
         unknown = [a for a in coco['annotations'] if a[field] not in known]
         examples = ', '.join(shorten(repr(i)) for i in ids[:3]) + (', ...' if len(ids) > 3 else '')
         what = f'{path}: annotations whose {field} is not an id in {key} ({examples})'
         raise_listing(what, unknown, 'Correct or remove them')
+    _check_distinct(path, 'images', coco['images'], 'file_name')
+
+def _check_distinct(path, key, entries, field):
+    ids = {}
+    for e in entries: ids.setdefault(e[field], []).append(e['id'])
+    same = [f'{shorten(name)} with the ids {shorten(found)}' for name, found in ids.items() if len(found) > 1]
+    raise_listing(f'{path}: several {key} have the same {field}', same, 'Merge or rename them')
+
+# %% ../../nbs/data/03_coco.ipynb #79e3fb0c
+def _coco_classes(path, categories, objects): # Names, labels by number, and notes
+    used = {a['category_id'] for a in objects}
+    def parent_of(c): return str(c.get('supercategory')).strip()
+    def is_parent(c): return all(parent_of(other) == c['name'] for other in categories if other is not c)
+    parents = [c for c in categories if c['id'] not in used and is_parent(c)]
+    if len(parents) > 1 or len(categories) == 1: parents = []
+    notes = [f'class {c["name"]!r} is left out: it is the parent of the others, without objects' for c in parents]
+    classes = [c for c in categories if c not in parents]
+    _check_distinct(path, 'categories', classes, 'name')
+    return *class_names_and_labels(path, {c['id']: c['name'] for c in classes}), notes
 
 # %% ../../nbs/data/03_coco.ipynb #2e053f68
 def find_coco_splits(path, images=None) -> dict: # Split -> function that reads it; images in folder `images`, if given

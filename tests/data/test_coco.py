@@ -80,6 +80,18 @@ def test_coco_refuses_class_names_that_differ_in_blanks(tmp_path):
     with pytest.raises(ValueError, match=r'same name: bee with the ids \[1, 2\]. Merge'): read_split(tmp_path, 'all')
 
 
+@pytest.mark.parametrize('blank', ['', ' '])
+def test_coco_reads_a_class_with_the_name_of_its_parent(blank, tmp_path):
+    "As Roboflow writes it if the project is called like its only class"
+    write_layout('coco cvat task', tmp_path)
+    file = coco(['a'])
+    parent, child = (dict(id=n, name=f'ship{blank}', supercategory=s) for n, s in enumerate(('none', f'ship{blank}')))
+    for a in file['annotations']: a['category_id'] = 1
+    write(tmp_path/FILE, dict(file, categories=[parent, child]))
+    a = read_split(tmp_path, 'all')
+    assert (a.names, a.labels.tolist()) == (['ship'], [0, 0]) and 'is the parent of the others' in a.notes[0]
+
+
 def test_coco_leaves_no_class_out_where_each_is_the_parent_of_the_other(tmp_path):
     write_layout('coco cvat task', tmp_path)
     file = dict(coco(EVERYTHING), annotations=[])

@@ -76,7 +76,8 @@ BAD_JSON = {
     '1e300': (box('1e300'), 'bbox is not .left, top'),
     'an area that overflows': (box('1').replace('1, 2, 3, 4', '1, 2, 1e200, 1e200'), 'numbers that are not finite'),
     'a corner that overflows': (box('3e38').replace('38, 2, 3', '38, 2, 3e38'), 'numbers that are not finite'),
-    'a corner that overflows in fp64': (box('1.7e308, 2, 1.7e308, 4').replace(', 2, 3, 4', ''), 'bbox is not .left, top'),
+    'a corner that overflows in fp64': (
+        box('1.7e308, 2, 1.7e308, 4').replace(', 2, 3, 4', ''), 'bbox is not .left, top'),
     '10,000 digits': (box('9'*10000), 'not JSON'),
     '400 digits': (box('9'*400), 'bbox is not .left, top'),
     '400 digits beside a float': (box('0.5, ' + '9'*400), 'bbox is not .left, top'),
