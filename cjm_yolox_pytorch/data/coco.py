@@ -92,23 +92,31 @@ def _split_folders(folder, name): # Those in `folder` that are named after the s
     names = [e.name for e in os.scandir(folder) if e.is_dir() and split_name(e.name) == split_name(name)]
     return [folder/n for n in sorted(names, key=lambda n: (n != name, n))]
 
+# %% ../../nbs/data/03_coco.ipynb #7c1d93ab
+def _choose_folder(places, files): # The first with most of a sample of `files`, and notes
+    sample = files[::max(1, len(files)//10)]
+    counts = [sum(bool(_existing(p, [f])) for f in sample) for p in places]
+    most = max(counts)
+    best = places[counts.index(most)]
+    same = [str(p) for p, n in zip(places, counts) if n == most > 0 and not p.samefile(best)]
+    return best, [f'images are read from {best}; those in {" and ".join(same)} have the same names'] if same else []
+
+def _existing(folder, files): # Paths of all `files` in `folder`; None if one is missing
+    try: return check_files_exist('', [folder/f for f in files])
+    except FileNotFoundError: return None
+
 # %% ../../nbs/data/03_coco.ipynb #3c714700
 def _find_images(path, names, places): # Paths, and notes
     try:
         files = [path_inside(path, name) for name in names]
-        sample = files[::max(1, len(files)//10)]
-        place = max(places, key=lambda p: sum(bool(_existing(p, [f])) for f in sample))
-        return check_files_exist(path, [place/f for f in files]), []
+        place, notes = _choose_folder(places, files)
+        return check_files_exist(path, [place/f for f in files]), notes
     except (ValueError, FileNotFoundError) as e: error = e
     plain = [path_inside(path, PureWindowsPath(name).name) for name in names]
     found = [paths for p in places if (paths := _existing(p, plain))]
     if len(found) != 1 or repeated(plain): raise type(error)(f'{error}. {_tried(plain, places, found)}') from None
     pairs = [f'{path} for {shorten(n)}' for path, n, p in zip(found[0], names, plain) if n != p]
     return found[0], note(pairs, 'images are found by the name of their file alone')
-
-def _existing(folder, files): # Paths of all `files` in `folder`; None if one is missing
-    try: return check_files_exist('', [folder/f for f in files])
-    except FileNotFoundError: return None
 
 # %% ../../nbs/data/03_coco.ipynb #f54c7156
 def _tried(plain, places, found): # Where images of these plain names were looked for
@@ -192,7 +200,6 @@ def find_coco_splits(path, images=None) -> dict: # Split -> function that reads 
     files, notes = (_single_file(path), []) if path.is_file() else _coco_files(path)
     def places(split, p):
         if images is None: return _image_places(p)
-        if not os.path.isdir(images): raise FileNotFoundError(f'{images}: no such folder of images (--images)')
         named = [f for name in (split, p.stem) for f in _split_folders(Path(images), name)]
         return [*dict.fromkeys(named), Path(images)]
     def read(split, p): return replace(a := _read_file(p, places(split, p)), notes=a.notes + notes)
