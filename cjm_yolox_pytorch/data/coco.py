@@ -226,7 +226,7 @@ _LISTS = [re.compile(rb'"%b"\s*:\s*\[' % key) for key in (b'images', b'annotatio
 
 def _may_be_coco(path): # By its name, or by its lists, without all of it in memory
     if path.name.startswith('instances_') or path.name == _EXPORTS[0]: return True
-    named = split_name(path.stem) in (*SPLITS, 'all')
+    named = split_name(path.stem) in (*SPLITS, 'all') and path.name not in _EXPORTS # So it may be cut off
     if not path.stat().st_size: return named
     with open(path, 'rb') as f: content = mmap(f.fileno(), 0, access=ACCESS_READ)
     with content:

@@ -274,8 +274,9 @@ OTHERS = {'labelme': LABELME, 'via': VIA, 'classes': {'0': 'ant'}, 'list': ['ima
 @pytest.mark.parametrize('name', OTHERS)
 def test_coco_ignores_json_of_other_programs(name, tmp_path):
     write_layout('coco cvat task', tmp_path)
-    for file in ('a.json', 'annotations/labels.json', 'images/labels.json'): write(tmp_path/file, OTHERS[name])
-    write(tmp_path/'train.json', OTHERS[name])
+    for file in ('a.json', 'train.json', 'annotations/labels.json', 'images/labels.json', 'result.json'):
+        write(tmp_path/file, OTHERS[name])
+    write(tmp_path/'runs/result.json', dict(images=['a.png']))
     assert [*find_splits(tmp_path)] == ['all'] and not read_split(tmp_path, 'all').notes
 
 
@@ -371,6 +372,12 @@ UNREADABLE = {
     'a list': ('[]', "no list 'images'"), 'a number in place of a list': ('{"images": 3}', "no list 'images'"),
     'numbers': ('{"images": [3], "annotations": [], "categories": []}', 'images that are not objects: 3. Remove'),
     'annotations': ('{"images": [], "annotations": [3], "categories": []}', 'annotations that are not objects: 3')}
+
+
+def test_coco_names_a_file_that_is_cut_off(tmp_path):
+    text = json.dumps(coco(EVERYTHING))
+    write(tmp_path/'train.json', text[:text.index('categories')])
+    with pytest.raises(ValueError, match='train.json: not JSON: .*Export it again'): read_split(tmp_path, 'train')
 
 
 REPEATED = { # Text, and the message
