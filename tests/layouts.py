@@ -159,6 +159,7 @@ CLASSES = 'classes.txt', 'ant\nbee\n'
 ROBOFLOW_YAML = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\nnames: ['ant', 'bee']\n"
 DARKNET = 'classes = 2\ntrain = data/train.txt\nvalid = data/val.txt\nnames = data/obj.names\nbackup = backup/\n'
 ALL = dict(all=EVERYTHING)
+STORED = '../../label-studio/data/media/upload/1/' # Where Label Studio keeps images on its server
 LAYOUTS = { # What is written, and which splits it has
     'coco roboflow': (both(
         roboflow('{split}'), ('train/_annotations.coco.json', coco(SPLITS['train'], parent=True)),
@@ -174,6 +175,10 @@ LAYOUTS = { # What is written, and which splits it has
     'coco below its folder': (both(every('images'), ('annotations/all.json', coco(EVERYTHING, folder='images/'))), ALL),
     'coco one file': (both(
         every('images'), ('annotations.json', coco(EVERYTHING, folder='images\\')), ('package.json', {})), ALL),
+    'coco fiftyone': (both(every('data'), ('labels.json', coco(EVERYTHING))), ALL),
+    'coco fiftyone, splits': (both(
+        every('{split}/data'), *for_each_split('{s}/labels.json', lambda split, names: coco(names))), SPLITS),
+    'coco label studio': (both(every('images'), ('result.json', coco(EVERYTHING, folder=STORED))), ALL),
     'voc official': (both(
         every('JPEGImages', 'Annotations/{name}.xml', voc), *listing('ImageSets/Main/{split}.txt'),
         ('ImageSets/Main/ant_train.txt', 'a  1\nb -1')), SPLITS),

@@ -6,30 +6,34 @@
 __all__ = ['read_coco', 'find_coco_splits', 'coco_truth']
 
 # %% ../../nbs/data/03_coco.ipynb #d311f0c7
-import json, os, numpy as np
+import json, os, re, numpy as np
 from dataclasses import replace
+from functools import partial
 from mmap import ACCESS_READ, mmap
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ..commands.messages import raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .split_names import by_split, note, split_name, SPLITS
-from ..files.paths import check_files_exist, files_in, path_inside, read_text, subfolder
+from ..files.images import stored_sizes
+from ..files.paths import check_files_exist, files_in, IMAGE_SUFFIXES, path_inside, read_text, subfolder
 
 # %% ../../nbs/data/03_coco.ipynb #fd81c428
 def read_coco(path, folder=None) -> Annotations:
     "Read a split in COCO's JSON file `path`, with images in `folder`, or looked for near the file."
     path = Path(path)
+    return _read_file(path, [Path(folder)] if folder else _image_places(path))
+
+def _read_file(path, places): # `places` are folders where its images may be
     images, categories, objects = _load_coco(path)
     names, labels, notes = _coco_classes(path, categories, objects)
-    places = {image['id']: n for n, image in enumerate(images)}
-    image = [places[a['image_id']] for a in objects]
+    index = {image['id']: n for n, image in enumerate(images)}
+    image = [index[a['image_id']] for a in objects]
     label = [labels[a['category_id']] for a in objects]
     rows = np.column_stack([image, label, _coco_boxes(objects)])
-    sizes = [(i['height'], i['width']) for i in images]
-    files = [path_inside(path, i['file_name']) for i in images]
-    folder = _image_folder(path, files) if folder is None else Path(folder)
-    paths = check_files_exist(path, [folder/f for f in files])
+    paths, found = _find_images(path, [i['file_name'] for i in images], places)
+    sizes, measured = _image_sizes(path, images, paths)
+    notes += found + measured + _count_bounds(objects)
     return build_annotations(path, names, paths, sizes, rows, notes)
 
 # %% ../../nbs/data/03_coco.ipynb #0d3ae453
@@ -41,86 +45,193 @@ def _coco_boxes(objects): # [T, 6]: corners, crowd flag and area; that of the bo
         areas = np.where(areas > 0, areas, width*height)
         return np.column_stack([left, top, left + width, top + height, crowd, areas])
 
-# %% ../../nbs/data/03_coco.ipynb #dd439e95
-def _load_coco(path): # Images, categories and annotations
-    def without_outline(entry): return {k: v for k, v in entry.items() if k != 'segmentation'}
+# %% ../../nbs/data/03_coco.ipynb #fab97a44
+def _parse(path): # The JSON object in a file
     text = read_text(path)
-    try: coco = json.loads(text, object_hook=without_outline)
+    try: return json.loads(text, object_pairs_hook=_entry)
+    except KeyError as e: raise ValueError(f'{path}: {e.args[0]}. Keep one of them') from None
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not JSON: {e}. Export it again') from e
-    _check_coco(path, coco)
-    return [coco[key] for key in _FIELDS]
 
-# %% ../../nbs/data/03_coco.ipynb #79e3fb0c
-def _coco_classes(path, categories, objects): # Names, labels by number, and notes
-    used = {a['category_id'] for a in objects}
-    def is_parent(c): return all(other.get('supercategory') == c['name'] for other in categories if other is not c)
-    parents = [c for c in categories if len(categories) > 1 and c['id'] not in used and is_parent(c)]
-    notes = [f'class {c["name"]!r} is left out: it is the parent of the others, without objects' for c in parents[:1]]
-    return *class_names_and_labels(path, {c['id']: c['name'] for c in categories if c not in parents}), notes
+def _entry(pairs): # An object without its outline, which is None where the box is made of it
+    entry = dict(pairs)
+    if len(entry) < len(pairs): _refuse_repeated_keys(pairs)
+    if entry.get('bbox'): entry.pop('segmentation', None)
+    elif box := _bounds(entry.get('segmentation')): entry.update(bbox=box, segmentation=None)
+    return entry
+
+# %% ../../nbs/data/03_coco.ipynb #c72fa184
+def _is_number(v): return type(v) in (int, float) and abs(v) < 1e300
+
+def _bounds(outline): # [left, top, width, height] of polygons [[x1, y1, x2, y2, ...], ...]; None for all else
+    def is_polygon(p): return isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 and all(map(_is_number, p))
+    if not isinstance(outline, list) or not outline or not all(map(is_polygon, outline)): return None
+    points = np.concatenate(outline, dtype=np.float64).reshape(-1, 2)
+    return [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
+
+def _count_bounds(objects): # Notes
+    count = sum('segmentation' in a for a in objects)
+    return [f'{count} boxes are the bounds of polygons, since annotations have no bbox'] if count else []
+
+# %% ../../nbs/data/03_coco.ipynb #58b40568
+def _refuse_repeated_keys(pairs):
+    keys = ', '.join(shorten(repr(key)) for key in repeated(key for key, _ in pairs))
+    ids = [shorten(repr(value)) for key, value in pairs if key == 'id']
+    raise KeyError(f'an object {f"with the id {ids[0]} " if ids else ""}has several values for {keys}')
 
 # %% ../../nbs/data/03_coco.ipynb #2f9c9f18
-def _image_folder(path, files): # The first folder near the COCO file at `path` that has one of its images
-    split = path.stem.removeprefix('instances_')
+def _image_places(path): # Folders near the COCO file at `path` where its images may be
     places = [path.parent]
-    for folder in path.parents[:2] if path.parent.name.lower() == 'annotations' else places[:]:
-        images = subfolder(folder, 'images')
-        places += [folder/split, images/split, images, folder]
-    for place in places:
-        if not files or any(os.path.isfile(place/f) for f in files[:10]): return place
-    tried = ', '.join(map(str, dict.fromkeys(places)))
-    raise FileNotFoundError(f'{path}: its image {shorten(files[0])} is in none of {tried}')
+    for root in path.parents[:2] if path.parent.name.lower() == 'annotations' else path.parents[:1]:
+        inside = [subfolder(root, 'images'), subfolder(root, 'data')]
+        places += [p for folder in (root, *inside) for p in _split_folders(folder, path.stem)]
+        places += [*inside, root]
+    return [*dict.fromkeys(places)]
+
+def _split_folders(folder, name): # Those in `folder` that are named after the same split as `name`
+    name = name.removeprefix('instances_')
+    names = [e.name for e in os.scandir(folder) if e.is_dir() and split_name(e.name) == split_name(name)]
+    return [folder/n for n in sorted(names, key=lambda n: (n != name, n))]
+
+# %% ../../nbs/data/03_coco.ipynb #7c1d93ab
+def _choose_folder(places, files): # The first with most of a sample of `files`, and notes
+    sample = files[::max(1, len(files)//10)]
+    counts = [sum(bool(_existing(p, [f])) for f in sample) for p in places]
+    most = max(counts)
+    best = places[counts.index(most)]
+    same = [str(p) for p, n in zip(places, counts) if n == most > 0 and not p.samefile(best)]
+    return best, [f'images are read from {best}; those in {" and ".join(same)} have the same names'] if same else []
+
+def _existing(folder, files): # Paths of all `files` in `folder`; None if one is missing
+    try: return check_files_exist('', [folder/f for f in files])
+    except FileNotFoundError: return None
+
+# %% ../../nbs/data/03_coco.ipynb #3c714700
+def _find_images(path, names, places): # Paths, and notes
+    try:
+        files = [path_inside(path, name) for name in names]
+        place, notes = _choose_folder(places, files)
+        return check_files_exist(path, [place/f for f in files]), notes
+    except (ValueError, FileNotFoundError) as e: error = e
+    plain = [path_inside(path, PureWindowsPath(name).name) for name in names]
+    found = [paths for p in places if (paths := _existing(p, plain))]
+    if len(found) != 1 or repeated(plain): raise type(error)(f'{error}. {_tried(plain, places, found)}') from None
+    pairs = [f'{path} for {shorten(n)}' for path, n, p in zip(found[0], names, plain) if n != p]
+    return found[0], note(pairs, 'images are found by the name of their file alone')
+
+# %% ../../nbs/data/03_coco.ipynb #f54c7156
+def _tried(plain, places, found): # Where images of these plain names were looked for
+    if same := repeated(plain): return f'Plain names are ambiguous: several images are called {shorten(same[0])}'
+    if found: return f'Plain names are ambiguous: {" and ".join(str(paths[0]) for paths in found)}'
+    folders = [p for p in places if p.is_dir()]
+    listed = {*plain}
+    others = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES) if p.name not in listed]
+    unlisted = f'. Image files that are not listed: {len(others)}, such as {others[0]}' if others else ''
+    looked = ', '.join(map(str, folders))
+    return f'Looked for {shorten(plain[0])} in {looked}{unlisted}. Name the folder of the images with --images'
+
+# %% ../../nbs/data/03_coco.ipynb #f8ad93e3
+def _image_sizes(path, images, paths): # [N, 2] height and width, and notes
+    sizes = np.array([(i.get('height') or 0, i.get('width') or 0) for i in images], dtype=np.float64).reshape(-1, 2)
+    unknown = np.flatnonzero((sizes == 0).any(1))
+    sizes[unknown] = stored_sizes(path, [paths[i] for i in unknown])
+    notes = [f'{len(unknown)} images have no width and height in the JSON file: read from the image files']
+    return sizes, notes if len(unknown) else []
 
 # %% ../../nbs/data/03_coco.ipynb #30889108
-def _is_number(v): return isinstance(v, (int, float)) and abs(v) < 1e300
-
 _ID = 'a number or text', lambda v: isinstance(v, (int, float, str))
-_TEXT = 'text', lambda v: isinstance(v, str)
-_SIDE = 'a number of pixels', lambda v: _is_number(v) and v >= 1
-_BOX = '4 plain numbers (an outline is not enough)', lambda v: isinstance(v, list) and [*map(_is_number, v)] == [True]*4
+_TEXT = 'text', lambda v: isinstance(v, str) and v.strip()
+_SIDE = 'a whole number of pixels', lambda v: v in (None, 0) or (_is_number(v) and v >= 1 and v % 1 == 0)
+_BOX = '[left, top, width, height] in pixels', lambda v: isinstance(v, list) and [*map(_is_number, v)] == [True]*4
 _AREA = 'a number', lambda v: not v or v != v or _is_number(v) # NaN stands for an unknown one
 _FLAG = '0 or 1', lambda v: v in (0, 1, None)
 _FIELDS = dict(images=dict(id=_ID, file_name=_TEXT, height=_SIDE, width=_SIDE), categories=dict(id=_ID, name=_TEXT),
     annotations=dict(image_id=_ID, category_id=_ID, bbox=_BOX, area=_AREA, iscrowd=_FLAG))
+_CURES = dict(bbox='Correct or remove them. Polygons can stand for a bbox, but neither RLE nor a rotated box can')
 
 # %% ../../nbs/data/03_coco.ipynb #275eb29d
-def _check_coco(path, coco):
-    def check(key, field, needed, is_valid):
-        bad = [e for e in coco[key] if not is_valid(e.get(field))]
-        raise_listing(f'{path}: {key} whose {field} is not {needed}', bad, 'Correct or remove them')
-    for key, fields in _FIELDS.items():
-        entries = coco.get(key) if isinstance(coco, dict) else None
-        if not isinstance(entries, list): raise ValueError(f'{path}: no list {key!r}, so not a COCO file of boxes')
-        strange = [e for e in entries if not isinstance(e, dict)]
-        raise_listing(f'{path}: {key} that are not objects', strange, 'Remove them')
-        for field, rule in fields.items(): check(key, field, *rule)
-    for field, key in dict(image_id='images', category_id='categories').items():
+def _load_coco(path): # Images, categories and annotations
+    coco = _parse(path)
+    lists = coco if isinstance(coco, dict) else {}
+    for key, fields in _FIELDS.items(): _check_fields(path, key, lists.get(key), fields)
+    for category in coco['categories']: category['name'] = category['name'].strip()
+    _check_ids(path, coco)
+    return [coco[key] for key in _FIELDS]
+
+def _check_fields(path, key, entries, fields):
+    if not isinstance(entries, list): raise ValueError(f'{path}: no list {key!r}, so not a COCO file of boxes')
+    strange = [e for e in entries if not isinstance(e, dict)]
+    raise_listing(f'{path}: {key} that are not objects', strange, 'Remove them')
+    for field, (needed, is_valid) in fields.items():
+        bad = [e for e in entries if not is_valid(e.get(field))]
+        raise_listing(f'{path}: {key} whose {field} is not {needed}', bad, _CURES.get(field, 'Correct or remove them'))
+
+# %% ../../nbs/data/03_coco.ipynb #2337724c
+def _check_ids(path, coco):
+    for key, field in dict(images='image_id', categories='category_id').items():
         ids = [e['id'] for e in coco[key]]
         raise_listing(f'{path}: several {key} have the same id', repeated(ids), 'Give each its own')
-        check('annotations', field, f'an id in {key}', {*ids}.__contains__)
+        known = {*ids}
+        unknown = [a for a in coco['annotations'] if a[field] not in known]
+        examples = ', '.join(shorten(repr(i)) for i in ids[:3]) + (', ...' if len(ids) > 3 else '')
+        what = f'{path}: annotations whose {field} is not an id in {key} ({examples})'
+        raise_listing(what, unknown, 'Correct or remove them')
+    _check_distinct(path, 'images', coco['images'], 'file_name')
+
+def _check_distinct(path, key, entries, field):
+    ids = {}
+    for e in entries: ids.setdefault(e[field], []).append(e['id'])
+    same = [f'{shorten(name)} with the ids {shorten(found)}' for name, found in ids.items() if len(found) > 1]
+    raise_listing(f'{path}: several {key} have the same {field}', same, 'Merge or rename them')
+
+# %% ../../nbs/data/03_coco.ipynb #79e3fb0c
+def _coco_classes(path, categories, objects): # Names, labels by number, and notes
+    used = {a['category_id'] for a in objects}
+    def parent_of(c): return str(c.get('supercategory')).strip()
+    def is_parent(c): return all(parent_of(other) == c['name'] for other in categories if other is not c)
+    parents = [c for c in categories if c['id'] not in used and is_parent(c)]
+    if len(parents) > 1 or len(categories) == 1: parents = []
+    notes = [f'class {c["name"]!r} is left out: it is the parent of the others, without objects' for c in parents]
+    classes = [c for c in categories if c not in parents]
+    _check_distinct(path, 'categories', classes, 'name')
+    return *class_names_and_labels(path, {c['id']: c['name'] for c in classes}), notes
 
 # %% ../../nbs/data/03_coco.ipynb #2e053f68
-def find_coco_splits(path, images=None) -> dict: # Split -> function that reads it
-    if path.is_file(): return dict(all=lambda: read_coco(path)) if path.suffix.lower() == '.json' else {}
+def find_coco_splits(path, images=None) -> dict: # Split -> function that reads it; images in folder `images`, if given
+    files, notes = (_single_file(path), []) if path.is_file() else _coco_files(path)
+    def places(split, p):
+        if images is None: return _image_places(p)
+        named = [f for name in (split, p.stem) for f in _split_folders(Path(images), name)]
+        return [*dict.fromkeys(named), Path(images)]
+    def read(split, p): return replace(a := _read_file(p, places(split, p)), notes=a.notes + notes)
+    return {split: partial(read, split, p) for split, p in files.items()}
+
+def _single_file(path): return dict(all=path) if path.suffix.lower() == '.json' else {}
+
+# %% ../../nbs/data/03_coco.ipynb #e3a07fb5
+def _coco_files(path): # Split -> file, and notes
     folders = dict.fromkeys([path, subfolder(path, 'annotations')])
     files = [p for folder in folders for p in files_in(folder, '.json') if _may_be_coco(p)]
-    exports = [(p.parent.name, p) for p in sorted(path.glob('*/_annotations.coco.json'))]
+    below = [p for name in _EXPORTS for p in sorted(path.glob(f'*/{name}')) if p.parent not in folders]
+    exports = [(p.parent.name, p) for p in below if _may_be_coco(p)]
     exports += [(p.stem, p) for p in files if p.name.startswith('instances_')]
     missing = {*SPLITS} - {split_name(name) for name, _ in exports}
-    def is_used(p): return not exports or split_name(p.stem) in missing and _has_annotations(p)
     others = [p for p in files if not p.name.startswith('instances_')]
-    used = [p for p in others if is_used(p)]
+    used = [p for p in others if not exports or split_name(p.stem) in missing]
     notes = note([p.name for p in others if p not in used], 'other JSON files with annotations are not read')
-    splits = by_split(path, exports + [(p.stem, p) for p in used])
-    def read(p): return replace(a := read_coco(p), notes=a.notes + notes)
-    return {split: lambda p=p: read(p) for split, p in splits.items()}
+    return by_split(path, exports + [(p.stem, p) for p in used]), notes
 
 # %% ../../nbs/data/03_coco.ipynb #141e8e3a
-def _may_be_coco(path): return split_name(path.stem) in (*SPLITS, 'all') or _has_annotations(path)
+_EXPORTS = '_annotations.coco.json', 'labels.json', 'result.json' # Of Roboflow, FiftyOne and Label Studio
+_LISTS = [re.compile(rb'"%b"\s*:\s*\[' % key) for key in (b'images', b'annotations')]
 
-def _has_annotations(path): # Without all of it in memory
-    if not path.stat().st_size: return False
+def _may_be_coco(path): # By its name, or by its lists, without all of it in memory
+    if path.name.startswith('instances_') or path.name == _EXPORTS[0]: return True
+    named = split_name(path.stem) in (*SPLITS, 'all') and path.name not in _EXPORTS # So it may be cut off
+    if not path.stat().st_size: return named
     with open(path, 'rb') as f: content = mmap(f.fileno(), 0, access=ACCESS_READ)
-    with content: return content.find(b'"annotations"') >= 0
+    with content:
+        if not re.match(rb'(\xef\xbb\xbf)?\s*\{', content): return False # Label Studio's other JSON is a list
+        return (any if named else all)(pattern.search(content) for pattern in _LISTS)
 
 # %% ../../nbs/data/03_coco.ipynb #e625866f
 def coco_truth(annotations) -> dict:
