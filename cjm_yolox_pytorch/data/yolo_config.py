@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..commands.messages import raise_listing, repeated, shorten
 from .split_names import by_split, choose_layout, has_labels, note, split_folders
-from .yolo import CLASS_LISTS, has_objects, label_file, label_folders, labels_in, losses
-from .yolo import read_labels, read_yolo
+from .yolo import CLASS_LISTS, has_objects, label_file, label_folders, labels_in
+from .yolo import missing_files, read_labels, read_yolo
 from ..files.class_names import MAX_CLASSES
 from ..files.paths import check_files_exist, files_below, files_in, find_path, IMAGE_SUFFIXES, nfc
 from ..files.paths import path_inside, read_lines, read_text, subfolder, with_form
@@ -37,18 +37,6 @@ def _configured_splits(path, config):
         return replace(found, notes=found.notes + notes)
     return {split: lambda e=e: read(e) for split, e in entries.items()}
 
-def _config_inside(path, config): # As `_read_config`
-    where, root, names, entries = _read_config(config)
-    if path.is_dir() and not root.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f'{config}: its path: leads out of {path}, to {root}. To follow it, give this file')
-    # Roboflow writes a test split even if there is none
-    entries = {s: e for s, e in entries.items() if s != 'test' or _may_exist(where, root, e)}
-    return where, root, names, entries
-
-def _may_exist(where, root, entry):
-    try: return not isinstance(entry, str) or os.path.exists(_entry_path(where, root, entry))
-    except ValueError: return True # Reading it will say why
-
 # %% ../../nbs/data/06_yolo_config.ipynb #ea6001a3
 def _folder_splits(path):
     images = subfolder(path, 'images')
@@ -61,6 +49,7 @@ def _folder_splits(path):
         return read_yolo(folder if split == 'all' else subfolder(folder, 'images'), names, path)
     return {split: lambda s=split, f=folder: read(s, f) for split, folder in layout.items()}
 
+# %% ../../nbs/data/06_yolo_config.ipynb #04130739
 def _image_layout(root):
     places = cache(lambda folder: label_folders(folder, root))
     labels = cache(labels_in)
@@ -182,20 +171,35 @@ def _config_names(path, config): # C class names in a list, or by number
     nc = config.get('nc')
     if given is None: given = _class_names(_lists_in([path.parent]))
     if given is None: return [str(n) for n in range(nc)] if isinstance(nc, int) else None
-    names = given
-    def strip(name): return name.strip() if isinstance(name, str) else name
-    if isinstance(given, list): names = [*map(strip, given)]
-    if isinstance(given, dict):
-        names = {int(n): strip(given[n]) for n in given if re.fullmatch('[0-9]{1,9}', shorten(n))}
+    names = _strip(given) if isinstance(given, (list, dict)) else given
     fits = isinstance(given, (list, dict)) and len(names) == len(given) and nc in (None, len(names), str(len(names)))
     if fits: return names
     raise ValueError(f'{path}: names are {shorten(given, 80)}, which is not a list of {shorten(nc or "them", 60)}')
 
+def _strip(names): # In a list, or by number
+    def strip(name): return name.strip() if isinstance(name, str) else name
+    if isinstance(names, list): return [*map(strip, names)]
+    return {int(n): strip(name) for n, name in names.items() if re.fullmatch('[0-9]{1,9}', shorten(n))}
+
+# %% ../../nbs/data/06_yolo_config.ipynb #d5c71fd4
 def _check_config(path, config):
     nc = config.get('nc')
     many = isinstance(nc, int) and nc > MAX_CLASSES
     if 'kpt_shape' in config: raise ValueError(f'{path}: kpt_shape is for poses. Export boxes for detection')
     if many: raise ValueError(f'{path}: nc: {shorten(nc, 60)} is more than {MAX_CLASSES} classes')
+
+# %% ../../nbs/data/06_yolo_config.ipynb #3d6e8900
+def _config_inside(path, config): # As `_read_config`
+    where, root, names, entries = _read_config(config)
+    if path.is_dir() and not root.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f'{config}: its path: leads out of {path}, to {root}. To follow it, give this file')
+    # Roboflow writes a test split even if there is none
+    entries = {s: e for s, e in entries.items() if s != 'test' or _may_exist(where, root, e)}
+    return where, root, names, entries
+
+def _may_exist(where, root, entry):
+    try: return not isinstance(entry, str) or os.path.exists(_entry_path(where, root, entry))
+    except ValueError: return True # Reading it will say why
 
 # %% ../../nbs/data/06_yolo_config.ipynb #6acab0ca
 def _images_of(where, root, entries): # Paths
@@ -252,8 +256,9 @@ def _splits_elsewhere(path, folder):
     return {split: lambda p=found: read(p) for split, found in pairs.items()}
 
 def _labels_by_split(path): # Paths
-    if not path.is_dir(): return {}
-    layout = _split_layout(path, subfolder(path, 'labels'), files_below(path, '.txt'), has_objects)
+    files = files_below(path, '.txt')
+    if not any(map(has_objects, files)): return {}
+    layout = _split_layout(path, subfolder(path, 'labels'), files, has_objects)
     return {split: files_below(folder, '.txt') for split, folder in layout.items()}
 
 # %% ../../nbs/data/06_yolo_config.ipynb #4fee3c63
@@ -269,6 +274,7 @@ def _listed(where, root, entries): # Images of lists, and label files of folders
         else: found += [p for folder in label_folders(path, root) for p in files_below(folder, '.txt')]
     return found
 
+# %% ../../nbs/data/06_yolo_config.ipynb #37629f89
 def _read_pairs(path, names, root, pairs): # Pairs of a label file or listed image, and the image found or None
     labels = cache(labels_in)
     folders = {p.parent: label_folders(p.parent, root) for p, _ in pairs}
@@ -277,5 +283,5 @@ def _read_pairs(path, names, root, pairs): # Pairs of a label file or listed ima
     alone = [file or p for (p, image), file in zip(pairs, files) if not image and (not file or has_objects(file))]
     bare = [image for image, file in found if not file]
     names = _agreed_names(path, names, _near(root, folders)) or _class_names(_lists_below(path))
-    lost = losses(bare, len(found), alone, len(found) + len(alone))
+    lost = missing_files(bare, len(found), alone, len(found) + len(alone))
     return read_labels(path, names, [image for image, _ in found], [file for _, file in found], [*lost])

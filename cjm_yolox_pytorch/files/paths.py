@@ -96,15 +96,15 @@ def files_by_stem(folder, *suffixes): # Files below `folder` by their relative p
 # %% ../../nbs/files/00_paths.ipynb #c8d6f6dd
 def _names_in(folder): # By what names share in any form and letter case
     found = {}
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        found.setdefault(nfc(name).casefold(), []).append(name)
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    for name in names: found.setdefault(nfc(name).casefold(), []).append(name)
     return found
 
 def _alike(path, names_in): # Paths on disk that differ at most in form and letter case
     known = next(p for p in Path(path).parents if os.path.isdir(p))
     found = [known]
-    for part in Path(path).parts[len(known.parts):]:
-        found = [p/name for p in found for name in names_in(p).get(nfc(part).casefold(), [])]
+    def inside(part): return [p/name for p in found for name in names_in(p).get(nfc(part).casefold(), [])]
+    for part in Path(path).parts[len(known.parts):]: found = inside(part)
     return found
 
 def find_path(path, names_in=_names_in): # As it is on disk; None if it is not there

@@ -1,6 +1,5 @@
 "YOLO's text files: boxes and outlines, files that belong together, and what is refused."
 import os
-import re
 from unicodedata import normalize
 
 import numpy as np
@@ -57,7 +56,7 @@ def test_yolo_stops_if_a_tenth_of_the_images_has_no_label_file(tmp_path):
     write_images(tmp_path, LETTERS[:18], bare='yz')
     a = read_yolo(tmp_path/'images', ['ant'])
     start = f'2 of 20 images have no label file, which means no objects, such as {tmp_path}/images/y.png. '
-    end = 'They would be learned as background. If they are, add empty label files, or pass --allow-missing'
+    end = 'They would be learned as background. If that is meant, add empty label files, or pass --allow-missing'
     assert (a.notes, a.stops) == ([], [start + end])
     for name in 'yz': write(tmp_path/f'labels/{name}.txt', '')
     a = read_yolo(tmp_path/'images', ['ant'])

@@ -3,6 +3,7 @@ import pytest
 from layouts import LINE, NAMES, SPLITS, every, labelled, stems, write, write_files, write_image, write_layout, yolo
 
 from cjm_yolox_pytorch.data.splits import find_splits, read_split
+from cjm_yolox_pytorch.data.yolo_config import find_yolo_splits
 from cjm_yolox_pytorch.files.paths import files_below
 
 
@@ -317,6 +318,14 @@ def test_images_elsewhere_match_in_another_unicode_form(tmp_path):
     (tmp_path/'pictures/a.png').rename(tmp_path/f'pictures/{nfd}.png')
     write(tmp_path/f'data/labels/{nfc}.txt', LINE)
     assert len(read_split(tmp_path/'data', 'all', images=tmp_path/'pictures').labels) == 1
+
+
+def test_images_elsewhere_do_not_make_coco_look_like_yolo(tmp_path):
+    "Nor is a folder of splits judged that other formats understand"
+    for folder in ('val', 'valid'): write_image(tmp_path/'data'/folder, 'c')
+    write_files(tmp_path, {'data/a.txt': 'about a', 'data/train.json': '{}', 'pictures/a': None})
+    assert find_yolo_splits(tmp_path/'data', tmp_path/'pictures') == {}
+    assert find_yolo_splits(tmp_path/'data/train.json', tmp_path/'pictures') == {}
 
 
 def test_folder_of_images_that_fits_nothing(tmp_path):

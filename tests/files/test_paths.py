@@ -2,9 +2,10 @@
 from unicodedata import normalize
 
 import pytest
-from layouts import coco, write, write_image
+from layouts import coco, voc, write, write_image
 
 from cjm_yolox_pytorch.data.coco import read_coco
+from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.files.paths import check_files_exist, files_by_stem, find_path, subfolder, with_form
 
 NFC, NFD = normalize('NFC', 'caf\u00e9'), normalize('NFD', 'caf\u00e9')
@@ -60,6 +61,14 @@ def test_coco_file_names_match_in_another_unicode_form(tmp_path):
     text['images'][0]['file_name'] = f'{NFC}.png'
     write(tmp_path/'all.json', text)
     assert read_coco(tmp_path/'all.json', tmp_path/'images').paths.tolist() == [f'{tmp_path}/images/{NFD}.png']
+
+
+def test_voc_files_match_in_another_unicode_form(tmp_path):
+    write_image(tmp_path/'images', 'a')
+    (tmp_path/'images/a.png').rename(tmp_path/f'images/{NFD}.png')
+    write(tmp_path/f'annotations/{NFC}.xml', voc('a'))
+    a = read_split(tmp_path, 'all')
+    assert (len(a.labels), a.paths.tolist()) == (2, [f'{tmp_path}/images/{NFD}.png'])
 
 
 @pytest.mark.parametrize('listed, on_disk', [
