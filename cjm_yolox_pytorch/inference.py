@@ -107,6 +107,10 @@ class YOLOXInferenceWrapper(nn.Module):
         self._strides = [int(s) for s in strides] # Python numbers, so that tracing need not read a tensor
         self.register_buffer('strides', torch.tensor(self._strides)) # For scripts that read it
 
+    def __setstate__(self, state): # A wrapper that 0.2 saved whole has its strides in the tensor only
+        super().__setstate__(state)
+        if '_strides' not in state: self._strides = self.strides.tolist()
+
     def preprocess_input(self, x): # [B, 3, H, W] in the dtype of the network
         if self.channels_last: x = x.permute(0, 3, 1, 2)
         x = at_least_fp32(x.to(torch.promote_types(x.dtype, self.normalize_mean.dtype)))
@@ -127,5 +131,6 @@ class YOLOXInferenceWrapper(nn.Module):
     ) -> Tensor: # [B, A, 6] x0, y0, w, h, label, probability; or [B, A, 5+C] raw box, objectness, class probabilities
         output = self.process_output(self.model(self.preprocess_input(x)))
         if not self.run_box_and_prob_calculation: return output
-        grids = generate_output_grids(*x.shape[self.input_dim_slice], self._strides, x.device)
+        height, width = x.shape[self.input_dim_slice]
+        grids = generate_output_grids(height, width, self._strides, x.device)
         return self.calculate_boxes_and_probs(output, grids)

@@ -13,19 +13,21 @@ from torch import nn
 # %% ../nbs/01a_layers.ipynb #a9f4ab36
 NORM_CFG = dict(momentum=.03, eps=.001)
 
-def _norm(channels, options): # Options of `nn.BatchNorm2d`
-    unknown = sorted(options.keys() - {'eps', 'momentum', 'affine', 'track_running_stats'})
-    if not unknown: return nn.BatchNorm2d(channels, **options)
+def _norm_options(given, default=NORM_CFG): # Of `nn.BatchNorm2d`
+    unknown = sorted(given.keys() - {'eps', 'momentum', 'affine', 'track_running_stats'})
+    if not unknown: return default | given
     known = 'those in its signature, and eps, momentum, affine and track_running_stats of its norm'
     raise TypeError(f'unknown argument {unknown[0]!r}: a layer takes {known}')
+
+def _batch_norm(channels, options): return nn.BatchNorm2d(channels, **_norm_options(options, default={}))
 
 class ConvModule(nn.Module):
     "Apply a convolution, batch norm and an activation, each with PyTorch's defaults."
     def __init__(self, in_channels:int, out_channels:int, kernel_size:int=1, stride:int=1, padding:int=0,
-                 bias:bool=True, *, groups:int=1, activation_function=nn.SiLU, **norm):
+        bias:bool=True, *, groups:int=1, activation_function=nn.SiLU, **norm):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
-        self.bn = _norm(out_channels, norm)
+        self.bn = _batch_norm(out_channels, norm)
         self.activate = activation_function(inplace=True)
 
     def forward(self, x): return self.activate(self.bn(self.conv(x)))
@@ -33,15 +35,16 @@ class ConvModule(nn.Module):
 # %% ../nbs/01a_layers.ipynb #87243690
 def conv1x1(in_channels:int, out_channels:int, **norm) -> ConvModule:
     "Make a 1x1 convolution with YOLOX's norm."
-    return ConvModule(in_channels, out_channels, bias=False, **NORM_CFG | norm)
+    return ConvModule(in_channels, out_channels, 1, bias=False, **_norm_options(norm))
 
 # %% ../nbs/01a_layers.ipynb #dd07f6bd
 class DepthwiseSeparableConvModule(nn.Module):
     "Convolve each channel alone, then mix the channels."
     def __init__(self, in_channels:int, out_channels:int, kernel_size:int=3, stride:int=1, **norm):
         super().__init__()
-        own = dict(padding=(kernel_size - 1)//2, bias=False, groups=in_channels)
-        self.depthwise_conv = ConvModule(in_channels, in_channels, kernel_size, stride, **own, **NORM_CFG | norm)
+        size = kernel_size, stride, (kernel_size - 1)//2
+        own = _norm_options(norm)
+        self.depthwise_conv = ConvModule(in_channels, in_channels, *size, False, groups=in_channels, **own)
         self.pointwise_conv = conv1x1(in_channels, out_channels, **norm)
 
     def forward(self, x): return self.pointwise_conv(self.depthwise_conv(x))
@@ -49,7 +52,7 @@ class DepthwiseSeparableConvModule(nn.Module):
 def conv3x3(in_channels:int, out_channels:int, stride:int=1, use_depthwise:bool=False, **norm) -> nn.Module:
     "Make a 3x3 convolution, depthwise or not."
     if use_depthwise: return DepthwiseSeparableConvModule(in_channels, out_channels, 3, stride, **norm)
-    return ConvModule(in_channels, out_channels, 3, stride, padding=1, bias=False, **NORM_CFG | norm)
+    return ConvModule(in_channels, out_channels, 3, stride, padding=1, bias=False, **_norm_options(norm))
 
 # %% ../nbs/01a_layers.ipynb #e745858b
 class Focus(nn.Module):
@@ -57,7 +60,7 @@ class Focus(nn.Module):
     def __init__(self, in_channels:int, out_channels:int, kernel_size:int=1, stride:int=1, bias:bool=False, **norm):
         super().__init__()
         padding = (kernel_size - 1)//2
-        self.conv = ConvModule(in_channels*4, out_channels, kernel_size, stride, padding, bias, **NORM_CFG | norm)
+        self.conv = ConvModule(in_channels*4, out_channels, kernel_size, stride, padding, bias, **_norm_options(norm))
 
     @staticmethod
     def to_channels(x): # [B, D, H, W] -> [B, 4D, H/2, W/2]
@@ -84,7 +87,7 @@ class DarknetBottleneck(nn.Module):
 class CSPLayer(nn.Module):
     "Send half of the channels through `num_blocks` bottlenecks and the other half around them."
     def __init__(self, in_channels:int, out_channels:int, num_blocks:int=1, *,
-                 add_identity=True, use_depthwise=False, **norm):
+        add_identity:bool=True, use_depthwise:bool=False, **norm):
         super().__init__()
         half = out_channels//2
         self.main_conv = conv1x1(in_channels, half, **norm)

@@ -60,6 +60,8 @@ def _sizes(arch, deepen_factor, widen_factor, out_indices=()):
     return [int(n*widen_factor) for n in widths], [max(1, round(n*deepen_factor)) for n in depths]
 
 # %% ../nbs/02_model.ipynb #ae0bedea
+def _norm(momentum, eps): return dict(momentum=momentum, eps=eps)
+
 def _stage(c_in, c_out, num_blocks, last, pool_sizes=(5, 9, 13), depthwise=False, **norm):
     spp = [SPPBottleneck(c_out, c_out, pool_sizes, **norm)] if last else []
     down = conv3x3(c_in, c_out, 2, depthwise, **norm)
@@ -70,10 +72,10 @@ def _stage(c_in, c_out, num_blocks, last, pool_sizes=(5, 9, 13), depthwise=False
 class CSPDarknet(nn.Module):
     "Extract feature maps, at strides 8, 16 and 32 unless told otherwise."
     def __init__(self, arch:str='P5', deepen_factor:float=1., widen_factor:float=1., out_indices=(2, 3, 4),
-                 spp_kernal_sizes=(5, 9, 13), momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
+        spp_kernal_sizes=(5, 9, 13), momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
         super().__init__()
         widths, depths = _sizes(arch, deepen_factor, widen_factor, out_indices)
-        norm = dict(momentum=momentum, eps=eps)
+        norm = _norm(momentum, eps)
         self.stem = Focus(3, widths[0], 3, **norm)
         for i, num_blocks in enumerate(depths):
             options = dict(last=i == len(depths) - 1, pool_sizes=spp_kernal_sizes, depthwise=use_depthwise, **norm)
@@ -89,9 +91,12 @@ class CSPDarknet(nn.Module):
         return tuple(maps)
 
 # %% ../nbs/02_model.ipynb #faba5958
+_DOUBLE = dict(scale_factor=2, mode='nearest')
 def _join(a, b): return torch.cat([a, b], dim=1)
 
 def _top_down(maps, neck): # Finest first; each map is mixed with the next coarser one
+    if len(maps) != len(neck.in_channels):
+        raise ValueError(f'{len(maps)} feature maps, but in_channels={neck.in_channels}: give one map for each')
     mixed = [maps[-1]]
     for reduce, mix, finer in zip(neck.reduce_layers, neck.top_down_blocks, maps[-2::-1]):
         mixed[0] = reduce(mixed[0])
@@ -101,21 +106,20 @@ def _top_down(maps, neck): # Finest first; each map is mixed with the next coars
 def _bottom_up(maps, neck): # Finest first; each map is mixed with the next finer one
     mixed = [maps[0]]
     for down, mix, coarser in zip(neck.downsamples, neck.bottom_up_blocks, maps[1:]):
-        mixed.append(mix(_join(down(mixed[-1]), coarser)))
+        finer = down(mixed[-1])
+        mixed.append(mix(_join(finer, coarser)))
     return mixed
 
 # %% ../nbs/02_model.ipynb #f675c950
-_DOUBLE = dict(scale_factor=2, mode='nearest')
-
 class YOLOXPAFPN(nn.Module):
     "Mix feature maps of several scales, from coarse to fine and back."
     def __init__(self, in_channels:list, out_channels:int, num_csp_blocks:int=3, upsample_cfg=_DOUBLE,
-                 momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
+        momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.upsample = nn.Upsample(**upsample_cfg)
-        norm = dict(momentum=momentum, eps=eps)
-        own = dict(use_depthwise=use_depthwise, **norm)
+        norm = _norm(momentum, eps)
+        own = norm | dict(use_depthwise=use_depthwise)
         def csp(c_in, c_out): return CSPLayer(c_in, c_out, num_csp_blocks, add_identity=False, **own)
         steps = [*zip(in_channels, in_channels[1:])] # Channels of a map and of the next coarser one
         self.reduce_layers = nn.ModuleList([conv1x1(c, f, **norm) for f, c in steps[::-1]])
@@ -124,10 +128,8 @@ class YOLOXPAFPN(nn.Module):
         self.bottom_up_blocks = nn.ModuleList([csp(2*f, c) for f, c in steps])
         self.out_convs = nn.ModuleList([conv1x1(c, out_channels, **norm) for c in in_channels])
 
-    def forward(self, features) -> tuple: # L maps, finest first
-        if len(features) != len(self.in_channels):
-            raise ValueError(f'{len(features)} feature maps, but in_channels={self.in_channels}: give one for each')
-        maps = _bottom_up(_top_down(features, self), self)
+    def forward(self, inputs) -> tuple: # L maps, finest first
+        maps = _bottom_up(_top_down(inputs, self), self)
         return tuple(conv(x) for conv, x in zip(self.out_convs, maps))
 
 # %% ../nbs/02_model.ipynb #f32a6a18
@@ -148,7 +150,7 @@ def _levels(strides, make, *args, **kwargs): return nn.ModuleList([make(*args, *
 class YOLOXHead(nn.Module):
     "Predict class, box and objectness maps for each level."
     def __init__(self, num_classes:int, in_channels:int, feat_channels:int=256, stacked_convs:int=2,
-                 strides=(8, 16, 32), momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
+        strides=(8, 16, 32), momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
         super().__init__()
         self.num_classes = self.cls_out_channels = num_classes
         self.in_channels, self.feat_channels, self.stacked_convs = in_channels, feat_channels, stacked_convs
@@ -164,10 +166,9 @@ class YOLOXHead(nn.Module):
         regression = reg_convs(x)
         return conv_cls(cls_convs(x)), conv_reg(regression), conv_obj(regression)
 
-    def forward(self, features) -> tuple: # Lists of L maps: classes [B,C,H,W], boxes [B,4,H,W], objectness [B,1,H,W]
-        convs = self.multi_level_cls_convs, self.multi_level_reg_convs
-        predictors = self.multi_level_conv_cls, self.multi_level_conv_reg, self.multi_level_conv_obj
-        return multi_apply(self.forward_single, features, *convs, *predictors)
+    def forward(self, feats) -> tuple: # Lists of L maps: classes [B,C,H,W], boxes [B,4,H,W], objectness [B,1,H,W]
+        layers = 'cls_convs', 'reg_convs', 'conv_cls', 'conv_reg', 'conv_obj'
+        return multi_apply(self.forward_single, feats, *(getattr(self, f'multi_level_{name}') for name in layers))
 
 # %% ../nbs/02_model.ipynb #d20f7e55
 def init_head(
