@@ -12,7 +12,8 @@ import torch
 from torch import nn, Tensor
 from torchvision import ops
 
-from .boxes import decode, flatten_levels, grid_priors
+from .boxes import at_least_fp32, decode, flatten_levels, grid_priors
+from .utils import generate_output_grids
 
 # %% ../nbs/08_inference.ipynb #2a54f1fd
 def scored_boxes(
@@ -20,7 +21,7 @@ def scored_boxes(
     strides=(8, 16, 32) # L strides in pixels
 ) -> tuple: # [B, A, 4] xyxy in pixels, [B, A, C] scores from 0 to 1
     "Decode the maps of a network into boxes and scores."
-    classes, raw, objectness = (flatten_levels([m.float() for m in maps]) for maps in outputs)
+    classes, raw, objectness = (flatten_levels([at_least_fp32(m) for m in maps]) for maps in outputs)
     priors = grid_priors([m.shape[2:] for m in outputs[1]], strides, raw.device, raw.dtype)
     return decode(raw, priors), classes.sigmoid() * objectness.sigmoid()
 
@@ -69,22 +70,29 @@ def nms(
     return boxes[keep], best[keep], labels[keep]
 
 # %% ../nbs/08_inference.ipynb #cf14997f
-def _decoded(outputs, strides): # [B, A, 6] x0, y0, w, h, label, probability
-    boxes, scores = scored_boxes(outputs, strides)
-    probability, label = scores.max(dim=-1, keepdim=True)
-    return torch.cat([ops.box_convert(boxes, 'xyxy', 'xywh'), label.to(boxes.dtype), probability], dim=-1)
-
-def _undecoded(outputs): # [B, A, 5+C] raw box, objectness, class probabilities
-    classes, raw, objectness = map(flatten_levels, outputs)
+def _undecoded(outputs): # Lists of L maps -> [B, A, 5+C] raw box, objectness, class probabilities
+    classes, raw, objectness = (flatten_levels([at_least_fp32(m) for m in maps]) for maps in outputs)
     return torch.cat([raw, objectness.sigmoid(), classes.sigmoid()], dim=-1)
+
+def _decoded(undecoded, priors): # [B, A, 5+C], [A, 4] -> [B, A, 6] x0, y0, w, h, label, probability
+    raw, objectness, classes = undecoded[..., :4], undecoded[..., 4:5], undecoded[..., 5:]
+    boxes = ops.box_convert(decode(raw, priors), 'xyxy', 'xywh')
+    probability, label = (classes*objectness).max(dim=-1, keepdim=True)
+    return torch.cat([boxes, label.to(boxes.dtype), probability], dim=-1)
+
+# %% ../nbs/08_inference.ipynb #f624daf4
+def _per_channel(values): # One number or [3] -> [1, 3, 1, 1]
+    values = at_least_fp32(torch.as_tensor(values).detach())
+    if values.numel() in (1, 3): return values.reshape(1, -1, 1, 1).expand(1, 3, 1, 1).clone()
+    raise ValueError(f'{values.numel()} numbers to normalize with: give one, or one for each of 3 channels')
 
 # %% ../nbs/08_inference.ipynb #4e690928
 class YOLOXInferenceWrapper(nn.Module):
-    "Normalise the input, run `model`, decode its output."
+    "Normalize the input, run `model`, decode its output."
     def __init__(self,
         model:nn.Module, # With the outputs of `YOLOX`
-        normalize_mean, # [3] of RGB in 0-1, in any shape
-        normalize_std, # [3], in any shape
+        normalize_mean=0., # One number or [3] for RGB in 0-1, in any shape
+        normalize_std=1., # One number or [3], in any shape
         strides=[8, 16, 32], # L strides in pixels
         scale_inp:bool=False, # Divide the input, from 0 to 255, by 255
         channels_last:bool=False, # The input is [B, H, W, 3] instead of [B, 3, H, W]
@@ -94,19 +102,35 @@ class YOLOXInferenceWrapper(nn.Module):
         self.model, self.scale_inp, self.channels_last = model, scale_inp, channels_last
         self.run_box_and_prob_calculation = run_box_and_prob_calculation
         self.input_dim_slice = slice(1, 3) if channels_last else slice(2, 4)
-        for name, value in [('normalize_mean', normalize_mean), ('normalize_std', normalize_std)]:
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone().reshape(1, 3, 1, 1))
+        self.register_buffer('normalize_mean', _per_channel(normalize_mean))
+        self.register_buffer('normalize_std', _per_channel(normalize_std))
         self._strides = [int(s) for s in strides] # Python numbers, so that tracing need not read a tensor
         self.register_buffer('strides', torch.tensor(self._strides)) # For scripts that read it
 
-    def prepare(self, x): # Input of the network
+    def __setstate__(self, state): # A wrapper that 0.2 saved whole has its strides in the tensor only
+        super().__setstate__(state)
+        if '_strides' not in state: self._strides = self.strides.tolist()
+
+    def preprocess_input(self, x): # [B, 3, H, W] in the dtype of the network
         if self.channels_last: x = x.permute(0, 3, 1, 2)
-        x = x.to(self.normalize_mean.dtype)
+        x = at_least_fp32(x.to(torch.promote_types(x.dtype, self.normalize_mean.dtype)))
         if self.scale_inp: x = x / 255
-        return (x - self.normalize_mean) / self.normalize_std
+        x = (x - self.normalize_mean) / self.normalize_std
+        return x.to(next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype))
+
+    def process_output(self, model_output): # [B, A, 5+C] raw box, objectness, class probabilities
+        return _undecoded(model_output)
+
+    def calculate_boxes_and_probs(self, model_output, output_grids): # [B, A, 5+C]; [A, 3] x, y in cells, stride
+        grids = output_grids.to(model_output)
+        xy, stride = grids[:, :2], grids[:, 2:]
+        return _decoded(model_output, torch.cat([xy*stride, stride, stride], dim=1))
 
     def forward(self,
         x:Tensor # [B, 3, H, W] or [B, H, W, 3]
     ) -> Tensor: # [B, A, 6] x0, y0, w, h, label, probability; or [B, A, 5+C] raw box, objectness, class probabilities
-        outputs = self.model(self.prepare(x))
-        return _decoded(outputs, self._strides) if self.run_box_and_prob_calculation else _undecoded(outputs)
+        output = self.process_output(self.model(self.preprocess_input(x)))
+        if not self.run_box_and_prob_calculation: return output
+        height, width = x.shape[self.input_dim_slice]
+        grids = generate_output_grids(height, width, self._strides, x.device)
+        return self.calculate_boxes_and_probs(output, grids)

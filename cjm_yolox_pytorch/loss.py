@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOX_LOSSES', 'squared_giou_loss', 'squared_iou_loss', 'giou_loss', 'ciou_loss', 'SumLoss', 'YOLOXLoss',
-           'SamplingResult']
+           'AssignResult', 'generate_output_grids', 'multi_apply', 'SamplingResult']
 
 # %% ../nbs/07_loss.ipynb #15a59442
 import torch, warnings, torch.distributed as dist, torch.nn.functional as F
@@ -19,7 +19,10 @@ from .sampling import class_targets, PerImageMethods, SamplingResult
 from .simota import check_values, in_regions, SimOTAAssigner
 
 # %% ../nbs/07_loss.ipynb #78b50b7a
-_all_ = [SamplingResult] # Where scripts for 0.2 look for it
+from .simota import AssignResult
+from .utils import generate_output_grids, multi_apply
+
+_all_ = [AssignResult, generate_output_grids, multi_apply, SamplingResult] # Where scripts for 0.2 look for them
 
 # %% ../nbs/07_loss.ipynb #4fd771c8
 def squared_giou_loss(pred, target): return 1 - box_giou(pred, target).square()

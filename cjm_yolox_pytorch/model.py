@@ -6,11 +6,12 @@
 __all__ = ['IMAGENET_STATS', 'VARIANTS', 'PRIOR_BIAS', 'MODEL_TYPES', 'NORM_STATS', 'MODEL_CFGS', 'CSP_DARKNET_CFGS',
            'PAFPN_CFGS', 'HEAD_CFGS', 'HUGGINGFACE_CKPT_URL', 'PUBLISHED', 'PRETRAINED_URLS', 'Variant', 'CSPDarknet',
            'YOLOXPAFPN', 'YOLOXHead', 'init_head', 'YOLOX', 'pretrained_file', 'build_model', 'load_matching',
-           'focus_filters', 'fuse', 'NORM_CFG', 'DarknetBottleneck', 'DepthwiseSeparableConvModule']
+           'focus_filters', 'fuse', 'NORM_CFG', 'ConvModule', 'DarknetBottleneck', 'CSPLayer', 'Focus', 'SPPBottleneck']
 
 # %% ../nbs/02_model.ipynb #e0a5300a
 import copy, math, warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +19,12 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
-from .layers import conv3x3, ConvModule, CSPLayer, DarknetBottleneck
-from .layers import DepthwiseSeparableConvModule, Focus, NORM_CFG, SPPBottleneck
+from .layers import conv1x1, conv3x3, ConvModule, CSPLayer, DarknetBottleneck
+from .layers import Focus, NORM_CFG, SPPBottleneck
 from .utils import multi_apply
 
 # %% ../nbs/02_model.ipynb #ff652aa1
-_all_ = [NORM_CFG, DarknetBottleneck, DepthwiseSeparableConvModule] # 0.2 defined them here
+_all_ = [NORM_CFG, ConvModule, DarknetBottleneck, CSPLayer, Focus, SPPBottleneck] # 0.2 defined them here
 
 # %% ../nbs/02_model.ipynb #ce7c0cc5
 IMAGENET_STATS = dict(mean=(.485, .456, .406), std=(.229, .224, .225))
@@ -47,54 +48,89 @@ VARIANTS = dict( # Depth, width and what differs from the defaults
     yolox_x=Variant(1.33, 1.25))
 
 # %% ../nbs/02_model.ipynb #db6ab36e
-def _stage(c_in, c_out, num_blocks, depthwise, last): # Halve a map, then apply a CSP layer
-    spp = [SPPBottleneck(c_out, c_out)] if last else []
-    down = conv3x3(c_in, c_out, 2, depthwise)
-    csp = CSPLayer(c_out, c_out, num_blocks, not last, depthwise)
+_ARCHS = dict( # Channels after the stem and each stage, and bottlenecks in each stage
+    P5=((64, 128, 256, 512, 1024), (3, 9, 9, 3)),
+    P6=((64, 128, 256, 512, 768, 1024), (3, 9, 9, 3, 3)))
+
+def _sizes(arch, deepen_factor, widen_factor, out_indices=()):
+    if arch not in _ARCHS: raise ValueError(f'arch={arch!r}: choose one of {[*_ARCHS]}')
+    widths, depths = _ARCHS[arch]
+    outside = [i for i in out_indices if i not in range(len(widths))]
+    if outside: raise ValueError(f'out_indices={out_indices}: choose from 0 (stem) to {len(depths)} (last stage)')
+    return [int(n*widen_factor) for n in widths], [max(1, round(n*deepen_factor)) for n in depths]
+
+# %% ../nbs/02_model.ipynb #ae0bedea
+def _norm(momentum, eps): return dict(momentum=momentum, eps=eps)
+
+def _stage(c_in, c_out, num_blocks, last, pool_sizes=(5, 9, 13), depthwise=False, **norm):
+    spp = [SPPBottleneck(c_out, c_out, pool_sizes, **norm)] if last else []
+    down = conv3x3(c_in, c_out, 2, depthwise, **norm)
+    csp = CSPLayer(c_out, c_out, num_blocks, add_identity=not last, use_depthwise=depthwise, **norm)
     return nn.Sequential(down, *spp, csp)
 
 # %% ../nbs/02_model.ipynb #9203d6c8
 class CSPDarknet(nn.Module):
-    "Extract feature maps at strides 8, 16 and 32."
-    def __init__(self, deepen_factor:float=1., widen_factor:float=1., use_depthwise:bool=False):
+    "Extract feature maps, at strides 8, 16 and 32 unless told otherwise."
+    def __init__(self, arch:str='P5', deepen_factor:float=1., widen_factor:float=1., out_indices=(2, 3, 4),
+        spp_kernal_sizes=(5, 9, 13), momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
         super().__init__()
-        widths = [int(n*widen_factor) for n in (64, 128, 256, 512, 1024)]
-        depths = [max(1, round(n*deepen_factor)) for n in (3, 9, 9, 3)]
-        def stage(i): return _stage(widths[i], widths[i + 1], depths[i], use_depthwise, last=i == 3)
-        self.stem = Focus(3, widths[0])
-        self.stage1, self.stage2, self.stage3, self.stage4 = map(stage, range(4))
+        widths, depths = _sizes(arch, deepen_factor, widen_factor, out_indices)
+        norm = _norm(momentum, eps)
+        self.stem = Focus(3, widths[0], 3, **norm)
+        for i, num_blocks in enumerate(depths):
+            options = dict(last=i == len(depths) - 1, pool_sizes=spp_kernal_sizes, depthwise=use_depthwise, **norm)
+            self.add_module(f'stage{i + 1}', _stage(widths[i], widths[i + 1], num_blocks, **options))
+        self.layers = ['stem', *(f'stage{i + 1}' for i in range(len(depths)))]
+        self.out_indices = out_indices
 
-    def forward(self, x) -> tuple: # Maps [B, D, H, W] at strides 8, 16 and 32
-        fine = self.stage2(self.stage1(self.stem(x)))
-        middle = self.stage3(fine)
-        return fine, middle, self.stage4(middle)
+    def forward(self, x) -> tuple: # Maps [B, D, H, W], finest first
+        maps = []
+        for i, name in enumerate(self.layers):
+            x = getattr(self, name)(x)
+            if i in self.out_indices: maps.append(x)
+        return tuple(maps)
 
 # %% ../nbs/02_model.ipynb #faba5958
+_DOUBLE = dict(scale_factor=2, mode='nearest')
 def _join(a, b): return torch.cat([a, b], dim=1)
-def _double(x): return F.interpolate(x, scale_factor=2, mode='nearest')
+
+def _top_down(maps, neck): # Finest first; each map is mixed with the next coarser one
+    if len(maps) != len(neck.in_channels):
+        raise ValueError(f'{len(maps)} feature maps, but in_channels={neck.in_channels}: give one map for each')
+    mixed = [maps[-1]]
+    for reduce, mix, finer in zip(neck.reduce_layers, neck.top_down_blocks, maps[-2::-1]):
+        mixed[0] = reduce(mixed[0])
+        mixed.insert(0, mix(_join(neck.upsample(mixed[0]), finer)))
+    return mixed
+
+def _bottom_up(maps, neck): # Finest first; each map is mixed with the next finer one
+    mixed = [maps[0]]
+    for down, mix, coarser in zip(neck.downsamples, neck.bottom_up_blocks, maps[1:]):
+        finer = down(mixed[-1])
+        mixed.append(mix(_join(finer, coarser)))
+    return mixed
 
 # %% ../nbs/02_model.ipynb #f675c950
 class YOLOXPAFPN(nn.Module):
-    "Mix feature maps of three scales, from coarse to fine and back."
-    def __init__(self, in_channels:list, out_channels:int, num_csp_blocks:int=3, use_depthwise:bool=False):
+    "Mix feature maps of several scales, from coarse to fine and back."
+    def __init__(self, in_channels:list, out_channels:int, num_csp_blocks:int=3, upsample_cfg=_DOUBLE,
+        momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
         super().__init__()
-        c1, c2, c3 = in_channels
-        def csp(c_in, c_out): return CSPLayer(c_in, c_out, num_csp_blocks, False, use_depthwise)
-        self.reduce_layers = nn.ModuleList([ConvModule(c3, c2), ConvModule(c2, c1)])
-        self.top_down_blocks = nn.ModuleList([csp(2*c2, c2), csp(2*c1, c1)])
-        self.downsamples = nn.ModuleList([conv3x3(c, c, 2, use_depthwise) for c in (c1, c2)])
-        self.bottom_up_blocks = nn.ModuleList([csp(2*c1, c2), csp(2*c2, c3)])
-        self.out_convs = nn.ModuleList([ConvModule(c, out_channels) for c in in_channels])
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.upsample = nn.Upsample(**upsample_cfg)
+        norm = _norm(momentum, eps)
+        own = norm | dict(use_depthwise=use_depthwise)
+        def csp(c_in, c_out): return CSPLayer(c_in, c_out, num_csp_blocks, add_identity=False, **own)
+        steps = [*zip(in_channels, in_channels[1:])] # Channels of a map and of the next coarser one
+        self.reduce_layers = nn.ModuleList([conv1x1(c, f, **norm) for f, c in steps[::-1]])
+        self.top_down_blocks = nn.ModuleList([csp(2*f, f) for f, _ in steps[::-1]])
+        self.downsamples = nn.ModuleList([conv3x3(f, f, 2, **own) for f, _ in steps])
+        self.bottom_up_blocks = nn.ModuleList([csp(2*f, c) for f, c in steps])
+        self.out_convs = nn.ModuleList([conv1x1(c, out_channels, **norm) for c in in_channels])
 
-    def forward(self, features) -> tuple: # 3 maps, finest first
-        fine, middle, coarse = features
-        coarse = self.reduce_layers[0](coarse)
-        middle = self.top_down_blocks[0](_join(_double(coarse), middle))
-        middle = self.reduce_layers[1](middle)
-        fine = self.top_down_blocks[1](_join(_double(middle), fine))
-        middle = self.bottom_up_blocks[0](_join(self.downsamples[0](fine), middle))
-        coarse = self.bottom_up_blocks[1](_join(self.downsamples[1](middle), coarse))
-        return tuple(conv(x) for conv, x in zip(self.out_convs, (fine, middle, coarse)))
+    def forward(self, inputs) -> tuple: # L maps, finest first
+        maps = _bottom_up(_top_down(inputs, self), self)
+        return tuple(conv(x) for conv, x in zip(self.out_convs, maps))
 
 # %% ../nbs/02_model.ipynb #f32a6a18
 PRIOR_BIAS = -math.log((1 - .01) / .01)
@@ -105,38 +141,34 @@ def _predictor(in_channels, out_channels, bias=None): # A 1x1 convolution, with 
     return conv
 
 # %% ../nbs/02_model.ipynb #c92a9623
-def _branch(c_in, c_out, depthwise): # Two 3x3 convolutions
-    first = conv3x3(c_in, c_out, 1, depthwise)
-    return nn.Sequential(first, conv3x3(c_out, c_out, 1, depthwise))
+def _branch(c_in, c_out, count, depthwise=False, **norm): # 3x3 convolutions
+    return nn.Sequential(*[conv3x3(c_out if i else c_in, c_out, 1, depthwise, **norm) for i in range(count)])
 
-def _levels(strides, make, *args): return nn.ModuleList([make(*args) for _ in strides])
-
-def _level_maps(x, cls_convs, reg_convs, conv_cls, conv_reg, conv_obj): # Classes, boxes, objectness
-    regression = reg_convs(x)
-    return conv_cls(cls_convs(x)), conv_reg(regression), conv_obj(regression)
+def _levels(strides, make, *args, **kwargs): return nn.ModuleList([make(*args, **kwargs) for _ in strides])
 
 # %% ../nbs/02_model.ipynb #bdadf004
 class YOLOXHead(nn.Module):
     "Predict class, box and objectness maps for each level."
-    def __init__(self,
-        num_classes:int, # C
-        in_channels:int, # Channels of every map of the neck
-        feat_channels:int=256, # Channels inside the branches
-        strides=(8, 16, 32), # L strides in pixels
-        use_depthwise:bool=False
-    ):
+    def __init__(self, num_classes:int, in_channels:int, feat_channels:int=256, stacked_convs:int=2,
+        strides=(8, 16, 32), momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
         super().__init__()
         self.num_classes = self.cls_out_channels = num_classes
-        self.in_channels, self.feat_channels, self.strides = in_channels, feat_channels, list(strides)
-        self.multi_level_cls_convs = _levels(strides, _branch, in_channels, feat_channels, use_depthwise)
-        self.multi_level_reg_convs = _levels(strides, _branch, in_channels, feat_channels, use_depthwise)
+        self.in_channels, self.feat_channels, self.stacked_convs = in_channels, feat_channels, stacked_convs
+        self.strides, self.momentum, self.eps = list(strides), momentum, eps
+        branch = partial(_levels, strides, _branch, in_channels, feat_channels, stacked_convs, use_depthwise)
+        self.multi_level_cls_convs = branch(momentum=momentum, eps=eps)
+        self.multi_level_reg_convs = branch(momentum=momentum, eps=eps)
         self.multi_level_conv_cls = _levels(strides, _predictor, feat_channels, num_classes, PRIOR_BIAS)
         self.multi_level_conv_reg = _levels(strides, _predictor, feat_channels, 4)
         self.multi_level_conv_obj = _levels(strides, _predictor, feat_channels, 1, PRIOR_BIAS)
 
-    def forward(self, features) -> tuple: # Lists of L maps: classes [B,C,H,W], boxes [B,4,H,W], objectness [B,1,H,W]
-        predictors = self.multi_level_conv_cls, self.multi_level_conv_reg, self.multi_level_conv_obj
-        return multi_apply(_level_maps, features, self.multi_level_cls_convs, self.multi_level_reg_convs, *predictors)
+    def forward_single(self, x, cls_convs, reg_convs, conv_cls, conv_reg, conv_obj): # One level
+        regression = reg_convs(x)
+        return conv_cls(cls_convs(x)), conv_reg(regression), conv_obj(regression)
+
+    def forward(self, feats) -> tuple: # Lists of L maps: classes [B,C,H,W], boxes [B,4,H,W], objectness [B,1,H,W]
+        layers = 'cls_convs', 'reg_convs', 'conv_cls', 'conv_reg', 'conv_obj'
+        return multi_apply(self.forward_single, feats, *(getattr(self, f'multi_level_{name}') for name in layers))
 
 # %% ../nbs/02_model.ipynb #d20f7e55
 def init_head(
@@ -157,15 +189,18 @@ class YOLOX(nn.Module):
         self.backbone, self.neck, self.bbox_head = backbone, neck, bbox_head
 
     def forward(self,
-        x:Tensor # [B, 3, H, W] normalised RGB
+        x:Tensor # [B, 3, H, W] normalized RGB
     ) -> tuple: # Lists of L maps: class logits [B, C, h, w], raw boxes [B, 4, h, w], objectness logits [B, 1, h, w]
         height, width = x.shape[-2:]
-        strides = self.bbox_head.strides
-        bottom, right = -height % max(strides), -width % max(strides)
-        if bottom or right: x = F.pad(x, (0, right, 0, bottom))
+        strides, coarsest = self.bbox_head.strides, max(self.bbox_head.strides)
+        bottom, right = (coarsest - 1 - (n - 1) % coarsest for n in (height, width))
+        padded = torch.jit.is_tracing() or bottom or right # A trace has to fit other sizes, too
+        if padded: x = F.pad(x, (0, right, 0, bottom))
         maps = self.bbox_head(self.neck(self.backbone(x)))
-        if not (bottom or right): return maps
-        return tuple([m[..., :-(-height//s), :-(-width//s)] for m, s in zip(levels, strides)] for levels in maps)
+        if not padded: return maps
+        # Only positive numbers, which ONNX divides as Python does
+        cells = [((height - 1)//s + 1, (width - 1)//s + 1) for s in strides]
+        return tuple([m[..., :h, :w] for m, (h, w) in zip(levels, cells)] for levels in maps)
 
 # %% ../nbs/02_model.ipynb #ad206028
 def _model_cfg(v):
@@ -185,7 +220,7 @@ PAFPN_CFGS = {name: _part_cfg(name, 'neck_', 'in_channels', 'out_channels', 'num
 HEAD_CFGS = {name: _part_cfg(name, 'head_', 'in_channels', 'feat_channels') for name in MODEL_TYPES}
 
 # %% ../nbs/02_model.ipynb #19e49a29
-HUGGINGFACE_CKPT_URL = 'https://huggingface.co/cj-mills/yolox-coco-baseline-pytorch/resolve/main/'
+HUGGINGFACE_CKPT_URL = 'https://huggingface.co/cj-mills/yolox-coco-baseline-pytorch/resolve/main'
 _MEGVII_URL = 'https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/'
 _MMYOLO = dict(tiny='20230210_143637-4c338102', s='20230210_134645-3a8dfbd7', m='20230210_144328-e657e182')
 
@@ -194,7 +229,7 @@ def _mmyolo_url(size):
     return f'https://download.openmmlab.com/mmyolo/v0/yolox/{name}/{name}_{_MMYOLO[size]}.pth'
 
 PUBLISHED = dict( # URLs by family and model type
-    cjm={name: f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in MODEL_TYPES if name != 'yolox_nano'},
+    cjm={name: f'{HUGGINGFACE_CKPT_URL}/{name}.pth' for name in MODEL_TYPES if name != 'yolox_nano'},
     megvii={name: f'{_MEGVII_URL}{name}.pth' for name in MODEL_TYPES},
     mmyolo={f'yolox_{size}': _mmyolo_url(size) for size in _MMYOLO})
 PRETRAINED_URLS = PUBLISHED['cjm'] | dict(yolox_nano=PUBLISHED['megvii']['yolox_nano'])

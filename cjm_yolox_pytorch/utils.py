@@ -16,13 +16,14 @@ from torch import Tensor
 def generate_output_grids(
     height:int, # Height of the input image in pixels
     width:int, # Width of the input image in pixels
-    strides:list=[8, 16, 32] # Pixels per cell, one entry per level
+    strides:list=[8, 16, 32], # Pixels per cell, one entry per level
+    device=None # Device of the result
 ) -> Tensor: # [A, 3] int64: x, y of the cell in units of its own stride, and that stride
     "List the cells of all levels of an image of `height` by `width` pixels."
     levels = []
     for s in strides:
-        # Negating twice rounds up, since partial cells count
-        y, x = torch.meshgrid(torch.arange(-(-height // s)), torch.arange(-(-width // s)), indexing='ij')
+        sides = [torch.arange((side - 1)//s + 1, device=device) for side in (height, width)] # Partial cells count
+        y, x = torch.meshgrid(*sides, indexing='ij')
         levels.append(torch.stack([x, y, torch.full_like(x, s)], dim=-1).reshape(-1, 3))
     return torch.cat(levels)
 

@@ -120,7 +120,7 @@ def _check_close(name, got, want, atol, rtol=0):
     try: torch.testing.assert_close(got, want, atol=atol, rtol=rtol)
     except AssertionError as e: raise RuntimeError(f'the {name} from the file differ from PyTorch: {e}') from e
 
-def _scored_boxes(wrapper, x): return scored_boxes(wrapper.model(wrapper.prepare(x)), wrapper.strides.tolist())
+def _scored_boxes(wrapper, x): return scored_boxes(wrapper.model(wrapper.preprocess_input(x)), wrapper.strides.tolist())
 
 def _compare_rows(rows, wrapper, x): # Largest difference of boxes from PyTorch
     want, first = wrapper(x), 4

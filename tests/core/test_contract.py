@@ -87,7 +87,7 @@ def test_training_script_of_0_2_learns():
 def test_configurations_keep_their_names_and_columns():
     for table in (MODEL_CFGS, NORM_STATS, CSP_DARKNET_CFGS, PAFPN_CFGS, HEAD_CFGS): assert list(table) == MODEL_TYPES
     assert sorted(PRETRAINED_URLS) == sorted(MODEL_TYPES)
-    assert all(PRETRAINED_URLS[name] == f'{HUGGINGFACE_CKPT_URL}{name}.pth' for name in MODEL_TYPES[1:])
+    assert all(PRETRAINED_URLS[name] == f'{HUGGINGFACE_CKPT_URL}/{name}.pth' for name in MODEL_TYPES[1:])
     assert all(url.startswith('https://') and url.endswith(f'/{name}.pth') for name, url in PRETRAINED_URLS.items())
     assert NORM_CFG == dict(momentum=.03, eps=.001)
     assert list(MODEL_CFGS['yolox_s']) == ['deepen_factor', 'widen_factor', 'neck_in_channels', 'neck_out_channels',
@@ -213,3 +213,24 @@ def test_wrapper_exports_to_onnx_and_traces(tmp_path):
     wrapped.run_box_and_prob_calculation = True
     with torch.no_grad(): assert_close(torch.from_numpy(rows).float(), wrapped(x)[0], atol=1e-3, rtol=1e-4)
     with torch.no_grad(): assert_close(torch.jit.trace(wrapped, x, check_trace=False)(x), wrapped(x))
+
+
+@pytest.mark.parametrize('boxes', [torch.zeros(0, 4), torch.tensor([[10., 10., 40., 40.]])])
+def test_background_has_an_iou_of_0(boxes):
+    "0.2 gave -1e8 in images with objects"
+    grid = generate_output_grids(64, 64).float()
+    xy, s = grid[:, :2], grid[:, 2:]
+    priors = torch.cat([xy*s + s/2, s, s], 1)
+    decoded = torch.cat([priors[:, :2] - 10, priors[:, :2] + 10], 1)
+    result = SimOTAAssigner().assign(torch.full((84, 3), .3), priors, decoded, boxes, torch.ones(len(boxes)))
+    background = result.ground_truth_box_indices == 0
+    assert (result.max_iou_values[background] == 0).all() and (result.max_iou_values[~background] > 0).all()
+
+
+def test_initial_weights_are_those_of_pytorch():
+    "0.2 drew convolutions and, in `init_head`, class weights from Kaiming's normal distribution"
+    torch.manual_seed(0)
+    head = build_model('yolox_tiny', 80, pretrained=False).bbox_head
+    init_head(head, 3)
+    stds = [w.weight.std().item() for w in (head.multi_level_cls_convs[0][0].conv, head.multi_level_conv_cls[0])]
+    assert_close(stds, [(3*96*9)**-.5, (3*96)**-.5], atol=0, rtol=.05)
