@@ -119,6 +119,8 @@ def _tell(loss, text):
     if text not in loss.told: warnings.warn(text, stacklevel=2)
     loss.told.add(text)
 
+def _check_regions(regions): check_corners(torch.cat([*regions]), [*map(len, regions)], 'region')
+
 def _check_batch_values(loss, maps, boxes, labels, regions): # A `YOLOXLoss`, maps, lists or padded tensors
     size = [n*loss.strides[0] for n in maps[0][0].shape[:1:-1]]
     if _may_look(loss.check, *boxes, *labels):
@@ -128,8 +130,7 @@ def _check_batch_values(loss, maps, boxes, labels, regions): # A `YOLOXLoss`, ma
             if len(flat) > 1: raise ValueError(_FRACTIONS)
             _tell(loss, _FRACTIONS)
         if _OUTSIDE not in loss.told and mostly_outside(flat, counts, size): _tell(loss, _OUTSIDE)
-    if regions is not None and _may_look(loss.check, *regions):
-        check_corners(torch.cat([*regions]), [len(r) for r in regions], 'region')
+    if regions is not None and _may_look(loss.check, *regions): _check_regions(regions)
     if _may_look(loss.check, *maps[0], *maps[2]) and _SIGMOID not in loss.told:
         if any(map(_are_probabilities, maps[::2])): _tell(loss, _SIGMOID)
         loss.told.add(_SIGMOID)
@@ -323,7 +324,7 @@ class YOLOXLoss(PerImageMethods, nn.Module):
         self.assigner = SimOTAAssigner() if assigner is None else assigner
         self.check = check
         self.compile_mode = compile
-        self.told:set[str] = set() # Warnings given so far
+        self.told = set[str]() # Warnings given so far
 
     def forward(self,
         class_scores, # L maps [B, C, H, W] of logits

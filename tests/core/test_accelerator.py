@@ -168,7 +168,8 @@ def test_loss_is_exported_for_any_number_of_padded_objects(dim):
 
     def inputs(counts, seed, regions):
         maps, boxes, labels = batch(counts, seed)
-        return *maps, as_padded(boxes, torch.nan), as_padded(labels, -1), torch.tensor([8., 8, 40, 40]).repeat(3, regions, 1)
+        regions = torch.tensor([8., 8, 40, 40]).repeat(3, regions, 1)
+        return *maps, as_padded(boxes, torch.nan), as_padded(labels, -1), regions
     shapes = (*[[None]*3]*3, {1: G}, {1: G}, {1: I})
     exported = torch.export.export(Around(), inputs([5, 0, 9], 0, 2), dynamic_shapes=(shapes,)).module()
     for seed, counts in enumerate(NUMBERS):
