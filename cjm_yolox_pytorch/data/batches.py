@@ -59,7 +59,7 @@ def _check_sample(image, target, num_classes): # The same as plain tensors, with
         cure = f'; what drops boxes has to drop the rest, as in {_CURE}' if len(lengths) > 1 else ''
         raise ValueError(f'transforms made {kinds}, but tensors [G, 4], [G] and bool [G] are needed{cure}')
     boxes, labels = as_xyxy(target['boxes']), target['labels']
-    flat = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)].tolist()
+    flat = boxes[(boxes[:, 2:] == boxes[:, :2]).any(1)].tolist()
     if flat: raise ValueError(f'transforms made boxes without area, such as {flat[0]}: drop them with {_CURE}')
     check_values(boxes, labels, num_classes)
     return image.as_subclass(Tensor), dict(boxes=boxes, labels=labels.long(), crowd=target['crowd'])

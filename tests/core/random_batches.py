@@ -44,3 +44,11 @@ def in_order(matches):
     "`positives` as lists, sorted by image and cell"
     rows, ious = positives(matches)
     return sorted(zip(rows.tolist(), ious.tolist()))
+
+
+def as_padded(rows, filler, size=None):
+    "One tensor of the rows of each image, filled up to the largest number of them or `size`"
+    size = max(map(len, rows)) if size is None else size
+    padded = torch.full((len(rows), size, *rows[0].shape[1:]), filler, dtype=rows[0].dtype)
+    for image, own in zip(padded, rows): image[:len(own)] = own
+    return padded

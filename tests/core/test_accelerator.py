@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_batches import C, NUM_CELLS, batch, gradients, requiring_grad
+from random_batches import C, NUM_CELLS, as_padded, batch, gradients, requiring_grad
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -64,6 +64,22 @@ def test_loss_does_not_wait(settings):
     assert waiting(graph) == []
 
 
+@pytest.mark.parametrize('settings', SETTINGS)
+def test_loss_of_padded_objects_does_not_wait(settings):
+    "So it can be captured in a CUDA graph"
+    loss = YOLOXLoss(C, use_l1=True, **settings)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        maps, boxes, labels = batch([5, 0, 9])
+        leaves = [m.to('meta').requires_grad_() for levels in maps for m in levels]
+        objects = as_padded(boxes, 0.).to('meta'), as_padded(labels, -1).to('meta')
+        regions = torch.zeros(3, 2, 4, device='meta')
+
+        def step(*leaves):
+            losses = loss(leaves[:3], leaves[3:6], leaves[6:], *objects, ground_truth_bboxes_ignore=regions)
+            return *losses.values(), *torch.autograd.grad(sum(losses.values()), leaves)
+        assert waiting(make_fx(step)(*leaves)) == []
+
+
 WAITS = [(lambda t: t.nonzero(), 'nonzero'), (lambda t: t[t > 0], 'with a mask'), (lambda t: t.cpu() + 1, 'on cpu'),
          (lambda t: t*t.sum().item(), '_local_scalar_dense')]
 
@@ -108,6 +124,60 @@ def test_few_graphs_serve_all_groups_of_objects(graphs, monkeypatch):
         maps, boxes, labels = batch([count])
         assert_close(compiled(loss, maps, boxes, labels)[0], list(YOLOXLoss(C)(*maps, boxes, labels).values()))
     assert graphs.frame_count == 3 and loss.compile_mode
+
+
+NUMBERS = [5, 0, 9], [3, 2, 1], [2, 2, 2], [12, 1, 0], [7, 7, 4], [4, 0, 0], [13, 13, 13] # 14 slots of 10 cells fit
+
+
+def test_one_graph_serves_all_padded_objects():
+    "Of a function around the loss; sizes of 0 and 1 have a graph each, because PyTorch compiles for them apart"
+    loss = YOLOXLoss(C, use_l1=True)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    step = torch.compile(lambda *args: sum(loss(*args).values()), backend=counter, fullgraph=True, dynamic=True)
+    for graphs, numbers in ((1, NUMBERS), (2, [[0, 0, 0]]), (3, [[1, 0, 1]]), (3, NUMBERS)):
+        for seed, counts in enumerate(numbers):
+            maps, boxes, labels = batch(counts, seed)
+            got = step(*maps, as_padded(boxes, torch.nan), as_padded(labels, -1))
+            assert_close(got, sum(loss(*maps, boxes, labels).values()))
+        assert counter.frame_count == graphs
+
+
+def test_padded_objects_of_a_compiled_loss_share_the_graph_of_lists(graphs):
+    loss = YOLOXLoss(C, use_l1=True, compile=True)
+    for counts in ([1, 0], [3, 12], [0, 0], [14, 7]):
+        maps, boxes, labels = batch(counts)
+        want = list(YOLOXLoss(C, use_l1=True)(*maps, boxes, labels).values())
+        for objects in ((as_padded(boxes, torch.nan), as_padded(labels, -1)), (boxes, labels)):
+            assert_close(compiled(loss, maps, *objects)[0], want)
+    assert graphs.frame_count == 1 and loss.compile_mode
+
+
+class Around(torch.nn.Module): # A loss as a part of another program
+    def __init__(self):
+        super().__init__()
+        self.loss = YOLOXLoss(C, use_l1=True)
+
+    def forward(self, *args): return self.loss(*args[:5], ground_truth_bboxes_ignore=args[5])
+
+
+@pytest.mark.parametrize('dim', ['named', 'auto'])
+def test_loss_is_exported_for_any_number_of_padded_objects(dim):
+    G = torch.export.Dim('G', min=0, max=14) if dim == 'named' else torch.export.Dim.AUTO
+    I = torch.export.Dim('I', max=20) if dim == 'named' else torch.export.Dim.AUTO
+
+    def inputs(counts, seed, regions):
+        maps, boxes, labels = batch(counts, seed)
+        regions = torch.tensor([8., 8, 40, 40]).repeat(3, regions, 1)
+        return *maps, as_padded(boxes, torch.nan), as_padded(labels, -1), regions
+    shapes = (*[[None]*3]*3, {1: G}, {1: G}, {1: I})
+    exported = torch.export.export(Around(), inputs([5, 0, 9], 0, 2), dynamic_shapes=(shapes,)).module()
+    for seed, counts in enumerate(NUMBERS):
+        args = inputs(counts, seed, seed + 2)
+        assert_close(exported(*args), Around()(*args))
+    for counts in ([1, 0, 0], [0, 0, 0]):
+        if dim == 'named': assert_close(exported(*inputs(counts, 0, 2)), Around()(*inputs(counts, 0, 2)))
+    with pytest.raises((AssertionError, RuntimeError)): exported(*inputs([20, 0, 0], 0, 2)) # More slots than cells
 
 
 def test_nothing_is_compiled_on_a_cpu(monkeypatch):

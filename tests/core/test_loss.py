@@ -4,11 +4,12 @@ import os
 import pickle
 import shutil
 import socket
+import warnings
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from random_batches import C, NAMES, NUM_CELLS, SIZES, STRIDES, batch, gradients, pick, requiring_grad
+from random_batches import C, NAMES, NUM_CELLS, SIZES, STRIDES, as_padded, batch, gradients, pick, requiring_grad
 from torch.testing import assert_close
 from torchvision.ops import distance_box_iou_loss
 from torchvision.transforms.v2.functional import convert_bounding_box_format
@@ -410,3 +411,129 @@ def test_check_works_in_a_compiled_loss():
     torch._dynamo.reset()
     compiled = torch.compile(YOLOXLoss(C, check=True), backend='eager')
     with pytest.raises(ValueError, match='image 1, row 0: box'): compiled(*maps, boxes, labels)
+
+
+REGIONS = [torch.tensor([[0., 0., 50., 100.]]), torch.zeros(0, 4), torch.tensor([[9., 9., 20., 20.]]*2)]
+
+
+@pytest.mark.parametrize('counts', [[5, 0, 9], [0, 0, 0], [1, 0, 0], [40, 3, 2]])
+@pytest.mark.parametrize('path', ['compact', 'slots'])
+def test_padded_objects_equal_lists_to_the_bit(counts, path, request):
+    if path == 'slots': request.getfixturevalue('padded')
+    for kwargs in ({}, MEGVII, dict(assigner=Nearest())):
+        loss = YOLOXLoss(C, use_l1=True, **kwargs)
+        maps, boxes, labels = batch(counts, seed=len(kwargs))
+        want = gradients(loss, maps, boxes, labels, ground_truth_bboxes_ignore=REGIONS)
+        for filler, more in ((torch.nan, 0), (-1., 3)):
+            size = max(counts) + more
+            objects = as_padded(boxes, filler, size), as_padded(labels, -1, size)
+            regions = as_padded(REGIONS, 0., 2 + more)
+            got = gradients(loss, maps, *objects, ground_truth_bboxes_ignore=regions)
+            assert_close(got, want, rtol=0, atol=0)
+
+
+def test_padding_may_stand_anywhere_and_have_any_signed_dtype():
+    maps, boxes, labels = batch([3, 2])
+    want = YOLOXLoss(C)(*maps, boxes, labels)
+    padded = as_padded(boxes, 0., 5).flip(1), as_padded(labels, -1, 5).flip(1)
+    reversed_lists = [b.flip(0) for b in boxes], [l.flip(0) for l in labels]
+    assert_close(YOLOXLoss(C)(*maps, *padded), YOLOXLoss(C)(*maps, *reversed_lists), rtol=0, atol=0)
+    for dtype in (torch.int8, torch.int32, torch.float16, torch.float64):
+        assert_close(YOLOXLoss(C)(*maps, as_padded(boxes, 0.), as_padded(labels, -1).to(dtype)), want, rtol=0, atol=0)
+
+
+def test_tensors_without_padding_may_be_mixed_with_lists():
+    maps, boxes, labels = batch([3, 3])
+    want = YOLOXLoss(C)(*maps, boxes, labels)
+    for some_boxes in (boxes, torch.stack(boxes)):
+        for some_labels in (labels, torch.stack(labels)):
+            assert_close(YOLOXLoss(C)(*maps, some_boxes, some_labels), want, rtol=0, atol=0)
+
+
+def test_labels_of_padded_objects_are_checked():
+    maps, boxes, labels = batch([3, 2])
+    for bad in (C, -2, .5):
+        padded = as_padded(boxes, 0.), as_padded([l.double() for l in labels], -1)
+        padded[1][1, 1] = bad
+        with pytest.raises(ValueError, match=f'image 1, row 1: label {bad}, but'): YOLOXLoss(C)(*maps, *padded)
+    padded = as_padded(boxes, 0.), as_padded(labels, 0) # A class where -1 was meant
+    with pytest.raises(ValueError, match='image 1, row 2: box 0, 0, 0, 0, but boxes need an area'):
+        YOLOXLoss(C)(*maps, *padded)
+
+
+def test_padding_in_lists_is_refused():
+    maps, boxes, labels = batch([3, 2])
+    rows = [*as_padded(boxes, 0.)], [*as_padded(labels, -1)]
+    with pytest.raises(ValueError, match='image 1, row 2: box 0, 0, 0, 0'): YOLOXLoss(C)(*maps, *rows)
+    with pytest.raises(ValueError, match='image 1, row 2: label -1, but'):
+        YOLOXLoss(C)(*maps, [*as_padded(boxes, 0.) + torch.tensor([0, 0, 9, 9])], rows[1])
+
+
+@pytest.mark.parametrize('shapes, message', [
+    (((2, 3, 5), (2, 3)), r'image 0: ground_truth_bboxes has shape \(3, 5\), but \[G, 4\]'),
+    (((3, 3, 4), (3, 3)), 'ground_truth_bboxes has 3 tensors for 2 images'),
+    (((2, 3, 4), (2, 2)), 'image 0: 3 boxes but 2 labels'),
+    (((2, 3, 4), (2, 3, 1)), 'image 0: ground_truth_labels has shape')])
+def test_shapes_of_padded_objects_are_checked(shapes, message):
+    with pytest.raises(ValueError, match=message): YOLOXLoss(C)(*batch([3, 3])[0], *map(torch.ones, shapes))
+
+
+def test_loss_refuses_boxes_in_fractions():
+    maps, boxes, labels = batch([3, 2])
+    boxes = [b.clamp(min=0)/96 for b in boxes]
+    message = 'no box reaches beyond 1.5 pixels: give boxes in pixels of the input'
+    for objects in ((boxes, labels), (as_padded(boxes, 500.), as_padded(labels, -1))):
+        with pytest.raises(ValueError, match=message): YOLOXLoss(C)(*maps, *objects)
+    YOLOXLoss(C, check=False)(*maps, boxes, labels)
+
+
+@pytest.fixture
+def silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        yield
+
+
+def test_loss_takes_one_tiny_object(silent):
+    maps, boxes, _ = batch([1, 0])
+    for box in ([0., 0., 1., 1.], [.2, .3, 1.3, 1.4]):
+        YOLOXLoss(C)(*maps, [torch.tensor([box]), boxes[1]], [torch.zeros(1), torch.zeros(0)])
+
+
+def test_loss_warns_once_of_one_box_in_fractions():
+    maps, boxes, labels = batch([1, 0])
+    loss = YOLOXLoss(C)
+    with pytest.warns(UserWarning, match='in pixels of the input, not in fractions') as said:
+        for _ in range(2): loss(*maps, [torch.tensor([[.2, .3, .6, .7]]), boxes[1]], labels)
+    assert len(said) == 1
+
+
+def test_loss_warns_once_of_boxes_of_the_unscaled_photo():
+    maps, boxes, labels = batch([3, 0, 2])
+    loss = YOLOXLoss(C)
+    with pytest.warns(UserWarning, match='outside the input in most images') as said:
+        for _ in range(2): loss(*maps, [b + 300 for b in boxes], labels)
+    assert len(said) == 1 and len(pickle.loads(pickle.dumps(loss)).told) == len(loss.told)
+
+
+def test_loss_warns_once_of_probabilities():
+    maps, boxes, labels = batch([3, 2])
+    for part in (0, 2):
+        loss = YOLOXLoss(C)
+        levels = [[m.sigmoid() for m in some] if i == part else some for i, some in enumerate(maps)]
+        with pytest.warns(UserWarning, match='look like probabilities') as said:
+            for _ in range(2): loss(*levels, boxes, labels)
+        assert len(said) == 1
+
+
+def test_ordinary_inputs_cause_no_warning(silent):
+    maps, boxes, labels = batch([3, 2])
+    for levels in (maps, [[m*0 for m in some] for some in maps]): YOLOXLoss(C)(*levels, boxes, labels)
+
+
+def test_ignored_regions_are_checked():
+    maps, boxes, labels = batch([3, 2])
+    for bad, message in (([20., 5, 9, 9], '20, 5, 9, 9, but boxes are xyxy'), ([0, 0, torch.nan, 9], '0, 0, nan')):
+        for regions in ([torch.zeros(1, 4), torch.tensor([bad])], torch.tensor([[[0., 0, 0, 0]], [bad]])):
+            with pytest.raises(ValueError, match=f'image 1, row 0: region {message}'):
+                YOLOXLoss(C)(*maps, boxes, labels, ground_truth_bboxes_ignore=regions)

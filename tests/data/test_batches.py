@@ -1,6 +1,7 @@
 "Images and boxes on their way into batches."
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -37,6 +38,15 @@ def test_invalid_sample_is_named(workers, wide):
     loader = train_loader(DetectionDataset(wide, 64, v2.CenterCrop(10)), EpochBatches(2, 2), workers)
     message = r'[ab]\.png: transforms made boxes without area, such as .*v2\.SanitizeBoundingBoxes'
     with pytest.raises(ValueError, match=message): next(iter(loader))
+
+
+def test_boxes_in_another_format_are_recognized(wide):
+    "They have an area: to drop them would be the wrong advice"
+    def as_xywh(image, target):
+        boxes = target['boxes'].as_subclass(torch.Tensor)
+        return image, {**target, 'boxes': torch.cat([boxes[:, :2] + 60, boxes[:, 2:] - boxes[:, :2]], dim=1)}
+    with pytest.raises(ValueError, match=r'a\.png: row 0: box .* if these are xywh or cxcywh'):
+        DetectionDataset(wide, 100, as_xywh)[0]
 
 
 @pytest.mark.parametrize('then', [[], [Mosaic(100)], [RandomAffine(100, **STILL)]], ids=str)
