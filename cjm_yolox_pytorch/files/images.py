@@ -6,11 +6,13 @@
 __all__ = ['IMAGE_FORMATS', 'MAX_SIDE', 'open_image', 'BitDepthError', 'read_image', 'orientation', 'as_image', 'stored_sizes']
 
 # %% ../../nbs/files/02_images.ipynb #36a5fae1
-import os, torch, numpy as np
+import os, re, tempfile, threading, torch, numpy as np
+from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..commands.messages import raise_listing
+from ..utils import check_between
 
 # %% ../../nbs/files/02_images.ipynb #93987cec
 IMAGE_FORMATS = ['BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP'] # As Pillow calls them
@@ -27,9 +29,10 @@ def read_image(
     bit_depth:int=16 # Bits that the pixels of 16-bit files use, from 8 to 16
 ) -> Tensor: # [3, H, W] uint8 RGB
     "Read an image, or raise an `OSError`; a `BitDepthError` if pixels exceed `bit_depth`."
+    check_between(bit_depth=(bit_depth, 8, 16))
     try:
         with open_image(path) as image:
-            pixels = _decode_jpeg(image, path)
+            pixels = _decode_jpeg(image)
             if pixels is None: return _to_rgb(image, upright, bit_depth)
             return _rotate(pixels, orientation(image) if upright else 1)
     except (FileNotFoundError, BitDepthError): raise
@@ -50,16 +53,46 @@ def _rotate(pixels, orientation): # [3, H, W] upright, from [H, W, 3] as stored
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 # %% ../../nbs/files/02_images.ipynb #1143561d
-def _decode_jpeg(image, path): # [H, W, 3] as stored; None if `image` is not a whole JPEG in colour
-    if image.format not in ('JPEG', 'MPO') or image.mode != 'RGB' or not image.filename: return
-    import cv2
-    data = np.fromfile(path, dtype=np.uint8)
-    if data[-2:].tobytes() != b'\xff\xd9': return # The marker at the end
-    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+def _decode_jpeg(image): # [H, W, 3] as stored, or None if `image` is not a JPEG in gray or color
+    if image.format not in ('JPEG', 'MPO'): return
+    image.fp.seek(0)
+    data = image.fp.read()
+    if image.mode != 'CMYK': return _decode_strictly(data, 'RGB')
+    _decode_strictly(data, 'CMYK') # To find damage; Pillow knows how such files invert colors
+
+def _decode_strictly(data, colorspace):
+    import simplejpeg
+    for prepare in (bytes, _without_filler):
+        try: return simplejpeg.decode_jpeg(prepare(data), colorspace)
+        except ValueError as e: remark = str(e)
+    if re.search(_HARMLESS, remark) or _is_padding(data, remark):
+        return simplejpeg.decode_jpeg(data, colorspace, strict=False)
+    try: simplejpeg.decode_jpeg_header(_without_filler(data))
+    except ValueError: return # Pillow may know this kind, or say what is wrong
+    raise ValueError(remark)
+
+# %% ../../nbs/files/02_images.ipynb #d720b15c
+_HARMLESS = 'JFIF revision|Adobe color transform|Invalid SOS parameters' # In the words of libjpeg
+_MARKER = re.compile(b'\xff([^\x00\xff])', re.DOTALL)
+
+def _without_filler(data): # The same JPEG without bytes between the segments of its header
+    kept, end = [data[:2]], 2
+    while found := _MARKER.search(data, end):
+        start, length = found.start(), data[found.end():found.end() + 2]
+        end = found.end() + int.from_bytes(length, 'big')
+        if found[1] == b'\xda': break # Pixels begin
+        kept.append(data[start:end])
+    return b''.join([*kept, data[start:]])
+
+def _is_padding(data, remark): # Bytes before the end marker are few or all alike
+    found = re.search('([0-9]+) extraneous bytes before marker 0xd9', remark)
+    n = int(found[1]) if found else 0
+    return 0 < n < 4 or n > 3 and re.search(rb'(.)\1{%d}\xff\xd9' % (n - 1), data, re.DOTALL)
 
 # %% ../../nbs/files/02_images.ipynb #92b5356f
 def _to_rgb(image, upright=True, bit_depth=16): # [3, H, W] uint8
     turn = orientation(image) if upright else 1
+    if bit_depth < 16: _refuse_deep_color(image, bit_depth)
     if image.format == 'TIFF': turn = _load_tiff(image, upright)
     image.load() # It may change its size
     rescale = _rescale_to_8_bits(image, bit_depth)
@@ -78,9 +111,31 @@ def _strips(image, max_pixels=2**18): # (first row, part of the image)
 def _load_tiff(image, upright): # Orientation that is left to apply
     turn, name = orientation(image), image.filename
     image.filename = ''
-    image.load()
+    with _libtiff_errors() as found: image.load()
     image.filename = name
+    if found: raise ValueError(found[0])
     return 1 if upright else {6: 8, 8: 6}.get(turn, turn) # Undo it
+
+# %% ../../nbs/files/02_images.ipynb #2d77db83
+_STDERR = threading.Lock()
+_LIBTIFF = re.compile(rb'(\w[\w.]*): (?!Warning, ).*\.\n') # What begins with `Warning` is harmless
+
+@contextmanager
+def _libtiff_errors(): # Yields a list of texts, filled at the end
+    found = []
+    with _STDERR, tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try: yield found
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            for line in file: _sort_line(line, found)
+
+def _sort_line(line, found):
+    if _LIBTIFF.fullmatch(line): found.append(line.decode(errors='replace').strip())
+    elif b': Warning, ' not in line: os.write(2, line)
 
 # %% ../../nbs/files/02_images.ipynb #c6164ae6
 def _rescale_to_8_bits(image, bit_depth): # Function of pixel values; None if they are from 0 to 255
@@ -98,11 +153,16 @@ def _rescale_to_8_bits(image, bit_depth): # Function of pixel values; None if th
 # %% ../../nbs/files/02_images.ipynb #532134f6
 def _white(image, bit_depth): # Pixel value of white
     white = 2**bit_depth - 1
-    brightest = image.getextrema()[1]
-    if brightest <= white or bit_depth == 16: return white
-    cure = f'Choose --bit-depth {int(brightest).bit_length()} or more, 16 at most'
-    name = getattr(image, 'filename', '') or 'image'
-    raise BitDepthError(f'{name}: pixels reach {brightest}, but {bit_depth} bits end at {white}. {cure}')
+    if bit_depth == 16 or (brightest := image.getextrema()[1]) <= white: return white
+    found = f'pixels reach {brightest}, but {bit_depth} bits end at {white}'
+    raise BitDepthError(f'{_name(image)}: {found}. Choose --bit-depth {int(brightest).bit_length()} or more')
+
+def _refuse_deep_color(image, bit_depth): # Of which Pillow keeps the upper 8 bits
+    if image.mode.startswith('I') or not any(';16' in str(args) for *_, args in image.tile): return
+    fix = 'Convert it to 8 bits'
+    raise BitDepthError(f'{_name(image)}: a bit depth of {bit_depth} is for gray, but this is in color. {fix}')
+
+def _name(image): return getattr(image, 'filename', '') or 'an image'
 
 # %% ../../nbs/files/02_images.ipynb #f1429c14
 def as_image(
@@ -110,6 +170,7 @@ def as_image(
     bit_depth:int=16 # Bits that the pixels of 16-bit files and PIL images use, from 8 to 16
 ) -> Tensor: # [3, H, W] uint8 RGB
     "Convert anything that holds an image."
+    check_between(bit_depth=(bit_depth, 8, 16))
     if isinstance(image, (str, os.PathLike)): return read_image(image, bit_depth=bit_depth)
     if isinstance(image, Image.Image): return _to_rgb(image, bit_depth=bit_depth)
     if isinstance(image, Tensor): return _check_pixels(image.cpu(), image.shape)
