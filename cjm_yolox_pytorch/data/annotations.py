@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..commands.messages import describe_box, raise_listing, repeated, shorten
+from .box_layouts import are_fractions, box_layout, LAYOUTS
 from ..files.class_names import check_class_names
 from ..files.images import MAX_SIDE, read_image
 
@@ -113,12 +114,19 @@ def _check_columns(where, paths, sizes, image, boxes, areas):
     wrong = [('images that are listed more than once', repeated(paths), 'List each once'),
         ('images of impossible sizes', images_where((sizes > MAX_SIDE).any(1)), 'Write sizes in pixels'),
         ('boxes with numbers that are not finite', boxes_where(~finite), 'Fix the file, or the program that wrote it'),
-        ('boxes of negative size', boxes_where(negative), 'Write left and top first')]
+        ('boxes of negative size', boxes_where(negative), _negative_cure(boxes, sizes[image], negative))]
     for what, found, fix in wrong: raise_listing(f'{where}: {what}', found, fix)
 
-def _refuse_fractions(where, sizes, boxes): # Sizes [T, 2] of the image of each box
-    if not len(boxes) or boxes.max() > 1 or not (boxes % 1).any() or sizes.min() <= 16: return
-    raise ValueError(f'{where}: no box ends beyond the first pixel. COCO and VOC need pixels, and YOLO fractions')
+def _negative_cure(boxes, sizes, negative): # Sizes [T, 2] of the image of each box
+    layout = box_layout(boxes, sizes) if negative.any() else ''
+    return f'The numbers look like {layout}' if layout in LAYOUTS else 'Write left and top first'
+
+def _refuse_fractions(where, sizes, boxes): # The same
+    if not are_fractions(boxes, sizes): return
+    layout = box_layout(boxes*sizes[:, [1, 0, 1, 0]], sizes)
+    also = f'. Besides, the numbers look like {layout}' if layout in LAYOUTS else ''
+    end = 'first' if boxes.max() <= 1 else 'second'
+    raise ValueError(f'{where}: no box ends beyond the {end} pixel. COCO and VOC need pixels, and YOLO fractions{also}')
 
 # %% ../../nbs/data/01_annotations.ipynb #4efac5bb
 def read_annotated(annotations:Annotations, i:int) -> Tensor: # [3, H, W] uint8 RGB
