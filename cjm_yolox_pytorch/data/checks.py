@@ -125,6 +125,7 @@ def check_splits(
             faults.append(Fault('image in two splits', path, text, stops=True))
     return faults
 
+# %% ../../nbs/data/08_checks.ipynb #040098f8
 def same_split(name, by_choice): # `Fault` of a split to train and to validate on, named twice `by_choice` or not
     cure = '' if by_choice else '. If that is meant, name it with both --train and --val'
     text = f'{name} is both the training and the validation split, so metrics are those of training images{cure}'

@@ -179,6 +179,7 @@ def as_image(
     channels_first = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
     return _check_pixels(torch.from_numpy(np.ascontiguousarray(channels_first)), image.shape)
 
+# %% ../../nbs/files/02_images.ipynb #1141f03d
 def _check_pixels(image, shape): # [3, H, W] uint8
     if image.ndim != 3 or len(image) not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(f'image of shape {tuple(shape)}: an array is [H, W, 3] and a tensor [3, H, W], not empty')
