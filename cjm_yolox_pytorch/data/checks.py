@@ -14,7 +14,7 @@ import numpy as np
 
 from ..commands.messages import describe_box, file_name, printable, shorten
 from .annotations import Annotations
-from .box_layouts import box_layout, misfits
+from .box_layouts import box_layout, misfits, SLACK
 from ..files.images import stored_sizes
 
 # %% ../../nbs/data/08_checks.ipynb #d4ad348e
@@ -61,7 +61,7 @@ def _layout_faults(a):
     sizes = a.sizes[np.append(a.image, [place[path] for path, *_ in a.dropped]).astype(int)]
     layout = box_layout(boxes, sizes)
     if not layout: return []
-    found = f'{misfits(boxes, sizes).sum()} of {len(boxes)} boxes cross the border of their image'
+    found = f'{misfits(boxes, sizes, SLACK).sum()} of {len(boxes)} boxes cross the border of their image'
     why = 'so they may be for images of another size. If they are meant, cut them at the border'
     if layout != 'unknown': why = f'and the numbers look like {_exchanged(a, layout)}. Convert them'
     return [Fault('other box layout', '', f'{found}, {why}', stops=True)]

@@ -65,8 +65,8 @@ def _decode_strictly(data, colorspace):
     for prepare in (bytes, _without_filler):
         try: return simplejpeg.decode_jpeg(prepare(data), colorspace)
         except ValueError as e: remark = str(e)
-    if re.search(_HARMLESS, remark) or _is_padding(data, remark):
-        return simplejpeg.decode_jpeg(data, colorspace, strict=False)
+    harmless = re.search(_HARMLESS, remark) or _is_padding(data, remark)
+    if harmless: return simplejpeg.decode_jpeg(data, colorspace, strict=False)
     try: simplejpeg.decode_jpeg_header(_without_filler(data))
     except ValueError: return # Pillow may know this kind, or say what is wrong
     raise ValueError(remark)
