@@ -139,7 +139,10 @@ def _unknown_classes(split, unknown, first, known): # Faults of classes that the
     yield Fault('unknown class', split, text, stops=True)
 
 # %% ../../nbs/data/08_checks.ipynb #c07f4e61
-def canvas_box_sizes(a, img_size): # [N, 2] width and height, without crowds
+def canvas_box_sizes(
+    a:Annotations, # A split
+    img_size:int # Side of the canvas in pixels
+): # [N, 2] width and height in pixels of the canvas, without crowds
     scale = (img_size / a.sizes.max(1))[a.image]
     return ((a.boxes[:, 2:] - a.boxes[:, :2]) * scale[:, None])[~a.crowd]
 

@@ -70,9 +70,12 @@ def _copies(split, path, first, other): # Faults of two files with the same pixe
     yield Fault('copy in another split' if apart else 'duplicate image', path, text, stops=apart)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #2a932ac4
+_DARK = 64 # A quarter of white; even at night something shines
+_FLAT = 3 # Standard deviation of what a camera sees in front of a wall
+
 def _exposure(split, looks): # `Fault`s; `looks` are (path, brightest, contrast)
-    dark = [look for look in looks if look[1] < 64]
-    flat = [look for look in looks if look[1] >= 64 and look[2] < 3]
+    dark = [look for look in looks if look[1] < _DARK]
+    flat = [look for look in looks if look[1] >= _DARK and look[2] < _FLAT]
     for kind, found, what in [('dark images', dark, 'are nearly black: no pixel reaches a quarter of white'),
         ('flat images', flat, 'have hardly any contrast')]:
         if len(found) < max(1, .1*len(looks)): continue
@@ -200,6 +203,7 @@ def _tables(found, img_size): # Lines about the splits of a `summary`
     common = ', '.join(f'{size} ({n})' for size, n in sizes.most_common(3))
     more = f' and {len(sizes) - 3} more' if len(sizes) > 3 else ''
     yield from ('', f'sizes of images: {common}{more}')
+    if len(found) > 5: yield f'splits without a column: {", ".join([*found][5:])}'
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #082daecf
 def _group(fault):
@@ -255,6 +259,7 @@ def _bar(images):
 
 def _to_json(report): return json.dumps(summary(report), indent=1)
 
+# %% ../../nbs/evaluation/04_doctor.ipynb #0af66606
 def _publish(report, as_json, out): # Print, and write into a folder if one is given
     lines = [_to_json(report)] if as_json else map(printable, report_lines(report))
     print(*lines, sep='\n', flush=True)

@@ -192,7 +192,10 @@ def _check_pixels(image, shape): # [3, H, W] uint8
 # %% ../../nbs/files/02_images.ipynb #bcc2aeeb
 MAX_SIDE = 10**6 # Side of an image in pixels, as annotations claim it
 
-def stored_sizes(where, paths): # [N, 2] height and width of the upright images
+def stored_sizes(
+    where, # Dataset, as errors call it
+    paths # [N] image files
+): # [N, 2] height and width in pixels, of the upright images
     sizes, errors = np.zeros((len(paths), 2), dtype=np.int64), []
     for i, path in enumerate(paths):
         try: sizes[i] = _stored_size(path)

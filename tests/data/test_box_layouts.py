@@ -84,7 +84,8 @@ def test_box_layout_is_named(kind, layout, tmp_path):
         assert kind == 'voc' and 'boxes of negative size: ' in str(e) and f'The numbers look like {layout}' in str(e)
         return
     assert [f.stops for f in faults] == [True]*bool(layout)
-    if layout: assert f'the numbers look like {"x and y exchanged" if layout == EXCHANGED else layout}' in faults[0].text
+    name = 'x and y exchanged' if layout == EXCHANGED else layout
+    if layout: assert f'the numbers look like {name}. Convert' in faults[0].text
 
 
 def test_box_layout_stops_training_whatever_is_allowed(tmp_path):
