@@ -46,7 +46,7 @@ def _repeated(a): # Image of each box that equals an earlier one
     return rows[1:, 0][(rows[1:] == rows[:-1]).all(1)].astype(int)
 
 # %% ../../nbs/data/08_checks.ipynb #bf5a7326
-MISSING_SHARE = .1 # Annotators' slips stay well below; a whole class or export lost is above
+MISSING_SHARE = .1 # Slips of annotators stay well below it; a lost class or a failed export does not
 
 def _missing_faults(a, allowed): # Stop unless allowed
     texts, dropped, total = [*a.stops], len(a.dropped), len(a.dropped) + len(a.labels)

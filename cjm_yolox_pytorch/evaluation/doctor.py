@@ -71,7 +71,7 @@ def _copies(split, path, first, other): # Faults of two files with the same pixe
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #2a932ac4
 _DARK = 64 # A quarter of white; even at night something shines
-_FLAT = 3 # Standard deviation of what a camera sees in front of a wall
+_FLAT = 3 # Standard deviation; a photo of a blank wall with a camera's noise has about as much
 
 def _exposure(split, looks): # `Fault`s; `looks` are (path, brightest, contrast)
     dark = [look for look in looks if look[1] < _DARK]

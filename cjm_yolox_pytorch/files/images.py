@@ -139,7 +139,8 @@ def _sort_line(line, found):
 
 # %% ../../nbs/files/02_images.ipynb #c6164ae6
 def _rescale_to_8_bits(image, bit_depth): # Function of pixel values; None if they are from 0 to 255
-    if image.mode.startswith('I;16') or (image.mode == 'I' and image.getextrema()[1] > 255):
+    deep = image.format == 'PNG' or bit_depth < 16 # In mode I; other images may hold values of 8 bits
+    if image.mode.startswith('I;16') or (image.mode == 'I' and (deep or image.getextrema()[1] > 255)):
         white = _white(image, bit_depth)
         return lambda values: values.clip(0, white).astype(np.uint32)*255//white
     if image.mode != 'F': return

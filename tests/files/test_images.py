@@ -166,3 +166,10 @@ def test_bit_depth_of_color_is_refused(mode, tmp_path):
     with pytest.raises(BitDepthError, match='a.png: a bit depth of 12 is for gray'):
         read_image(tmp_path/'a.png', bit_depth=12)
     assert read_image(tmp_path/'a.png').flatten().tolist() == [15, 7, 0]
+
+
+@pytest.mark.parametrize('values', [[0, 200], [0, 4095]])
+def test_bit_depth_holds_for_integers_of_32_bits(values):
+    "Older versions of Pillow read 16-bit PNG files so"
+    image = Image.fromarray(np.array([values], dtype=np.int32))
+    assert as_image(image, 12)[0].tolist() == [[v*255//4095 for v in values]]
