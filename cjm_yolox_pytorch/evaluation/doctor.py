@@ -26,10 +26,11 @@ from ..utils import check_between
 _Look = namedtuple('_Look', 'hash brightest contrast') # Of one image: highest value, and standard deviation
 
 def _look(annotations, i): # A `_Look`, or a `Fault`
-    try: image = read_annotated(annotations, i)
+    try: image = read_annotated(annotations, i).numpy()
     except (OSError, ValueError) as e: return Fault(_kind(e), str(annotations.paths[i]), str(e), stops=True)
-    pixels = hashlib.blake2b(str(image.shape).encode() + image.numpy().tobytes(), digest_size=16).digest()
-    return _Look(pixels, int(image.max()), float(image[:, ::4, ::4].float().std(correction=0)))
+    data = str(image.shape).encode() + image.tobytes()
+    pixels = hashlib.blake2b(data, digest_size=16).digest()
+    return _Look(pixels, int(image.max()), float(image[:, ::4, ::4].std()))
 
 def _kind(e):
     if isinstance(e, OSError): return 'image does not decode'
