@@ -651,6 +651,7 @@ def watch(event, args):
 
 
 def may_open(root, path, mode, flags):
+    if path == tempfile.gettempdir(): return True # An unnamed file, for what libtiff prints
     if (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC): return False
     path = os.fsdecode(path)
     # A link in the folder may be followed: SECURITY.md

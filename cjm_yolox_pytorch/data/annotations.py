@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..commands.messages import describe_box, raise_listing, repeated, shorten
+from .box_layouts import are_fractions, box_layout, LAYOUTS
 from ..files.class_names import check_class_names
 from ..files.images import MAX_SIDE, read_image
 
@@ -86,26 +87,36 @@ def _reasons(boxes, limit): # [T] indices into `_REASONS`, 0 to keep the box; `l
     thin = (np.minimum(high, limit) - np.maximum(low, 0) < least).any(1)
     return np.select([flat, outside, thin], [1, 2, 3])
 
+def _visible(paths, image, boxes, limit): # Indices of rows by image, and what is left out
+    why = _reasons(boxes, limit)
+    dropped = [(paths[image[n]], boxes[n].tolist(), _REASONS[why[n]].format(*limit[n])) for n in np.flatnonzero(why)]
+    kept = np.flatnonzero(why == 0)
+    return kept[np.argsort(image[kept], kind='stable')], dropped
+
 # %% ../../nbs/data/01_annotations.ipynb #d7aa647b
-def build_annotations(where, names, paths, sizes, rows, notes=(), stops=(), fractions=False) -> Annotations:
+def build_annotations(
+    where, # Dataset, as errors call it
+    names, # [C] class names
+    paths, # [N] image files
+    sizes, # [N, 2] height and width in pixels
+    rows, # [T, 6 to 8] index of the image, label, xyxy in pixels, and perhaps crowd flag and area
+    notes=(), # Remarks of the reader
+    stops=(), # Losses too large to train on unless allowed
+    fractions=False # The file holds fractions of the image, so boxes below two pixels are meant
+) -> Annotations:
     "Check the `rows` of a split, sort them by image, and leave out boxes without a visible area."
     paths = [str(p) for p in paths]
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     image, labels, boxes, crowd, areas = _columns(rows)
-    _check_columns(where, paths, sizes, image, boxes, areas)
-    if not fractions: _refuse_fractions(where, sizes[image], boxes)
+    _check_columns(where, paths, sizes, image, boxes, areas, fractions)
     sizes = sizes.astype(np.int64)
-    limit = sizes[image][:, ::-1]
-    why = _reasons(boxes, limit)
-    dropped = [(paths[image[n]], boxes[n].tolist(), _REASONS[why[n]].format(*limit[n])) for n in np.flatnonzero(why)]
-    kept = np.flatnonzero(why == 0)
-    kept = kept[np.argsort(image[kept], kind='stable')]
+    kept, dropped = _visible(paths, image, boxes, sizes[image][:, ::-1])
     starts = np.append(0, np.bincount(image[kept], minlength=len(paths)).cumsum())
     return Annotations(list(names), np.array(paths, dtype=str), sizes, starts, boxes[kept], labels[kept],
         crowd[kept], areas[kept], dropped, list(notes), list(stops))
 
 # %% ../../nbs/data/01_annotations.ipynb #524fa24c
-def _check_columns(where, paths, sizes, image, boxes, areas):
+def _check_columns(where, paths, sizes, image, boxes, areas, fractions):
     def images_where(bad): return [f'{paths[i]}: {sizes[i, 1]:g}x{sizes[i, 0]:g}' for i in np.flatnonzero(bad)]
     def boxes_where(bad): return [describe_box(paths[i], box) for i, box in zip(image[bad], boxes[bad])]
     finite = np.isfinite(boxes).all(1) & np.isfinite(areas)
@@ -113,20 +124,32 @@ def _check_columns(where, paths, sizes, image, boxes, areas):
     wrong = [('images that are listed more than once', repeated(paths), 'List each once'),
         ('images of impossible sizes', images_where((sizes > MAX_SIDE).any(1)), 'Write sizes in pixels'),
         ('boxes with numbers that are not finite', boxes_where(~finite), 'Fix the file, or the program that wrote it'),
-        ('boxes of negative size', boxes_where(negative), 'Write left and top first')]
+        ('boxes of negative size', boxes_where(negative), _negative_cure(boxes, sizes[image], negative))]
     for what, found, fix in wrong: raise_listing(f'{where}: {what}', found, fix)
+    if not fractions: _refuse_fractions(where, sizes[image], boxes)
 
-def _refuse_fractions(where, sizes, boxes): # Sizes [T, 2] of the image of each box
-    if not len(boxes) or boxes.max() > 1 or not (boxes % 1).any() or sizes.min() <= 16: return
-    raise ValueError(f'{where}: no box ends beyond the first pixel. COCO and VOC need pixels, and YOLO fractions')
+def _negative_cure(boxes, sizes, negative): # Sizes [T, 2] of the image of each box
+    layout = box_layout(boxes, sizes) if negative.any() else ''
+    return f'The numbers look like {layout}' if layout in LAYOUTS else 'Write left and top first'
+
+def _refuse_fractions(where, sizes, boxes): # The same
+    if not are_fractions(boxes, sizes): return
+    layout = box_layout(boxes*sizes[:, [1, 0, 1, 0]], sizes)
+    also = f'. Besides, the numbers look like {layout}' if layout in LAYOUTS else ''
+    end = 'first' if boxes.max() <= 1 else 'second'
+    raise ValueError(f'{where}: no box ends beyond the {end} pixel. COCO and VOC need pixels, and YOLO fractions{also}')
 
 # %% ../../nbs/data/01_annotations.ipynb #4efac5bb
-def read_annotated(annotations:Annotations, i:int) -> Tensor: # [3, H, W] uint8 RGB
+def read_annotated(
+    annotations:Annotations, # A split
+    i:int # Index of an image
+) -> Tensor: # [3, H, W] uint8 RGB, of the size in `annotations`
     "Read image `i`, turned as it was when it was annotated."
     path = annotations.paths[i]
     size = tuple(annotations.sizes[i].tolist())
-    image = read_image(path)
-    if image.shape[1:] == size[::-1] != size: image = read_image(path, upright=False)
+    depth = annotations.bit_depth
+    image = read_image(path, True, depth)
+    if image.shape[1:] == size[::-1] != size: image = read_image(path, False, depth)
     if image.shape[1:] == size: return image
     sizes = f'{image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}'
     raise ValueError(f'{path} is {sizes}. Annotate it again')
@@ -139,7 +162,10 @@ def class_names_and_labels(where, classes): # Names in the order of their number
     return names, {c: n for n, c in enumerate(order)}
 
 # %% ../../nbs/data/01_annotations.ipynb #c24fe789
-def relabel(annotations:Annotations, names:list) -> Annotations:
+def relabel(
+    annotations:Annotations, # A split
+    names:list # [C] class names, in the order of the new labels
+) -> Annotations:
     "Renumber the labels of `annotations` as indices into the class names `names`."
     index = {name: i for i, name in enumerate(names)}
     new = np.array([index.get(name, -1) for name in annotations.names], dtype=np.int64)

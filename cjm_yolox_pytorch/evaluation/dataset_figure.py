@@ -110,7 +110,12 @@ def _draw_crowding(ax, splits, img_size):
     if splits: ax.legend(fontsize=8)
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #a897fb0a
-def draw_dataset(splits:dict, faults:list, img_size:int, path): # `Annotations` by split; a PNG file
+def draw_dataset(
+    splits:dict, # Split -> `Annotations`
+    faults:list, # `Fault`s of `data.checks`; `where` is the path of an image
+    img_size:int, # Side of the canvas in training, in pixels
+    path # PNG file to write
+):
     "Draw charts of a dataset, images with faults, and images of each class."
     from matplotlib.figure import Figure
     groups = _fault_cells(splits, faults, 12), _class_cells(splits, 6, 8)

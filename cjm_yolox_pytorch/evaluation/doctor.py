@@ -6,8 +6,8 @@
 __all__ = ['AREA_RANGES', 'look_at_images', 'Report', 'examine', 'summary', 'report_lines', 'yolox_doctor']
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #ba35e0d6
-import hashlib, json, math, os, textwrap, numpy as np
-from collections import Counter
+import hashlib, json, math, os, textwrap, warnings, numpy as np
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,45 +15,79 @@ from pathlib import Path
 from ..commands.command import command
 from ..commands.messages import printable
 from ..data.annotations import read_annotated
-from ..data.checks import check, check_difficulty, check_splits, Fault
+from ..data.checks import check, check_difficulty, check_splits, Fault, same_split, TOLD_APART
 from ..data.splits import choose_splits, find_splits, hold_out
 from .dataset_figure import draw_dataset
+from ..files.images import BitDepthError, open_image
 from ..files.paths import check_output_folder
 from ..utils import check_between
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #266a0ab3
-def _pixel_hash(annotations, i): # Hash of the pixels, or a `Fault`
-    try: image = read_annotated(annotations, i)
-    except (OSError, ValueError) as e:
-        kind = 'image does not decode' if isinstance(e, OSError) else 'wrong image size'
-        return Fault(kind, str(annotations.paths[i]), str(e), stops=True)
-    return hashlib.blake2b(str(image.shape).encode() + image.numpy().tobytes(), digest_size=16).digest()
+_Look = namedtuple('_Look', 'hash brightest contrast') # Of one image: highest value, and standard deviation
+
+def _look(annotations, i): # A `_Look`, or a `Fault`
+    try: image = read_annotated(annotations, i).numpy()
+    except (OSError, ValueError) as e: return Fault(_kind(e), str(annotations.paths[i]), str(e), stops=True)
+    data = str(image.shape).encode() + image.tobytes()
+    pixels = hashlib.blake2b(data, digest_size=16).digest()
+    return _Look(pixels, int(image.max()), float(image[:, ::4, ::4].std()))
+
+def _kind(e):
+    if isinstance(e, OSError): return 'image does not decode'
+    return 'wrong bit depth' if isinstance(e, BitDepthError) else 'wrong image size'
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #3c2e15fa
-def _hash_images(images, progress): # Hashes or `Fault`s of pairs (annotations, index)
+def _look_at_each(images, progress): # `_Look`s or `Fault`s of pairs (annotations, index)
     block = 16*(os.cpu_count() or 1)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(os.cpu_count()) as threads, warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='PIL') # Harmless, and they do not name the file
         blocks = (images[n:n+block] for n in range(0, len(images), block))
-        found = (h for part in blocks for h in threads.map(_pixel_hash, *zip(*part)))
+        found = (h for part in blocks for h in threads.map(_look, *zip(*part)))
         return [h for _, h in zip(progress(images), found)]
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #07562eb3
-def look_at_images(splits:dict, progress=iter, used=None) -> list: # `Fault`s
-    "Find images that do not decode, which stop training if their split is `used`, and copies."
+def look_at_images(
+    splits:dict, # Split -> `Annotations`
+    progress=iter, # Wraps the list of images, as tqdm does
+    used=None # Splits that a training reads; all if None
+) -> list: # `Fault`s
+    "Find images that do not decode, which stop training if their split is `used`, copies, and images nearly black."
     images = [(split, a, i) for split, a in splits.items() for i in range(len(a))]
-    broken, copies, first = [], [], {}
-    for (split, a, i), found in zip(images, _hash_images([image[1:] for image in images], progress)):
+    broken, copies, first, looks = [], [], {}, {}
+    for (split, a, i), found in zip(images, _look_at_each([image[1:] for image in images], progress)):
         this = split, str(a.paths[i])
         if isinstance(found, Fault): broken.append(replace(found, stops=used is None or split in used))
-        else: copies += _copies(*this, *first.setdefault(found, this))
-    return broken + copies
+        else:
+            copies += _copies(*this, *first.setdefault(found.hash, this))
+            looks.setdefault(split, []).append((this[1], *found[1:]))
+    return broken + copies + [f for split, seen in looks.items() for f in _exposure(split, seen)]
 
+# %% ../../nbs/evaluation/04_doctor.ipynb #21d2c1d0
 def _copies(split, path, first, other): # Faults of two files with the same pixels, in the splits `split` and `first`
     apart = split != first
     if other == path or apart and os.path.realpath(other) == os.path.realpath(path): return
     copy, original = ('/'.join(Path(p).parts[-2:]) for p in (path, other))
     text = f'{copy} in {split} has the same pixels as {original} in {first}'
     yield Fault('copy in another split' if apart else 'duplicate image', path, text, stops=apart)
+
+# %% ../../nbs/evaluation/04_doctor.ipynb #2a932ac4
+_DARK = 64 # A quarter of white; even at night something shines
+_FLAT = 3 # Standard deviation; a photo of a blank wall with a camera's noise has about as much
+
+def _exposure(split, looks): # `Fault`s; `looks` are (path, brightest, contrast)
+    dark = [look for look in looks if look[1] < _DARK]
+    flat = [look for look in looks if look[1] >= _DARK and look[2] < _FLAT]
+    for kind, found, what in [('dark images', dark, 'are nearly black: no pixel reaches a quarter of white'),
+        ('flat images', flat, 'have hardly any contrast')]:
+        if len(found) < max(1, .1*len(looks)): continue
+        text = f'{split}: {len(found)} of {len(looks)} images {what}, such as {os.path.basename(found[0][0])}'
+        yield Fault(kind, found[0][0], text + _bit_depth_hint(found))
+
+def _bit_depth_hint(looks): # For files of 16 bits
+    with open_image(looks[0][0]) as image: deep = image.mode.startswith('I')
+    highest = max(look[1] for look in looks)
+    bits = next(b for b in range(8, 17) if (2**b - 1)*255//65535 >= highest)
+    return f'. Their 16-bit values look like {bits} bits: try --bit-depth {bits}' if deep and bits < 16 else ''
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #f5185231
 def _check_held_out(split, a):
@@ -63,10 +97,10 @@ def _check_held_out(split, a):
     return [note, *check_splits({split: rest, 'the held-out tenth': held_out})]
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #40d2b61c
-def _check_annotations(splits, used, img_size): # The training split is the first of `used`
+def _check_annotations(splits, used, img_size, allow_missing=False): # The training split is the first of `used`
     faults = []
     for split, a in splits.items():
-        found = check(a) + (check_difficulty(a, img_size) if split in used[:1] else [])
+        found = check(a, allow_missing) + (check_difficulty(a, img_size) if split in used[:1] else [])
         faults += [replace(f, text=f'{split}: {f.text}', stops=f.stops and split in used) for f in found]
     if not used or used[0] not in splits: return faults
     faults += check_splits(splits)
@@ -97,17 +131,29 @@ class Report:
     @property
     def ready(self): return not any(f.stops for f in self.faults) # To train
 
+# %% ../../nbs/evaluation/04_doctor.ipynb #26db3209
+def _choose(data, readers, train, val): # Names of the splits for training, and `Fault`s
+    try: used = [split for split in choose_splits(data, readers, train, val) if split]
+    except ValueError as e: return [], [Fault('no training split', '', str(e), stops=True)]
+    return used, [same_split(used[0], bool(train and val))] if used[1:] == used[:1] else []
+
 # %% ../../nbs/evaluation/04_doctor.ipynb #d2b9e8b6
-def examine(data, format=None, img_size:int=416, progress=iter, train=None, val=None) -> Report:
+def examine(
+    data, # Folder of a dataset, or its JSON or YAML file
+    img_size:int=416, # Side of the canvas in training, in pixels
+    progress=iter, # Wraps the list of images, as tqdm does
+    train:str=None, # Training split; found by its name if None
+    val:str=None, # Validation split; found by its name, or a tenth of the training split, if None
+    allow_missing:bool=False, # Let a training go on without much of the data
+    **reading # `format`, `images` and `bit_depth` of `find_splits`
+) -> Report:
     "Check all annotations and images of a dataset, with the options of `yolox_doctor`."
     report = Report(str(data), img_size)
-    used = []
-    try: readers = find_splits(data, format)
+    try: readers = find_splits(data, **reading)
     except (OSError, ValueError) as e: return replace(report, faults=[Fault('cannot be read', '', str(e), stops=True)])
-    try: used = [split for split in choose_splits(data, readers, train, val) if split]
-    except ValueError as e: report.faults.append(Fault('no training split', '', str(e), stops=True))
+    used, report.faults = _choose(data, readers, train, val)
     report.splits, unreadable = _read_all(readers, used)
-    report.faults += unreadable + _check_annotations(report.splits, used, img_size)
+    report.faults += unreadable + _check_annotations(report.splits, used, img_size, allow_missing)
     report.faults += look_at_images(report.splits, progress, used)
     report.faults.sort(key=lambda f: not f.stops)
     return report
@@ -158,17 +204,20 @@ def _tables(found, img_size): # Lines about the splits of a `summary`
     common = ', '.join(f'{size} ({n})' for size, n in sizes.most_common(3))
     more = f' and {len(sizes) - 3} more' if len(sizes) > 3 else ''
     yield from ('', f'sizes of images: {common}{more}')
+    if len(found) > 5: yield f'splits without a column: {", ".join([*found][5:])}'
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #082daecf
 def _group(fault):
     if fault.stops: return 'must be fixed'
-    return 'resolved while reading' if fault.kind in ('box left out', 'note') else 'worth a look'
+    return 'resolved while reading' if fault.kind in ('box left out', 'note', 'missing data') else 'worth a look'
 
 def _fault_lines(kind, texts):
     yield f'  {kind}: {len(texts)}'
     wrapper = textwrap.TextWrapper(80, '    ', '      ', break_on_hyphens=False)
-    for text in texts[:3]: yield from wrapper.wrap(text)
-    if len(texts) > 3: yield '    ...'
+    distinct = [*dict.fromkeys(texts)]
+    shown = distinct if kind in TOLD_APART else distinct[:3]
+    for text in shown: yield from wrapper.wrap(text)
+    if len(distinct) > len(shown): yield '    ...'
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #3b5cc2d6
 def report_lines(report:Report):
@@ -189,23 +238,33 @@ def yolox_doctor(
     format:str=None, # coco, voc or yolo; detected unless given
     train:str=None, # Training split; train unless given
     val:str=None, # Validation split; val unless given, or test where there is none
+    images:str=None, # Folder of the images, where it is not at a usual place
+    bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
+    allow_missing:bool=False, # Call the data ready even if a tenth of it or more is missing
     img_size:int=416, # Side of the canvas in training, in pixels
     out:str=None, # Folder for doctor.json and doctor.png; nothing is written unless given
     json:bool=False, # Print JSON instead of text
 ):
     "Check whether the dataset DATA is ready to train on, and show what is in it"
-    from tqdm import tqdm
-    check_between(img_size=(img_size, 1, math.inf))
+    check_between(img_size=(img_size, 1, math.inf), bit_depth=(bit_depth, 8, 16))
     if out: check_output_folder(out, data, below=True)
-    def bar(images): return tqdm(images, desc='images', ncols=80, disable=None)
-    report = examine(data, format, img_size, bar, train, val)
-    lines = [_to_json(report)] if json else map(printable, report_lines(report))
-    print(*lines, sep='\n', flush=True)
-    if out: _write_report(report, Path(out))
+    reading = dict(format=format, images=images, bit_depth=bit_depth)
+    report = examine(data, img_size, _bar, train, val, allow_missing, **reading)
+    _publish(report, json, out)
     if not report.ready: raise SystemExit(1)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6891
+def _bar(images):
+    from tqdm import tqdm
+    return tqdm(images, desc='images', ncols=80, disable=None)
+
 def _to_json(report): return json.dumps(summary(report), indent=1)
+
+# %% ../../nbs/evaluation/04_doctor.ipynb #0af66606
+def _publish(report, as_json, out): # Print, and write into a folder if one is given
+    lines = [_to_json(report)] if as_json else map(printable, report_lines(report))
+    print(*lines, sep='\n', flush=True)
+    if out: _write_report(report, Path(out))
 
 def _write_report(report, out):
     out.mkdir(parents=True, exist_ok=True)

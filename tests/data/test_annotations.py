@@ -127,9 +127,6 @@ def test_undecodable_image_is_named(kind, how, tmp_path):
     path = tmp_path/f'a.{kind}'
     path.write_bytes(broken_images(kind)[how])
     one = one_image(path, (HEIGHT, WIDTH))
-    if (kind, how) == ('jpeg', 'hole'): # JPEG has no checksum: it decodes, to other pixels
-        assert read_annotated(one, 0).shape == (3, HEIGHT, WIDTH)
-        return
     with pytest.raises(OSError, match=rf'a.{kind} cannot be decoded as an image .*'): read_annotated(one, 0)
     if how not in ('noise', 'empty'): return
     write(tmp_path/'a.txt', '0 .5 .5 1 1') # Not even a header, where YOLO's format needs one

@@ -1,10 +1,12 @@
 "Checks of annotations before training."
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from layouts import CLASSES, NAMES, both, coco, every, write, write_image, write_layout, yolo
 
-from cjm_yolox_pytorch.data.checks import check, check_splits
+from cjm_yolox_pytorch.data import prepare
+from cjm_yolox_pytorch.data.checks import Fault, check, check_splits, fault_lines
 from cjm_yolox_pytorch.data.prepare import prepare_splits
 from cjm_yolox_pytorch.data.splits import find_splits, read_split
 from cjm_yolox_pytorch.data.yolo import read_yolo
@@ -66,3 +68,91 @@ def test_prepare_holds_images_out_of_a_single_split(tmp_path):
     used = prepare_splits(tmp_path, quiet=True)
     assert {role: name for role, (name, _) in used.items()} == dict(training='all', validation='a tenth of all')
     assert sorted(Path(p).stem for _, a in used.values() for p in a.paths) == ['a', 'b', 'c']
+
+
+def test_fault_lines_tell_notes_apart():
+    faults = [Fault('note', '', 'one'), Fault('box', 'a', 'a: 1'), Fault('note', '', 'two'), Fault('box', 'b', 'b: 1'),
+              Fault('note', '', 'one')]
+    assert [*fault_lines(faults)] == ['note (2): one', 'box (2): a: 1 ...', 'note (1): two']
+
+
+def test_prepare_prints_every_note(tmp_path, monkeypatch, capsys):
+    write_layout('yolo images/train', tmp_path)
+    notes = ['one', 'another', 'a third']
+    find = prepare.find_splits
+    monkeypatch.setattr(prepare, 'find_splits', lambda *args: {
+        split: lambda read=read: replace(read(), notes=notes) for split, read in find(*args).items()})
+    prepare_splits(tmp_path)
+    printed = capsys.readouterr().out
+    assert [printed.count(note) for note in notes] == [2, 2, 2] # Training and validation
+
+
+def write_flat_boxes(root, flat, total=20):
+    for name in 'ab': write_image(root, name)
+    boxes = [[n, 5, 0 if n < flat else 5, 5] for n in range(total)]
+    objects = [dict(id=n, image_id=n % 2, category_id=1, bbox=box) for n, box in enumerate(boxes)]
+    write(root/'train.json', dict(coco(['a', 'b']), annotations=objects))
+
+
+@pytest.mark.parametrize('flat, stops', [(1, []), (2, ['2 of 20 boxes are left out']), (20, ['20 of 20 boxes are'])])
+def test_check_stops_if_a_tenth_of_the_boxes_is_left_out(flat, stops, tmp_path):
+    write_flat_boxes(tmp_path, flat)
+    a = read_split(tmp_path, 'train')
+    found = [f for f in check(a) if f.kind == 'missing data']
+    assert [f.text.startswith(text) for f, text in zip(found, stops, strict=True)] == [True]*len(stops)
+    assert all(f.stops and f.text.endswith('Fix this, or pass --allow-missing to go on without them') for f in found)
+    allowed = [f for f in check(a, allow_missing=True) if f.kind == 'missing data']
+    assert [f.stops for f in allowed] == [False]*len(stops)
+
+
+def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
+    write_flat_boxes(tmp_path, 5)
+    with pytest.raises(ValueError, match='5 of .* boxes are left out. Fix this, or pass --allow-missing'):
+        prepare_splits(tmp_path, 'train', 'train')
+    prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
+    assert '  missing data (1): 5 of 20 boxes are left out\n' in capsys.readouterr().out
+
+
+def test_check_turns_the_stops_of_a_reader_into_faults(tmp_path):
+    write_layout('yolo images/train', tmp_path)
+    a = replace(read_split(tmp_path, 'train'), stops=['6 images lack labels.', '6 labels lack an image'])
+    texts = [(f.text, f.stops) for f in check(a) if f.kind == 'missing data']
+    cure = '. Fix this, or pass --allow-missing to go on without them'
+    assert texts == [(f'6 images lack labels{cure}', True), (f'6 labels lack an image{cure}', True)]
+    assert not any(f.stops for f in check(a, allow_missing=True))
+
+
+SIMILAR = [(['Cat', 'cat'], 1), (['traffic light', 'traffic_light', 'TrafficLight', 'traffic-light'], 1),
+           (['cat', 'Cat', 'dog', 'd og'], 2), (['cat', 'cats', 'category'], 0)]
+
+
+@pytest.mark.parametrize('names, groups', SIMILAR)
+def test_check_names_similar_classes(names, groups, tmp_path):
+    write_layout('yolo images/train', tmp_path)
+    a = replace(read_split(tmp_path, 'train'), names=names)
+    found = [f for f in check(a) if f.kind == 'similar classes']
+    assert len(found) == groups and not any(f.stops for f in found)
+    if groups == 1: assert all(repr(name) in found[0].text for name in names)
+
+
+def test_check_splits_names_every_unknown_class_and_those_that_are_similar(tmp_path):
+    write_layout('yolo images/train', tmp_path)
+    train, val = (read_split(tmp_path, split) for split in ('train', 'val'))
+    two = replace(train, names=['Ant', 'moon'])
+    fault, = [f for f in check_splits(dict(train=train, other=two)) if f.kind == 'unknown class']
+    assert "other has objects of ['Ant', 'moon'], which train does not have" in fault.text
+    assert "Some differ only in how they are written: [['Ant', 'ant']]" in fault.text
+
+
+def test_prepare_validates_on_training_images_if_both_are_named(tmp_path, capsys):
+    write_layout('yolo images/train', tmp_path)
+    used = prepare_splits(tmp_path, train='train', val='train')
+    assert [name for name, _ in used.values()] == ['train', 'train']
+    assert 'metrics are those of training images\n' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='name it with both --train and --val'): prepare_splits(tmp_path, val='train')
+
+
+def test_prepare_passes_the_bit_depth_on(tmp_path):
+    write_layout('yolo images/train', tmp_path)
+    used = prepare_splits(tmp_path, quiet=True, format='yolo', bit_depth=12)
+    assert [a.bit_depth for _, a in used.values()] == [12, 12]
