@@ -208,4 +208,4 @@ def _class_order(order, names): # True names by detected names; names of all cla
     pairs = ', '.join(f'{true} is detected as {said}' for said, true in [*order.items()][:3])
     yield f'the class names of the weights may be in the wrong order: {pairs}'
     fitting = [order.get(name, name) for name in names]
-    if len({*fitting}) == len(names) <= 20: yield f'names that would fit the weights: {", ".join(fitting)}'
+    if len({*fitting}) == len(names) <= 20: yield f'names that would fit the weights: {",".join(fitting)}'
