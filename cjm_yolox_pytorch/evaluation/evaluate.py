@@ -6,10 +6,8 @@
 __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
-import json, math, time, torch, numpy as np
-from contextlib import suppress
+import json, math, textwrap, time, torch, numpy as np
 from pathlib import Path
-from textwrap import wrap
 
 from ..commands.command import choose_device, command
 from ..commands.messages import shorten
@@ -83,9 +81,8 @@ def latency(
         after = _now(device)
         nms(*(part[0] for part in scored_boxes(outputs, spec.strides)), **settings)
         times.append((_now(device) - start, after - before))
-    total, network = (np.median(times[2:], axis=0)*1000).tolist()
     name = torch.cuda.get_device_name() if device.type == 'cuda' else device.type
-    return dict(total=total, network=network, device=name)
+    return dict(zip(('total', 'network'), (np.median(times[2:], axis=0)*1000).tolist()), device=name)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #5537714e
 def write_coco(
@@ -103,10 +100,9 @@ def _choose_split(data, split, notes, **reading) -> tuple: # Its name and annota
     name = resolve_split(data, splits, split) if split else _usual_split(data, [*splits])
     a = splits[name]()
     if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with --split')
-    trained_on, held = notes.get('fingerprint'), None
-    with suppress(ValueError): # Too few images to hold some out
-        rest, held = hold_out(a)
-    most = held is not None and fingerprint(rest) == trained_on
+    try: rest, held = hold_out(a)
+    except ValueError: rest, held = a, None # Too few images
+    most = held is not None and fingerprint(rest) == notes.get('fingerprint')
     if most and not split: return f'a tenth of {name}', held
     on = 'most of these images' if most else _training_images(a, name, notes)
     if on: print(f'the weights were trained on {on}: metrics may be too high', flush=True)
@@ -117,7 +113,8 @@ def _training_images(a, name, notes): # What to call them if the weights were tr
     trained_on = notes.get('fingerprint')
     if fingerprint(a) == trained_on: return 'all of these images'
     if notes.get('training') != name: return
-    return f'{name!r} of unknown data' if trained_on is None else f'{name!r} of other data, or of this before it changed'
+    if trained_on is None: return f'{name!r} of unknown data'
+    return f'{name!r} of other data, or of this before it changed'
 
 def _usual_split(data, names):
     usual = [s for s in ('test', 'val') if s in names]
@@ -132,19 +129,19 @@ def _check_data(a, allow_missing):
     if stops: raise ValueError('; '.join(fault_lines(stops)) + '; run yolox_doctor for details')
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #db58c992
-def _match_classes(weights, loaded, data, a): # `Annotations` with labels as the network numbers them
+def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the network numbers them
     C = loaded.num_classes
     if not loaded.names and C != len(a.names):
         counts = f'{C} unnamed classes, but {data} has {len(a.names)}: {shorten(a.names)}'
         raise ValueError(f'{weights} has {counts}. Name those of the weights with --names')
     if not loaded.names:
         order = shorten(', '.join(a.names))
-        text = f'the weights have no class names: taking those of the data, in its order ({order}); --names gives others'
-        print(*wrap(text, 80, subsequent_indent='  '), sep='\n', flush=True)
+        text = f'the weights have no class names: taking those of the data, in its order ({order})'
+        print(*textwrap.wrap(f'{text}; --names gives others', 80, subsequent_indent='  '), sep='\n', flush=True)
     names = loaded.names or a.names
     check_names(names)
     try: return relabel(a, names)
-    except ValueError as e: raise ValueError(f'{data}: {e}. If these classes have other names there, use --names') from e
+    except ValueError as e: raise ValueError(f'{data}: {e} of the weights. To rename those, use --names') from e
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
 def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None, **reading):
@@ -155,7 +152,7 @@ def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None,
     check_between(bit_depth=(bit_depth, 8, 16))
     split, a = _choose_split(data, split, loaded.notes, bit_depth=bit_depth, **reading)
     _check_data(a, allow_missing)
-    return loaded, split, _match_classes(weights, loaded, data, a)
+    return loaded, split, _name_classes(weights, loaded, data, a)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
 def _check_eval_options(img_size, batch, workers, conf, working_conf, iou, max_detections, **_):

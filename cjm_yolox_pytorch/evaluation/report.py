@@ -22,25 +22,29 @@ def _figure(width, height): # In inches
 def _short(name): return escape_mathtext(shorten_name(name))
 
 # %% ../../nbs/evaluation/01_report.ipynb #601c7b1c
+def _draw_curves(ax, e): # Precision over recall, and a legend of AP50
+    names, counts, curves = e.annotations.names, e.annotations.counts, e.curves.T
+    areas, recalls = e.curves.mean(axis=0), np.linspace(0, 1, len(e.curves))
+    order = [c for c in np.argsort(-counts, kind='stable') if counts[c]]
+    for c in order[10:]: ax.plot(recalls, curves[c], color='.8', lw=.8)
+    for n, c in enumerate(sorted(order[:10], key=lambda c: areas[c])):
+        color, label = f'C{n if len(names) > 10 else c}', f'{areas[c]:.3f} {_short(names[c])}'
+        ax.plot(recalls, curves[c], color=color, label=label)
+    if not order: return
+    label = f'{areas[order].mean():.3f} mean of {len(order)}'
+    ax.plot(recalls, curves[order].mean(axis=0), color='black', lw=2.5, label=label)
+    title = 'AP50' if len(order) <= 10 else 'AP50 of the 10 classes\nwith most objects'
+    ax.legend(title=title, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+
+# %% ../../nbs/evaluation/01_report.ipynb #87c8eb66
 def plot_precision_recall(
     e:Evaluation,
     path # PNG file to write
 ):
     "Plot precision over recall for each class."
-    names, counts, curves = e.annotations.names, e.annotations.counts, e.curves.T
-    areas, recalls = e.curves.mean(axis=0), np.linspace(0, 1, len(e.curves))
-    order = [c for c in np.argsort(-counts, kind='stable') if counts[c]]
     fig = _figure(8, 4.2)
     ax = fig.subplots()
-    for c in order[10:]: ax.plot(recalls, curves[c], color='.8', lw=.8)
-    for n, c in enumerate(sorted(order[:10], key=lambda c: areas[c])):
-        color, label = f'C{n if len(names) > 10 else c}', f'{areas[c]:.3f} {_short(names[c])}'
-        ax.plot(recalls, curves[c], color=color, label=label)
-    if order:
-        label = f'{areas[order].mean():.3f} mean of {len(order)}'
-        ax.plot(recalls, curves[order].mean(axis=0), color='black', lw=2.5, label=label)
-        title = 'AP50' if len(order) <= 10 else 'AP50 of the 10 classes\nwith most objects'
-        ax.legend(title=title, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+    _draw_curves(ax, e)
     ax.set(title='Precision over recall at an IoU of .5', xlim=(0, 1), ylim=(0, 1.02))
     ax.set(xlabel='recall: share of objects found', ylabel='precision: share of detections correct')
     ax.grid(alpha=.3)

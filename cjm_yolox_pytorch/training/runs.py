@@ -52,6 +52,17 @@ def read_rows(path) -> list:
     "Read the metrics of a training from the CSV file `path`: dicts of numbers by column, without empty values."
     with open(path, newline='') as f: return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
 
+# %% ../../nbs/training/02_runs.ipynb #155673db
+def _plot_column(ax, rows, name, *style, **kwargs):
+    points = [(row['epoch'], row[name]) for row in rows if name in row]
+    if points: ax.plot(*zip(*points), *style, **kwargs)
+
+def _label(ax, title, top):
+    ax.set(title=title, xlabel='epoch', ylim=(0, top))
+    if ax.lines: ax.legend()
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=.3)
+
 # %% ../../nbs/training/02_runs.ipynb #aab61dae
 def plot_curves(
     rows:list, # As `read_rows` returns them
@@ -60,22 +71,14 @@ def plot_curves(
     "Draw losses and average precision over epochs."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(9, 3.2), layout='constrained')
-    left, right = axs = fig.subplots(1, 2)
+    left, right = fig.subplots(1, 2)
     for n, (name, val_name) in enumerate(zip(LOSSES, VAL_LOSSES)):
         _plot_column(left, rows, name, '.-', color=f'C{n}', label=name[5:])
         _plot_column(left, rows, val_name, 'o:', color=f'C{n}', ms=3, lw=1)
     for name in ('AP50', 'AP'): _plot_column(right, rows, name, '.-', label=name)
-    titles = 'Losses (dotted: validation)', 'Average precision, validation'
-    for ax, title, top in zip(axs, titles, (None, 1)):
-        ax.set(title=title, xlabel='epoch', ylim=(0, top))
-        if ax.lines: ax.legend()
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(alpha=.3)
+    _label(left, 'Losses (dotted: validation)', None)
+    _label(right, 'Average precision, validation', 1)
     with atomic(path) as partial: fig.savefig(partial, format='png', dpi=110)
-
-def _plot_column(ax, rows, name, *style, **kwargs):
-    points = [(row['epoch'], row[name]) for row in rows if name in row]
-    if points: ax.plot(*zip(*points), *style, **kwargs)
 
 # %% ../../nbs/training/02_runs.ipynb #37be3291
 def tensorboard_logger(out):

@@ -163,8 +163,9 @@ def test_split_that_was_trained_on_is_told_also_when_it_is_named(shapes, tmp_pat
     "Whatever the split is called now, and also if a tenth of it was held out"
     val = read_split(shapes, 'val')
     weights = load_weights(shapes/'nano.safetensors')
-    for trained_on, training, told in [(val, 'train', 'all of these images'), (hold_out(val)[0], 'val', 'most of these'),
-        (val.take([0]), 'val', "'val' of other data"), (val.take([0]), 'train', '')]:
+    cases = [(val, 'train', 'all of these images'), (hold_out(val)[0], 'val', 'most of these images'),
+        (val.take([0]), 'val', "'val' of other data"), (val.take([0]), 'train', '')]
+    for trained_on, training, told in cases:
         notes = dict(training=training, fingerprint=fingerprint(trained_on))
         save_weights(replace(weights, notes=notes), tmp_path/'noted.safetensors')
         yolox_eval(str(tmp_path/'noted.safetensors'), str(shapes), split='val', img_size=32, device='cpu')
@@ -222,7 +223,7 @@ def test_names_of_the_weights_are_read_from_a_file_and_counted(shapes, perfect, 
     code, *_ = command(perfect[0], shapes, '--names', 'disc,cross')
     assert 'unnamed.safetensors: 2 names for 5 classes' in code
     code, *_ = command(shapes/'nano.safetensors', shapes, '--names', 'a,b,c,d,e')
-    assert 'are not among' in code and 'use --names' in code
+    assert 'are not among' in code and 'To rename those, use --names' in code
 
 
 def test_missing_data_stop_an_evaluation_unless_allowed(shapes, perfect, monkeypatch, command):

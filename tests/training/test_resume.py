@@ -184,7 +184,8 @@ def test_recipe_may_change_where_nothing_learnt_depends_on_it(shapes, resumable)
 
 
 def new_run_is_advised(message, out):
-    assert f'begin a new training from its weights: yolox_train DATA --weights {out}/best.safetensors --out NEW' in message
+    command = f'yolox_train DATA --weights {out}/best.safetensors --out NEW'
+    assert f'begin a new training from its weights: {command}' in message
 
 
 def test_resume_with_other_classes_says_how_to_begin_anew(shapes, tmp_path, uninterrupted):
