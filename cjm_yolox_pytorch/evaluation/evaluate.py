@@ -123,10 +123,10 @@ def _usual_split(data, names):
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02e
 def _check_data(a, allow_missing):
-    faults = [f for f in check(a) if f.kind != 'nothing to learn']
-    stops = [f for f in faults if f.stops and not (allow_missing and f.kind == 'missing data')]
+    faults = [f for f in check(a, allow_missing) if f.kind != 'nothing to learn']
     for line in fault_lines(faults): print(f'  {line}', flush=True)
-    if stops: raise ValueError('; '.join(fault_lines(stops)) + '; run yolox_doctor for details')
+    problems = [*fault_lines([f for f in faults if f.stops])]
+    if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #db58c992
 def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the network numbers them

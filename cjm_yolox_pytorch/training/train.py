@@ -217,7 +217,7 @@ def _make_trainer(plan, used, initial, device):
     trainer = Trainer(plan, *splits, initial, device)
     known = dict(fingerprint=fingerprint(trainer.train), bit_depth=trainer.train.bit_depth)
     trainer.notes = dict(zip(used, names), **known)
-    if trainer.rank == 0: _print_start(trainer)
+    if trainer.rank == 0: _print_start(trainer, initial)
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #2e266fb6
@@ -229,9 +229,12 @@ def _fit_or_explain(trainer, out, resume, loggers):
         sys.exit(130)
     except RuntimeError as e: raise _explain_death(e) or e
 
-def _print_start(t):
+def _print_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
     if t.loaded: print(f'weights: {t.loaded}', flush=True)
+    before = initial.notes.get('bit_depth') if initial else None
+    if before and before != t.train.bit_depth:
+        print(f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}', flush=True)
     if share >= 4 or t.recipe.sync_bn: return
     cure = '--batch, or --sync-bn' if t.world > 1 else '--batch'
     print(f'batch norm sees only {share} images at a time: choose a larger {cure}', flush=True)

@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_weights_without_names_take_those_of_the_data_and_say_so(perfect, tmp_pa
     printed = ' '.join(printed.split())
     assert code == 0 and 'the weights have no class names: taking those of the data, in its order' in printed
     assert 'the class names of the weights may be in the wrong order' in printed and 'AP 0.600' in printed
-    assert f'names that would fit the weights: {", ".join(names)}' in printed
+    assert f'names that would fit the weights: {",".join(names)}' in printed
     code, printed, _ = command(weights, tmp_path/'more', '--names', ','.join(names))
     assert code == 0 and 'order' not in printed and 'AP   1.000' in printed
 
@@ -228,19 +229,22 @@ def test_names_of_the_weights_are_read_from_a_file_and_counted(shapes, perfect, 
 
 def test_missing_data_stop_an_evaluation_unless_allowed(shapes, perfect, monkeypatch, command):
     "And so do boxes that are odd"
-    def fault(kind, stops=True): return Fault(kind, '', f'this is {kind}', stops)
-    def found(*faults): monkeypatch.setattr('cjm_yolox_pytorch.evaluation.evaluate.check', lambda a: [*faults])
-    found(fault('missing data'))
+    find = evaluate.find_splits
+    def found(**changes):
+        def change(read): return replace(read(), **changes)
+        def changed(*args, **kwargs): return {k: partial(change, read) for k, read in find(*args).items()}
+        monkeypatch.setattr(evaluate, 'find_splits', changed)
+    found(stops=['4 of 12 images are missing'])
     code, printed, _ = command(shapes/'nano.safetensors', shapes)
-    assert 'yolox_eval: error: missing data (1): this is missing data' in code and 'AP' not in printed
+    assert 'yolox_eval: error: missing data (1): 4 of 12 images are missing' in code and 'AP' not in printed
     code, printed, _ = command(shapes/'nano.safetensors', shapes, '--allow-missing')
-    assert code == 0 and 'this is missing data' in printed and 'AP   ' in printed
-    found(fault('odd boxes'), fault('missing data'))
-    code, *_ = command(shapes/'nano.safetensors', shapes, '--allow-missing')
-    assert 'this is odd boxes' in code and 'this is missing data' not in code
-    found(fault('note', stops=False), fault('nothing to learn'))
+    assert code == 0 and '4 of 12 images are missing' in printed and 'AP   ' in printed
+    found(notes=['this is a note', 'and another'])
     code, printed, _ = command(shapes/'nano.safetensors', shapes)
-    assert code == 0 and 'this is note' in printed
+    assert code == 0 and 'this is a note' in printed and 'and another' in printed
+    odd = Fault('other box layout', '', 'corners', stops=True)
+    monkeypatch.setattr(evaluate, 'check', lambda *args: [odd])
+    assert 'other box layout (1): corners' in command(shapes/'nano.safetensors', shapes, '--allow-missing')[0]
 
 
 def test_data_are_read_with_the_options_of_the_command(shapes, perfect, tmp_path, monkeypatch, command):

@@ -64,6 +64,6 @@ def test_report_tells_of_classes_in_another_order(tmp_path):
     assert json.loads((tmp_path/'out/metrics.json').read_text())['class_order'] == {'cat': 'dog', 'dog': 'cat'}
     lines = ' '.join(' '.join(table(metrics)).split())
     assert 'may be in the wrong order: cat is detected as dog, dog is detected as cat' in lines
-    assert 'names that would fit the weights: dog, cat, cow' in lines
+    assert 'names that would fit the weights: dog,cat,cow' in lines
     right = [detections([(*row, .9) for row in rows]) for rows in there]
     assert 'class_order' not in report(split, right) and 'order' not in ' '.join(table(report(split, right)))
