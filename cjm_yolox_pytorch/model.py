@@ -274,10 +274,14 @@ def _match_classes(weights, names, C): # Rows of the model, their rows in the we
     key = str.casefold if distinct else str
     place = {key(name): i for i, name in enumerate(old)}
     rows = [i for i, name in enumerate(new) if key(name) in place]
-    if rows: return rows, [place[key(new[i])] for i in rows], f'; {len(rows)} of {C} classes matched by name'
+    if rows:
+        others = [name for name in new if key(name) not in place]
+        note = f'; {len(rows)} of {C} classes matched by name'
+        if others: note += f', but not {", ".join(others[:5])}{" ..." if len(others) > 5 else ""}'
+        return rows, [place[key(new[i])] for i in rows], note
     if C != weights.num_classes: return [], [], f'; class layer new, for {C} classes instead of {weights.num_classes}'
-    by_place = '; classes matched by position, since no name is the same' if old and new else ''
-    return [*range(C)], [*range(C)], by_place
+    why = 'no name is the same' if old else 'the weights have no class names'
+    return [*range(C)], [*range(C)], f'; classes matched by position, since {why}' if new else ''
 
 # %% ../nbs/02_model.ipynb #fc1343e2
 def _check_fit(state, own, model_type):

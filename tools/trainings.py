@@ -1,5 +1,4 @@
 "Small trainings for tests and tools: in this process, or in others that may be stopped, killed and compared."
-import atexit
 import multiprocessing
 import os
 import socket
@@ -43,8 +42,7 @@ def run_quietly(function, log, environment, *args):
         for number in (1, 2): os.dup2(f.fileno(), number)
     os.environ.update(environment)
     torch.set_num_threads(1)
-    try: function(*args)
-    finally: atexit._run_exitfuncs() # As a program would, for its workers; multiprocessing leaves them out
+    function(*args)
 
 
 def run_command(command):

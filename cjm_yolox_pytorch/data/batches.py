@@ -10,6 +10,7 @@ import atexit, multiprocessing, os, random, signal, sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from multiprocessing.util import Finalize
 
 import cv2, torch, numpy as np, torch.nn.functional as F
 from torch import Tensor
@@ -156,9 +157,10 @@ class EpochBatches:
 
 # %% ../../nbs/data/10_batches.ipynb #5dfa1679
 @cache
-def _exiting(): # Flag shared with workers: the main process is exiting
+def _exiting(pid): # Flag shared with workers: the process `pid`, which is this one, is exiting
     flag = multiprocessing.RawValue('b', False)
     atexit.register(setattr, flag, 'value', True)
+    Finalize(None, setattr, (flag, 'value', True), exitpriority=1) # A child of multiprocessing leaves out atexit
     return flag
 
 def _start_worker(exiting, worker_id):
@@ -173,7 +175,7 @@ def _print_unless_disconnected(kind, error, traceback):
 # %% ../../nbs/data/10_batches.ipynb #5dfa167c
 def make_loader(dataset, batch_size:int=1, workers:int=0, **kwargs) -> DataLoader:
     "Load all images of a `DetectionDataset` in order; `workers` processes prepare batches."
-    start = partial(_start_worker, _exiting()) if workers else None
+    start = partial(_start_worker, _exiting(os.getpid())) if workers else None
     return DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate,
         worker_init_fn=start, pin_memory=torch.cuda.is_available(), **kwargs)
 

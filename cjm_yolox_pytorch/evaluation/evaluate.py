@@ -6,20 +6,22 @@
 __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
-import json, math, time, torch, numpy as np
-from contextlib import suppress
+import json, math, textwrap, time, torch, numpy as np
 from pathlib import Path
 
 from ..commands.command import choose_device, command
+from ..commands.messages import shorten
 from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
 from ..data.coco import coco_truth
-from ..data.splits import find_splits, hold_out, read_split
+from ..data.split_names import resolve_split
+from ..data.splits import find_splits, hold_out
 from ..detection.detections import Detections
 from .metrics import check_names, coco_results
 from .report import report, table
 from ..files.checkpoints import load_weights
+from ..files.class_names import parse_names
 from ..files.letterbox import InputSpec, letterbox, normalize, unletterbox
 from ..files.paths import atomic, check_output_folder
 from ..inference import nms, scored_boxes
@@ -27,7 +29,7 @@ from ..model import build_model
 from ..utils import check_between
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #dbc9b2b0
-def _network_input(images, spec): # Normalised
+def _network_input(images, spec): # [B, 3, H, W] float, normalized
     return normalize(images, spec.mean, spec.std).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #dbc9b2b1
@@ -35,7 +37,7 @@ def _network_input(images, spec): # Normalised
 def detect(
     model, # With the outputs of `YOLOX`, in evaluation mode
     annotations:Annotations, # Images to run it on
-    spec:InputSpec, # Canvas, normalisation and strides
+    spec:InputSpec, # Canvas, normalization and strides
     batch_size:int=16,
     workers:int=0, # Processes that load images
     amp_dtype=None, # torch.bfloat16 or torch.float16 for autocast
@@ -62,7 +64,12 @@ def _now(device): # In seconds, once the device has finished
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #ebe774c7
 @torch.no_grad()
-def latency(model, annotations, spec:InputSpec, **settings) -> dict: # `total` and `network` in ms; `device`
+def latency(
+    model, # With the outputs of `YOLOX`, in evaluation mode
+    annotations:Annotations, # Images to time; twelve are read, some of them again if there are fewer
+    spec:InputSpec, # Canvas, normalization and strides
+    **settings # Arguments of `nms`
+) -> dict: # `total` and `network` in ms, and the name of the `device`
     "Measure the median time of one image, from file to boxes, and of the network alone."
     device, times = next(model.parameters()).device, []
     for i in np.arange(12) % len(annotations):
@@ -74,42 +81,78 @@ def latency(model, annotations, spec:InputSpec, **settings) -> dict: # `total` a
         after = _now(device)
         nms(*(part[0] for part in scored_boxes(outputs, spec.strides)), **settings)
         times.append((_now(device) - start, after - before))
-    total, network = (np.median(times[2:], axis=0)*1000).tolist()
     name = torch.cuda.get_device_name() if device.type == 'cuda' else device.type
-    return dict(total=total, network=network, device=name)
+    return dict(zip(('total', 'network'), (np.median(times[2:], axis=0)*1000).tolist()), device=name)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #5537714e
-def write_coco(annotations, detections, folder):
+def write_coco(
+    annotations:Annotations, # Ground truth
+    detections:list, # One `Detections` per image, in pixels of the original image
+    folder # Existing folder
+):
     "Write truth.json and detections.json in COCO's formats."
     for name, content in dict(truth=coco_truth(annotations), detections=coco_results(detections)).items():
         with atomic(Path(folder)/f'{name}.json') as partial: partial.write_text(json.dumps(content))
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #12cef1aa
-def _choose_split(data, split, format, notes) -> tuple: # Its name and annotations
-    splits = find_splits(data, format)
-    name = split or next((s for s in ('test', 'val') if s in splits), next(iter(splits)))
-    a = read_split(data, name, format)
+def _choose_split(data, split, notes, **reading) -> tuple: # Its name and annotations
+    splits = find_splits(data, **reading)
+    name = resolve_split(data, splits, split) if split else _usual_split(data, [*splits])
+    a = splits[name]()
     if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with --split')
-    if split or notes.get('training') != name: return name, a
-    trained_on = notes.get('fingerprint')
-    with suppress(ValueError): # Too few images to hold some out
-        rest, held = hold_out(a)
-        if fingerprint(rest) == trained_on: return f'a tenth of {name}', held
-    if trained_on is None: on = f'{name!r} of unknown data'
-    elif fingerprint(a) == trained_on: on = 'all of these images'
-    else: on = f'{name!r} of other data, or of this before it changed'
-    print(f'the weights were trained on {on}: metrics may be too high', flush=True)
+    try: rest, held = hold_out(a)
+    except ValueError: rest, held = a, None # Too few images
+    most = held is not None and fingerprint(rest) == notes.get('fingerprint')
+    if most and not split: return f'a tenth of {name}', held
+    on = 'most of these images' if most else _training_images(a, name, notes)
+    if on: print(f'the weights were trained on {on}: metrics may be too high', flush=True)
     return name, a
 
+# %% ../../nbs/evaluation/02_evaluate.ipynb #b11809c2
+def _training_images(a, name, notes): # What to call them if the weights were trained on them, or may have been
+    trained_on = notes.get('fingerprint')
+    if fingerprint(a) == trained_on: return 'all of these images'
+    if notes.get('training') != name: return
+    if trained_on is None: return f'{name!r} of unknown data'
+    return f'{name!r} of other data, or of this before it changed'
+
+def _usual_split(data, names):
+    usual = [s for s in ('test', 'val') if s in names]
+    if not usual and len(names) > 1: print(f'{data} has the splits {names}: measuring {names[0]!r}', flush=True)
+    return [*usual, *names][0]
+
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02e
-def _load(weights, data, split, format) -> tuple: # `Weights`, name of the split, and its annotations
-    loaded = load_weights(weights)
-    split, annotations = _choose_split(data, split, format, loaded.notes)
-    for line in fault_lines([f for f in check(annotations) if not f.stops]): print(f'  {line}', flush=True)
-    C, names = loaded.num_classes, loaded.names or annotations.names
-    if C != len(names): raise ValueError(f'{weights} has {C} unnamed classes, but {data} has {len(names)}: {names}')
+def _check_data(a, allow_missing):
+    faults = [f for f in check(a, allow_missing) if f.kind != 'nothing to learn']
+    for line in fault_lines(faults): print(f'  {line}', flush=True)
+    problems = [*fault_lines([f for f in faults if f.stops])]
+    if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #db58c992
+def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the network numbers them
+    C = loaded.num_classes
+    if not loaded.names and C != len(a.names):
+        counts = f'{C} unnamed classes, but {data} has {len(a.names)}: {shorten(a.names)}'
+        raise ValueError(f'{weights} has {counts}. Name those of the weights with --names')
+    if not loaded.names:
+        order = shorten(', '.join(a.names))
+        text = f'the weights have no class names: taking those of the data, in its order ({order})'
+        print(*textwrap.wrap(f'{text}; --names gives others', 80, subsequent_indent='  '), sep='\n', flush=True)
+    names = loaded.names or a.names
     check_names(names)
-    return loaded, split, relabel(annotations, names)
+    try: return relabel(a, names)
+    except ValueError as e: raise ValueError(f'{data}: {e} of the weights. To rename those, use --names') from e
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
+def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None, **reading):
+    loaded = load_weights(weights, names=parse_names(names))
+    if bit_depth is None:
+        bit_depth = loaded.notes.get('bit_depth', 16)
+        if bit_depth != 16: print(f'reading 16-bit images with a bit depth of {bit_depth}, as in training', flush=True)
+    check_between(bit_depth=(bit_depth, 8, 16))
+    split, a = _choose_split(data, split, loaded.notes, bit_depth=bit_depth, **reading)
+    _check_data(a, allow_missing)
+    return loaded, split, _name_classes(weights, loaded, data, a)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
 def _check_eval_options(img_size, batch, workers, conf, working_conf, iou, max_detections, **_):
@@ -122,11 +165,8 @@ def _check_out(out, data): # Results would replace those of a training
     if (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training: choose another folder')
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
-def _evaluate(weights, data, split, format, img_size, out, batch, workers, device, conf, working_conf, **settings):
+def _evaluate(loaded, split, a, img_size, out, batch, workers, device, conf, working_conf, **settings):
     from tqdm import tqdm
-    _check_eval_options(img_size, batch, workers, conf, working_conf, **settings)
-    if out: _check_out(out, data)
-    loaded, split, a = _load(weights, data, split, format)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
     model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()
     spec = InputSpec(img_size or loaded.input_size, loaded.mean, loaded.std, model.bbox_head.strides)
@@ -146,7 +186,11 @@ def yolox_eval(
     weights:str, # File of weights
     data:str, # Folder of a dataset, or a COCO file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
-    format:str=None, # coco, voc or yolo; detected by default
+    format:str=None, # coco, voc, yolo or csv; detected by default
+    images:str=None, # Folder of images that are not at one of the usual places
+    bit_depth:int=None, # Bits that the pixels of 16-bit files use; by default as in training, or 16
+    names:str=None, # Class names of the weights: cat,dog or a file with one name per line; by default those they have
+    allow_missing:bool=False, # Evaluate although many images or labels are missing
     img_size:int=None, # Side of the canvas in pixels; by default that of training (published nano and tiny: 416)
     conf:float=.001, # Minimum score for average precision; a larger value lowers AP
     working_conf:float=.25, # Minimum score for precision, recall, confusions and figures
@@ -159,5 +203,9 @@ def yolox_eval(
     device:str=None, # cpu, cuda, ...; by default the fastest
 ):
     "Measure how good WEIGHTS are on a split of DATA"
-    options = dict(conf=conf, working_conf=working_conf, iou=iou, max_detections=max_detections)
-    _evaluate(weights, data, split, format, img_size, out, batch, workers, device, multi_label=multi_label, **options)
+    settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
+    _check_eval_options(img_size, batch, workers, conf, working_conf, **settings)
+    if out: _check_out(out, data)
+    reading = dict(format=format, images=images, bit_depth=bit_depth)
+    loaded, split, a = _load(weights, data, split, names, allow_missing, **reading)
+    _evaluate(loaded, split, a, img_size, out, batch, workers, device, conf, working_conf, **settings)

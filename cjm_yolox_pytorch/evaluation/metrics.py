@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKGROUND_NAME', 'METRICS', 'VOC_METRICS', 'coco_results', 'check_names', 'average_precision',
-           'voc_average_precision', 'MatchResult', 'match_detections', 'confusion_matrix', 'Evaluation']
+           'voc_average_precision', 'MatchResult', 'match_detections', 'confusion_matrix', 'displaced_classes',
+           'Evaluation']
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #0bc602a1
 import math, torch, numpy as np
@@ -56,7 +57,7 @@ METRICS = dict( # Name -> where its values are in precision (AP) or recall (AR)
     AR_1=np.s_[..., 0, 0], AR_10=np.s_[..., 0, 1], AR_100=np.s_[..., 0, 2],
     AR_small=np.s_[..., 1, 2], AR_medium=np.s_[..., 2, 2], AR_large=np.s_[..., 3, 2])
 
-def _mean(values) -> float: # Without NaN
+def _mean(values) -> float: # NaN if all are NaN
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #62327c02
@@ -176,8 +177,12 @@ def match_detections(
     return MatchResult(taken, correct, (taken >= 0) & ~correct, false_positive, missed)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #bcb12875
-def confusion_matrix(annotations, detections, results:list) -> np.ndarray: # [C+1, C+1], background last
-    "Count true and predicted classes; `results` has one `MatchResult` per image."
+def confusion_matrix(
+    annotations:Annotations, # Ground truth
+    detections:list, # One `Detections` per image
+    results:list # One `MatchResult` per image
+) -> np.ndarray: # [C+1, C+1] counts by true class (rows) and predicted class, background last
+    "Count true and predicted classes."
     C = len(annotations.names)
     matrix = np.zeros((C + 1, C + 1), dtype=int)
     for i, (d, r) in enumerate(zip(detections, results)):
@@ -188,7 +193,7 @@ def confusion_matrix(annotations, detections, results:list) -> np.ndarray: # [C+
     return matrix
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #7e088940
-def _use_metrics(matrix, names, conf) -> dict: # Precision and recall are NaN if undefined
+def _working_metrics(matrix, names, conf) -> dict: # Precision and recall are NaN if undefined
     parts = matrix.diagonal()[:-1], matrix[:-1].sum(axis=1), matrix[:, :-1].sum(axis=0)
     right, objects, found = (np.append(n, n.sum()) for n in parts)
     with np.errstate(invalid='ignore'): columns = objects, right/found, right/objects
@@ -200,6 +205,22 @@ def _use_metrics(matrix, names, conf) -> dict: # Precision and recall are NaN if
     axis = [*names, BACKGROUND_NAME]
     rows = {n: {axis[c]: int(row[c]) for c in row.nonzero()[0]} for n, row in zip(axis, matrix) if row.any()}
     return dict(in_use=in_use, confusion=rows, classes=classes)
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #894483a2
+def displaced_classes(matrix:np.ndarray) -> dict: # [C+1, C+1] of `confusion_matrix` -> true class by predicted class
+    "Find classes that are detected under each other's names, as if weights and data had them in different orders."
+    counts = matrix[:-1, :-1]
+    if not counts.any(): return {}
+    classes, objects = np.arange(len(counts)), counts.sum(axis=1)
+    name, most = counts.argmax(axis=1), counts.max(axis=1)
+    mutual = counts.argmax(axis=0)[name] == classes
+    clear = mutual & (objects >= 3) & (most >= .8*objects)
+    displaced = clear & (name != classes)
+    trade = {*classes[displaced]} == {*name[displaced]}
+    nearly_all_wrong = counts.trace() <= .1*counts.sum()
+    enough = most[displaced].sum() >= 10 and most[clear].sum() >= .5*counts.sum()
+    if displaced.sum() < 2 or not enough or not (trade or nearly_all_wrong): return {}
+    return dict(zip(name[displaced].tolist(), classes[displaced].tolist()))
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #7e088943
 @dataclass
@@ -215,6 +236,8 @@ class Evaluation:
         voc = voc_average_precision(a, found)
         self.results = [match_detections(*a.objects(i), d, conf) for i, d in enumerate(found)]
         self.matrix = confusion_matrix(a, found, self.results)
-        parts = _use_metrics(self.matrix, a.names, conf), coco, voc
+        parts = _working_metrics(self.matrix, a.names, conf), coco, voc
         classes = {n: {k: v for p in parts for k, v in p['classes'][n].items()} for n in a.names}
         self.metrics = {**coco, **voc, **parts[0], 'classes': classes}
+        order = {a.names[said]: a.names[true] for said, true in displaced_classes(self.matrix).items()}
+        if order: self.metrics['class_order'] = order

@@ -22,22 +22,29 @@ def _figure(width, height): # In inches
 def _short(name): return escape_mathtext(shorten_name(name))
 
 # %% ../../nbs/evaluation/01_report.ipynb #601c7b1c
-def plot_precision_recall(e:Evaluation, path): # PNG file to write
-    "Plot precision over recall for each class."
+def _draw_curves(ax, e): # Precision over recall, and a legend of AP50
     names, counts, curves = e.annotations.names, e.annotations.counts, e.curves.T
     areas, recalls = e.curves.mean(axis=0), np.linspace(0, 1, len(e.curves))
     order = [c for c in np.argsort(-counts, kind='stable') if counts[c]]
-    fig = _figure(8, 4.2)
-    ax = fig.subplots()
     for c in order[10:]: ax.plot(recalls, curves[c], color='.8', lw=.8)
     for n, c in enumerate(sorted(order[:10], key=lambda c: areas[c])):
         color, label = f'C{n if len(names) > 10 else c}', f'{areas[c]:.3f} {_short(names[c])}'
         ax.plot(recalls, curves[c], color=color, label=label)
-    if order:
-        label = f'{areas[order].mean():.3f} mean of {len(order)}'
-        ax.plot(recalls, curves[order].mean(axis=0), color='black', lw=2.5, label=label)
-        title = 'AP50' if len(order) <= 10 else 'AP50 of the 10 classes\nwith most objects'
-        ax.legend(title=title, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+    if not order: return
+    label = f'{areas[order].mean():.3f} mean of {len(order)}'
+    ax.plot(recalls, curves[order].mean(axis=0), color='black', lw=2.5, label=label)
+    title = 'AP50' if len(order) <= 10 else 'AP50 of the 10 classes\nwith most objects'
+    ax.legend(title=title, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+
+# %% ../../nbs/evaluation/01_report.ipynb #87c8eb66
+def plot_precision_recall(
+    e:Evaluation,
+    path # PNG file to write
+):
+    "Plot precision over recall for each class."
+    fig = _figure(8, 4.2)
+    ax = fig.subplots()
+    _draw_curves(ax, e)
     ax.set(title='Precision over recall at an IoU of .5', xlim=(0, 1), ylim=(0, 1.02))
     ax.set(xlabel='recall: share of objects found', ylabel='precision: share of detections correct')
     ax.grid(alpha=.3)
@@ -57,7 +64,10 @@ def _draw_matrix(ax, counts, fontsize):
     ax.tick_params(length=0)
 
 # %% ../../nbs/evaluation/01_report.ipynb #8753010d
-def plot_confusion(e:Evaluation, path): # PNG file to write
+def plot_confusion(
+    e:Evaluation,
+    path # PNG file to write
+):
     "Plot the confusion matrix."
     sums = e.matrix.sum(axis=0) + e.matrix.sum(axis=1)
     used = np.append(sums[:-1] > 0, True)
@@ -99,7 +109,11 @@ def _draw_match(left, right, e, i): # Truth and detections of image `i`
     right.set_title(f'{r.false_positive.sum()} false positives, {r.wrong_class.sum()} wrong class', fontsize=8)
 
 # %% ../../nbs/evaluation/01_report.ipynb #48068fcf
-def show_worst(e:Evaluation, path, count:int=6): # PNG file to write, and number of images
+def show_worst(
+    e:Evaluation,
+    path, # PNG file to write
+    count:int=6 # Number of images
+):
     "Draw the images with most mistakes, truth beside detections."
     worst = np.argsort([-r.mistakes for r in e.results], kind='stable')[:count]
     fig, axs = _image_pairs(e.annotations, len(worst), columns=1, width=4.5)
@@ -109,8 +123,14 @@ def show_worst(e:Evaluation, path, count:int=6): # PNG file to write, and number
     save_figure(fig, path)
 
 # %% ../../nbs/evaluation/01_report.ipynb #a77f3bb9
-def show_detections(annotations, detections, path, count:int=6, conf:float=.25):
-    "Draw truth and detections above a score of `conf` in `count` images, as a PNG file."
+def show_detections(
+    annotations:Annotations, # Ground truth
+    detections:list, # One `Detections` per image, in pixels of the original image
+    path, # PNG file to write
+    count:int=6, # Number of images, taken evenly from the split
+    conf:float=.25 # Detections of a higher score are drawn
+):
+    "Draw truth beside detections."
     chosen = np.unique(np.linspace(0, len(annotations) - 1, count).astype(int))
     fig, axs = _image_pairs(annotations, len(chosen), columns=2, width=3)
     for i, (left, right) in zip(chosen, axs):
@@ -163,6 +183,7 @@ def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 ch
     values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
     values['score'] = f'{metrics["in_use"]["score"]:g}'
     lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
+    lines += _class_order(metrics.get('class_order', {}), [*metrics['classes']])
     if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
     classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
     return [*classes, *(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  '))]
@@ -180,7 +201,15 @@ def _class_rows(classes): # The head first
         numbers = [f'{_number(c[k]):>{max(6, len(k))}}' for k in columns]
         yield ' '.join([f'{shorten_name(name):{width}}', *numbers])
 
+# %% ../../nbs/evaluation/01_report.ipynb #38801cae
 def _most_confused(confusion): # A line, if there are any
     pairs = [(n, a, b) for a, row in confusion.items() for b, n in row.items() if a != b]
     pairs = sorted((p for p in pairs if BACKGROUND_NAME not in p), key=lambda p: -p[0])
     if pairs: yield 'most often confused: ' + ', '.join(f'{a} as {b} ({n})' for n, a, b in pairs[:3])
+
+def _class_order(order, names): # True names by detected names; names of all classes
+    if not order: return
+    pairs = ', '.join(f'{true} is detected as {said}' for said, true in [*order.items()][:3])
+    yield f'the class names of the weights may be in the wrong order: {pairs}'
+    fitting = [order.get(name, name) for name in names]
+    if len({*fitting}) == len(names) <= 20: yield f'names that would fit the weights: {",".join(fitting)}'

@@ -6,7 +6,7 @@
 __all__ = ['yolox_demo']
 
 # %% ../../nbs/training/04_demo.ipynb #f5446dab
-import sys
+import math, sys
 from pathlib import Path
 
 from torchvision.transforms import v2
@@ -16,9 +16,10 @@ from ..data.prepare import prepare_splits
 from ..data.shapes import write_shapes
 from ..evaluation.evaluate import yolox_eval
 from .recipe import fine_tune_recipe
-from .runs import check_folder, lock_folder, RUN_FILES
+from .runs import lock_folder, RUN_MARKERS
 from .train import fit
 from .trainer import Trainer
+from ..utils import check_between
 
 # %% ../../nbs/training/04_demo.ipynb #8f54c186
 @command
@@ -29,6 +30,7 @@ def yolox_demo(
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Train and evaluate on a dataset of drawn shapes, as a first try"
+    check_between(images=(images, 1, math.inf))
     out, data = Path(out), Path(out)/'shapes'
     recipe = fine_tune_recipe('yolox_tiny', img_size=96, epochs=epochs, batch=16, lr=.006, warmup_epochs=.5,
         no_aug_epochs=1, eval_interval=2)
@@ -45,11 +47,14 @@ def _draw_dataset(out, data, images):
     mark = data/'of-the-demo'
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out):
-        if mark.exists():
-            for name in RUN_FILES: (out/name).unlink(missing_ok=True)
-        elif data.exists(): raise FileExistsError(f'{data} is not from yolox_demo: choose another folder with --out')
-        check_folder(out)
+        _clear_folder(out, data, mark)
         data.mkdir(exist_ok=True)
         mark.touch() # Before there is anything to replace
         print(f'drawing shapes into {data}', flush=True)
         write_shapes(data, train=images, val=100, test=200, size=96)
+
+def _clear_folder(out, data, mark):
+    files = [out/name for name in RUN_MARKERS if (out/name).exists()]
+    strange = [] if mark.exists() else [*files, *([data] if data.exists() else [])]
+    if strange: raise FileExistsError(f'{strange[0]} is not from yolox_demo: choose another folder with --out')
+    for file in files: file.unlink()

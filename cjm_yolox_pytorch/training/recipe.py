@@ -67,7 +67,7 @@ class Recipe:
 
     # Execution
     freeze:str = '' # Modules to freeze, such as backbone, or backbone.stem,neck
-    sync_bn:bool = False # Synchronise batch norm across processes
+    sync_bn:bool = False # Synchronize batch norm across processes
     amp:Annotated[str, ['auto', *AMP_DTYPES]] = 'auto' # Precision: none, bf16 or fp16; auto for what is fast here
     compile:bool = False # Compile network and loss: slow to start, faster afterwards
     eval_interval:Positive = 5 # Epochs between validations
@@ -112,11 +112,18 @@ def recipe_from(
     return Recipe(**{OLD_NAMES.get(k, k): v for k, v in values.items()})
 
 # %% ../../nbs/training/00_recipe.ipynb #d085a581
-def fine_tune_recipe(model:str='yolox_tiny', **changes) -> Recipe:
-    "Adapt published weights of `model` to another dataset; `changes` are other fields of `Recipe`."
+def fine_tune_recipe(
+    model:str='yolox_tiny', # One of `MODEL_TYPES`
+    **changes # Other fields of `Recipe`
+) -> Recipe:
+    "Adapt published weights to another dataset."
     return Recipe(model, **changes)
 
-def paper_recipe(model:str='yolox_s', **changes) -> Recipe:
+# %% ../../nbs/training/00_recipe.ipynb #8a8ef76e
+def paper_recipe(
+    model:str='yolox_s', # One of `MODEL_TYPES`
+    **changes # Other fields of `Recipe`
+) -> Recipe:
     "Train as in YOLOX's paper: 300 epochs from random weights, on several accelerators."
     small = dict(min_scale=.5, max_scale=1.5, min_size=320, max_size=640, mosaic=.5 if model == 'yolox_nano' else 1.)
     large = dict(min_scale=.1, max_scale=2., min_size=480, max_size=800, mosaic=1., mixup=1.)
@@ -128,21 +135,33 @@ def paper_recipe(model:str='yolox_s', **changes) -> Recipe:
 RECIPES = dict(fine_tune=fine_tune_recipe, paper=paper_recipe)
 
 # %% ../../nbs/training/00_recipe.ipynb #b8686414
-def lr_factor(step:int, total:int, warmup:int, no_aug:int, min_lr_ratio:float=.05) -> float:
-    "Learning rate at `step` of `total`, relative to its peak: rises in `warmup` steps, is lowest in the last `no_aug`."
+def lr_factor(
+    step:int, # From 0
+    total:int, # Steps of the whole training
+    warmup:int, # First steps, in which the rate rises
+    no_aug:int, # Last steps, in which it stays at its minimum
+    min_lr_ratio:float=.05 # Minimum, as a fraction of the peak
+) -> float: # Fraction of the peak
+    "Compute the learning rate at `step`, relative to its peak."
     if step < warmup: return ((step + 1)/warmup)**2
     t = min(1, (step - warmup)/max(1, total - no_aug - warmup))
     return min_lr_ratio + (1 - min_lr_ratio)*(1 + math.cos(math.pi*t))/2
 
 # %% ../../nbs/training/00_recipe.ipynb #5bd71b41
-def canvas_size(recipe:Recipe, step:int) -> int:
-    "Draw the side of the canvas in pixels for a `step` of the whole training."
+def canvas_size(
+    recipe:Recipe,
+    step:int # Of the whole training, from 0
+) -> int: # Side of the canvas in pixels
+    "Draw the size of the images of a `step`."
     if not recipe.max_size: return recipe.img_size
     rng = np.random.default_rng([recipe.seed, step//10])
     return 32 * int(rng.integers(recipe.min_size//32, recipe.max_size//32 + 1))
 
 # %% ../../nbs/training/00_recipe.ipynb #df7be904
-def make_optimizer(model:nn.Module, recipe:Recipe) -> torch.optim.Optimizer:
+def make_optimizer(
+    model:nn.Module, # Its frozen parameters are left out
+    recipe:Recipe
+) -> torch.optim.Optimizer:
     "Make the optimizer of `recipe`, with weight decay on convolution weights only."
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [dict(params=[p for p in parameters if p.ndim > 1], weight_decay=recipe.weight_decay),
@@ -150,15 +169,22 @@ def make_optimizer(model:nn.Module, recipe:Recipe) -> torch.optim.Optimizer:
     return OPTIMIZERS[recipe.optimizer](groups, recipe.lr)
 
 # %% ../../nbs/training/00_recipe.ipynb #3eb7c6e1
-def make_scheduler(optimizer, recipe:Recipe, steps:int) -> torch.optim.lr_scheduler.LambdaLR:
-    "Make the learning rate of `optimizer` follow `lr_factor` in epochs of `steps` steps."
+def make_scheduler(
+    optimizer:torch.optim.Optimizer,
+    recipe:Recipe,
+    steps:int # Per epoch
+) -> torch.optim.lr_scheduler.LambdaLR: # Call its `step` after each step
+    "Make the learning rate of `optimizer` follow `lr_factor`."
     r = recipe
     limits = steps*r.epochs, round(steps*r.capped_warmup), steps*r.capped_no_aug, r.min_lr_ratio
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, *limits))
 
 # %% ../../nbs/training/00_recipe.ipynb #a59fe3b7
-def freeze(model:nn.Module, names:str) -> list:
-    "Freeze modules of `model`, given by `names` with commas between; those returned should stay in evaluation mode."
+def freeze(
+    model:nn.Module, # Changed in place
+    names:str # Of modules, separated by commas, such as backbone.stem,neck
+) -> list: # Frozen modules, which should stay in evaluation mode
+    "Freeze modules of `model`, with all modules below them."
     frozen, children = [], [n for n, _ in model.named_children()]
     for name in filter(None, map(str.strip, names.split(','))):
         found = [m for n, m in model.named_modules() if f'{n}.'.startswith(f'{name}.')]
@@ -171,8 +197,12 @@ def freeze(model:nn.Module, names:str) -> list:
 
 # %% ../../nbs/training/00_recipe.ipynb #603dfea3
 class EMA:
-    "An exponential moving average of `model`, kept in `module`; `tau` is the time constant of its warmup in steps"
-    def __init__(self, model:nn.Module, decay:float, tau:float=2000.):
+    "An exponential moving average of the weights of `model`, kept in `module`."
+    def __init__(self,
+        model:nn.Module,
+        decay:float, # Fraction kept at each step, in the long run; a larger value averages over more steps
+        tau:float=2000. # Time constant of its warmup in steps; a larger value follows the model more closely at first
+    ):
         store_attr()
         self.steps = 0
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
@@ -187,8 +217,12 @@ class EMA:
             else: average.copy_(now)
 
 # %% ../../nbs/training/00_recipe.ipynb #e37e2454
-def amp_dtype(amp:str, device:torch.device, depthwise:bool=False) -> torch.dtype | None:
-    "Choose the dtype for autocast, None for full precision. `yolox_nano` is `depthwise`."
+def amp_dtype(
+    amp:str, # none, bf16, fp16 or auto
+    device:torch.device,
+    depthwise:bool=False # Whether the network has depthwise convolutions, as yolox_nano has
+) -> torch.dtype | None: # None for full precision
+    "Choose the dtype for autocast."
     check_choice('amp', amp, ['auto', *AMP_DTYPES])
     if amp != 'auto': return AMP_DTYPES[amp]
     if device.type == 'cuda':

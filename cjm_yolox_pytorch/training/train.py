@@ -19,12 +19,14 @@ from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
 from ..evaluation.report import report, show_detections, table
 from ..files.checkpoints import load_weights
+from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
 from ..model import pretrained_file
 from .recipe import check_choice, Recipe, RECIPES
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOGGERS, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
+from ..utils import check_between
 
 # %% ../../nbs/training/03_train.ipynb #c358cc6b
 def _epoch_line(row, epochs): # At most 80 columns
@@ -33,13 +35,13 @@ def _epoch_line(row, epochs): # At most 80 columns
     return f'{row["epoch"]:3}/{epochs}  {losses}{scores}'
 
 # %% ../../nbs/training/03_train.ipynb #f86b7b7d
-def _goes_on(t): # To another epoch
+def _has_next_epoch(t):
     patience, best = t.recipe.patience, t.best.get('epoch', 0)
     waited = sum('AP' in row for row in t.rows if row['epoch'] > best)
     return t.epoch < t.recipe.epochs and not 0 < patience <= waited
 
 # %% ../../nbs/training/03_train.ipynb #5fbb4766
-def _finish_epoch(t, row, loggers): # -> whether to train another epoch
+def _finish_epoch(t, row, loggers): # Whether to train another epoch
     found = None
     if t.epoch % t.recipe.eval_interval == 0 or t.epoch == t.recipe.epochs:
         metrics, found = t.validate()
@@ -48,7 +50,7 @@ def _finish_epoch(t, row, loggers): # -> whether to train another epoch
         _write_epoch(t, row)
         if found: show_detections(t.val, found, t.out/'detections.png')
         for log in loggers: log(row, t.out)
-    return t.agree(_goes_on(t))
+    return t.agree(_has_next_epoch(t))
 
 # %% ../../nbs/training/03_train.ipynb #7c38a66c
 def _write_epoch(t, row):
@@ -66,7 +68,7 @@ _BAR = '{remaining} left, {desc}'
 
 def _train_epochs(t, stop, loggers):
     from tqdm import tqdm
-    going, epochs = _goes_on(t), t.recipe.epochs
+    going, epochs = _has_next_epoch(t), t.recipe.epochs
     hidden = t.rank > 0 or None # None: shown in a terminal only
     total = epochs*len(t.batches)
     with tqdm(total=total, initial=t.steps, ncols=80, bar_format=_BAR, disable=hidden) as progress:
@@ -115,7 +117,12 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     "Measure the best weights of a training, and write metrics and plots beside them."
     best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
-    return report(trainer.val, trainer.predict(trainer.val), trainer.out, epoch=best.notes['epoch'])
+    more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes))
+    return report(trainer.val, trainer.predict(trainer.val), trainer.out, **more)
+
+def _measured_split(notes): # Its name, if known
+    train, val = notes.get('training'), notes.get('validation')
+    return f'{val} (the training images)' if val and val == train else val
 
 # %% ../../nbs/training/03_train.ipynb #90d51e25
 def recipe_options(func):
@@ -153,8 +160,12 @@ def _explain_death(e): # RuntimeError -> clear error if another process ended, e
 def yolox_train(
     data:str, # Folder of a dataset, or a COCO file
     weights:str=None, # Initial weights: a file, or "coco" for published weights; random unless given
+    names:str=None, # Class names of the initial weights: cat,dog or a file with one name per line
     recipe:str='fine_tune', # Defaults for options not given: fine_tune (in brackets below) or paper
-    format:str=None, # coco, voc or yolo; detected unless given
+    format:str=None, # coco, voc, yolo or csv; detected unless given
+    images:str=None, # Folder of images that are not at one of the usual places
+    bit_depth:int=16, # Bits that the pixels of 16-bit files use
+    allow_missing:bool=False, # Train although many images or labels are missing
     train:str=None, # Training split; train unless given
     val:str=None, # Validation split; val unless given, or test where there is none
     out:str=None, # Folder for weights, metrics and plots; runs/DATA-MODEL unless given
@@ -165,18 +176,24 @@ def yolox_train(
     **changes # Other fields of `Recipe`, such as epochs=50
 ):
     "Train a YOLOX on DATA"
+    check_between(bit_depth=(bit_depth, 8, 16))
+    if names and not weights: raise ValueError('--names are those of the initial weights: give --weights, too')
     if logger: check_choice('logger', logger, LOGGERS)
     plan = _choose_recipe(recipe, workers, changes)
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
     check_folder(out, resume)
+    reading = dict(format=format, images=images, bit_depth=bit_depth)
     with processes(device) as device:
-        used = prepare_splits(data, format, train, val, quiet=rank_and_world()[0] > 0)
-        trainer = _make_trainer(plan, used, None if resume else weights, device)
+        used = prepare_splits(data, train, val, allow_missing, quiet=rank_and_world()[0] > 0, **reading)
+        initial = None if resume else _initial_weights(weights, names, plan.model)
+        trainer = _make_trainer(plan, used, initial, device)
+        if weights: trainer.notes['weights'] = _short_path(weights)
         first = trainer.rank == 0
         best = _fit_or_explain(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
         if first:
-            print(f'best: epoch {best["epoch"]}, on {used["validation"][0]}:', *table(measure_best(trainer)), sep='\n')
+            split = _measured_split(trainer.notes)
+            print(f'best: epoch {best["epoch"]}, on {split}:', *table(measure_best(trainer)), sep='\n')
             print(f'weights, metrics and plots are in {out}', flush=True)
 
 # %% ../../nbs/training/03_train.ipynb #b77288ff
@@ -185,12 +202,22 @@ def _choose_recipe(recipe, workers, changes):
     changes['workers'] = _spare_cores() if workers is None else workers
     return RECIPES[recipe](**{k: v for k, v in changes.items() if v is not None and v is not False})
 
-def _make_trainer(plan, used, weights, device):
-    if weights == 'coco': weights = pretrained_file(plan.model)
+# %% ../../nbs/training/03_train.ipynb #746840e2
+def _initial_weights(weights, names, model): # `Weights`, or None for random ones
+    if weights is None: return None
+    file = pretrained_file(model) if weights == 'coco' else weights
+    return load_weights(file, names=parse_names(names))
+
+def _short_path(path):
+    if path == 'coco': return path
+    return '/'.join(Path(path).absolute().parts[-2:])
+
+def _make_trainer(plan, used, initial, device):
     names, splits = zip(*used.values())
-    trainer = Trainer(plan, *splits, weights and load_weights(weights), device)
-    trainer.notes = dict(zip(used, names), fingerprint=fingerprint(trainer.train))
-    if trainer.rank == 0: _print_start(trainer)
+    trainer = Trainer(plan, *splits, initial, device)
+    known = dict(fingerprint=fingerprint(trainer.train), bit_depth=trainer.train.bit_depth)
+    trainer.notes = dict(zip(used, names), **known)
+    if trainer.rank == 0: _print_start(trainer, initial)
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #2e266fb6
@@ -202,9 +229,12 @@ def _fit_or_explain(trainer, out, resume, loggers):
         sys.exit(130)
     except RuntimeError as e: raise _explain_death(e) or e
 
-def _print_start(t):
+def _print_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
     if t.loaded: print(f'weights: {t.loaded}', flush=True)
+    before = initial.notes.get('bit_depth') if initial else None
+    if before and before != t.train.bit_depth:
+        print(f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}', flush=True)
     if share >= 4 or t.recipe.sync_bn: return
     cure = '--batch, or --sync-bn' if t.world > 1 else '--batch'
     print(f'batch norm sees only {share} images at a time: choose a larger {cure}', flush=True)

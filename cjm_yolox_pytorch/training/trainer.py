@@ -75,8 +75,11 @@ def _check_start(t, weights):
         raise ValueError(f'the weights are for {weights.model_type}, but model={r.model!r}: choose the same')
     if r.sync_bn and t.device.type != 'cuda': raise ValueError('sync_bn=True needs GPUs: leave it out')
     if r.batch % parts: raise ValueError(f'batch={r.batch}: choose a multiple of {parts} (grad_accum times processes)')
-    if r.batch == parts and (r.min_size or r.img_size) <= 32 and not r.sync_bn:
-        raise ValueError('batch norm cannot train on single images of at most 32 pixels: raise --img-size or --batch')
+    name = 'min_size' if r.min_size else 'img_size'
+    side = getattr(r, name)
+    if r.batch == parts and side <= 32 and not r.sync_bn:
+        text = f'{name}={side}: batch norm cannot train on single images of at most 32 pixels'
+        raise ValueError(f'{text}. Choose a larger {name}, or batch={2*parts}')
 
 # %% ../../nbs/training/01_trainer.ipynb #c470843f
 @patch
@@ -96,7 +99,7 @@ def _build(self:Trainer, weights):
 # %% ../../nbs/training/01_trainer.ipynb #003987da
 @patch
 def set_stats(self:Trainer, mean, std):
-    "Normalise pixels by `mean` and `std` ([3] of RGB in 0-1)."
+    "Normalize pixels by `mean` and `std`, [3] of RGB in 0-1 each."
     self.spec = InputSpec(self.recipe.img_size, mean, std, tuple(self.model.bbox_head.strides))
     self.stats = [torch.tensor(v, device=self.device) for v in (mean, std)]
 
@@ -201,8 +204,12 @@ def _read_later(losses): # Start copying them to the CPU -> function that waits 
 
 # %% ../../nbs/training/01_trainer.ipynb #591720ac
 @patch
-def check_finite(self:Trainer, batch:Batch, read, step:int):
-    "Raise a `FloatingPointError` if a loss that `read` returns for the `batch` in this `step` is not finite."
+def check_finite(self:Trainer,
+    batch:Batch, # Batch of the step, kept in a file if anything is wrong
+    read, # Function that returns its losses: floats by name
+    step:int # Of this epoch, from 1
+):
+    "Raise a `FloatingPointError` if a loss is not finite."
     losses = read()
     if all(map(math.isfinite, losses.values())): return
     paths = [str(self.train.paths[i]) for sources in batch.sources for i in sources]
@@ -211,13 +218,16 @@ def check_finite(self:Trainer, batch:Batch, read, step:int):
         path = self.out/(f'bad-batch-{self.rank}.pt' if self.rank else 'bad-batch.pt')
         with atomic(path) as partial: torch.save(dict(vars(batch), losses=losses, paths=paths), partial)
         text += f' It is kept in {path}.'
-    cure = 'Resume with --clip-grad-norm 10 or --amp none, or start again with a smaller --lr'
+    cure = "Resume with clip_grad_norm=10 or amp='none' (--clip-grad-norm 10, --amp none), or begin with a smaller lr"
     raise FloatingPointError(f'{text} {cure}')
 
 # %% ../../nbs/training/01_trainer.ipynb #986380ef
 @patch
-def show(self:Trainer, progress, steps_per_s:float):
-    "Count a step on the tqdm bar `progress`, and describe the epoch there ten times."
+def report_progress(self:Trainer,
+    progress, # Bar of tqdm
+    steps_per_s:float # Speed of this epoch
+):
+    "Count a step on the bar, and ten times per epoch describe the losses and the speed."
     progress.update()
     if self.done % max(1, len(self.batches)//10): return
     lr, speed = self.scheduler.get_last_lr()[0], steps_per_s*self.recipe.batch
@@ -243,7 +253,7 @@ def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
         _add_losses(self.totals, losses)
         if check: check()
         check = partial(self.check_finite, batch, _read_later(losses), self.done)
-        if progress is not None: self.show(progress, (self.done - begun)/(time.time() - start))
+        if progress is not None: self.report_progress(progress, (self.done - begun)/(time.time() - start))
         if stop(): break
     check()
     if self.done < len(self.batches): return None

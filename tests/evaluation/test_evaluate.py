@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from evaluation_samples import FIGURES, assert_official, official
 from PIL import Image
 
 from cjm_yolox_pytorch.data.annotations import fingerprint
+from cjm_yolox_pytorch.data.checks import Fault
 from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import hold_out, read_split
+from cjm_yolox_pytorch.detection.detections import Detections
+from cjm_yolox_pytorch.evaluation import evaluate
 from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
 from cjm_yolox_pytorch.evaluation.metrics import BACKGROUND_NAME, METRICS, VOC_METRICS, average_precision, coco_results
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
@@ -154,6 +158,109 @@ def test_images_that_training_held_out_are_measured(shapes, tmp_path, capsys):
         printed = capsys.readouterr().out
         assert f'yolox_nano at 32 on {images}' in printed and warning in printed
         assert ('trained on' in printed) == bool(warning)
+
+
+def test_split_that_was_trained_on_is_told_also_when_it_is_named(shapes, tmp_path, capsys):
+    "Whatever the split is called now, and also if a tenth of it was held out"
+    val = read_split(shapes, 'val')
+    weights = load_weights(shapes/'nano.safetensors')
+    cases = [(val, 'train', 'all of these images'), (hold_out(val)[0], 'val', 'most of these images'),
+        (val.take([0]), 'val', "'val' of other data"), (val.take([0]), 'train', '')]
+    for trained_on, training, told in cases:
+        notes = dict(training=training, fingerprint=fingerprint(trained_on))
+        save_weights(replace(weights, notes=notes), tmp_path/'noted.safetensors')
+        yolox_eval(str(tmp_path/'noted.safetensors'), str(shapes), split='val', img_size=32, device='cpu')
+        printed = capsys.readouterr().out
+        assert 'on val: 6 images' in printed
+        assert told in printed and ('metrics may be too high' in printed) == bool(told)
+
+
+def test_split_without_a_usual_name_is_told(shapes, tmp_path, capsys):
+    for folder in ('annotations', 'images'): (tmp_path/folder).mkdir()
+    for n, name in enumerate(('val', 'test')):
+        (tmp_path/f'images/fold{n}').symlink_to(shapes/name)
+        content = read_json(shapes/name/'_annotations.coco.json')
+        for image in content['images']: image['file_name'] = f'fold{n}/{image["file_name"]}'
+        (tmp_path/f'annotations/fold{n}.json').write_text(json.dumps(content))
+    yolox_eval(str(shapes/'nano.safetensors'), str(tmp_path), img_size=32, device='cpu')
+    printed = capsys.readouterr().out
+    assert "has the splits ['fold0', 'fold1']: measuring 'fold0'" in printed and 'on fold0: 6 images' in printed
+    yolox_eval(str(shapes/'nano.safetensors'), str(tmp_path), split='fold1', img_size=32, device='cpu')
+    assert 'has the splits' not in capsys.readouterr().out
+
+
+@pytest.fixture
+def perfect(shapes, tmp_path, monkeypatch):
+    "Weights without names, of a network that finds everything and has the first two classes the other way round"
+    weights = load_weights(shapes/'nano.safetensors')
+    save_weights(replace(weights, names=None), tmp_path/'unnamed.safetensors')
+    names = [weights.names[n] for n in (1, 0, 2, 3, 4)]
+    def find(model, a, *args, **kwargs):
+        rows = [a.objects(i) for i in range(len(a))]
+        labels = [[names.index(a.names[c]) if a.names == weights.names else c for c in row[1]] for row in rows]
+        return [Detections(torch.from_numpy(boxes), torch.ones(len(boxes)), torch.tensor(found).long())
+            for (boxes, *_), found in zip(rows, labels)]
+    monkeypatch.setattr('cjm_yolox_pytorch.evaluation.evaluate.detect', find)
+    return tmp_path/'unnamed.safetensors', names
+
+
+def test_weights_without_names_take_those_of_the_data_and_say_so(perfect, tmp_path, command):
+    "If their order fits badly, the table suggests another, and with that everything is right"
+    weights, names = perfect
+    write_shapes(tmp_path/'more', train=0, val=0, test=24, size=96)
+    code, printed, _ = command(weights, tmp_path/'more')
+    printed = ' '.join(printed.split())
+    assert code == 0 and 'the weights have no class names: taking those of the data, in its order' in printed
+    assert 'the class names of the weights may be in the wrong order' in printed and 'AP 0.600' in printed
+    assert f'names that would fit the weights: {",".join(names)}' in printed
+    code, printed, _ = command(weights, tmp_path/'more', '--names', ','.join(names))
+    assert code == 0 and 'order' not in printed and 'AP   1.000' in printed
+
+
+def test_names_of_the_weights_are_read_from_a_file_and_counted(shapes, perfect, tmp_path, command):
+    (tmp_path/'names.txt').write_text('\n'.join(perfect[1]))
+    code, printed, _ = command(perfect[0], shapes, '--names', tmp_path/'names.txt')
+    assert code == 0 and 'AP   1.000' in printed
+    code, *_ = command(perfect[0], shapes, '--names', 'disc,cross')
+    assert 'unnamed.safetensors: 2 names for 5 classes' in code
+    code, *_ = command(shapes/'nano.safetensors', shapes, '--names', 'a,b,c,d,e')
+    assert 'are not among' in code and 'To rename those, use --names' in code
+
+
+def test_missing_data_stop_an_evaluation_unless_allowed(shapes, perfect, monkeypatch, command):
+    "And so do boxes that are odd"
+    find = evaluate.find_splits
+    def found(**changes):
+        def change(read): return replace(read(), **changes)
+        def changed(*args, **kwargs): return {k: partial(change, read) for k, read in find(*args).items()}
+        monkeypatch.setattr(evaluate, 'find_splits', changed)
+    found(stops=['4 of 12 images are missing'])
+    code, printed, _ = command(shapes/'nano.safetensors', shapes)
+    assert 'yolox_eval: error: missing data (1): 4 of 12 images are missing' in code and 'AP' not in printed
+    code, printed, _ = command(shapes/'nano.safetensors', shapes, '--allow-missing')
+    assert code == 0 and '4 of 12 images are missing' in printed and 'AP   ' in printed
+    found(notes=['this is a note', 'and another'])
+    code, printed, _ = command(shapes/'nano.safetensors', shapes)
+    assert code == 0 and 'this is a note' in printed and 'and another' in printed
+    odd = Fault('other box layout', '', 'corners', stops=True)
+    monkeypatch.setattr(evaluate, 'check', lambda *args: [odd])
+    assert 'other box layout (1): corners' in command(shapes/'nano.safetensors', shapes, '--allow-missing')[0]
+
+
+def test_data_are_read_with_the_options_of_the_command(shapes, perfect, tmp_path, monkeypatch, command):
+    "The bit depth is that of the training unless it is given"
+    seen, find = [], evaluate.find_splits
+    def note(data, format, images, bit_depth):
+        seen.append((format, images, bit_depth))
+        return find(data)
+    monkeypatch.setattr(evaluate, 'find_splits', note)
+    weights = load_weights(shapes/'nano.safetensors')
+    save_weights(replace(weights, notes=dict(bit_depth=12)), tmp_path/'deep.safetensors')
+    command(shapes/'nano.safetensors', shapes, '--format', 'coco', '--images', tmp_path)
+    assert 'a bit depth of 12, as in training' in command(tmp_path/'deep.safetensors', shapes)[1]
+    command(tmp_path/'deep.safetensors', shapes, '--bit-depth', 10)
+    assert seen == [('coco', str(tmp_path), 16), (None, None, 12), (None, None, 10)]
+    assert 'bit_depth=20: must be from 8 to 16' in command(tmp_path/'deep.safetensors', shapes, '--bit-depth', 20)[0]
 
 
 def test_class_names_are_refused_before_the_network_runs(shapes, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from evaluation_samples import assert_official, official, random_detections, ran
 from cjm_yolox_pytorch.data.coco import coco_truth
 from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.evaluation.metrics import VOC_METRICS, average_precision, coco_results, confusion_matrix
-from cjm_yolox_pytorch.evaluation.metrics import match_detections, voc_average_precision
+from cjm_yolox_pytorch.evaluation.metrics import displaced_classes, match_detections, voc_average_precision
 
 CASES = dict(
     random=dict(),
@@ -113,3 +113,49 @@ def test_metrics_import_no_drawing():
     code = '''import sys, cjm_yolox_pytorch.evaluation.metrics
 assert not {'matplotlib', 'cjm_yolox_pytorch.files.drawing', 'cjm_yolox_pytorch.evaluation.report'} & {*sys.modules}'''
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def renamed(found, new): return [replace(d, labels=torch.tensor(new)[d.labels]) for d in found]
+
+
+def matrix_of(truth, found):
+    results = [match_detections(*truth.objects(i), d) for i, d in enumerate(found)]
+    return confusion_matrix(truth, found, results)
+
+
+@pytest.mark.parametrize('new', [[2, 1, 0], [1, 2, 0], [0, 2, 1]])
+def test_displaced_classes_are_those_whose_names_were_permuted(new):
+    "Also when some of the classes keep their place"
+    truth = random_split(0, 3)
+    found = random_detections(truth, 0, spread=.02)
+    assert displaced_classes(matrix_of(truth, found)) == {}
+    expected = {said: true for true, said in enumerate(new) if said != true}
+    assert displaced_classes(matrix_of(truth, renamed(found, new))) == expected
+
+
+def test_displaced_classes_are_found_among_many():
+    truth, rng = random_split(1, 80, images=60), np.random.default_rng(0)
+    new = rng.permutation(80).tolist()
+    order = displaced_classes(matrix_of(truth, renamed(random_detections(truth, 1, spread=.02), new)))
+    assert len(order) > 20 and all(new[true] == said for said, true in order.items())
+
+
+@pytest.mark.parametrize('how', ['one class', 'random', 'two classes', 'other class'])
+@pytest.mark.parametrize('classes', [3, 80])
+def test_displaced_classes_are_not_found_in_a_poor_network(classes, how):
+    "It may give everything one name or two, a random one, or those of classes that look alike"
+    truth, rng = random_split(2, classes, images=60), np.random.default_rng(1)
+    for seed in range(20):
+        found = random_detections(truth, seed, spread=.02)
+        chosen = rng.integers(classes, size=2)
+        for d in found:
+            names = {'one class': chosen[:1], 'two classes': chosen, 'random': np.arange(classes)}.get(how)
+            labels = d.labels.numpy()
+            d.labels = torch.from_numpy(labels//2*2 if names is None else rng.choice(names, len(labels)))
+        assert displaced_classes(matrix_of(truth, found)) == {}
+
+
+def test_displaced_classes_need_some_evidence():
+    swapped = np.array([[0, 5, 0], [4, 0, 0], [9, 9, 0]])
+    assert displaced_classes(swapped) == {} and displaced_classes(2*swapped) == {1: 0, 0: 1}
+    assert displaced_classes(np.zeros((1, 1), int)) == displaced_classes(np.array([[0, 9], [3, 0]])) == {}

@@ -53,3 +53,17 @@ def test_report_shows_the_worst_images_first(tmp_path):
     # Each image has its own grey; the first row of pixels with much of it
     rows = [np.argmax((pixels == 60 + 40*i).all(axis=2).sum(axis=1) > 300) for i in range(4)]
     assert np.argsort(rows).tolist() == [2, 1, 3, 0]
+
+
+def test_report_tells_of_classes_in_another_order(tmp_path):
+    "In metrics.json and in the table, with the names that would fit"
+    there = [[(10*n + 1, 1, 10*n + 9, 9, n % 3) for n in range(9)]]*2
+    split = tiny_split(tmp_path, [(20, 99)]*2, there, ['cat', 'dog', 'cow'])
+    found = [detections([(*box, [1, 0, 2][label], .9) for *box, label in rows]) for rows in there]
+    metrics = report(split, found, tmp_path/'out')
+    assert json.loads((tmp_path/'out/metrics.json').read_text())['class_order'] == {'cat': 'dog', 'dog': 'cat'}
+    lines = ' '.join(' '.join(table(metrics)).split())
+    assert 'may be in the wrong order: cat is detected as dog, dog is detected as cat' in lines
+    assert 'names that would fit the weights: dog,cat,cow' in lines
+    right = [detections([(*row, .9) for row in rows]) for rows in there]
+    assert 'class_order' not in report(split, right) and 'order' not in ' '.join(table(report(split, right)))

@@ -33,3 +33,18 @@ def test_demo_does_not_replace_the_images_of_others(tmp_path):
     file.write_text('mine')
     with pytest.raises(FileExistsError, match='shapes is not from yolox_demo'): yolox_demo(str(tmp_path), device='cpu')
     assert file.read_text() == 'mine'
+
+
+@pytest.mark.parametrize('option', ['images', 'epochs'])
+def test_demo_checks_its_options_before_it_draws(tmp_path, option):
+    with pytest.raises(ValueError, match=f'{option}=0: must be at least 1'):
+        yolox_demo(str(tmp_path/'new'), **{option: 0}, device='cpu')
+    assert not (tmp_path/'new').exists()
+
+
+def test_demo_does_not_replace_a_training(tmp_path):
+    "It says so in words of its own, since it cannot resume"
+    (tmp_path/'last.safetensors').write_text('mine')
+    with pytest.raises(FileExistsError, match='last.safetensors is not from yolox_demo: choose another folder'):
+        yolox_demo(str(tmp_path), device='cpu')
+    assert (tmp_path/'last.safetensors').read_text() == 'mine'

@@ -3,8 +3,10 @@ import io
 import math
 import os
 import pickle
+import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,3 +181,71 @@ def test_recipe_may_change_where_nothing_learnt_depends_on_it(shapes, resumable)
     changed = trainer(shapes, eval_interval=1, patience=3, grad_accum=2, clip_grad_norm=1., amp='bf16')
     load_state(changed, resumable[1])
     assert changed.steps == 4 and changed.recipe.clip_grad_norm == 1 != SMALL['clip_grad_norm']
+
+
+def new_run_is_advised(message, out):
+    command = f'yolox_train DATA --weights {out}/best.safetensors --out NEW'
+    assert f'begin a new training from its weights: {command}' in message
+
+
+def test_resume_with_other_classes_says_how_to_begin_anew(shapes, tmp_path, uninterrupted):
+    "Their names, their order, or more of them"
+    small = trainer(shapes)
+    for names in (['disk', *small.train.names[1:]], small.train.names[::-1], [*small.train.names, 'moon']):
+        other = Trainer(small.recipe, relabel_to(small.train, names), relabel_to(small.val, names), device='cpu')
+        with pytest.raises(ValueError, match='other data or weights, names=') as e:
+            load_state(other, uninterrupted/'state.pt')
+        new_run_is_advised(str(e.value), uninterrupted)
+
+
+def relabel_to(split, names): return replace(split, names=list(names))
+
+
+def test_resume_with_other_weights_or_bit_depth_is_refused(shapes, tmp_path, uninterrupted):
+    deep = trainer(shapes)
+    deep.train.bit_depth = 12
+    with pytest.raises(ValueError, match=r'other data or weights, bit_depth=12 \(was 16\)') as e:
+        load_state(deep, uninterrupted/'state.pt')
+    new_run_is_advised(str(e.value), uninterrupted)
+    first, same, none, other = (trainer(shapes) for _ in range(4))
+    for small, weights in [(first, 'a/best.safetensors'), (same, 'a/best.safetensors'), (other, 'coco')]:
+        small.notes['weights'] = weights
+    save_state(first, tmp_path/'state.pt')
+    for small in (same, none): load_state(small, tmp_path/'state.pt')
+    assert none.notes['weights'] == 'a/best.safetensors' # They need not be given again
+    with pytest.raises(ValueError, match=r"weights='coco' \(was 'a/best.safetensors'\)"):
+        load_state(other, tmp_path/'state.pt')
+
+
+def test_resume_with_a_damaged_state_says_how_to_begin_anew(shapes, tmp_path, uninterrupted):
+    shutil.copy(uninterrupted/'best.safetensors', tmp_path)
+    (tmp_path/'state.pt').write_bytes((uninterrupted/'state.pt').read_bytes()[:-300])
+    with pytest.raises(ValueError, match='If it is damaged') as e: load_state(trainer(shapes), tmp_path/'state.pt')
+    new_run_is_advised(str(e.value), tmp_path)
+
+
+def test_resume_with_images_elsewhere_is_told(shapes, tmp_path, resumable, recwarn):
+    "And with another version of torch"
+    load_state(trainer(shapes), resumable[1])
+    assert not [w for w in recwarn if 'resuming' in str(w.message)]
+    shutil.copytree(shapes, tmp_path/'moved')
+    with pytest.warns(UserWarning, match='resuming with folder=.*moved/train'):
+        load_state(trainer(tmp_path/'moved'), resumable[1])
+    state = torch.load(resumable[1], weights_only=True)
+    state['data']['torch'] = '1.0'
+    torch.save(state, tmp_path/'state.pt')
+    with pytest.warns(UserWarning, match=r"torch=.* \(was '1.0'\)"): load_state(trainer(shapes), tmp_path/'state.pt')
+
+
+def test_state_without_bit_depth_or_weights_is_resumed(shapes, tmp_path, resumable):
+    "Earlier versions wrote neither"
+    state = torch.load(resumable[1], weights_only=True)
+    for key in ('bit_depth', 'weights', 'folder', 'torch'): del state['data'][key]
+    torch.save(state, tmp_path/'state.pt')
+    again = trainer(shapes)
+    load_state(again, tmp_path/'state.pt')
+    assert again.steps == 4
+    del state['data']['names']
+    torch.save(state, tmp_path/'state.pt')
+    with pytest.raises(ValueError, match="missing or unknown in its data: .'names'"):
+        load_state(again, tmp_path/'state.pt')

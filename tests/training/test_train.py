@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.evaluation.evaluate import yolox_eval
 from cjm_yolox_pytorch.evaluation.metrics import METRICS
-from cjm_yolox_pytorch.files.checkpoints import load_weights
+from cjm_yolox_pytorch.files.checkpoints import load_weights, save_weights
+from cjm_yolox_pytorch.training import train as train_module
 from cjm_yolox_pytorch.training.runs import VAL_LOSSES, read_rows
 from cjm_yolox_pytorch.training.train import fit, yolox_train
 from cjm_yolox_pytorch.training.trainer import Trainer
@@ -105,7 +107,10 @@ def test_one_split_is_enough(shapes, tmp_path, capfd):
 
 @pytest.mark.parametrize('options, message', [(dict(format='xml'), "format='xml': choose one of"),
     (dict(train='fold'), "has no split 'fold'"), (dict(logger='paper'), "logger='paper': choose one of"),
-    (dict(resume=True), 'state.pt: there is no training to resume'), (dict(weights='no.pth'), 'no.pth: no such file'),
+    (dict(resume=True), 'state.pt: there is no training to resume: choose its folder .--out., or begin one without'),
+    (dict(bit_depth=20), 'bit_depth=20: must be from 8 to 16'), (dict(names='a,b'), 'give --weights, too'),
+    (dict(min_size=32, max_size=64, batch=1), 'min_size=32: batch norm cannot train on single images'),
+    (dict(weights='no.pth'), 'no.pth: no such file'),
     (dict(img_size=0), 'img_size=0: '), (dict(model='yolox_xl'), "model='yolox_xl': choose one of"),
     (dict(model='yolox_s', weights='nano'), "the weights are for yolox_nano, but model='yolox_s'")])
 def test_train_refuses_odd_options(shapes, tmp_path, uninterrupted, options, message):
@@ -147,6 +152,57 @@ def test_error_of_a_transform_is_not_taken_for_lack_of_memory(shapes, tmp_path, 
     monkeypatch.setattr(cjm_yolox_pytorch.training.trainer, 'recipe_transforms', lambda recipe: [wrong])
     with pytest.raises(RuntimeError, match='must match the size') as e: train(shapes, tmp_path/'run', workers=1)
     assert not isinstance(e.value, OSError) and 'memory' not in str(e.value).splitlines()[-1]
+
+
+def train_and_keep(data, kept=[]):
+    "The trainer and its loader are there until the process ends"
+    kept.append(trainer(data, workers=1))
+    kept[0].train_epoch()
+
+
+def test_training_images_can_be_the_validation_images(shapes, tmp_path, capsys):
+    "On purpose; all figures say what they are of"
+    train(shapes, tmp_path/'run', **{'train': 'train', 'val': 'train', 'epochs': 1})
+    printed = capsys.readouterr().out
+    assert 'training on train: 12 images' in printed and 'validation on train: 12 images' in printed
+    assert 'best: epoch 1, on train (the training images):' in printed
+    assert json.loads((tmp_path/'run/metrics.json').read_text())['split'] == 'train (the training images)'
+    notes = load_weights(tmp_path/'run/best.safetensors').notes
+    assert notes['training'] == notes['validation'] == 'train'
+    yolox_eval(str(tmp_path/'run/best.safetensors'), str(shapes), split='train', device='cpu')
+    assert 'trained on all of these images: metrics may be too high' in capsys.readouterr().out
+
+
+def test_initial_weights_can_be_given_names(shapes, tmp_path, capsys):
+    "Without any, classes are matched by position, and a line says so"
+    train(shapes, tmp_path/'run')
+    best = load_weights(tmp_path/'run/best.safetensors')
+    save_weights(replace(best, names=None), tmp_path/'unnamed.safetensors')
+    for names, told in [(None, 'classes matched by position, since the weights have no class names'),
+        ('star,disc,moon,sun,cross', '3 of 5 classes matched by name, but not triangle, square')]:
+        capsys.readouterr()
+        train(shapes, tmp_path/f'{names}', weights=str(tmp_path/'unnamed.safetensors'), names=names)
+        assert told in ' '.join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match='2 names for 5 classes'):
+        train(shapes, tmp_path/'few', weights=str(tmp_path/'unnamed.safetensors'), names='a,b')
+
+
+def test_data_are_read_with_the_options_of_the_command(shapes, tmp_path, monkeypatch):
+    "And the weights remember the bit depth"
+    seen, prepare = {}, train_module.prepare_splits
+    def note(data, train, val, allow_missing, quiet, **reading):
+        seen.update(reading, allow_missing=allow_missing)
+        return prepare(data, train, val, bit_depth=reading['bit_depth'])
+    monkeypatch.setattr(train_module, 'prepare_splits', note)
+    train(shapes, tmp_path/'run', images='elsewhere', bit_depth=12, allow_missing=True, format='coco')
+    assert seen == dict(format='coco', images='elsewhere', bit_depth=12, allow_missing=True)
+    assert load_weights(tmp_path/'run/best.safetensors').notes['bit_depth'] == 12
+
+
+def test_training_with_workers_ends_in_a_process_of_multiprocessing(shapes, start):
+    "Which does not call the functions of atexit"
+    child = start(shapes, function=train_and_keep)
+    assert child.wait(120) == 0, child.output()
 
 
 def test_two_processes_write_once(shapes, tmp_path, start_pair):
