@@ -61,7 +61,6 @@ def _sizes(arch, deepen_factor, widen_factor, out_indices=()):
 
 # %% ../nbs/02_model.ipynb #ae0bedea
 def _norm(momentum, eps): return dict(momentum=momentum, eps=eps)
-
 def _stage(c_in, c_out, num_blocks, last, pool_sizes=(5, 9, 13), depthwise=False, **norm):
     spp = [SPPBottleneck(c_out, c_out, pool_sizes, **norm)] if last else []
     down = conv3x3(c_in, c_out, 2, depthwise, **norm)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from cjm_yolox_pytorch.boxes import flatten_levels
 from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
-from cjm_yolox_pytorch.model import NORM_STATS, PRIOR_BIAS, PUBLISHED, build_model
+from cjm_yolox_pytorch.model import NORM_STATS, PRIOR_BIAS, PUBLISHED, CSPDarknet, YOLOXPAFPN, build_model
 
 
 def test_nano_weights_predict_what_the_reference_predicts(shared):
@@ -79,3 +79,16 @@ def test_published_weights_by_family(pretrained, folder, host, tmp_path, monkeyp
 def test_family_that_has_not_published_a_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"mmyolo has published no yolox_x: choose one of \['cjm', 'megvii'\]"):
         build_model('yolox_x', 3, 'mmyolo', tmp_path)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ((.33, .375), r"arch=0.33: choose one of \['P5', 'P6'\]"),
+    (('P5', .33, .125, (2, 5)), r'out_indices=\(2, 5\): choose from 0 \(stem\) to 4 \(last stage\)')])
+def test_backbone_refuses_what_it_cannot_build(arguments, message):
+    with pytest.raises(ValueError, match=message): CSPDarknet(*arguments)
+
+
+def test_neck_takes_a_map_for_each_of_its_channels():
+    maps = [torch.rand(1, c, s, s) for c, s in [(8, 16), (8, 8), (16, 4), (32, 2)]]
+    with pytest.raises(ValueError, match=r'4 feature maps, but in_channels=\[8, 16, 32\]: give one map for each'):
+        YOLOXPAFPN([8, 16, 32], 8)(maps)
