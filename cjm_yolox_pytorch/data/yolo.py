@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..commands.messages import raise_listing, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
+from .split_names import MISSING_SHARE
 from .voc import parse_float
 from ..files.class_names import MAX_CLASSES
 from ..files.images import stored_sizes
@@ -160,15 +161,15 @@ def missing_files(bare, images, orphans, labels, unsupported=()): # (text, wheth
     for files, total, what, cure in found[2*renamed:]:
         if not files: continue
         text = f'{len(files)} of {total} {what}, such as {files[0]}'
-        large = 10*len(files) >= total
-        yield (f'{text}. {cure}, or pass --allow-missing' if large else text), large
+        large = len(files) >= MISSING_SHARE*total
+        yield (f'{text}. {cure}' if large else text), large
 
-_BACKGROUND = 'They would be learned as background. If that is meant, add empty label files'
+_BACKGROUND = 'They would be learned as background. Label them, or add empty label files where there are no objects'
 
 def _mismatch(bare, orphans):
     image, label = map(with_form, _most_similar(bare, orphans))
     alone = f'{len(bare)} images have no label file, and {len(orphans)} label files have no image'
-    return f'{alone}, such as {image} and {label}. Name each label file like its image, or pass --allow-missing'
+    return f'{alone}, such as {image} and {label}. Name each label file like its image'
 
 # %% ../../nbs/data/05_yolo.ipynb #05134a09
 def _to_pixels(rows, sizes): # [T, 6]

@@ -100,14 +100,14 @@ def test_check_stops_if_a_tenth_of_the_boxes_is_left_out(flat, stops, tmp_path):
     a = read_split(tmp_path, 'train')
     found = [f for f in check(a) if f.kind == 'missing data']
     assert [f.text.startswith(text) for f, text in zip(found, stops, strict=True)] == [True]*len(stops)
-    assert all(f.stops and f.text.endswith('Fix this, or pass --allow-missing to go on without them') for f in found)
+    assert all(f.stops and f.text.endswith('If that is meant, pass --allow-missing') for f in found)
     allowed = [f for f in check(a, allow_missing=True) if f.kind == 'missing data']
     assert [f.stops for f in allowed] == [False]*len(stops)
 
 
 def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
     write_flat_boxes(tmp_path, 5)
-    with pytest.raises(ValueError, match='5 of .* boxes are left out. Fix this, or pass --allow-missing'):
+    with pytest.raises(ValueError, match='5 of .* boxes are left out. If that is meant, pass --allow-missing'):
         prepare_splits(tmp_path, 'train', 'train')
     prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
     assert '  missing data (1): 5 of 20 boxes are left out\n' in capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_check_turns_the_stops_of_a_reader_into_faults(tmp_path):
     write_layout('yolo images/train', tmp_path)
     a = replace(read_split(tmp_path, 'train'), stops=['6 images lack labels.', '6 labels lack an image'])
     texts = [(f.text, f.stops) for f in check(a) if f.kind == 'missing data']
-    cure = '. Fix this, or pass --allow-missing to go on without them'
+    cure = '. If that is meant, pass --allow-missing'
     assert texts == [(f'6 images lack labels{cure}', True), (f'6 labels lack an image{cure}', True)]
     assert not any(f.stops for f in check(a, allow_missing=True))
 

@@ -56,7 +56,7 @@ def test_yolo_stops_if_a_tenth_of_the_images_has_no_label_file(tmp_path):
     write_images(tmp_path, LETTERS[:18], bare='yz')
     a = read_yolo(tmp_path/'images', ['ant'])
     start = f'2 of 20 images have no label file, which means no objects, such as {tmp_path}/images/y.png. '
-    end = 'They would be learned as background. If that is meant, add empty label files, or pass --allow-missing'
+    end = 'They would be learned as background. Label them, or add empty label files where there are no objects'
     assert (a.notes, a.stops) == ([], [start + end])
     for name in 'yz': write(tmp_path/f'labels/{name}.txt', '')
     a = read_yolo(tmp_path/'images', ['ant'])
@@ -74,7 +74,7 @@ def test_yolo_stops_if_a_tenth_of_the_labels_has_no_image(tmp_path):
     write_images(tmp_path, LETTERS[:18], orphans='yz')
     a = read_yolo(tmp_path/'images', ['ant'])
     start = f'2 of 20 label files have no image and are left out, such as {tmp_path}/labels/y.txt. '
-    assert (a.notes, a.stops) == ([], [start + 'Add the images, or pass --allow-missing'])
+    assert (a.notes, a.stops) == ([], [start + 'Add the images'])
 
 
 def test_yolo_counts_labels_of_the_whole_folder(tmp_path):
@@ -110,7 +110,7 @@ def test_yolo_names_images_of_an_unsupported_extension(tmp_path):
     write_files(tmp_path, {'images/z.AVIF': b'', 'labels/z.AVIF.txt': LINE, 'images/x.heic': b'', 'labels/x.txt': LINE})
     stop, = read_yolo(tmp_path/'images', ['ant']).stops
     assert stop.startswith('3 of 23 images with a label file')
-    assert stop.endswith('Convert them to JPEG, or pass --allow-missing')
+    assert stop.endswith('Convert them to JPEG')
 
 
 def test_yolo_other_text_files_are_not_labels(tmp_path):
