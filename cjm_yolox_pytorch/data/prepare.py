@@ -6,6 +6,7 @@
 __all__ = ['prepare_splits']
 
 # %% ../../nbs/data/11_prepare.ipynb #2c9a51e7
+import numpy as np
 from textwrap import wrap
 
 from .checks import check, check_splits, fault_lines, same_split
@@ -22,7 +23,9 @@ def _read_splits(data, train=None, val=None, **reading): # Name and `Annotations
 # %% ../../nbs/data/11_prepare.ipynb #bf28e6d5
 def _print_split(role, name, split, faults): # Lines about its faults
     names = ', '.join(split.names[:8]) + (' ...' if len(split.names) > 8 else '')
-    contents = f'{len(split)} images, {len(split.labels)} objects of {len(split.names)} classes'
+    empty = (np.diff(split.starts) == 0).sum()
+    images = f'{len(split)} images' + (f' ({empty} without objects)' if empty else '')
+    contents = f'{images}, {len(split.labels)} objects of {len(split.names)} classes'
     lines = wrap(f'{role} on {name}: {contents}: {names}', 80, subsequent_indent='  ')
     print(*lines, *(f'  {line}' for line in faults), sep='\n', flush=True)
 

@@ -234,8 +234,8 @@ def report_lines(report:Report):
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6890
 @command
 def yolox_doctor(
-    data:str, # Folder of a dataset (COCO, Pascal VOC or YOLO), or its JSON or YAML file
-    format:str=None, # coco, voc or yolo; detected unless given
+    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO or CSV), or its JSON, YAML or CSV file
+    format:str=None, # coco, voc, yolo or csv; detected unless given
     train:str=None, # Training split; train unless given
     val:str=None, # Validation split; val unless given, or test where there is none
     images:str=None, # Folder of the images, where it is not at a usual place
