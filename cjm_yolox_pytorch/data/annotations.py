@@ -125,8 +125,9 @@ def read_annotated(annotations:Annotations, i:int) -> Tensor: # [3, H, W] uint8 
     "Read image `i`, turned as it was when it was annotated."
     path = annotations.paths[i]
     size = tuple(annotations.sizes[i].tolist())
-    image = read_image(path)
-    if image.shape[1:] == size[::-1] != size: image = read_image(path, upright=False)
+    depth = annotations.bit_depth
+    image = read_image(path, True, depth)
+    if image.shape[1:] == size[::-1] != size: image = read_image(path, False, depth)
     if image.shape[1:] == size: return image
     sizes = f'{image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}'
     raise ValueError(f'{path} is {sizes}. Annotate it again')

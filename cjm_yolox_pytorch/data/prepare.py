@@ -12,8 +12,8 @@ from .checks import check, check_splits, fault_lines
 from .splits import choose_splits, find_splits, hold_out
 
 # %% ../../nbs/data/11_prepare.ipynb #8c05f3a9
-def _read_splits(data, format, train, val): # Name and `Annotations` by role
-    splits = find_splits(data, format)
+def _read_splits(data, train=None, val=None, **reading): # Name and `Annotations` by role
+    splits = find_splits(data, **reading)
     train, val = choose_splits(data, splits, train, val)
     if val: return dict(training=(train, splits[train]()), validation=(val, splits[val]()))
     rest, held_out = hold_out(splits[train]())
@@ -27,9 +27,16 @@ def _print_split(role, name, split, faults): # Lines about its faults
     print(*lines, *(f'  {line}' for line in faults), sep='\n', flush=True)
 
 # %% ../../nbs/data/11_prepare.ipynb #e25b1908
-def prepare_splits(data, format=None, train=None, val=None, quiet=False) -> dict: # Name and `Annotations` by role
+def prepare_splits(
+    data, # Folder of a dataset, or its JSON or YAML file
+    train:str=None, # Training split; found by its name if None
+    val:str=None, # Validation split; found by its name, or a tenth of the training split, if None
+    allow_missing:bool=False, # Report missing data instead of raising an error
+    quiet:bool=False, # Print nothing
+    **reading # `format`, `images` and `bit_depth` of `find_splits`
+) -> dict: # Name and `Annotations` by role, training and validation
     "Read, print and check the training and the validation split of `data`."
-    used = _read_splits(data, format, train, val)
+    used = _read_splits(data, train, val, **reading)
     splits = {role: split for role, (_, split) in used.items()}
     faults = {role: check(split) for role, split in splits.items()}
     stops = [f for found in [*faults.values(), check_splits(splits)] for f in found if f.stops]
