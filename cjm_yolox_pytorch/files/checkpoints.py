@@ -77,7 +77,8 @@ def _pixel_format(family, changes, known=None): # That of a family, or a known o
 def _convert(weights, pixels, names): # To our order and range of pixels
     if names is not None:
         check_class_names(names, 'names')
-        if len(names) != weights.num_classes: raise ValueError(f'{len(names)} names for {weights.num_classes} classes')
+        if len(names) != weights.num_classes:
+            raise ValueError(f'{len(names)} names for {weights.num_classes} classes: each class needs a name')
     state = weights.state | {STEM: convert_stem(weights.state[STEM], pixels)}
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
     return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
@@ -89,10 +90,10 @@ def recognise(checkpoint, family=None, names=None, **pixels) -> Weights: # Optio
     model_type, num_classes = _read_shapes(state)
     _check_finite(state)
     if family is None: family = _guess_family(naming, state, strict=not pixels)
-    if num_classes == len(COCO_NAMES): names = names or COCO_NAMES
+    if num_classes == len(COCO_NAMES) and names is None: names = COCO_NAMES
     variant = VARIANTS[model_type]
     found = Weights(state, model_type, num_classes, variant.mean, variant.std, family=family, left_over=other)
-    return _convert(found, _pixel_format(family, pixels), names or None)
+    return _convert(found, _pixel_format(family, pixels), names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #2bce87ad
 def save_weights(weights:Weights, path): # Usually `*.safetensors`
@@ -109,12 +110,13 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     numbers = all(isinstance(v, int|float) and abs(v) < 1e6 for v in [*w.mean, *w.std])
     shapes = len(w.mean) == len(w.std) == 3 and w.left_over == []
     size = w.size is None or w.size in range(1, 2**15)
-    return numbers and shapes and size and 0 not in w.std
+    depth = w.notes.get('bit_depth', 16) in range(8, 17)
+    return numbers and shapes and size and depth and 0 not in w.std
 
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognise`
     try:
         known = Weights(state, **json.loads(metadata))
-        needed = 'mean and std are 3 numbers each, names a list, size is in pixels, notes are a dict'
+        needed = 'mean and std are 3 numbers each, names a list, size is in pixels, notes are a dict, bit_depth is 8 to 16'
         if not _is_valid(known): raise ValueError(f'a field has the wrong type or range; {needed}')
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)
@@ -123,7 +125,7 @@ def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `re
         raise ValueError(f'metadata do not match the tensors: {said}, not {found[0]} with {found[1]}')
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))
-    return _convert(replace(known, family=family or known.family), pixels, names or known.names)
+    return _convert(replace(known, family=family or known.family), pixels, known.names if names is None else names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
