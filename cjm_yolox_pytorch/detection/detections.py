@@ -9,6 +9,7 @@ __all__ = ['Detections']
 from dataclasses import dataclass
 
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -49,37 +50,48 @@ class Detections:
         label = int(self.labels[i])
         return str(label) if self.names is None else self.names[label]
 
-    def __repr__(self) -> str:
-        lines = [f'{len(self)} detection{"" if len(self) == 1 else "s"}']
-        if len(self): lines[0] += ': class, score, x1 y1 x2 y2'
-        for i, box in enumerate(self.boxes[:10].tolist()):
-            numbers = ' '.join(f'{v:6.1f}' for v in box)
-            lines.append(f'{self.name(i):16.16} {self.scores[i]:.2f}  {numbers}')
-        if len(self) > 10: lines.append(f'... and {len(self) - 10} more')
-        return '\n'.join(lines)
+# %% ../../nbs/detection/00_detections.ipynb #7927e29d
+@patch
+def __repr__(self:Detections) -> str:
+    lines = [f'{len(self)} detection{"" if len(self) == 1 else "s"}']
+    if len(self): lines[0] += ': class, score, x1 y1 x2 y2'
+    for i, box in enumerate(self.boxes[:10].tolist()):
+        numbers = ' '.join(f'{v:6.1f}' for v in box)
+        lines.append(f'{self.name(i):16.16} {self.scores[i]:.2f}  {numbers}')
+    if len(self) > 10: lines.append(f'... and {len(self) - 10} more')
+    return '\n'.join(lines)
 
-    def draw(self) -> Image.Image:
-        "Draw the boxes on the image, the best on top."
-        if self.image is None: raise ValueError('there is no image to draw on: set `image` of these detections')
-        texts = [f'{self.name(i)} {self.scores[i]:.2f}' for i in range(len(self))]
-        return _draw(self.image, self.boxes, self.labels, texts)
+# %% ../../nbs/detection/00_detections.ipynb #9b3ffde1
+@patch
+def draw(self:Detections) -> Image.Image:
+    "Draw the boxes on the image, the best on top."
+    if self.image is None: raise ValueError('there is no image to draw on: set `image` of these detections')
+    texts = [f'{self.name(i)} {self.scores[i]:.2f}' for i in range(len(self))]
+    return _draw(self.image, self.boxes, self.labels, texts)
 
-    def _repr_png_(self): # For Jupyter
-        if self.image is None: return
-        drawn = self.draw()
-        drawn.thumbnail((640, 640))
-        return drawn._repr_png_()
+@patch
+def _repr_png_(self:Detections): # For Jupyter
+    if self.image is None: return
+    drawn = self.draw()
+    drawn.thumbnail((640, 640))
+    return drawn._repr_png_()
 
-    def to_coco(self, image_id:int=0) -> list: # Dicts of image_id, category_id, bbox (xywh in pixels) and score
-        "Convert to COCO's format of results."
-        boxes = box_convert(self.boxes, 'xyxy', 'xywh').tolist()
-        rows = zip(self.labels.tolist(), boxes, self.scores.tolist())
-        return [dict(image_id=image_id, category_id=l, bbox=b, score=s) for l, b, s in rows]
+# %% ../../nbs/detection/00_detections.ipynb #c9f1ace7
+@patch
+def to_coco(
+    self:Detections,
+    image_id:int=0
+) -> list: # Dicts of image_id, category_id, bbox (xywh in pixels) and score
+    "Convert to COCO's format of results."
+    boxes = box_convert(self.boxes, 'xyxy', 'xywh').tolist()
+    rows = zip(self.labels.tolist(), boxes, self.scores.tolist())
+    return [dict(image_id=image_id, category_id=l, bbox=b, score=s) for l, b, s in rows]
 
-    def to_supervision(self): # -> `supervision.Detections`
-        "Convert for the package supervision."
-        try: import supervision
-        except ImportError as e: raise ImportError('supervision is missing: pip install supervision') from e
-        boxes, scores, labels = (t.cpu().numpy() for t in (self.boxes, self.scores, self.labels))
-        data = dict(class_name=np.array([self.name(i) for i in range(len(self))]))
-        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
+@patch
+def to_supervision(self:Detections): # -> `supervision.Detections`
+    "Convert for the package supervision."
+    try: import supervision
+    except ImportError as e: raise ImportError('supervision is missing: pip install supervision') from e
+    boxes, scores, labels = (t.cpu().numpy() for t in (self.boxes, self.scores, self.labels))
+    data = dict(class_name=np.array([self.name(i) for i in range(len(self))]))
+    return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)

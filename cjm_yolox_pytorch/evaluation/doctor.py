@@ -18,7 +18,7 @@ from ..data.annotations import read_annotated
 from ..data.checks import check, check_difficulty, check_splits, Fault
 from ..data.splits import choose_splits, find_splits, hold_out
 from .dataset_figure import draw_dataset
-from ..files.paths import check_output_folder
+from ..files.paths import atomic, check_output_folder
 from ..utils import check_between
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #266a0ab3
@@ -209,5 +209,5 @@ def _to_json(report): return json.dumps(summary(report), indent=1)
 
 def _write_report(report, out):
     out.mkdir(parents=True, exist_ok=True)
-    (out/'doctor.json').write_text(_to_json(report))
+    with atomic(out/'doctor.json') as partial: partial.write_text(_to_json(report))
     draw_dataset(report.splits, report.faults, report.img_size, out/'doctor.png')
