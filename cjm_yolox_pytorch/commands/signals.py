@@ -42,7 +42,7 @@ def stop_signals(group=None): # Of distributed processes that stop together
     asked = torch.zeros(1, dtype=torch.int32)
     def remember(number, restore):
         asked.fill_(1)
-        with suppress(RuntimeError): # Something else was just being printed
+        with suppress(RuntimeError): # The signal interrupted another print
             print('finishing this step, then saving; press Ctrl-C again to abort', file=sys.stderr, flush=True)
         restore()
     def stop():

@@ -79,10 +79,10 @@ def _describe_output(weights, raw, suppress, static):
 # %% ../../nbs/deploy/00_export.ipynb #63345a32
 def _metadata(weights:Weights, raw=False, suppress=False, camera=False, static=False, **_):
     letterbox = 'scale the image until it fits, put it into the top left corner, and fill the rest with 114'
-    return dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names,
-        size=_padded_size(weights), input=_describe_input(weights, camera, static),
-        output=_describe_output(weights, raw, suppress, static), normalisation='inside',
-        mean=list(weights.mean), std=list(weights.std), strides=_STRIDES, letterbox=letterbox)
+    known = dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names)
+    known |= dict(size=_padded_size(weights), input=_describe_input(weights, camera, static))
+    known |= dict(output=_describe_output(weights, raw, suppress, static), normalization='inside')
+    return known | dict(mean=list(weights.mean), std=list(weights.std), strides=_STRIDES, letterbox=letterbox)
 
 # %% ../../nbs/deploy/00_export.ipynb #961dd81c
 EXPORT_FORMATS = dict(onnx='.onnx', pt2='.pt2', openvino='.xml')

@@ -68,7 +68,7 @@ def find_inputs(inputs, out) -> tuple: # Pairs of an input and its drawn file; m
 _OTHER_FORMATS = '.heic .heif .avif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .psd .svg'.split()
 
 def _has_more(path): # Than the one image or stream that is read
-    with suppress(Exception): # Told when it is read
+    with suppress(Exception): # Reported when it is read
         if _is_video(path):
             with open_video(path) as video: return len([s for s in video.streams.video if s.average_rate]) > 1
         if path.suffix.lower() in ('.gif', '.tif', '.tiff', '.webp'):
@@ -105,7 +105,7 @@ def _frames(files, failed, bit_depth=16): # Input, drawn file, frame number and 
             if not _is_video(path): yield path, drawn, {}, as_image(path, bit_depth)
             else:
                 for n, (image, t) in enumerate(read_video(path)): yield path, drawn, dict(frame=n, seconds=t), image
-        except Exception as e: # FFmpeg has kinds of its own
+        except Exception as e: # FFmpeg has its own types
             failed[path] = str(e) if str(path) in str(e) else f'{path}: {e}'
 
 # %% ../../nbs/detection/02_predict.ipynb #c3d1b7aa
@@ -122,7 +122,8 @@ class _Drawing: # Writes one image, or the frames of one video
     def keep_error(self): # For the end of the run
         try: yield
         except Exception as e:
-            self.failed[self.path] = str(e) if str(self.path) in str(e) else f'{self.path} could not be written: {e}'
+            named = str(self.path) in str(e)
+            self.failed[self.path] = str(e) if named else f'{self.path} could not be written: {e}'
 
     def add(self, found, seconds=None): # Time of a video's frame
         if self.path in self.failed: return # An earlier frame could not be written
