@@ -6,7 +6,7 @@
 __all__ = ['handle_signals', 'exit_on_signals', 'stop_signals']
 
 # %% ../../nbs/commands/01_signals.ipynb #78e77d3c
-import signal, sys, threading, torch
+import _thread, signal, sys, threading, torch
 from contextlib import contextmanager, suppress
 from torch import distributed as dist
 
@@ -23,6 +23,24 @@ def handle_signals(signals, handler): # `handler` gets a signal, and a function 
         yield
     finally: restore()
 
+# %% ../../nbs/commands/01_signals.ipynb #b620f8c1
+def _signal_main_thread(number):
+    if hasattr(signal, 'pthread_kill'): signal.pthread_kill(threading.main_thread().ident, number)
+    else: _thread.interrupt_main(number) # Windows; waits for a blocking call to end
+
+@contextmanager
+def _raise_again(raised): # Signals that led to `SystemExit`; one that was lost is removed
+    earlier = sys.unraisablehook
+    def hook(lost):
+        e = lost.exc_value
+        if isinstance(e, KeyboardInterrupt): number = signal.SIGINT
+        elif isinstance(e, SystemExit) and raised: number = raised.pop()
+        else: return earlier(lost)
+        threading.Timer(.01, _signal_main_thread, [number]).start()
+    sys.unraisablehook = hook
+    try: yield
+    finally: sys.unraisablehook = earlier
+
 # %% ../../nbs/commands/01_signals.ipynb #76245a43
 _ENDING = [getattr(signal, s) for s in ('SIGTERM', 'SIGHUP', 'SIGBREAK') if hasattr(signal, s)]
 
@@ -30,10 +48,12 @@ _ENDING = [getattr(signal, s) for s in ('SIGTERM', 'SIGHUP', 'SIGBREAK') if hasa
 def exit_on_signals():
     "Let the first SIGTERM, SIGHUP or Ctrl-Break raise `SystemExit`, and ignore more of them."
     heeded = [s for s in _ENDING if signal.getsignal(s) != signal.SIG_IGN]
+    raised = [] # `timeout`, for one, sends two signals
     def stop(number, restore):
-        for s in heeded: signal.signal(s, signal.SIG_IGN) # `timeout`, for one, sends two
+        if raised: return
+        raised.append(number)
         sys.exit(128 + number) # As in a shell
-    with handle_signals(heeded, stop): yield
+    with handle_signals(heeded, stop), _raise_again(raised): yield
 
 # %% ../../nbs/commands/01_signals.ipynb #da617d86
 @contextmanager

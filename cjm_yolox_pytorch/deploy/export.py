@@ -276,6 +276,7 @@ def yolox_export(
 ):
     "Write WEIGHTS as a file for other programs, and check it"
     check_between(conf=(conf, 0, 1), iou=(iou, 0, 1))
+    if not suppress and (conf, iou) != (.25, .65): raise ValueError('conf and iou have no effect without --suppress')
     path, names = _output_file(weights, out, format), parse_names(names)
     loaded = load_weights(pretrained_file(weights) if weights in MODEL_TYPES else weights, names=names)
     options = dict(raw=raw, suppress=suppress, camera=camera, static=static, conf=conf, iou=iou)

@@ -1,7 +1,9 @@
 "Exported files: what their graphs hold, the original's way of exporting, and real weights through ONNX and OpenVINO."
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import cv2
@@ -213,6 +215,27 @@ def test_names_of_classes_are_those_given(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count('the classes have no names, only numbers: to give them names, use') == 1
     with pytest.raises(ValueError, match='nano.safetensors: 2 names for 3 classes'):
         yolox_export(str(tmp_path/'nano.safetensors'), names='cat,dog')
+
+
+@pytest.mark.parametrize('conf, iou', [(.4, .65), (.25, .5)])
+def test_options_of_suppression_need_it(conf, iou):
+    with pytest.raises(ValueError, match='conf and iou have no effect without --suppress'):
+        yolox_export('nowhere.pth', conf=conf, iou=iou)
+
+
+@pytest.mark.parametrize('sent, status', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
+@pytest.mark.parametrize('step', ['_trace', '_try_file'])
+def test_stopped_command_leaves_no_temporary_folder(tmp_path, monkeypatch, capsys, step, sent, status):
+    if not hasattr(signal, sent): pytest.skip(f'no {sent} here')
+    save_weights(made_up(), tmp_path/'nano.safetensors')
+    def stop(*args):
+        assert len([*tmp_path.glob('nano.onnx*.partial')]) == 1
+        signal.raise_signal(getattr(signal, sent))
+        time.sleep(9)
+    monkeypatch.setattr(export, step, stop)
+    monkeypatch.setattr(sys, 'argv', ['yolox_export', str(tmp_path/'nano.safetensors')])
+    with pytest.raises(SystemExit) as end: yolox_export()
+    assert end.value.code == status and [p.name for p in tmp_path.iterdir()] == ['nano.safetensors']
 
 
 # ---- Static files
