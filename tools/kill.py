@@ -20,11 +20,11 @@ from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.files.checkpoints import load_weights
 
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONFAULTHANDLER': '1'}
-# The exit statuses that each signal may lead to. 0: training was just done. After everything is saved, SIGTERM ends the
-# process like any other program.
+# The exit statuses that each signal may lead to. 0: training was just done. 143: there was nothing to save yet. After
+# the command has returned, SIGTERM ends the process like any other program.
 STATUSES = {
     signal.SIGKILL: (-signal.SIGKILL, 0),
-    signal.SIGTERM: (130, -signal.SIGTERM, 0),
+    signal.SIGTERM: (130, 143, -signal.SIGTERM, 0),
     signal.SIGINT: (130, 0)}
 
 

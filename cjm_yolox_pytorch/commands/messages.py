@@ -11,7 +11,7 @@ from collections import Counter
 
 # %% ../../nbs/commands/00_messages.ipynb #830034e7
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]') # A terminal obeys these
-# Two marks of direction besides, which right-to-left keyboards put into names
+# And two direction marks, which right-to-left keyboards put into names
 _ESCAPED = re.compile(f'{CONTROL.pattern}|[\u200e\u200f]')
 
 def printable(text) -> str: # One line

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..files.paths import atomic
+
 # %% ../../nbs/data/00_shapes.ipynb #158f85ee
 def _star(points, inner): # [2*points, 2] polygon: tips at radius 1, dents at `inner`
     angle = np.arange(2*points) * np.pi/points
@@ -84,14 +86,14 @@ def _write_split(folder, seeds, size): # An image for each seed, and a COCO file
     for i, seed in enumerate(seeds):
         image, boxes, labels = draw_shapes(np.random.default_rng(seed), size)
         images.append(dict(id=i, file_name=f'{i:05}.png', width=size, height=size))
-        Image.fromarray(image).save(folder/f'{i:05}.png', compress_level=1)
+        with atomic(folder/f'{i:05}.png', sync=False) as file: Image.fromarray(image).save(file, 'PNG', compress_level=1)
         boxes[:, 2:] -= boxes[:, :2] # x, y, width, height
         for (x, y, w, h), label in zip(boxes.tolist(), labels.tolist()):
             ids = dict(id=len(objects), image_id=i, category_id=label, iscrowd=0)
             objects.append(ids | dict(bbox=[x, y, w, h], area=w*h))
     classes = [dict(id=i, name=name) for i, name in enumerate(SHAPES)]
     coco = dict(images=images, annotations=objects, categories=classes)
-    (folder/'_annotations.coco.json').write_text(json.dumps(coco))
+    with atomic(folder/'_annotations.coco.json') as file: file.write_text(json.dumps(coco))
 
 # %% ../../nbs/data/00_shapes.ipynb #50f51fef
 def write_shapes(

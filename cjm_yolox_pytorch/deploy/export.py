@@ -6,7 +6,7 @@
 __all__ = ['EXPORT_FORMATS', 'TRIAL_SHAPES', 'WithNMS', 'exportable', 'load_exported', 'export_weights', 'yolox_export']
 
 # %% ../../nbs/deploy/00_export.ipynb #a02ac5de
-import importlib, json, os, tempfile
+import importlib, json, os, tempfile, numpy as np
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torchvision import ops
 
 from ..commands.command import command
 from ..files.checkpoints import load_weights, Weights
+from ..files.class_names import parse_names
 from ..inference import offset_by_group, scored_boxes, YOLOXInferenceWrapper
 from ..model import build_model, fuse, MODEL_TYPES, pretrained_file
 from ..utils import check_between
@@ -47,7 +48,7 @@ class WithNMS(nn.Module):
 def _padded_size(weights): return -(-weights.input_size//32)*32 # Files take multiples of 32
 
 def exportable(weights:Weights, raw=False, suppress=False, camera=False, conf=.25, iou=.65) -> nn.Module:
-    "Build the module that a file is made from. The options are those of `export_weights`."
+    "Build the module that a file is made from. The options are those of `yolox_export`."
     if raw and suppress: raise ValueError('raw and suppress: NMS needs decoded boxes; choose one of them')
     model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights))
     wrapper = YOLOXInferenceWrapper(model, weights.mean, weights.std, model.bbox_head.strides,
@@ -57,16 +58,31 @@ def exportable(weights:Weights, raw=False, suppress=False, camera=False, conf=.2
     return WithNMS(wrapper, num_classes=weights.num_classes, conf=conf, iou=iou, side=side).eval()
 
 # %% ../../nbs/deploy/00_export.ipynb #c0684412
-def _metadata(weights:Weights, raw=False, suppress=False, camera=False, **_): # Describes input and output of a file
-    size, output = _padded_size(weights), '[batch, A, 6] x0, y0, width, height, label, probability'
-    if suppress: output = '[N, 7] image, x0, y0, width, height, label, probability'
-    if raw: output = f'[batch, A, {5 + weights.num_classes}] raw box, objectness, probabilities'
-    layout = 'uint8 [batch, height, width, 3] RGB' if camera else 'float32 [batch, 3, height, width] RGB'
-    sides = f'height and width are multiples of 32, from {min(64, size)} to {max(1280, size)}'
+_STRIDES = [8, 16, 32]
+
+def _describe_input(weights, camera, static):
+    size = _padded_size(weights)
+    batch, sides = (1, f'{size}, {size}') if static else ('batch', 'height, width')
+    layout = f'uint8 [{batch}, {sides}, 3]' if camera else f'float32 [{batch}, 3, {sides}]'
+    about = f'{layout} RGB from 0 to 255'
+    if not static: about += f'; height and width are multiples of 32, from {min(64, size)} to {max(1280, size)}'
+    bits = weights.notes.get('bit_depth', 16)
+    return about if bits == 16 else f'{about}; white is {2**bits - 1} in the 16-bit images of training'
+
+def _describe_output(weights, raw, suppress, static):
+    if suppress: return '[N, 7] image, x0, y0, width, height, label, probability'
+    cells = sum((_padded_size(weights)//s)**2 for s in _STRIDES)
+    shape = f'1, {cells}' if static else 'batch, A'
+    if raw: return f'[{shape}, {5 + weights.num_classes}] raw box, objectness, probabilities'
+    return f'[{shape}, 6] x0, y0, width, height, label, probability'
+
+# %% ../../nbs/deploy/00_export.ipynb #63345a32
+def _metadata(weights:Weights, raw=False, suppress=False, camera=False, static=False, **_):
     letterbox = 'scale the image until it fits, put it into the top left corner, and fill the rest with 114'
-    return dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names, size=size,
-        input=f'{layout} from 0 to 255; {sides}', output=output, normalisation='inside',
-        mean=list(weights.mean), std=list(weights.std), strides=[8, 16, 32], letterbox=letterbox)
+    known = dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names)
+    known |= dict(size=_padded_size(weights), input=_describe_input(weights, camera, static))
+    known |= dict(output=_describe_output(weights, raw, suppress, static), normalization='inside')
+    return known | dict(mean=list(weights.mean), std=list(weights.std), strides=_STRIDES, letterbox=letterbox)
 
 # %% ../../nbs/deploy/00_export.ipynb #961dd81c
 EXPORT_FORMATS = dict(onnx='.onnx', pt2='.pt2', openvino='.xml')
@@ -107,6 +123,16 @@ def load_exported(path): # -> function from a batch to rows, both tensors
     session = _need('onnxruntime').InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda x: torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
 
+def _load_opencv(path): # The same with OpenCV
+    import cv2
+    # OpenCV 5 has a new engine besides that of OpenCV 4
+    engine = {'engine': cv2.dnn.ENGINE_CLASSIC} if hasattr(cv2.dnn, 'ENGINE_CLASSIC') else {}
+    network = cv2.dnn.readNetFromONNX(np.fromfile(path, np.uint8), **engine)
+    def run(x):
+        network.setInput(x.numpy())
+        return torch.from_numpy(network.forward().copy())
+    return run
+
 # %% ../../nbs/deploy/00_export.ipynb #bf270e9e
 TRIAL_SHAPES = [(64, 64), (96, 160), (416, 320)] # Height and width
 
@@ -144,7 +170,8 @@ def _check_nms(rows, boxes, scores, conf, iou, side, **_): # [N, 6] of a file; [
     settled = better & (same | (ops.box_iou(boxes, corners) > iou - .02))
     missing = (best > conf + 1e-4) & ~settled.any(1)
     twice = (ops.box_iou(corners, corners) > iou + .02) & (label == label[:, None])
-    if not same.any(0).all() or (p < conf - 1e-4).any() or missing.any() or twice.triu(1).any():
+    copied = (rows[:, None] == rows).all(-1).sum(1) > same.sum(0) # More equal rows than PyTorch has
+    if not same.any(0).all() or copied.any() or (p < conf - 1e-4).any() or missing.any() or twice.triu(1).any():
         raise RuntimeError(f'the {len(rows)} boxes from the file are not those that NMS keeps')
     return difference.amin(0).amax().item() if len(rows) else 0.
 
@@ -156,7 +183,8 @@ def _compare_kept(rows, module, x): # Largest difference of boxes from PyTorch
     return max(_check_nms(*image, **module.options) for image in images)
 
 # %% ../../nbs/deploy/00_export.ipynb #c8e40b17
-def _trace(module, size, camera): # For any batch size, height and width
+def _trace(module, size, camera, static): # For any batch size, height and width, or for one image of `size`
+    if static: return torch.export.export(module, (_trial_images((size, size), 1, camera),))
     Dim, most = torch.export.Dim, max(1280, size)//32
     height, width = (32*Dim(side, min=2, max=most) for side in ('height', 'width'))
     sides = {1: height, 2: width} if camera else {2: height, 3: width}
@@ -164,12 +192,35 @@ def _trace(module, size, camera): # For any batch size, height and width
     return torch.export.export(module, (_trial_images((96, 128), 2, camera),), dynamic_shapes=shapes)
 
 # %% ../../nbs/deploy/00_export.ipynb #5e90b3d8
-def _try_file(file, module, size, camera): # Largest difference of boxes from PyTorch
-    run, check = load_exported(file), _compare_kept if isinstance(module, WithNMS) else _compare_rows
-    trials = [*product(TRIAL_SHAPES, [1, 3])]
-    if not 64 <= size <= 1280: trials.append(((size, size), 1))
+_PROGRAMS = {'.onnx': 'ONNX Runtime', '.pt2': 'PyTorch', '.xml': 'OpenVINO'}
+
+def _loaders(suffix, suppress=False, static=False, **_): # By the name of the program
+    opencv = static and not suppress and suffix == '.onnx'
+    return {_PROGRAMS[suffix]: load_exported} | ({'OpenCV': _load_opencv} if opencv else {})
+
+def _trials(size, static): # Pairs of height and width, and number of images
+    if static: return [((size, size), 1)]
+    own_size = [] if 64 <= size <= 1280 else [((size, size), 1)]
+    return [*product(TRIAL_SHAPES, [1, 3]), *own_size]
+
+# %% ../../nbs/deploy/00_export.ipynb #fb0eed89
+def _try_file(file, module, loaders, trials, camera): # Largest difference of boxes from PyTorch
+    check = _compare_kept if isinstance(module, WithNMS) else _compare_rows
     batches = [_trial_images(*trial, camera) for trial in trials]
-    return max(check(run(x), module, x) for x in batches)
+    worst = 0.
+    for name, load in loaders.items():
+        try:
+            run = load(file)
+            worst = max(worst, *(check(run(x), module, x) for x in batches))
+        except RuntimeError as e: raise RuntimeError(f'{name}: {e}') from e
+    return worst
+
+# %% ../../nbs/deploy/00_export.ipynb #0c3223ef
+def _check_output(path, size, static):
+    if path.suffix not in _WRITERS: raise ValueError(f'{path}: its suffix must be one of {list(_WRITERS)}')
+    if path.is_dir(): raise ValueError(f'{path} is a folder: choose another name for the file')
+    if size >= 64 or static or path.suffix != '.pt2': return
+    raise ValueError(f'size={size}: a pt2 file of any size needs 64 or more. Export to ONNX, or with --static')
 
 # %% ../../nbs/deploy/00_export.ipynb #e781d2f9
 @torch.no_grad()
@@ -177,19 +228,20 @@ def export_weights(
     weights:Weights,
     path, # File to write, with a suffix of `EXPORT_FORMATS`; an .xml file comes with a .bin file
     camera:bool=False, # Images are uint8 [B, H, W, 3]
+    static:bool=False, # For one image of the size of the training, as OpenCV needs; instead of any size and batch
     **options # raw, suppress, conf and iou of `yolox_export`
 ) -> float: # Largest difference from PyTorch in pixels
     "Write `weights` for other programs. If the file differs, raise a `RuntimeError` and keep what was there."
     path, size = Path(path), _padded_size(weights)
-    if path.suffix not in _WRITERS: raise ValueError(f'{path}: its suffix must be one of {list(_WRITERS)}')
-    if size < 64 and path.suffix == '.pt2': raise ValueError(f'size={size}: pt2 files need 64 or more; export to ONNX')
+    _check_output(path, size, static)
     module = exportable(weights, camera=camera, **options)
-    metadata = json.dumps(_metadata(weights, camera=camera, **options))
+    metadata = json.dumps(_metadata(weights, camera=camera, static=static, **options))
+    loaders, trials = _loaders(path.suffix, static=static, **options), _trials(size, static)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory('.partial', path.name, path.parent, ignore_cleanup_errors=True) as folder:
         draft = Path(folder)/path.name
-        _WRITERS[path.suffix](_trace(module, size, camera), draft, metadata)
-        difference = _try_file(draft, module, size, camera)
+        _WRITERS[path.suffix](_trace(module, size, camera, static), draft, metadata)
+        difference = _try_file(draft, module, loaders, trials, camera)
         for file in sorted(draft.parent.iterdir()): os.replace(file, path.with_name(file.name)) # .bin before .xml
     return difference
 
@@ -201,6 +253,13 @@ def _output_file(weights, out, format):
     if format and Path(out).suffix != suffix: raise ValueError(f'{out}: files of {format} end in {suffix}')
     return Path(out)
 
+# %% ../../nbs/deploy/00_export.ipynb #b2685350
+def _describe_trials(suffix, size, suppress, static):
+    sizes, counts = zip(*_trials(size, static))
+    sides = ', '.join(dict.fromkeys(f'{w}x{h}' for h, w in sizes))
+    batches = ' and '.join(map(str, sorted({*counts})))
+    return f'tried in {" and ".join(_loaders(suffix, suppress, static))} on images of {sides} in batches of {batches}'
+
 # %% ../../nbs/deploy/00_export.ipynb #500140dd
 @command
 def yolox_export(
@@ -210,13 +269,18 @@ def yolox_export(
     raw:bool=False, # Give raw boxes, objectness and all probabilities, not decoded
     suppress:bool=False, # Suppress overlapping boxes (NMS) in the file
     camera:bool=False, # Take images as a camera gives them: uint8, [batch, height, width, 3]
+    static:bool=False, # For one image of the size of the training, as OpenCV needs (which has no --suppress)
+    names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     conf:float=.25, # With --suppress: keep rows of higher probability
     iou:float=.65, # With --suppress: of boxes of a class that overlap by more, keep the best
 ):
     "Write WEIGHTS as a file for other programs, and check it"
     check_between(conf=(conf, 0, 1), iou=(iou, 0, 1))
-    path = _output_file(weights, out, format)
-    loaded = load_weights(pretrained_file(weights) if weights in MODEL_TYPES else weights)
-    difference = export_weights(loaded, path, raw=raw, suppress=suppress, camera=camera, conf=conf, iou=iou)
-    print(f'written to {path}: the same as PyTorch to {difference:.1e} {"cells" if raw else "pixels"},')
-    print(f'tried on images of {", ".join(f"{w}x{h}" for h, w in TRIAL_SHAPES)} in batches of 1 and 3')
+    if not suppress and (conf, iou) != (.25, .65): raise ValueError('conf and iou have no effect without --suppress')
+    path, names = _output_file(weights, out, format), parse_names(names)
+    loaded = load_weights(pretrained_file(weights) if weights in MODEL_TYPES else weights, names=names)
+    options = dict(raw=raw, suppress=suppress, camera=camera, static=static, conf=conf, iou=iou)
+    difference = export_weights(loaded, path, **options)
+    print(f'written to {path}: equal to PyTorch within {difference:.1e} {"cells" if raw else "pixels"},')
+    print(_describe_trials(path.suffix, _padded_size(loaded), suppress, static))
+    if not loaded.names: print('the classes have no names, only numbers: to give them names, use --names')

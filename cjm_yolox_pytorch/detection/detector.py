@@ -18,6 +18,7 @@ from ..files.images import as_image
 from ..files.letterbox import InputSpec, letterbox, letterbox_scale, normalize, unletterbox
 from ..inference import nms, scored_boxes
 from ..model import build_model, fuse, MODEL_TYPES, pretrained_file
+from ..utils import check_between
 
 # %% ../../nbs/detection/01_detector.ipynb #6b3420b7
 def _predict_canvas(model, images, spec): # [B, A, 4] boxes on the canvas, and [B, A, C] scores
@@ -34,6 +35,11 @@ def _unflip(boxes, images, spec): # [B, A, 4] on the canvas, in place
         b[:, [0, 2]] = width - b[:, [2, 0]]
     return boxes
 
+# %% ../../nbs/detection/01_detector.ipynb #9eb836d2
+def _check_mode(model):
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if any(m.training for m in norms): raise ValueError('the network is in training mode: call model.eval() first')
+
 # %% ../../nbs/detection/01_detector.ipynb #c73c8b04
 @torch.no_grad()
 def predict(
@@ -45,6 +51,7 @@ def predict(
 ) -> list: # B `Detections`
     "Find objects in `images`."
     if len(images) == 0: return []
+    _check_mode(model)
     boxes, scores = _predict_canvas(model, images, spec)
     if mirrored:
         flipped, more = _predict_canvas(model, [image.flip(2) for image in images], spec)
@@ -56,13 +63,16 @@ def predict(
 
 # %% ../../nbs/detection/01_detector.ipynb #6b923c89
 class Detector:
-    "Find objects in images of any kind, with `Weights`; `device` and `img_size` as for `load_detector`."
-    def __init__(self, weights:Weights, device=None, img_size=None):
+    "Find objects in images of any kind, with `Weights`; the other options are those of `load_detector`."
+    def __init__(self, weights:Weights, device=None, img_size=None, bit_depth=None):
+        self.bit_depth = weights.notes.get('bit_depth', 16) if bit_depth is None else bit_depth
+        check_between(bit_depth=(self.bit_depth, 8, 16))
         self.device = choose_device(device)
         model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights))
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.names = weights.names
-        self.spec = InputSpec(img_size or weights.input_size, weights.mean, weights.std, model.bbox_head.strides)
+        size = weights.input_size if img_size is None else img_size
+        self.spec = InputSpec(size, weights.mean, weights.std, model.bbox_head.strides)
 
     def __call__(self,
         images, # Anything that `as_image` takes, or a list of such
@@ -72,22 +82,24 @@ class Detector:
         if not isinstance(images, (list, tuple)): return self([images], **kwargs)[0]
         found, numbered = [], list(enumerate(images))
         for start in range(0, len(images), batch):
-            group = [_read(i, image) for i, image in numbered[start:start + batch]]
+            group = [_read(i, image, self.bit_depth) for i, image in numbered[start:start + batch]]
             for image, d in zip(group, predict(self.model, group, self.spec, **kwargs)):
                 found.append(replace(d, names=self.names, image=image))
         return found
 
 # %% ../../nbs/detection/01_detector.ipynb #17170f4c
-def _read(i, image):
-    try: return as_image(image)
+def _read(i, image, bit_depth):
+    try: return as_image(image, bit_depth)
     except ValueError as e: raise ValueError(f'image {i}: {e}') from e
 
 # %% ../../nbs/detection/01_detector.ipynb #c7f3dccb
 def load_detector(
     weights, # File or address of weights, `Weights`, or a size such as yolox_s for published weights
     device:str=None, # cpu, cuda, ...; the fastest if None
-    img_size=None # Side of the square canvas in pixels, or its height and width; that of the weights if None
+    img_size=None, # Side of the square canvas in pixels, or its height and width; that of the weights if None
+    bit_depth:int=None # Bits that the pixels of 16-bit images use; those of the training if None
 ) -> Detector:
     "Load a detector that is ready to use."
     if weights in MODEL_TYPES: weights = pretrained_file(weights)
-    return Detector(weights if isinstance(weights, Weights) else load_weights(weights), device, img_size)
+    if not isinstance(weights, Weights): weights = load_weights(weights)
+    return Detector(weights, device, img_size, bit_depth)

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import printable
-from ..commands.signals import exit_on_sigterm
 from .detector import load_detector
+from ..files.checkpoints import load_weights
+from ..files.class_names import parse_names
 from ..files.images import as_image, open_image
 from ..files.paths import atomic, files_below, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ..files.video import open_video, read_video, VideoWriter
+from ..model import MODEL_TYPES, pretrained_file
 from ..utils import check_between
 
 # %% ../../nbs/detection/02_predict.ipynb #1e87894a
@@ -31,11 +33,22 @@ def _drawn_file(path): # For an input, already below the output folder
 # %% ../../nbs/detection/02_predict.ipynb #98812fe0
 def _is_inside(path, folder): return Path(os.path.realpath(path)).is_relative_to(folder)
 
+def _expand(given): # Files and folders that match a pattern
+    return [Path(p) for p in ([given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True)))]
+
 def _matching_files(given, out): # Images and videos of one input
-    found = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
     suffixes = *IMAGE_SUFFIXES, *VIDEO_SUFFIXES
-    files = [f for p in map(Path, found) for f in ([p] if p.is_file() else files_below(p, *suffixes))]
+    files = [f for p in _expand(given) for f in ([p] if p.is_file() else files_below(p, *suffixes))]
     return [f for f in files if _is_inside(given, out) or not _is_inside(f, out)]
+
+# %% ../../nbs/detection/02_predict.ipynb #21c514e9
+def _check_drawn_files(pairs, out):
+    inputs, sources = {os.path.realpath(f) for f, _ in pairs}, {}
+    for f, drawn in pairs:
+        place, other = os.path.realpath(drawn), sources.setdefault(drawn, f)
+        if other != f: raise ValueError(f'{other} and {f} would both be drawn as {drawn}: rename one of them')
+        if place in inputs: raise ValueError(f'{place} is an input and would be overwritten: choose another --out')
+        if not _is_inside(drawn, out): raise ValueError(f'{drawn} is a link that leads out of {out}: remove it')
 
 # %% ../../nbs/detection/02_predict.ipynb #05c2a440
 def find_inputs(inputs, out) -> tuple: # Pairs of an input and its drawn file; messages by input that matches nothing
@@ -51,14 +64,22 @@ def find_inputs(inputs, out) -> tuple: # Pairs of an input and its drawn file; m
     _check_drawn_files(pairs, out)
     return pairs, failed
 
-# %% ../../nbs/detection/02_predict.ipynb #21c514e9
-def _check_drawn_files(pairs, out):
-    inputs, sources = {os.path.realpath(f) for f, _ in pairs}, {}
-    for f, drawn in pairs:
-        place, other = os.path.realpath(drawn), sources.setdefault(drawn, f)
-        if other != f: raise ValueError(f'{other} and {f} would both be drawn as {drawn}: rename one of them')
-        if place in inputs: raise ValueError(f'{place} is an input and would be overwritten: choose another --out')
-        if not _is_inside(drawn, out): raise ValueError(f'{drawn} is a link that leads out of {out}: remove it')
+# %% ../../nbs/detection/02_predict.ipynb #756442cc
+_OTHER_FORMATS = '.heic .heif .avif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .raf .psd .svg'.split()
+
+def _has_more(path): # Than the one image or stream that is read
+    with suppress(Exception): # Reported when it is read
+        if _is_video(path):
+            with open_video(path) as video: return len([s for s in video.streams.video if s.average_rate]) > 1
+        if path.suffix.lower() in ('.gif', '.tif', '.tiff', '.webp'):
+            with open_image(path) as image: return getattr(image, 'is_animated', False)
+
+def _left_out(inputs, files): # Lines of text
+    for folder in (p for given in inputs for p in _expand(given) if p.is_dir()):
+        skipped = files_below(folder, *_OTHER_FORMATS)
+        if skipped: yield f'{folder}: {len(skipped)} images such as {skipped[0].name} skipped: convert them to JPEG'
+    several = [f for f, _ in files if _has_more(f)]
+    if several: yield f'only the first image or stream is used of {len(several)} files such as {several[0]}'
 
 # %% ../../nbs/detection/02_predict.ipynb #1566d048
 MARK = 'written by yolox_predict'
@@ -78,13 +99,13 @@ def _check_overwrite(paths):
         raise ValueError(f'{path} exists and was not {MARK}: move it, or choose another --out')
 
 # %% ../../nbs/detection/02_predict.ipynb #bd4c89b9
-def _frames(files, failed): # Input, drawn file, frame number and time of a video, and image
+def _frames(files, failed, bit_depth=16): # Input, drawn file, frame number and time of a video, and image
     for path, drawn in files:
         try:
-            if not _is_video(path): yield path, drawn, {}, as_image(path)
+            if not _is_video(path): yield path, drawn, {}, as_image(path, bit_depth)
             else:
                 for n, (image, t) in enumerate(read_video(path)): yield path, drawn, dict(frame=n, seconds=t), image
-        except Exception as e: # FFmpeg has kinds of its own
+        except Exception as e: # FFmpeg has its own types
             failed[path] = str(e) if str(path) in str(e) else f'{path}: {e}'
 
 # %% ../../nbs/detection/02_predict.ipynb #c3d1b7aa
@@ -98,18 +119,18 @@ class _Drawing: # Writes one image, or the frames of one video
     def __init__(self, path, failed): self.path, self.failed, self.video = path, failed, VideoWriter(path, MARK)
 
     @contextmanager
-    def keep_error(self): # For the end of the run; an incomplete file is removed
+    def keep_error(self): # For the end of the run
         try: yield
         except Exception as e:
-            self.failed[self.path] = f'{self.path} could not be written: {e}'
-            with suppress(OSError): self.path.unlink()
+            named = str(self.path) in str(e)
+            self.failed[self.path] = str(e) if named else f'{self.path} could not be written: {e}'
 
     def add(self, found, seconds=None): # Time of a video's frame
         if self.path in self.failed: return # An earlier frame could not be written
         with self.keep_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if seconds is None: found.draw().save(self.path, quality=92, comment=MARK)
-            else: self.video.add(found.draw(), seconds)
+            if seconds is not None: return self.video.add(found.draw(), seconds)
+            with atomic(self.path, sync=False) as partial: found.draw().save(partial, 'JPEG', quality=92, comment=MARK)
 
     def close(self):
         with self.keep_error(): self.video.close()
@@ -128,7 +149,7 @@ def _coco(results, names): # Results are path, frame number and time, shape of t
 # %% ../../nbs/detection/02_predict.ipynb #5a8f3c11
 def _run(detector, files, failed, out, write, batch, **options): # Dict of COCO's format
     from tqdm import tqdm
-    found = _detections(detector, _frames(files, failed), batch, **options)
+    found = _detections(detector, _frames(files, failed, detector.bit_depth), batch, **options)
     total = None if any(_is_video(f) for f, _ in files) else len(files)
     bar = tqdm(found, total=total, unit=' images', ncols=80, disable=None)
     results, names = [], detector.names or range(detector.model.bbox_head.num_classes)
@@ -145,30 +166,35 @@ def _run(detector, files, failed, out, write, batch, **options): # Dict of COCO'
     return coco
 
 # %% ../../nbs/detection/02_predict.ipynb #8c1e5a27
-def _report(coco, failed, out, seconds):
+def _report(coco, failed, out, seconds, max_detections):
     names, n = [c['name'] for c in coco['categories']], len(coco['images'])
     counts = Counter(names[a['category_id']] for a in coco['annotations'])
     common = ', '.join(f'{name} {k}' for name, k in counts.most_common(8))
     print(f'{n} images, {counts.total()} objects' + (f'; most frequent: {printable(common)}' if common else ''))
     print(f'{n/seconds:.1f} images/s, including reading and writing; written to {out}', flush=True)
+    full = sum(k >= max_detections for k in Counter(a['image_id'] for a in coco['annotations']).values())
+    if full: print(f'{full} images have {max_detections} objects or more: for more of them, raise --max-detections')
     errors = '\n'.join(map(printable, failed.values()))
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
 # %% ../../nbs/detection/02_predict.ipynb #2b94c0fe
-def _check_options(write, img_size, batch, conf, iou, max_detections, **_):
+def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
     check_between(conf=(conf, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
     check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
+    if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
 
-def _predict_files(weights, inputs, out, write, img_size, batch, device, **options):
-    _check_options(write, img_size, batch, **options)
+# %% ../../nbs/detection/02_predict.ipynb #78bf5ae3
+def _predict_files(load, inputs, out, write, batch, **options): # `load` returns the `Detector`
     files, failed = find_inputs(inputs, out)
     if write != 'json': _check_overwrite(drawn for _, drawn in files)
     if write != 'pictures': _check_overwrite([out/'detections.json'])
-    detector, start = load_detector(weights, device, img_size), time.time()
+    detector, start = load(), time.time()
+    for line in _left_out(inputs, files): print(printable(line), flush=True)
+    if not detector.names: print('the classes have no names, only numbers: to give them names, use --names', flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    with exit_on_sigterm(): coco = _run(detector, files, failed, out, write, batch, **options)
-    _report(coco, failed, out, time.time() - start)
+    coco = _run(detector, files, failed, out, write, batch, **options)
+    _report(coco, failed, out, time.time() - start, options['max_detections'])
 
 # %% ../../nbs/detection/02_predict.ipynb #5e0b7d13
 @command
@@ -184,10 +210,18 @@ def yolox_predict(
     multi_label:bool=False, # Let a box have several classes
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
+    bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
+    names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     batch:int=8, # Images that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Find objects in INPUTS with WEIGHTS"
     options = dict(conf=conf, iou=iou, max_detections=max_detections)
     options |= dict(class_agnostic=class_agnostic, multi_label=multi_label, mirrored=mirrored)
-    _predict_files(weights, inputs, Path(out), write, img_size, batch, device, **options)
+    _check_options(write, img_size, batch, bit_depth, **options)
+    names = parse_names(names)
+    inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    def load():
+        file = pretrained_file(weights) if weights in MODEL_TYPES else weights
+        return load_detector(load_weights(file, names=names), device, img_size, bit_depth)
+    _predict_files(load, inputs, Path(out), write, batch, **options)

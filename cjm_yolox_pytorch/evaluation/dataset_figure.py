@@ -11,7 +11,7 @@ from collections import Counter
 
 from ..data.annotations import read_annotated
 from ..data.checks import canvas_box_sizes
-from ..files.drawing import draw_box, escape_mathtext
+from ..files.drawing import draw_box, escape_mathtext, save_figure
 from ..files.images import read_image
 from ..files.letterbox import letterbox, letterbox_scale, letterbox_size
 
@@ -128,4 +128,4 @@ def draw_dataset(
     for draw, ax in zip(draws, charts.subplots(1, 3)): draw(ax, splits, img_size)
     for n, cell in enumerate(cells, 1):
         if cell: _draw_cell(images.add_subplot(len(cells)//6, 6, n), *cell)
-    fig.savefig(path, dpi=100)
+    save_figure(fig, path, dpi=100)

@@ -19,7 +19,7 @@ from ..data.checks import check, check_difficulty, check_splits, Fault, same_spl
 from ..data.splits import choose_splits, find_splits, hold_out
 from .dataset_figure import draw_dataset
 from ..files.images import BitDepthError, open_image
-from ..files.paths import check_output_folder
+from ..files.paths import atomic, check_output_folder
 from ..utils import check_between
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #266a0ab3
@@ -268,5 +268,5 @@ def _publish(report, as_json, out): # Print, and write into a folder if one is g
 
 def _write_report(report, out):
     out.mkdir(parents=True, exist_ok=True)
-    (out/'doctor.json').write_text(_to_json(report))
+    with atomic(out/'doctor.json') as partial: partial.write_text(_to_json(report))
     draw_dataset(report.splits, report.faults, report.img_size, out/'doctor.png')

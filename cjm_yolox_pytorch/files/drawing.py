@@ -15,15 +15,15 @@ from .paths import atomic
 # %% ../../nbs/files/04_drawing.ipynb #d749196f
 def escape_mathtext(text): return printable(text).replace('$', r'\$') # So that matplotlib draws it as it is
 
-def draw_box(ax, box, text, colour, **kwargs): # `box`: [4] xyxy in pixels; `kwargs` of Rectangle, such as `lw`
+def draw_box(ax, box, text, color, **kwargs): # `box`: [4] xyxy in pixels; `kwargs` of Rectangle, such as `lw`
     "Draw a box on `ax`, with a text above it, or inside where there is no room."
     from matplotlib.patches import Rectangle
     x1, y1, x2, y2 = box
-    style = dict(fill=False, color=colour, lw=1.5) | kwargs
+    style = dict(fill=False, color=color, lw=1.5) | kwargs
     ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
     if not text: return
     va = 'bottom' if y1 > ax.get_ylim()[0]/12 else 'top'
-    background = dict(facecolor=colour, lw=0, pad=.8, alpha=.7)
+    background = dict(facecolor=color, lw=0, pad=.8, alpha=.7)
     ax.text(x1, y1, escape_mathtext(text), fontsize=6, color='white', va=va, clip_on=True, bbox=background)
 
 # %% ../../nbs/files/04_drawing.ipynb #8fbbd898
@@ -45,7 +45,7 @@ CJK_FONTS = [
     'Arial Unicode MS', 'Hiragino Sans', 'Apple SD Gothic Neo', # macOS
     'Microsoft YaHei', 'Yu Gothic', 'Malgun Gothic'] # Windows
 
-def save_figure(fig, path): # As PNG, with text in any script for which there is a font
+def save_figure(fig, path, dpi=110): # As PNG, with text in any script for which there is a font
     from matplotlib.font_manager import fontManager
     from matplotlib.text import Text
     installed = {f.name for f in fontManager.ttflist}
@@ -53,6 +53,6 @@ def save_figure(fig, path): # As PNG, with text in any script for which there is
     for text in fig.findobj(Text): text.set_fontfamily([*text.get_fontfamily(), *fallback])
     with atomic(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph .* missing from')
-        fig.savefig(partial, format='png', dpi=110)
+        fig.savefig(partial, format='png', dpi=dpi)
 
 def shorten_name(name, width=28): return name if len(name) <= width else name[:width - 1] + '…'

@@ -16,7 +16,10 @@ from ..boxes import at_least_fp32
 
 # %% ../../nbs/files/03_letterbox.ipynb #c59d3038
 def as_hw(size) -> tuple: # Height and width, from these or from the side of a square
-    return (int(size),)*2 if isinstance(size, Integral) else tuple(size)
+    sides = (size, size) if isinstance(size, Integral) else size
+    pair = isinstance(sides, (tuple, list)) and len(sides) == 2
+    if pair and all(isinstance(n, Integral) and n > 0 for n in sides): return tuple(map(int, sides))
+    raise ValueError(f'img_size={size!r}: give the side of a square in pixels, or height and width')
 
 def letterbox_size(image_hw:tuple, canvas_hw:tuple) -> tuple: # Height and width of the image on the canvas
     ratio = min(canvas_hw[0] / image_hw[0], canvas_hw[1] / image_hw[1])
@@ -45,7 +48,7 @@ def unletterbox(boxes:Tensor, image_hw:tuple, canvas_hw:tuple) -> Tensor: # [N, 
 # %% ../../nbs/files/03_letterbox.ipynb #6d3ec458
 def normalize(images:Tensor, mean, std) -> Tensor: # [..., 3, H, W] float32, from RGB from 0 to 255
     "Turn pixels into the input of a network, with `mean` and `std` [3] of RGB in 0-1."
-    kind = dict(dtype=torch.float32, device=images.device) # Tensors that are there already are not copied: no waits
+    kind = dict(dtype=torch.float32, device=images.device) # Tensors on that device are not copied: no waits
     mean, std = (torch.as_tensor(v, **kind).view(3, 1, 1) for v in (mean, std))
     return (images.float()/255 - mean) / std
 
@@ -57,6 +60,8 @@ class InputSpec:
     mean:tuple = (0., 0., 0.) # [3] of RGB in 0-1
     std:tuple = (1., 1., 1.) # [3]
     strides:tuple = (8, 16, 32) # L strides in pixels
+
+    def __post_init__(self): as_hw(self.img_size) # Fails early
 
     @property
     def canvas_hw(self): return as_hw(self.img_size)

@@ -17,14 +17,15 @@ from ..commands.messages import CONTROL, raise_listing, shorten
 
 # %% ../../nbs/files/00_paths.ipynb #e1f5ef64
 @contextmanager
-def atomic(path): # -> path of another file to write first
+def atomic(path, sync=True): # -> path of another file to write first; `sync`: wait until the disk has it
     "Write a file as a whole or not at all."
     path = Path(path)
     partial = path.with_name(path.name + '.partial')
     try:
         partial.unlink(missing_ok=True) # It may be a link to elsewhere
         yield partial
-        with open(partial, 'rb+') as f: os.fsync(f.fileno()) # A power cut may not leave an empty file
+        if sync: # A power cut may not leave an empty file
+            with open(partial, 'rb+') as f: os.fsync(f.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as e: raise OSError(f'{path} could not be written, and is unchanged: {e}') from e
     finally:

@@ -7,8 +7,11 @@ __all__ = ['open_video', 'VideoWriter', 'read_video']
 
 # %% ../../nbs/files/05_video.ipynb #2416334e
 import os, torch, numpy as np
-from contextlib import closing
+from contextlib import closing, contextmanager
 from fractions import Fraction
+from pathlib import Path
+
+from fastcore.basics import patch
 from PIL import Image
 
 # %% ../../nbs/files/05_video.ipynb #52f1e16d
@@ -32,26 +35,41 @@ def _add_stream(video, width, height, comment):
 class VideoWriter:
     "Write images and their times in seconds as an MP4 file"
     def __init__(self, path, comment=''): # `comment` is stored in the file
-        self.path, self.comment, self.video = path, comment, None
+        self.path, self.comment, self.video = Path(path), comment, None
+        self.partial = self.path.with_name(f'{self.path.name}.partial')
 
     def add(self, image:Image.Image, seconds:float): # Images all of one size
-        try:
-            if self.video is None: self._begin(*image.size)
+        with self._drop_on_error():
+            if self.video is None: self._begin(image.size)
+            shown, size = (f'{width}x{height}' for width, height in (image.size, self.size))
+            if shown != size: raise ValueError(f'a frame of {shown} pixels in a video of {size}')
             frame = _import_av().VideoFrame.from_image(image.crop((0, 0, self.stream.width, self.stream.height)))
             frame.pts, frame.time_base = round(seconds*90000), Fraction(1, 90000)
             self.video.mux(self.stream.encode(frame))
-        except Exception:
-            if self.video: self.video.close()
-            self.video = None # Nothing is left for `close`
-            raise
 
-    def _begin(self, width, height):
-        self.video = _import_av().open(str(self.path), 'w')
-        self.stream = _add_stream(self.video, width, height, self.comment)
+    def _begin(self, size):
+        self.size, self.video = size, _import_av().open(str(self.partial), 'w', format='mp4')
+        self.stream = _add_stream(self.video, *size, self.comment)
 
-    def close(self):
-        if self.video is None: return
+
+# %% ../../nbs/files/05_video.ipynb #02fefdd0
+@patch
+def close(self:VideoWriter):
+    if self.video is None: return
+    try:
         with closing(self.video): self.video.mux(self.stream.encode()) # Delayed frames
+        os.replace(self.partial, self.path)
+    finally: self.partial.unlink(missing_ok=True)
+
+@patch
+@contextmanager
+def _drop_on_error(self:VideoWriter):
+    try: yield
+    except Exception:
+        if self.video: self.video.close()
+        self.video = None # Nothing is left for `close`
+        self.partial.unlink(missing_ok=True)
+        raise
 
 # %% ../../nbs/files/05_video.ipynb #07cc9926
 def read_video(path): # -> frames [3, H, W] uint8 RGB, and their times in seconds

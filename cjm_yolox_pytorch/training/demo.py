@@ -37,7 +37,9 @@ def yolox_demo(
     _draw_dataset(out, data, images)
     (_, train), (_, val) = prepare_splits(data).values()
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
-    except KeyboardInterrupt: sys.exit('stopped; the next yolox_demo starts again')
+    except KeyboardInterrupt:
+        print('stopped; the next yolox_demo starts again', flush=True)
+        sys.exit(130) # As Ctrl-C elsewhere
     print('on held-out images:', flush=True)
     yolox_eval(str(out/'best.safetensors'), str(data), split='test', out=str(out/'test'), device=device)
     print(f'look at {out/"curves.png"} and {out/"test/detections.png"}', flush=True)

@@ -1,8 +1,12 @@
 "Exported files: what their graphs hold, the original's way of exporting, and real weights through ONNX and OpenVINO."
 import json
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,12 +26,12 @@ SUFFIXES = list(EXPORT_FORMATS.values())
 def traced_once():
     "Most of the time goes into tracing and ONNX: modules of the same kind share these"
     traces, graphs, trace, write = {}, {}, export._trace, export._write_onnx
-    def trace_once(module, size, camera):
+    def trace_once(module, size, camera, static):
         inner, state = getattr(module, 'wrapper', module), module.state_dict()
         total = sum(t.double().sum().item() for t in state.values())
         options = str(getattr(module, 'options', inner.run_box_and_prob_calculation))
-        key = type(module), total, options, size, camera
-        if key not in traces: traces[key] = trace(module, size, camera)
+        key = type(module), total, options, size, camera, static
+        if key not in traces: traces[key] = trace(module, size, camera, static)
         return traces[key]
     def write_once(program, path, metadata):
         if metadata in graphs: return path.write_bytes(graphs[metadata])
@@ -110,7 +114,7 @@ def test_metadata_is_in_every_file(files):
             openvino.Core().read_model(str(files/'nano.xml')).get_rt_info(['cjm_yolox_pytorch']).astype(str)]
     weights, (about, *others) = made_up(), map(json.loads, held)
     assert others == [about, about]
-    keys = 'model_type num_classes names size input output normalisation mean std strides letterbox'
+    keys = 'model_type num_classes names size input output normalization mean std strides letterbox'
     assert ' '.join(about) == keys
     assert about['names'] == weights.names and about['size'] == 416 and about['mean'] == list(weights.mean)
     assert about['input'].startswith('float32 [batch, 3, height, width]')
@@ -196,11 +200,105 @@ def test_published_weights_are_exported_by_their_name(tmp_path, monkeypatch, cap
     yolox_export('yolox_nano', format='openvino', suppress=True, conf=.4)
     ((weights, path), choices), = asked
     assert weights.names == made_up().names and str(path) == 'yolox_nano.xml'
-    assert choices == dict(raw=False, suppress=True, camera=False, conf=.4, iou=.65)
+    assert choices == dict(raw=False, suppress=True, camera=False, static=False, conf=.4, iou=.65)
     assert 'written to yolox_nano.xml' in capsys.readouterr().out
 
 
+def test_names_of_classes_are_those_given(tmp_path, monkeypatch, capsys):
+    save_weights(replace(made_up(), names=None), tmp_path/'nano.safetensors')
+    (tmp_path/'classes.txt').write_text('cat\ndog\nowl\n')
+    found = []
+    monkeypatch.setattr(export, 'export_weights', lambda weights, *_, **__: found.append(weights.names) or 0)
+    for names in (None, 'ant, bee,cow', str(tmp_path/'classes.txt')):
+        yolox_export(str(tmp_path/'nano.safetensors'), names=names)
+    assert found == [None, ['ant', 'bee', 'cow'], ['cat', 'dog', 'owl']]
+    assert capsys.readouterr().out.count('the classes have no names, only numbers: to give them names, use') == 1
+    with pytest.raises(ValueError, match='nano.safetensors: 2 names for 3 classes'):
+        yolox_export(str(tmp_path/'nano.safetensors'), names='cat,dog')
+
+
+@pytest.mark.parametrize('conf, iou', [(.4, .65), (.25, .5)])
+def test_options_of_suppression_need_it(conf, iou):
+    with pytest.raises(ValueError, match='conf and iou have no effect without --suppress'):
+        yolox_export('nowhere.pth', conf=conf, iou=iou)
+
+
+@pytest.mark.parametrize('sent, status', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
+@pytest.mark.parametrize('step', ['_trace', '_try_file'])
+def test_stopped_command_leaves_no_temporary_folder(tmp_path, monkeypatch, capsys, step, sent, status):
+    if not hasattr(signal, sent): pytest.skip(f'no {sent} here')
+    save_weights(made_up(), tmp_path/'nano.safetensors')
+    def stop(*args):
+        assert len([*tmp_path.glob('nano.onnx*.partial')]) == 1
+        signal.raise_signal(getattr(signal, sent))
+        time.sleep(9)
+    monkeypatch.setattr(export, step, stop)
+    monkeypatch.setattr(sys, 'argv', ['yolox_export', str(tmp_path/'nano.safetensors')])
+    with pytest.raises(SystemExit) as end: yolox_export()
+    assert end.value.code == status and [p.name for p in tmp_path.iterdir()] == ['nano.safetensors']
+
+
+# ---- Static files
+
+@pytest.mark.parametrize('options', [{}, dict(raw=True), dict(camera=True), dict(raw=True, camera=True)], ids=str)
+def test_static_file_runs_in_opencv(tmp_path, options):
+    weights, file = made_up(size=96), str(tmp_path/'nano.onnx')
+    export_weights(weights, file, static=True, **options)
+    classic = [cv2.dnn.ENGINE_CLASSIC] if hasattr(cv2.dnn, 'ENGINE_CLASSIC') else [] # The only one of OpenCV 4
+    network, x = cv2.dnn.readNetFromONNX(file, *classic), blotches(1, 96, 96, 'camera' in options)
+    network.setInput(x.numpy())
+    with torch.no_grad(): want = exportable(weights, **options)(x)
+    torch.testing.assert_close(torch.from_numpy(network.forward()), want, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('suffix', SUFFIXES)
+def test_static_file_is_for_one_image_of_one_size(tmp_path, suffix):
+    "Also with suppression, which OpenCV lacks, and below 64 pixels"
+    weights = made_up(size=20)
+    export_weights(weights, tmp_path/f'nano{suffix}', static=True, suppress=True)
+    run = load_exported(tmp_path/f'nano{suffix}')
+    assert run(blotches(1, 32, 32)).shape[1] == 7
+    for shape in ((2, 32, 32), (1, 64, 64)):
+        with pytest.raises(Exception, match='(?i)shape|size|dimension'): run(blotches(*shape))
+
+
+def test_static_file_says_its_shape(tmp_path):
+    export_weights(made_up(size=96), tmp_path/'nano.onnx', static=True)
+    graph = onnx.load(tmp_path/'nano.onnx')
+    about = json.loads(graph.metadata_props[0].value)
+    assert about['input'] == 'float32 [1, 3, 96, 96] RGB from 0 to 255' and about['output'].startswith('[1, 189, 6] x0')
+    ends = [*graph.graph.input, *graph.graph.output]
+    assert [[d.dim_value for d in e.type.tensor_type.shape.dim] for e in ends] == [[1, 3, 96, 96], [1, 189, 6]]
+
+
+def test_static_file_that_opencv_computes_differently_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, '_load_opencv', lambda path: lambda x: torch.zeros(1, 189, 6))
+    with pytest.raises(RuntimeError, match='OpenCV: the boxes from the file differ'):
+        export_weights(made_up(size=96), tmp_path/'nano.onnx', static=True)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('static, tried', [
+    (False, 'tried in ONNX Runtime on images of 64x64, 160x96, 320x416, 32x32 in batches of 1 and 3'),
+    (True, 'tried in ONNX Runtime and OpenCV on images of 32x32 in batches of 1')])
+def test_command_says_on_what_it_was_tried(tmp_path, monkeypatch, capsys, static, tried):
+    save_weights(made_up(size=20), tmp_path/'nano.safetensors')
+    monkeypatch.setattr(export, 'export_weights', lambda *args, **kwargs: .5)
+    yolox_export(str(tmp_path/'nano.safetensors'), static=static)
+    assert tried in capsys.readouterr().out
+
+
 # ---- Suppression
+
+@pytest.mark.parametrize('iou', [.5, .98, 1])
+def test_check_of_suppression_sees_a_row_that_is_there_twice(iou):
+    boxes, scores = torch.tensor([[0., 0, 9, 9], [30, 30, 39, 39]]), torch.tensor([[.9], [.8]])
+    right = torch.tensor([[0., 0, 9, 9, 0, .9], [30, 30, 9, 9, 0, .8]])
+    export._check_nms(right, boxes, scores, .25, iou, 64)
+    nan = torch.tensor([[float('nan')]*4 + [0, .9]])
+    for rows in (right[[0, 1, 0]], torch.cat([right, nan])):
+        with pytest.raises(RuntimeError, match='the 3 boxes'): export._check_nms(rows, boxes, scores, .25, iou, 64)
+
 
 def test_nms_in_a_program_takes_few_rows():
     "None, or one, is what a camera mostly sees; the program of `nms` is made for two and more"

@@ -26,6 +26,21 @@ def test_detector_takes_any_img_size(weights):
     image = Image.new('RGB', (100, 60))
     assert len(load_detector(weights, 'cpu', 96)(image, conf=0, iou=1)) == 12**2 + 6**2 + 3**2
     assert len(load_detector(weights, 'cpu', (64, 96))(image, conf=0, iou=1)) == 8*12 + 4*6 + 2*3
+    assert len(load_detector(weights, 'cpu', 100)(image, conf=0, iou=1)) == 13**2 + 7**2 + 4**2 # Partial cells count
+
+
+@pytest.mark.parametrize('size', [0, -5, 32.5, '64', (64, 64, 64), (64, 0)])
+def test_detector_names_an_img_size_of_no_use(weights, size):
+    with pytest.raises(ValueError, match='img_size=.*: give the side of a square in pixels, or height and width'):
+        load_detector(weights, 'cpu', size)
+
+
+def test_predict_refuses_a_network_in_training_mode(weights):
+    from cjm_yolox_pytorch.model import build_model
+    model = build_model('yolox_nano', 3, pretrained=False)
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match='in training mode: call model.eval'): predict(model.train(), [image])
+    predict(model.eval(), [image])
 
 
 def test_real_weights_find_what_is_there(shared):

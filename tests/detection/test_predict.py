@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cjm_yolox_pytorch.detection.detector import load_detector
 from cjm_yolox_pytorch.detection.predict import yolox_predict
+from cjm_yolox_pytorch.files.checkpoints import save_weights
 from cjm_yolox_pytorch.files.video import VideoWriter, read_video
 
 COMMAND = os.path.join(os.path.dirname(sys.executable), 'yolox_predict')
@@ -90,6 +93,74 @@ def test_links_keep_their_names(file, film, images, tmp_path):
     assert drawn(tmp_path/'out') == ['b.png.jpg', 'deep/a.jpg', 'deep/clip.mp4', 'p.jpg', 'q.jpg']
     assert len(list(read_video(tmp_path/'out/deep/clip.mp4'))) == 12
     with pytest.raises(ValueError, match='store/abc123 is an input'): run(file, images/'p.jpg', out=images)
+
+
+# ---- What is assumed
+
+def test_names_of_classes_are_those_given(file, images, tmp_path):
+    for names in ('ant, bee,cow', ['ant', 'bee', 'cow']):
+        run(file, images/'a.jpg', out=tmp_path/'out', names=names)
+        assert [c['name'] for c in record(tmp_path/'out')['categories']] == ['ant', 'bee', 'cow']
+    with pytest.raises(ValueError, match='nano.safetensors: 2 names for 3 classes: each class needs a name'):
+        run(file, images/'a.jpg', out=tmp_path/'out', names='ant,bee')
+    with pytest.raises(FileNotFoundError, match='classes.txt: no such file'):
+        run('no such weights', images/'a.jpg', out=tmp_path/'out', names='classes.txt')
+
+
+def test_classes_without_names_are_told_once(weights, images, tmp_path, capsys):
+    save_weights(replace(weights, names=None), tmp_path/'nano.safetensors')
+    run(tmp_path/'nano.safetensors', images, out=tmp_path/'out')
+    assert capsys.readouterr().out.count('the classes have no names, only numbers: to give them names, use --names') == 1
+    run(tmp_path/'nano.safetensors', images, out=tmp_path/'out', names='ant,bee,cow')
+    assert 'no names' not in capsys.readouterr().out
+
+
+def test_bit_depth_is_that_of_the_training_unless_given(weights, tmp_path):
+    deep = replace(weights, notes=dict(bit_depth=12))
+    image = Image.fromarray(np.full((30, 40), 2**12 - 1, np.uint16))
+    image.save(tmp_path/'a.png')
+    for source in (image, tmp_path/'a.png'):
+        assert load_detector(deep, 'cpu')(source).image.unique().tolist() == [255]
+        assert load_detector(deep, 'cpu', bit_depth=16)(source).image.unique().tolist() == [15]
+    assert load_detector(weights, 'cpu').bit_depth == 16 and load_detector(weights, 'cpu', bit_depth=10).bit_depth == 10
+    with pytest.raises(ValueError, match='bit_depth=17: must be from 8 to 16'): load_detector(weights, bit_depth=17)
+
+
+def test_images_that_exceed_the_bit_depth_are_told_at_the_end(file, images, tmp_path):
+    Image.fromarray(np.full((30, 40), 5000, np.uint16)).save(images/'deep.png')
+    run(file, images, out=tmp_path/'out')
+    with pytest.raises(SystemExit, match='(?s)^1 of the inputs.*deep.png: pixels reach 5000, but 12 bits end at 4095'):
+        run(file, images, out=tmp_path/'out', bit_depth=12)
+    assert len(record(tmp_path/'out')['images']) == 3
+    with pytest.raises(ValueError, match='bit_depth=7: must be'): run(file, images, out=tmp_path/'out', bit_depth=7)
+
+
+def test_what_is_left_out_is_told(file, film, images, tmp_path, capsys):
+    "Images in other formats, frames of an animation, pages, and streams"
+    run(file, images, out=tmp_path/'out')
+    assert 'only the first' not in capsys.readouterr().out
+    pages = [Image.new('RGB', (60, 40), color) for color in ('red', 'blue')]
+    for name in ('b.gif', 'c.tif', 'd.webp'): pages[0].save(images/name, save_all=True, append_images=pages[1:])
+    pages[0].save(images/'one.tif')
+    pages[0].save(images/'one.webp')
+    film('images/e.mkv', 'mpeg4', streams=2)
+    film('images/f.mkv', 'mpeg4')
+    for name in ('IMG_1.HEIC', 'deep/IMG_2.heic', 'g.txt'): (images/name).touch()
+    run(file, images, out=tmp_path/'out')
+    printed = capsys.readouterr().out
+    assert f'{images}: 2 images such as IMG_1.HEIC skipped: convert them to JPEG' in printed
+    assert f'only the first image or stream is used of 4 files such as {images}/b.gif' in printed
+
+
+def test_images_with_as_many_objects_as_possible_are_told(file, images, tmp_path, capsys):
+    run(file, images, out=tmp_path/'out', conf=0., max_detections=4)
+    assert '3 images have 4 objects or more: for more of them, raise --max-detections' in capsys.readouterr().out
+
+
+def test_one_input_need_not_be_in_a_list(file, images, tmp_path):
+    for given in (str(images), images):
+        yolox_predict(file, given, out=str(tmp_path/'out'), device='cpu')
+        assert len(record(tmp_path/'out')['images']) == 3
 
 
 # ---- What is never overwritten
@@ -215,9 +286,13 @@ def film(tmp_path):
         for n in range(frames):
             yield av.VideoFrame.from_ndarray(np.full((side, side, 3), 20*n % 256, np.uint8), format='rgb24')
 
-    def write(name, codec, frames=12, between=0, kind=None, side=64): # `kind` is a format other than that of the name
+    # `kind` is a format other than that of the name
+    def write(name, codec, frames=12, between=0, kind=None, side=64, streams=1):
         if codec not in av.codecs_available: pytest.skip(f'PyAV without {codec}')
         with av.open(str(tmp_path/name), 'w', format=kind) as video:
+            for _ in range(streams - 1): # Nothing is in it
+                more = video.add_stream(codec, rate=10)
+                more.width, more.height, more.pix_fmt = side, side, 'yuv420p'
             stream = video.add_stream(codec, rate=48000 if codec == 'aac' else 10)
             if codec != 'aac': stream.width, stream.height, stream.pix_fmt = side, side, 'yuv420p'
             if between: stream.codec_context.max_b_frames = between
@@ -293,11 +368,12 @@ def test_stopped_run_keeps_what_was_found(sent, status, file, film, tmp_path):
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, before)
     for _ in range(3000):
-        if (out/'long.mp4').exists() or process.poll() is not None: break
+        if [*out.glob('long.mp4*')] or process.poll() is not None: break
         time.sleep(.02)
     time.sleep(.3)
     process.send_signal(sent)
     errors = process.communicate(timeout=120)[1]
     assert ('interrupted' in errors) == (sent == signal.SIGINT) and process.returncode == status, errors
     found = record(out)['images']
+    assert {p.name for p in out.iterdir()} == {'long.mp4', 'detections.json'}
     assert 0 < len(found) < 3000 and abs(len(list(read_video(out/'long.mp4'))) - len(found)) <= 1

@@ -16,7 +16,7 @@ from hostile import armed, root, tried # noqa: F401
 from safetensors.torch import save
 from torch.testing import assert_close
 
-from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, recognise, save_weights
+from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, recognize, save_weights
 from cjm_yolox_pytorch.files.families import (
     CLASSES, COLUMN_MAJOR, ROW_MAJOR, STEM, STEM_VARIANCE, guess_focus, swap_focus)
 from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, build_model, load_matching
@@ -73,11 +73,11 @@ def theirs(state, key, bgr255=True):
 
 @pytest.mark.parametrize('model_type', MODEL_TYPES)
 @pytest.mark.parametrize('family', ['megvii', 'megvii_legacy', 'mmdetection', 'mmyolo'])
-def test_recognise_every_tensor_of_a_family(model_type, family):
+def test_recognize_every_tensor_of_a_family(model_type, family):
     key = dict(mmdetection=our_key, mmyolo=mmyolo_key).get(family, megvii_key)
     state = ours(model_type, 7)
     file = theirs(state, key, family != 'megvii_legacy')
-    found = recognise({'model' if 'megvii' in family else 'state_dict': file, 'optimizer': {}})
+    found = recognize({'model' if 'megvii' in family else 'state_dict': file, 'optimizer': {}})
     assert (found.family, found.model_type, found.num_classes) == (family, model_type, 7)
     assert (found.focus, found.left_over) == (COLUMN_MAJOR, [])
     assert len(file) == len(state) and found.state.keys() == state.keys()
@@ -87,9 +87,9 @@ def test_recognise_every_tensor_of_a_family(model_type, family):
 
 
 @pytest.mark.parametrize('model_type', MODEL_TYPES)
-def test_recognise_networks_of_0_2(model_type):
+def test_recognize_networks_of_0_2(model_type):
     state = ours(model_type, 3)
-    found = recognise(dict(state))
+    found = recognize(dict(state))
     assert (found.family, found.model_type, found.num_classes) == ('cjm', model_type, 3)
     assert (found.focus, found.left_over) == (ROW_MAJOR, [])
     assert dict(mean=found.mean, std=found.std) == NORM_STATS[model_type]
@@ -101,7 +101,7 @@ def test_recognise_networks_of_0_2(model_type):
 @pytest.mark.parametrize('family, key', [('megvii', megvii_key), ('mmyolo', mmyolo_key)])
 def test_load_matching_fills_the_network(family, key):
     state = ours('yolox_nano', 7)
-    found = recognise(dict(model=theirs(state, key)))
+    found = recognize(dict(model=theirs(state, key)))
     model = build_model('yolox_nano', 7, pretrained=False)
     assert load_matching(model, found) == f'yolox_nano ({family}): {len(state)} of {len(state)} tensors loaded'
     assert_close({**model.state_dict(), STEM_VARIANCE: state[STEM_VARIANCE]}, state)
@@ -121,11 +121,11 @@ def test_save_and_load_again(model_type, tmp_path):
 
 
 @pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.', 'module._orig_mod.'])
-def test_recognise_prefixes_of_trainers(prefix):
+def test_recognize_prefixes_of_trainers(prefix):
     state = ours('yolox_nano', 3)
     for key in (our_key, megvii_key, mmyolo_key):
         file = {prefix + k: v for k, v in theirs(state, key).items()}
-        assert recognise(dict(epoch=3, state_dict=file)).state.keys() == state.keys()
+        assert recognize(dict(epoch=3, state_dict=file)).state.keys() == state.keys()
 
 
 def test_load_matching_refuses_other_networks():
@@ -139,7 +139,7 @@ def test_load_matching_refuses_other_networks():
         ({**state, gone: torch.zeros(2)}, r'out_convs.0.conv.weight \(2,\)'),
         (without(CLASSES), 'multi_level_conv_cls.0.weight'), (without(STEM), 'is missing among')]
     for file, error in cases:
-        with pytest.raises(ValueError, match=error): load_matching(model, recognise(file))
+        with pytest.raises(ValueError, match=error): load_matching(model, recognize(file))
     assert_close(model.state_dict(), before) # Not half of it
 
 
@@ -168,7 +168,7 @@ def test_real_weights(shared):
     assert (guess_focus(stem), guess_focus(swap_focus(stem))) == (COLUMN_MAJOR, ROW_MAJOR)
     # The same weights in the other order of pixels, which only the filters reveal
     shuffled = {**checkpoint['model'], megvii_key(STEM): swap_focus(stem)}
-    with pytest.raises(ValueError, match='filters are smooth for another order'): recognise(dict(model=shuffled))
+    with pytest.raises(ValueError, match='filters are smooth for another order'): recognize(dict(model=shuffled))
     reference = np.load(shared/'weights/reference.npz')
     x = torch.from_numpy(reference['x']).float().flip(1)/255 # RGB
     model = build_model('yolox_nano', 80, pretrained=weights).eval()
@@ -246,7 +246,7 @@ def test_tensors_without_plain_numbers_are_refused():
     state = network()
     for odd in (state[STEM].to_sparse(), state[STEM].to('meta')):
         with pytest.raises(ValueError, match='sparse, quantized or without numbers: 1 keys such as'):
-            recognise({**state, STEM: odd})
+            recognize({**state, STEM: odd})
 
 
 @pytest.mark.parametrize('change', [
@@ -275,3 +275,29 @@ def test_link_in_place_of_the_partial_file(root):
     (root/'a.safetensors.partial').symlink_to('../secret')
     save_weights(load_weights(network()), root/'a.safetensors')
     assert load_weights(root/'a.safetensors').num_classes == 2 and os.listdir(root) == ['a.safetensors']
+
+
+CHOICES = [
+    (dict(student={STEM: 1}, teacher={STEM: 1}), r'several networks \(student: no prefix; teacher: no prefix\)'),
+    ({f'student.{STEM}': 1, f'teacher.{STEM}': 1}, r'several networks \(the file: student.; the file: teacher.\)'),
+    (dict(model={f'a.{STEM}': 1, f'b.{STEM}': 1}), r'several networks \(model: a.; model: b.\)')]
+
+
+@pytest.mark.parametrize('content, problem', CHOICES)
+def test_several_networks_are_refused(content, problem):
+    with pytest.raises(ValueError, match=problem): recognize(content)
+
+
+def test_network_in_the_usual_place_counts_and_others_are_listed():
+    whole = ours('yolox_nano', 7)
+    average = {k: v*2 for k, v in whole.items()}
+    for place in ('model', 'state_dict'):
+        found = recognize({'ema_state_dict': average, place: whole})
+        assert_close(found.state[STEM], recognize(whole).state[STEM])
+        assert found.left_over == ['ema_state_dict']
+    found = recognize({'net': whole, 'epoch': 3})
+    assert_close(found.state[STEM], recognize(whole).state[STEM])
+
+
+def test_no_names_are_not_names():
+    with pytest.raises(ValueError, match='0 names for 80 classes'): recognize(ours('yolox_nano', 80), names=[])
