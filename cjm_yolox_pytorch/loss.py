@@ -108,7 +108,8 @@ def _flat_objects(boxes, labels): # Lists of B tensors, or [B, G, 4] and [B, G],
 _SIGMOID = 'class_scores or objectness_scores look like probabilities: give logits, without a sigmoid'
 
 def _are_probabilities(levels): # L maps
-    if sum(m.numel() for m in levels) < 50 or min(m.detach().amin() for m in levels) < 0: return False # 50: not by chance
+    if sum(m.numel() for m in levels) < 50: return False # Few logits may lie there by chance
+    if min(m.detach().amin() for m in levels) < 0: return False
     return bool(0 < max(m.detach().amax() for m in levels) <= 1)
 
 # %% ../nbs/07_loss.ipynb #9e86c6fc
