@@ -111,8 +111,9 @@ def _flat_objects(boxes, labels): # Lists of B tensors, or [B, G, 4] and [B, G],
 _SIGMOID = 'class_scores or objectness_scores look like probabilities: give logits, without a sigmoid'
 
 def _are_probabilities(levels): # L maps
-    low, high = zip(*(m.detach().aminmax() for m in levels))
-    return min(low) >= 0 and 0 < max(high) <= 1 and sum(m.numel() for m in levels) >= 50 # Fewer may be so by chance
+    if sum(m.numel() for m in levels) < 50: return False # Few logits may lie there by chance
+    if min(m.detach().amin() for m in levels) < 0: return False
+    return bool(0 < max(m.detach().amax() for m in levels) <= 1)
 
 # %% ../nbs/07_loss.ipynb #9e86c6fc
 _FRACTIONS = 'no box reaches beyond 1.5 pixels: give boxes in pixels of the input, not in fractions of it'

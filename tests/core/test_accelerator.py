@@ -317,3 +317,33 @@ def test_loss_in_a_cuda_graph_is_replayed_on_new_inputs(compile):
         want, want_grads = gradients(YOLOXLoss(C, use_l1=True), *other)
         assert_close({k: v.cpu() for k, v in losses.items()}, want)
         assert_close([m.grad.cpu() for m in leaves], want_grads)
+
+
+@cuda
+def test_padded_objects_in_a_cuda_graph_may_change_in_number():
+    loss = YOLOXLoss(C, use_l1=True)
+    maps, boxes, labels = batch([5, 3, 9])
+    maps = requiring_grad([[m.cuda() for m in levels] for levels in maps])
+    objects = as_padded(boxes, 0.).cuda(), as_padded(labels, -1).cuda()
+    leaves = [m for levels in maps for m in levels]
+
+    def step():
+        for m in leaves: m.grad = None
+        losses = loss(*maps, *objects)
+        sum(losses.values()).backward()
+        return losses
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3): step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph): losses = step()
+    for seed, counts in enumerate(([9, 0, 2], [0, 0, 0], [1, 8, 4])):
+        other = batch(counts, seed)
+        new = [m for levels in other[0] for m in levels] + [as_padded(other[1], 0., 9), as_padded(other[2], -1, 9)]
+        for n, old in zip(new, [*leaves, *objects]): old.data.copy_(n)
+        graph.replay()
+        want, want_grads = gradients(YOLOXLoss(C, use_l1=True), *other)
+        assert_close({k: v.cpu() for k, v in losses.items()}, want)
+        assert_close([m.grad.cpu() for m in leaves], want_grads)
