@@ -16,7 +16,7 @@ from .assignment_sparse import take_cells
 from .boxes import as_xyxy, at_least_fp32, box_ciou, box_giou, box_iou, cell_centers, decode, encode
 from .boxes import flatten_levels, grid_priors
 from .sampling import class_targets, PerImageMethods, SamplingResult
-from .simota import are_fractions, check_corners, check_values, in_regions, mostly_outside
+from .simota import in_first_pixels, check_corners, check_values, in_regions, mostly_outside
 from .simota import refuse_overrides, SimOTAAssigner
 
 # %% ../nbs/07_loss.ipynb #78b50b7a
@@ -130,7 +130,7 @@ def _check_batch_values(loss, maps, boxes, labels, regions): # A `YOLOXLoss`, ma
     if _may_look(loss.check, *boxes, *labels):
         flat, classes, counts = _flat_objects(boxes, labels)
         check_values(flat, classes, loss.num_classes, counts)
-        if are_fractions(flat, size):
+        if in_first_pixels(flat, size):
             if len(flat) > 1: raise ValueError(_FRACTIONS)
             _tell(loss, _FRACTIONS)
         if _OUTSIDE not in loss.told and mostly_outside(flat, counts, size): _tell(loss, _OUTSIDE)

@@ -8,7 +8,7 @@ from cjm_yolox_pytorch.data.augment import yolox_transforms
 from cjm_yolox_pytorch.data.batches import DetectionDataset
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.loss import YOLOXLoss
-from cjm_yolox_pytorch.simota import SimOTAAssigner, are_fractions, check_corners, check_values, mostly_outside
+from cjm_yolox_pytorch.simota import SimOTAAssigner, in_first_pixels, check_corners, check_values, mostly_outside
 
 BOXES, LABELS = torch.tensor([[4., 12., 44., 60.], [40., 6., 56., 24.]]), torch.tensor([0, 1])
 SIZE = 64, 64
@@ -99,8 +99,8 @@ def test_labels_that_begin_at_1_are_recognized():
     (torch.tensor([[-.5, -.5, 1., 1.]]*2), True), (torch.tensor([[-9., -9., 1., 1.]]*2), False), # Across the border
     (torch.tensor([[0., 0., 1., 1.], [9., 9., 10., 10.]]), False), (BOXES[:0], False)])
 def test_boxes_in_fractions_are_recognized(boxes, want):
-    assert are_fractions(boxes, SIZE) is want
-    assert not are_fractions(boxes, (1, 1))
+    assert in_first_pixels(boxes, SIZE) is want
+    assert not in_first_pixels(boxes, (1, 1))
 
 
 def test_boxes_of_the_unscaled_photo_are_recognized():
@@ -120,6 +120,6 @@ def test_training_images_are_neither_fractions_nor_outside(shared, name, split):
         dataset = DetectionDataset(a, 160, transforms)
         boxes = [dataset[i, i][1]['boxes'] for i in range(24)]
         assert not any(mostly_outside(b, [len(b)], (160, 160)) for b in boxes)
-        assert not any(are_fractions(b, (160, 160)) for b in boxes)
+        assert not any(in_first_pixels(b, (160, 160)) for b in boxes)
     unscaled = [torch.from_numpy(a.objects(i)[0]) for i in range(len(a))]
     assert mostly_outside(torch.cat(unscaled), [len(b) for b in unscaled], (160, 160))
