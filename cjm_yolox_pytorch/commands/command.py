@@ -45,6 +45,17 @@ def _error_line(e, package): # The same for an exception of any type
     if isinstance(e, MemoryError): return f'out of memory ({(str(e).strip() or "MemoryError").splitlines()[-1]})'
     if isinstance(e, (ValueError, FloatingPointError, OSError, ImportError)): return _message(e, package)
 
+# %% ../../nbs/commands/02_command.ipynb #073e784e
+def _run_from_shell(func):
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+    options = parser_of(func).parse_args([_hyphens(word) for word in sys.argv[1:]])
+    func(**vars(options))
+
+def _hyphens(word): # The name of an option with hyphens; its value as it is
+    name, equals, value = word.partition('=')
+    return name.replace('_', '-') + equals + value if word.startswith('--') else word
+
 # %% ../../nbs/commands/02_command.ipynb #8b0a5209
 def command(func): # Named like its command
     "Make `func` also a shell command, which reports input errors in one line."
@@ -61,16 +72,6 @@ def command(func): # Named like its command
             if line is None: raise
             sys.exit(f'{func.__name__}: error: {printable(line)}')
     return run
-
-def _run_from_shell(func):
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
-    options = parser_of(func).parse_args([_hyphens(word) for word in sys.argv[1:]])
-    func(**vars(options))
-
-def _hyphens(word): # The name of an option with hyphens; its value as it is
-    name, equals, value = word.partition('=')
-    return name.replace('_', '-') + equals + value if word.startswith('--') else word
 
 # %% ../../nbs/commands/02_command.ipynb #5ecb8ad9
 def choose_device(name:str=None) -> torch.device: # `name` as torch has it, such as `cuda:1`

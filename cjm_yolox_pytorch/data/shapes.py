@@ -86,7 +86,8 @@ def _write_split(folder, seeds, size): # An image for each seed, and a COCO file
     for i, seed in enumerate(seeds):
         image, boxes, labels = draw_shapes(np.random.default_rng(seed), size)
         images.append(dict(id=i, file_name=f'{i:05}.png', width=size, height=size))
-        with atomic(folder/f'{i:05}.png', sync=False) as file: Image.fromarray(image).save(file, 'PNG', compress_level=1)
+        drawn = Image.fromarray(image)
+        with atomic(folder/f'{i:05}.png', sync=False) as file: drawn.save(file, 'PNG', compress_level=1)
         boxes[:, 2:] -= boxes[:, :2] # x, y, width, height
         for (x, y, w, h), label in zip(boxes.tolist(), labels.tolist()):
             ids = dict(id=len(objects), image_id=i, category_id=label, iscrowd=0)

@@ -194,7 +194,7 @@ def _trace(module, size, camera, static): # For any batch size, height and width
 # %% ../../nbs/deploy/00_export.ipynb #5e90b3d8
 _PROGRAMS = {'.onnx': 'ONNX Runtime', '.pt2': 'PyTorch', '.xml': 'OpenVINO'}
 
-def _loaders(suffix, suppress=False, static=False, **_): # By the name of the program
+def _loaders(suffix, suppress=False, static=False): # By the name of the program
     opencv = static and not suppress and suffix == '.onnx'
     return {_PROGRAMS[suffix]: load_exported} | ({'OpenCV': _load_opencv} if opencv else {})
 
@@ -204,11 +204,12 @@ def _trials(size, static): # Pairs of height and width, and number of images
     return [*product(TRIAL_SHAPES, [1, 3]), *own_size]
 
 # %% ../../nbs/deploy/00_export.ipynb #fb0eed89
-def _try_file(file, module, loaders, trials, camera): # Largest difference of boxes from PyTorch
-    check = _compare_kept if isinstance(module, WithNMS) else _compare_rows
-    batches = [_trial_images(*trial, camera) for trial in trials]
+def _try_file(file, module, size, camera, static): # Largest difference of boxes from PyTorch
+    suppress = isinstance(module, WithNMS)
+    check = _compare_kept if suppress else _compare_rows
+    batches = [_trial_images(*trial, camera) for trial in _trials(size, static)]
     worst = 0.
-    for name, load in loaders.items():
+    for name, load in _loaders(file.suffix, suppress, static).items():
         try:
             run = load(file)
             worst = max(worst, *(check(run(x), module, x) for x in batches))
@@ -236,12 +237,11 @@ def export_weights(
     _check_output(path, size, static)
     module = exportable(weights, camera=camera, **options)
     metadata = json.dumps(_metadata(weights, camera=camera, static=static, **options))
-    loaders, trials = _loaders(path.suffix, static=static, **options), _trials(size, static)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory('.partial', path.name, path.parent, ignore_cleanup_errors=True) as folder:
         draft = Path(folder)/path.name
         _WRITERS[path.suffix](_trace(module, size, camera, static), draft, metadata)
-        difference = _try_file(draft, module, loaders, trials, camera)
+        difference = _try_file(draft, module, size, camera, static)
         for file in sorted(draft.parent.iterdir()): os.replace(file, path.with_name(file.name)) # .bin before .xml
     return difference
 
@@ -260,6 +260,14 @@ def _describe_trials(suffix, size, suppress, static):
     batches = ' and '.join(map(str, sorted({*counts})))
     return f'tried in {" and ".join(_loaders(suffix, suppress, static))} on images of {sides} in batches of {batches}'
 
+# %% ../../nbs/deploy/00_export.ipynb #d4bc9f80
+def _export(weights, path, names, options):
+    loaded = load_weights(pretrained_file(weights) if weights in MODEL_TYPES else weights, names=names)
+    difference, unit = export_weights(loaded, path, **options), 'cells' if options['raw'] else 'pixels'
+    print(f'written to {path}: equal to PyTorch within {difference:.1e} {unit},')
+    print(_describe_trials(path.suffix, _padded_size(loaded), options['suppress'], options['static']))
+    if not loaded.names: print('the classes have no names, only numbers: to give them names, use --names')
+
 # %% ../../nbs/deploy/00_export.ipynb #500140dd
 @command
 def yolox_export(
@@ -277,10 +285,5 @@ def yolox_export(
     "Write WEIGHTS as a file for other programs, and check it"
     check_between(conf=(conf, 0, 1), iou=(iou, 0, 1))
     if not suppress and (conf, iou) != (.25, .65): raise ValueError('conf and iou have no effect without --suppress')
-    path, names = _output_file(weights, out, format), parse_names(names)
-    loaded = load_weights(pretrained_file(weights) if weights in MODEL_TYPES else weights, names=names)
     options = dict(raw=raw, suppress=suppress, camera=camera, static=static, conf=conf, iou=iou)
-    difference = export_weights(loaded, path, **options)
-    print(f'written to {path}: equal to PyTorch within {difference:.1e} {"cells" if raw else "pixels"},')
-    print(_describe_trials(path.suffix, _padded_size(loaded), suppress, static))
-    if not loaded.names: print('the classes have no names, only numbers: to give them names, use --names')
+    _export(weights, _output_file(weights, out, format), parse_names(names), options)

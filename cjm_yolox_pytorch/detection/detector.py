@@ -9,6 +9,7 @@ __all__ = ['predict', 'Detector', 'load_detector']
 from dataclasses import replace
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..commands.command import choose_device
@@ -74,18 +75,20 @@ class Detector:
         size = weights.input_size if img_size is None else img_size
         self.spec = InputSpec(size, weights.mean, weights.std, model.bbox_head.strides)
 
-    def __call__(self,
-        images, # Anything that `as_image` takes, or a list of such
-        batch:int=8, # Images that go through the network together
-        **kwargs # Of `predict` and `nms`: mirrored, conf, iou, class_agnostic, multi_label, ...
-    ): # -> `Detections`, or a list of them
-        if not isinstance(images, (list, tuple)): return self([images], **kwargs)[0]
-        found, numbered = [], list(enumerate(images))
-        for start in range(0, len(images), batch):
-            group = [_read(i, image, self.bit_depth) for i, image in numbered[start:start + batch]]
-            for image, d in zip(group, predict(self.model, group, self.spec, **kwargs)):
-                found.append(replace(d, names=self.names, image=image))
-        return found
+# %% ../../nbs/detection/01_detector.ipynb #df2c3f84
+@patch
+def __call__(self:Detector,
+    images, # Anything that `as_image` takes, or a list of such
+    batch:int=8, # Images that go through the network together
+    **kwargs # Of `predict` and `nms`: mirrored, conf, iou, class_agnostic, multi_label, ...
+): # -> `Detections`, or a list of them
+    if not isinstance(images, (list, tuple)): return self([images], **kwargs)[0]
+    found, numbered = [], list(enumerate(images))
+    for start in range(0, len(images), batch):
+        group = [_read(i, image, self.bit_depth) for i, image in numbered[start:start + batch]]
+        some = predict(self.model, group, self.spec, **kwargs)
+        found += [replace(d, names=self.names, image=image) for image, d in zip(group, some)]
+    return found
 
 # %% ../../nbs/detection/01_detector.ipynb #17170f4c
 def _read(i, image, bit_depth):

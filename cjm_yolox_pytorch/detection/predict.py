@@ -185,11 +185,18 @@ def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections,
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
 
 # %% ../../nbs/detection/02_predict.ipynb #78bf5ae3
-def _predict_files(load, inputs, out, write, batch, **options): # `load` returns the `Detector`
+def _load(weights, names, device, img_size, bit_depth):
+    file = pretrained_file(weights) if weights in MODEL_TYPES else weights
+    return load_detector(load_weights(file, names=names), device, img_size, bit_depth)
+
+def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, batch, device, **options):
+    _check_options(write, img_size, batch, bit_depth, **options)
+    names, out = parse_names(names), Path(out)
+    inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out)
     if write != 'json': _check_overwrite(drawn for _, drawn in files)
     if write != 'pictures': _check_overwrite([out/'detections.json'])
-    detector, start = load(), time.time()
+    detector, start = _load(weights, names, device, img_size, bit_depth), time.time()
     for line in _left_out(inputs, files): print(printable(line), flush=True)
     if not detector.names: print('the classes have no names, only numbers: to give them names, use --names', flush=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -216,12 +223,4 @@ def yolox_predict(
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Find objects in INPUTS with WEIGHTS"
-    options = dict(conf=conf, iou=iou, max_detections=max_detections)
-    options |= dict(class_agnostic=class_agnostic, multi_label=multi_label, mirrored=mirrored)
-    _check_options(write, img_size, batch, bit_depth, **options)
-    names = parse_names(names)
-    inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
-    def load():
-        file = pretrained_file(weights) if weights in MODEL_TYPES else weights
-        return load_detector(load_weights(file, names=names), device, img_size, bit_depth)
-    _predict_files(load, inputs, Path(out), write, batch, **options)
+    _predict_files(**locals())

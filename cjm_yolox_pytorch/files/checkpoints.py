@@ -113,10 +113,11 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     depth = w.notes.get('bit_depth', 16) in range(8, 17)
     return numbers and shapes and size and depth and 0 not in w.std
 
+# %% ../../nbs/files/08_checkpoints.ipynb #0e4ef30d
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognize`
     try:
         known = Weights(state, **json.loads(metadata))
-        needed = 'mean and std are 3 numbers each, names a list, size is in pixels, notes are a dict, bit_depth is 8 to 16'
+        needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels, bit_depth 8 to 16'
         if not _is_valid(known): raise ValueError(f'a field has the wrong type or range; {needed}')
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)

@@ -49,7 +49,7 @@ STEM = 'backbone.stem.conv.conv.weight' # Three tensors that tell networks apart
 STEM_VARIANCE = 'backbone.stem.conv.bn.running_var'
 CLASSES = 'bbox_head.multi_level_conv_cls.0.weight'
 
-def _networks(checkpoint): # For each, the key of its state dict (None: `checkpoint` itself), and the prefix of its names
+def _networks(checkpoint): # Key of each one's state dict (None: `checkpoint` itself), and prefix of its names
     states = {None: checkpoint} | {k: v for k, v in checkpoint.items() if isinstance(v, dict)}
     keys = [(place, k) for place, state in states.items() for k in state if isinstance(k, str)]
     return [(place, k.removesuffix(STEM)) for place, k in keys if k.endswith(STEM)]

@@ -110,7 +110,8 @@ def test_names_of_classes_are_those_given(file, images, tmp_path):
 def test_classes_without_names_are_told_once(weights, images, tmp_path, capsys):
     save_weights(replace(weights, names=None), tmp_path/'nano.safetensors')
     run(tmp_path/'nano.safetensors', images, out=tmp_path/'out')
-    assert capsys.readouterr().out.count('the classes have no names, only numbers: to give them names, use --names') == 1
+    told = 'the classes have no names, only numbers: to give them names, use --names'
+    assert capsys.readouterr().out.count(told) == 1
     run(tmp_path/'nano.safetensors', images, out=tmp_path/'out', names='ant,bee,cow')
     assert 'no names' not in capsys.readouterr().out
 
