@@ -6,10 +6,10 @@
 __all__ = ['IMAGENET_STATS', 'VARIANTS', 'PRIOR_BIAS', 'MODEL_TYPES', 'NORM_STATS', 'MODEL_CFGS', 'CSP_DARKNET_CFGS',
            'PAFPN_CFGS', 'HEAD_CFGS', 'HUGGINGFACE_CKPT_URL', 'PUBLISHED', 'PRETRAINED_URLS', 'Variant', 'CSPDarknet',
            'YOLOXPAFPN', 'YOLOXHead', 'init_head', 'YOLOX', 'pretrained_file', 'build_model', 'load_matching',
-           'focus_filters', 'fuse', 'NORM_CFG', 'ConvModule', 'DarknetBottleneck', 'CSPLayer', 'Focus', 'SPPBottleneck']
+           'NORM_CFG', 'ConvModule', 'DarknetBottleneck', 'CSPLayer', 'Focus', 'SPPBottleneck']
 
 # %% ../nbs/02_model.ipynb #e0a5300a
-import copy, math, warnings
+import math, warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from torch.nn.utils import fuse_conv_bn_eval
 
 from .layers import conv1x1, conv3x3, ConvModule, CSPLayer, DarknetBottleneck
 from .layers import Focus, NORM_CFG, SPPBottleneck
@@ -324,30 +323,3 @@ def _load_pretrained(model, model_type, source, checkpoint_dir): # `source` as f
         what = 'these weights' if isinstance(source, dict) else source
         text = f'{what}: expects images normalised with {stats}, not with NORM_STATS[{model_type!r}]'
         warnings.warn(text, stacklevel=3)
-
-# %% ../nbs/02_model.ipynb #317f45d0
-def focus_filters(
-    weight:Tensor # [N, 12, 3, 3] weights of the first convolution, for Focus in our order
-) -> Tensor: # [N, 3, 6, 6] of a convolution with stride 2 and padding 2
-    "Combine Focus and the convolution after it into one convolution of the image."
-    return weight.unflatten(1, (2, 2, 3)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
-
-# %% ../nbs/02_model.ipynb #b67dda11
-def _fuse_focus(stem): # Focus and its convolution, already without norm, into one convolution
-    old = stem.conv.conv
-    conv = nn.Conv2d(3, old.out_channels, 6, 2, 2).to(old.weight)
-    conv.load_state_dict(dict(weight=focus_filters(old.weight), bias=old.bias))
-    stem.conv.conv = conv.requires_grad_(False)
-    return stem.conv
-
-def fuse(
-    model:YOLOX # Stays as it is
-) -> YOLOX: # In evaluation mode, without norm layers and Focus
-    "Copy `model` for inference, with norm layers and Focus folded into convolutions."
-    fused = copy.deepcopy(model).eval().requires_grad_(False)
-    for m in fused.modules():
-        if not isinstance(m, ConvModule) or isinstance(m.bn, nn.Identity): continue
-        m.conv = fuse_conv_bn_eval(m.conv, m.bn)
-        m.bn = nn.Identity()
-    if isinstance(fused.backbone.stem, Focus): fused.backbone.stem = _fuse_focus(fused.backbone.stem)
-    return fused

@@ -68,18 +68,19 @@ def _flatten_and_concat(tensors, batch_size, reshape_dims=None): # L maps [B, D,
     return flat.reshape(batch_size, -1) if reshape_dims is None else flat.reshape(batch_size, -1, reshape_dims)
 
 # %% ../nbs/06_sampling.ipynb #0598a3a8
-def _image_targets(assigner, num_classes, classes, objectness, corners, boxes, gt_boxes, gt_labels):
-    if classes.shape[1:] != (num_classes,):
-        raise ValueError(f'class_preds has shape {tuple(classes.shape)}, but [A, {num_classes}] is needed')
+def _image_targets(loss, classes, objectness, corners, boxes, gt_boxes, gt_labels):
+    C = loss.num_classes
+    if classes.shape[1:] != (C,):
+        raise ValueError(f'class_preds has shape {tuple(classes.shape)}, but [A, {C}] is needed')
     scores = at_least_fp32(classes).sigmoid() * at_least_fp32(objectness).reshape(-1, 1).sigmoid()
     gt_boxes = as_xyxy(gt_boxes).to(scores.dtype)
-    result = assigner.assign(scores, cell_centers(corners), at_least_fp32(boxes), gt_boxes, gt_labels)
+    result = loss.assigner.assign(scores, cell_centers(corners), at_least_fp32(boxes), gt_boxes, gt_labels)
     foreground = result.ground_truth_box_indices > 0
-    sampled = _sample(result, corners, gt_boxes)
+    sampled = loss.sample(result, corners, gt_boxes)
     on = sampled.positive_indices
-    class_target = class_targets(sampled.positive_ground_truth_labels, result.max_iou_values[on], num_classes)
+    class_target = class_targets(sampled.positive_ground_truth_labels, result.max_iou_values[on], C)
     box_target = sampled.positive_ground_truth_bboxes
-    l1_target = encode(box_target, sampled.positive_bboxes)
+    l1_target = loss.get_l1_target(torch.empty_like(box_target), box_target, sampled.positive_bboxes)
     return foreground, class_target, foreground.to(scores)[:, None], box_target, l1_target, len(on)
 
 # %% ../nbs/06_sampling.ipynb #934b8fe5
@@ -103,5 +104,4 @@ class PerImageMethods:
     ) -> tuple: # [A] bool positive, [P, C] class, [A, 1] objectness, [P, 4] box and L1 targets, P
         "Return the targets of one image."
         predicted = class_preds, objectness_score, output_grid_boxes, decoded_bboxes
-        objects = ground_truth_bboxes, ground_truth_labels
-        return _image_targets(self.assigner, self.num_classes, *predicted, *objects)
+        return _image_targets(self, *predicted, ground_truth_bboxes, ground_truth_labels)

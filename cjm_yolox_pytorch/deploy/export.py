@@ -17,8 +17,9 @@ from torchvision import ops
 from ..commands.command import command
 from ..files.checkpoints import load_weights, Weights
 from ..files.class_names import parse_names
+from ..fuse import fuse
 from ..inference import offset_by_group, scored_boxes, YOLOXInferenceWrapper
-from ..model import build_model, fuse, MODEL_TYPES, pretrained_file
+from ..model import build_model, MODEL_TYPES, pretrained_file
 from ..utils import check_between
 
 # %% ../../nbs/deploy/00_export.ipynb #11de44d4

@@ -17,8 +17,9 @@ from .detections import Detections
 from ..files.checkpoints import load_weights, Weights
 from ..files.images import as_image
 from ..files.letterbox import InputSpec, letterbox, letterbox_scale, normalize, unletterbox
+from ..fuse import fuse
 from ..inference import nms, scored_boxes
-from ..model import build_model, fuse, MODEL_TYPES, pretrained_file
+from ..model import build_model, MODEL_TYPES, pretrained_file
 from ..utils import check_between
 
 # %% ../../nbs/detection/01_detector.ipynb #6b3420b7

@@ -11,7 +11,8 @@ import re, torch
 from dataclasses import dataclass
 from torch import Tensor
 
-from ..model import focus_filters, IMAGENET_STATS
+from ..fuse import focus_filters
+from ..model import IMAGENET_STATS
 
 # %% ../../nbs/files/07_families.ipynb #fdbef078
 _CSP = r'(backbone\.stage[123]\.1|backbone\.stage4\.2|neck\.(?:top_down|bottom_up)_blocks\.\d)'
