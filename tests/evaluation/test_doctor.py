@@ -242,8 +242,8 @@ def test_doctor_draws_classes_with_the_same_beginning_apart(tmp_path, monkeypatc
     write(tmp_path/'train.json', coco(['a', 'b']))
     splits = examine(tmp_path).splits
     names = ['the same beginning, one', 'the same beginning, two']
-    figures = []
-    monkeypatch.setattr(Figure, 'savefig', lambda fig, *args, **kwargs: figures.append(fig))
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda fig, *args, **kw: figures.append(fig) or save(fig, *args, **kw))
     draw_dataset({split: replace(a, names=names) for split, a in splits.items()}, [], 416, tmp_path/'doctor.png')
     classes = figures[0].axes[0]
     assert len(classes.get_yticklabels()) == 2
