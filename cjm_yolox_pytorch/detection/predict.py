@@ -185,11 +185,7 @@ def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections,
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
 
 # %% ../../nbs/detection/02_predict.ipynb #78bf5ae3
-<<<<<<< HEAD
-def _named_detector(weights, names, device, img_size, bit_depth):
-=======
 def _make_detector(weights, names, device, img_size, bit_depth):
->>>>>>> deploy
     file = pretrained_file(weights) if weights in MODEL_TYPES else weights
     return load_detector(load_weights(file, names=names), device, img_size, bit_depth)
 
@@ -200,11 +196,7 @@ def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, batc
     files, failed = find_inputs(inputs, out)
     if write != 'json': _check_overwrite(drawn for _, drawn in files)
     if write != 'pictures': _check_overwrite([out/'detections.json'])
-<<<<<<< HEAD
-    detector, start = _named_detector(weights, names, device, img_size, bit_depth), time.time()
-=======
     detector, start = _make_detector(weights, names, device, img_size, bit_depth), time.time()
->>>>>>> deploy
     for line in _left_out(inputs, files): print(printable(line), flush=True)
     if not detector.names: print('the classes have no names, only numbers: to give them names, use --names', flush=True)
     out.mkdir(parents=True, exist_ok=True)
