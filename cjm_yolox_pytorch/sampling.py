@@ -69,9 +69,8 @@ def _flatten_and_concat(tensors, batch_size, reshape_dims=None): # L maps [B, D,
 
 # %% ../nbs/06_sampling.ipynb #0598a3a8
 def _image_targets(loss, classes, objectness, corners, boxes, gt_boxes, gt_labels):
-    C = loss.num_classes
-    if classes.shape[1:] != (C,):
-        raise ValueError(f'class_preds has shape {tuple(classes.shape)}, but [A, {C}] is needed')
+    C, shape = loss.num_classes, tuple(classes.shape)
+    if shape[1:] != (C,): raise ValueError(f'class_preds has shape {shape}, but [A, {C}] is needed')
     scores = at_least_fp32(classes).sigmoid() * at_least_fp32(objectness).reshape(-1, 1).sigmoid()
     gt_boxes = as_xyxy(gt_boxes).to(scores.dtype)
     result = loss.assigner.assign(scores, cell_centers(corners), at_least_fp32(boxes), gt_boxes, gt_labels)

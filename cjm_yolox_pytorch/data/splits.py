@@ -21,9 +21,8 @@ from .yolo_config import find_yolo_splits
 
 # %% ../../nbs/data/07_splits.ipynb #741a3bc0
 FORMATS = dict(coco=find_coco_splits, voc=find_voc_splits, yolo=find_yolo_splits, csv=find_csv_splits)
-LOOKED_FOR = dict(coco='*.json, annotations/*.json, */_annotations.coco.json, labels.json',
-    voc='ImageSets/Main/*.txt, *.xml named like images', yolo='data.yaml, obj.data, *.txt named like images',
-    csv=f'*.csv with {CSV_HEADER}')
+LOOKED_FOR = dict(coco='*.json, */*.json', yolo='data.yaml, obj.data, *.txt named like images',
+    voc='ImageSets/Main/*.txt, *.xml named like images', csv=f'*.csv with {CSV_HEADER}')
 
 def _find_readers(path, formats, images): # Split -> function that reads it, of the only format that fits
     found = {}
