@@ -88,7 +88,7 @@ def _round_up(n): # To three binary digits, at least 8
 def _stack(boxes, labels, rounded): # Lists of B tensors, or [B, G, 4] and [B, G], -1 for padding
     "Pad objects to the same number in every image."
     if not (isinstance(boxes, Tensor) and isinstance(labels, Tensor)):
-        if len({l.dtype for l in labels}) > 1: labels = [l.double() for l in labels]
+        if len({l.dtype for l in labels}) > 1: labels = [l.float() for l in labels]
         size = _round_up(max(map(len, labels))) if rounded else 1
         return pad_objects([as_xyxy(b) for b in boxes], [l.detach().flatten() for l in labels], size)
     G = labels.shape[1]
