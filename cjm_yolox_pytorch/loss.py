@@ -99,7 +99,7 @@ def _stack(boxes, labels, rounded): # Lists of B tensors, or [B, G, 4] and [B, G
     return GroundTruth(F.pad(boxes, (0, 0, 0, more)), labels, valid)
 
 # %% ../nbs/07_loss.ipynb #f3180cf2
-def _read(boxes, labels, regions, num_images, rounded):
+def _read_batch(boxes, labels, regions, num_images, rounded):
     "Check shapes, and return padded objects and padded regions, or None for these."
     _check_objects(boxes, labels, num_images)
     gt = _stack(boxes, labels, rounded)
@@ -271,7 +271,7 @@ def _compiled_losses(loss, maps, gt, regions):
 def _prepare(loss, maps, boxes, labels, regions, rounded): # A `YOLOXLoss`, and what it is called with
     "Return the padded objects, and the padded regions or None."
     _check_maps(maps, loss.num_classes, loss.strides)
-    gt, regions = _read(boxes, labels, regions, len(maps[0][0]), rounded)
+    gt, regions = _read_batch(boxes, labels, regions, len(maps[0][0]), rounded)
     _check_batch(loss, maps, gt, regions)
     dtype = reduce(torch.promote_types, [m.dtype for levels in maps for m in levels], torch.float32)
     like = maps[0][0].new_empty(0, dtype=dtype)

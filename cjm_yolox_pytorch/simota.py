@@ -151,8 +151,7 @@ class SimOTAAssigner(SimOTASettings):
         super().__init_subclass__(**kwargs)
         refuse_overrides(cls, SimOTAAssigner, _STEPS_OF_0_2, ['assign', 'match'])
 
-    def match(self, classes, objectness, boxes, priors, gt) -> Matches: # As `simota` takes them
-        "Assign cells to the objects of a batch."
+    def match(self, classes, objectness, boxes, priors, gt) -> Matches: # A batch, as `simota` takes it
         sparse = boxes.device.type == 'cpu' and classes[0].ndim == 4 and not torch.compiler.is_compiling()
         return (simota_sparse if sparse else simota)(classes, objectness, boxes, priors, gt, self)
 
