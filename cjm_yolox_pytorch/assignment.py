@@ -27,7 +27,7 @@ class GroundTruth(NamedTuple):
 # %% ../nbs/03_assignment.ipynb #9a3da803
 def pad_objects(
     gt_boxes, # B tensors [G_b, 4]
-    gt_labels, # B tensors [G_b]
+    gt_labels, # B tensors [G_b], of one dtype
     size:int=1 # Minimum G
 ) -> GroundTruth: # G is the largest G_b or `size`
     "Stack the objects of several images, padded to one size."
@@ -35,11 +35,10 @@ def pad_objects(
     def stack(rows, filler):
         padded = [t for own in rows for t in (own, filler[len(own):])]
         return torch.cat(padded).unflatten(0, (len(rows), G))
-    labels = [l.long() for l in gt_labels]
-    real = labels[0].new_ones(G, dtype=torch.bool) # Made on the labels' device: a host copy would synchronise
+    real = gt_labels[0].new_ones(G, dtype=torch.bool) # Made on the labels' device: a host copy would synchronize
     boxes = stack(gt_boxes, gt_boxes[0].new_zeros(G, 4))
-    valid = stack([real[:len(l)] for l in labels], ~real)
-    return GroundTruth(boxes, stack(labels, labels[0].new_zeros(G)), valid)
+    valid = stack([real[:len(l)] for l in gt_labels], ~real)
+    return GroundTruth(boxes, stack(gt_labels, gt_labels[0].new_zeros(G)), valid)
 
 # %% ../nbs/03_assignment.ipynb #0b54fef4
 @dataclass

@@ -16,16 +16,18 @@ from .model import YOLOX
 
 # %% ../nbs/02a_fuse.ipynb #317f45d0
 def focus_filters(
-    weight:Tensor # [N, 12, 3, 3] weights of the first convolution, for Focus in our order
-) -> Tensor: # [N, 3, 6, 6] of a convolution with stride 2 and padding 2
+    weight:Tensor # [N, 4*D, K, K] weights of the first convolution, for Focus in our order
+) -> Tensor: # [N, D, 2*K, 2*K] of a convolution with twice the stride and padding
     "Combine Focus and the convolution after it into one convolution of the image."
-    return weight.unflatten(1, (2, 2, 3)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+    return weight.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
 
 # %% ../nbs/02a_fuse.ipynb #b67dda11
 def _fuse_focus(stem): # Focus and its convolution, already without norm, into one convolution
     old = stem.conv.conv
-    conv = nn.Conv2d(3, old.out_channels, 6, 2, 2).to(old.weight)
-    conv.load_state_dict(dict(weight=focus_filters(old.weight), bias=old.bias))
+    weight = focus_filters(old.weight)
+    stride, padding = (tuple(2*n for n in pair) for pair in (old.stride, old.padding))
+    conv = nn.Conv2d(*weight.shape[1::-1], weight.shape[2:], stride, padding).to(weight)
+    conv.load_state_dict(dict(weight=weight, bias=old.bias))
     stem.conv.conv = conv.requires_grad_(False)
     return stem.conv
 

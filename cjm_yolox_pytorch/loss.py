@@ -79,33 +79,49 @@ def _check_objects(boxes, labels, num_images):
     for i, (b, l) in enumerate(zip(boxes, labels)):
         if b.numel() != 4*l.numel(): raise ValueError(f'image {i}: {b.numel()//4} boxes but {l.numel()} labels')
 
-# %% ../nbs/07_loss.ipynb #16dca626
-def _read_objects(boxes, labels, num_images): # Lists of B tensors, or [B, G, 4] and [B, G]
+# %% ../nbs/07_loss.ipynb #bf46960b
+def _round_up(n): # To three binary digits, at least 8
+    step = max(2, 2**(n.bit_length() - 3))
+    return max(8, -(-n//step)*step)
+
+# %% ../nbs/07_loss.ipynb #2f668c1e
+def _stack(boxes, labels, rounded): # Lists of B tensors, or [B, G, 4] and [B, G], -1 for padding
+    "Pad objects to the same number in every image."
+    if not (isinstance(boxes, Tensor) and isinstance(labels, Tensor)):
+        if len({l.dtype for l in labels}) > 1: labels = [l.float() for l in labels]
+        size = _round_up(max(map(len, labels))) if rounded else 1
+        return pad_objects([as_xyxy(b) for b in boxes], [l.detach().flatten() for l in labels], size)
+    G = labels.shape[1]
+    more = _round_up(G) - G if rounded else 1 # G may be 0
+    labels = labels.detach().flatten(1)
+    labels, valid = (F.pad(t, (0, more)) for t in (labels, labels.float() != -1))
+    boxes = as_xyxy(boxes).view(len(boxes), G, 4) # Even without objects
+    return GroundTruth(F.pad(boxes, (0, 0, 0, more)), labels, valid)
+
+# %% ../nbs/07_loss.ipynb #f3180cf2
+def _read_batch(boxes, labels, regions, num_images, rounded):
+    "Check shapes, and return padded objects and padded regions, or None for these."
     _check_objects(boxes, labels, num_images)
-    if isinstance(boxes, Tensor) and isinstance(labels, Tensor): return _plain_boxes(boxes), labels.detach()
-    return _plain_boxes([*boxes]), [l.detach().flatten() for l in labels]
-
-def _read_regions(regions, num_images): # None, B tensors [I, 4], or [B, I, 4]
-    if regions is None: return None
+    gt = _stack(boxes, labels, rounded)
+    if regions is None: return gt, None
     _check_rows('ground_truth_bboxes_ignore', regions, num_images, 4)
-    return _plain_boxes(regions)
+    unlabeled = [r.new_zeros(r.shape[:1]) for r in regions]
+    if isinstance(regions, Tensor): unlabeled = torch.stack(unlabeled)
+    return gt, _stack(regions, unlabeled, rounded).boxes
 
-def _plain_boxes(boxes):
-    if isinstance(boxes, Tensor): return as_xyxy(boxes).view(*boxes.shape[:2], 4) # Even without objects
-    return [as_xyxy(b) for b in boxes]
+# %% ../nbs/07_loss.ipynb #3352c37f
+def _move(t, like): # Other devices than CUDA would read before the copy ends
+    return t.to(like.device, non_blocking=like.device.type == 'cuda')
 
-# %% ../nbs/07_loss.ipynb #0aa9113b
+def _move_objects(gt, like):
+    "Move objects to the device of `like`, with boxes of its dtype and zeros for padding."
+    boxes, labels, valid = (_move(t, like) for t in (gt.boxes.to(like.dtype), gt.labels.long(), gt.valid))
+    return GroundTruth(boxes.where(valid[..., None], 0), labels.where(valid, 0), valid)
+
+# %% ../nbs/07_loss.ipynb #0720e030
 def _may_look(check, *tensors):
     if check is not None: return check
     return not torch.compiler.is_compiling() and all(t.device.type == 'cpu' for t in tensors)
-
-def _flat_objects(boxes, labels): # Lists of B tensors, or [B, G, 4] and [B, G], -1 for padding
-    "Return the boxes [N, 4] and labels [N] of all images, and how many each image has."
-    if isinstance(labels, Tensor):
-        real = labels.float() != -1
-        return boxes[real], labels[real], real.sum(1).tolist()
-    if len({l.dtype for l in labels}) > 1: labels = [l.double() for l in labels]
-    return torch.cat(boxes), torch.cat(labels), [len(l) for l in labels]
 
 # %% ../nbs/07_loss.ipynb #441ba69c
 _SIGMOID = 'class_scores or objectness_scores look like probabilities: give logits, without a sigmoid'
@@ -115,7 +131,7 @@ def _are_probabilities(levels): # L maps
     if min(m.detach().amin() for m in levels) < 0: return False
     return bool(0 < max(m.detach().amax() for m in levels) <= 1)
 
-# %% ../nbs/07_loss.ipynb #9e86c6fc
+# %% ../nbs/07_loss.ipynb #0737ac8e
 _FRACTIONS = 'no box reaches beyond 1.5 pixels: give boxes in pixels of the input, not in fractions of it'
 _OUTSIDE = 'objects lie outside the input in most images: give boxes in pixels of the input, not of the photo'
 
@@ -123,50 +139,23 @@ def _tell(loss, text):
     if text not in loss.told: warnings.warn(text, stacklevel=2)
     loss.told.add(text)
 
-def _check_regions(regions): check_corners(torch.cat([*regions]), [*map(len, regions)], 'region')
+def _check_scene(loss, gt, size): # A `YOLOXLoss`, padded objects on the CPU, width and height of the input
+    check_values(gt.boxes, gt.labels, loss.num_classes, gt.valid)
+    boxes = gt.boxes[gt.valid]
+    if in_first_pixels(boxes, size):
+        if len(boxes) > 1: raise ValueError(_FRACTIONS)
+        _tell(loss, _FRACTIONS)
+    if _OUTSIDE not in loss.told and mostly_outside(gt.boxes, gt.valid, size): _tell(loss, _OUTSIDE)
 
-def _check_batch_values(loss, maps, boxes, labels, regions): # A `YOLOXLoss`, maps, lists or padded tensors
-    size = [n*loss.strides[0] for n in maps[0][0].shape[:1:-1]]
-    if _may_look(loss.check, *boxes, *labels):
-        flat, classes, counts = _flat_objects(boxes, labels)
-        check_values(flat, classes, loss.num_classes, counts)
-        if in_first_pixels(flat, size):
-            if len(flat) > 1: raise ValueError(_FRACTIONS)
-            _tell(loss, _FRACTIONS)
-        if _OUTSIDE not in loss.told and mostly_outside(flat, counts, size): _tell(loss, _OUTSIDE)
-    if regions is not None and _may_look(loss.check, *regions): _check_regions(regions)
+# %% ../nbs/07_loss.ipynb #ab1ee2d8
+def _check_batch(loss, maps, gt, regions): # A `YOLOXLoss`, maps, and what is padded
+    if _may_look(loss.check, gt.boxes, gt.labels):
+        size = [n*loss.strides[0] for n in maps[0][0].shape[:1:-1]]
+        _check_scene(loss, GroundTruth(*(t.cpu() for t in gt)), size)
+    if regions is not None and _may_look(loss.check, regions): check_corners(regions.cpu(), kind='region')
     if _may_look(loss.check, *maps[0], *maps[2]) and _SIGMOID not in loss.told:
         if any(map(_are_probabilities, maps[::2])): _tell(loss, _SIGMOID)
         loss.told.add(_SIGMOID)
-
-# %% ../nbs/07_loss.ipynb #bf46960b
-def _round_up(n): # To three binary digits, at least 8
-    step = max(2, 2**(n.bit_length() - 3))
-    return max(8, -(-n//step)*step)
-
-# %% ../nbs/07_loss.ipynb #fc86b92e
-def _pad_further(boxes, labels, more): # [B, G, 4] and [B, G], -1 for padding, and how many objects to add
-    labels = F.pad(labels.long(), (0, more), value=-1)
-    valid = labels >= 0
-    boxes = F.pad(boxes, (0, 0, 0, more)).where(valid[..., None], 0)
-    return GroundTruth(boxes, labels.clamp(min=0), valid)
-
-# %% ../nbs/07_loss.ipynb #590a1a3f
-def _pad(boxes, labels, like, rounded): # Lists of B tensors, or padded tensors
-    "Return the padded objects on the device of `like`, with boxes of its dtype."
-    target = dict(device=like.device, non_blocking=like.device.type == 'cuda') # Others would read before the copy ends
-    if isinstance(labels, Tensor):
-        G = labels.shape[1]
-        more = _round_up(G) - G if rounded else 1 # G may be 0
-        return _pad_further(boxes.to(dtype=like.dtype, **target), labels.to(**target), more)
-    size = _round_up(max(map(len, labels))) if rounded else 1
-    gt = pad_objects([b.to(like.dtype) for b in boxes], labels, size)
-    return GroundTruth(*(t.to(**target) for t in gt))
-
-def _pad_regions(regions, like, rounded): # A list of B tensors, or [B, I, 4], padded with boxes that have no area
-    labels = [r[:, 0] for r in regions]
-    if isinstance(regions, Tensor): labels = torch.zeros_like(regions[..., 0])
-    return _pad(regions, labels, like, rounded).boxes
 
 # %% ../nbs/07_loss.ipynb #20d86c9f
 def _take_slots(maps, image, cell): # L tensors [B, D, A_l], [B, 1] int64, [B, S] int64
@@ -282,20 +271,20 @@ def _compiled_losses(loss, maps, gt, regions):
 def _prepare(loss, maps, boxes, labels, regions, rounded): # A `YOLOXLoss`, and what it is called with
     "Return the padded objects, and the padded regions or None."
     _check_maps(maps, loss.num_classes, loss.strides)
-    boxes, labels = _read_objects(boxes, labels, len(maps[0][0]))
-    regions = _read_regions(regions, len(maps[0][0]))
-    _check_batch_values(loss, maps, boxes, labels, regions)
+    gt, regions = _read_batch(boxes, labels, regions, len(maps[0][0]), rounded)
+    _check_batch(loss, maps, gt, regions)
     dtype = reduce(torch.promote_types, [m.dtype for levels in maps for m in levels], torch.float32)
     like = maps[0][0].new_empty(0, dtype=dtype)
-    gt = _pad(boxes, labels, like, rounded)
-    return gt, None if regions is None else _pad_regions(regions, like, rounded)
+    return _move_objects(gt, like), None if regions is None else _move(regions.to(dtype), like)
 
 # %% ../nbs/07_loss.ipynb #6a771f65
 PER_IMAGE_METHODS = 'bbox_decode', 'flatten_and_concat', 'get_l1_target', 'get_target_single', 'sample'
 
 class YOLOXLoss(PerImageMethods, nn.Module):
     "Class, box and objectness losses of a batch (and L1 if asked for), with cells assigned by SimOTA."
-    def __init_subclass__(cls): refuse_overrides(cls, YOLOXLoss, PER_IMAGE_METHODS, ['forward', '__call__'])
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        refuse_overrides(cls, YOLOXLoss, PER_IMAGE_METHODS, ['forward', '__call__'])
 
     def __init__(self,
         num_classes:int, # C

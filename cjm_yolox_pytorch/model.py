@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGENET_STATS', 'VARIANTS', 'PRIOR_BIAS', 'MODEL_TYPES', 'NORM_STATS', 'MODEL_CFGS', 'CSP_DARKNET_CFGS',
            'PAFPN_CFGS', 'HEAD_CFGS', 'HUGGINGFACE_CKPT_URL', 'PUBLISHED', 'PRETRAINED_URLS', 'Variant', 'CSPDarknet',
-           'YOLOXPAFPN', 'YOLOXHead', 'init_head', 'YOLOX', 'pretrained_file', 'build_model', 'load_matching',
-           'NORM_CFG', 'ConvModule', 'DarknetBottleneck', 'CSPLayer', 'Focus', 'SPPBottleneck']
+           'YOLOXPAFPN', 'YOLOXHead', 'init_head', 'YOLOX', 'pretrained_file', 'build_model', 'NORM_CFG', 'ConvModule',
+           'DarknetBottleneck', 'CSPLayer', 'Focus', 'SPPBottleneck']
 
 # %% ../nbs/02_model.ipynb #e0a5300a
 import math, warnings
@@ -265,55 +265,10 @@ def build_model(
     if pretrained: _load_pretrained(model, model_type, pretrained, checkpoint_dir)
     return model
 
-# %% ../nbs/02_model.ipynb #4fe80d63
-def _match_classes(weights, names, C): # Rows of the model, their rows in the weights, and what was done
-    old, new = weights.names or [], names or []
-    distinct = all(len({*map(str.casefold, group)}) == len(group) for group in (old, new))
-    key = str.casefold if distinct else str
-    place = {key(name): i for i, name in enumerate(old)}
-    rows = [i for i, name in enumerate(new) if key(name) in place]
-    if rows:
-        others = [name for name in new if key(name) not in place]
-        note = f'; {len(rows)} of {C} classes matched by name'
-        if others: note += f', but not {", ".join(others[:5])}{" ..." if len(others) > 5 else ""}'
-        return rows, [place[key(new[i])] for i in rows], note
-    if C != weights.num_classes: return [], [], f'; class layer new, for {C} classes instead of {weights.num_classes}'
-    why = 'no name is the same' if old else 'the weights have no class names'
-    return [*range(C)], [*range(C)], f'; classes matched by position, since {why}' if new else ''
-
-# %% ../nbs/02_model.ipynb #fc1343e2
-def _check_fit(state, own, model_type):
-    both = own.keys() & state.keys()
-    shapes = [f'{k} {tuple(state[k].shape)}' for k in both if state[k].shape != own[k].shape]
-    found = dict(missing=own.keys() - both, unexpected=state.keys() - both, wrong_shape=shapes)
-    wrong = {what: sorted(keys)[:5] for what, keys in found.items() if keys}
-    if wrong: raise ValueError(f'weights of a {model_type} do not fit the model: {wrong}')
-
-# %% ../nbs/02_model.ipynb #c110c35a
-def load_matching(
-    model:YOLOX, # Changed in place
-    weights, # `Weights` to load
-    names:list=None # C names of the classes of `model`, if known
-) -> str: # Summary of what was loaded
-    "Load `weights` into `model`, matching class rows by name; rows of new classes stay as they are."
-    own = model.state_dict()
-    counts = {k: v for k, v in own.items() if k.endswith('num_batches_tracked')} # Missing in older files
-    state = counts | weights.state
-    rows, old_rows, note = _match_classes(weights, names, model.bbox_head.num_classes)
-    class_keys = [k for k in own if k.startswith('bbox_head.multi_level_conv_cls.')]
-    for k in class_keys:
-        if k in state and state[k].shape == (weights.num_classes, *own[k].shape[1:]):
-            old, state[k] = state[k], own[k].clone()
-            state[k][rows] = old[old_rows].to(own[k])
-    _check_fit(state, own, weights.model_type)
-    model.load_state_dict(state)
-    loaded = len(own) - (0 if rows else len(class_keys))
-    if weights.left_over: note += f'; ignored entries: {len(weights.left_over)}, such as {weights.left_over[0]}'
-    return f'{weights.model_type} ({weights.family}): {loaded} of {len(own)} tensors loaded{note}'
-
 # %% ../nbs/02_model.ipynb #62b19851
 def _load_pretrained(model, model_type, source, checkpoint_dir): # `source` as for `build_model`
     from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights # Only pretrained weights need the toolkit
+    from cjm_yolox_pytorch.files.matching import load_matching
     family = source if isinstance(source, str) and source in PUBLISHED else None
     if source is True or family: source = pretrained_file(model_type, checkpoint_dir, family)
     weights = source if isinstance(source, Weights) else load_weights(source)
@@ -321,5 +276,5 @@ def _load_pretrained(model, model_type, source, checkpoint_dir): # `source` as f
     stats = dict(mean=tuple(weights.mean), std=tuple(weights.std))
     if weights is not source and stats != NORM_STATS[model_type]:
         what = 'these weights' if isinstance(source, dict) else source
-        text = f'{what}: expects images normalised with {stats}, not with NORM_STATS[{model_type!r}]'
+        text = f'{what}: expects images normalized with {stats}, not with NORM_STATS[{model_type!r}]'
         warnings.warn(text, stacklevel=3)

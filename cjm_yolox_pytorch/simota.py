@@ -45,42 +45,43 @@ def in_regions(
     return ((xy > regions[..., :2]) & (xy < regions[..., 2:])).all(-1).any(-1)
 
 # %% ../nbs/05_simota.ipynb #3ccc9af1
-def _refuse(bad, kind, values, rule, counts): # [G] bool, [G, ...]
+def _refuse(bad, kind, values, rule): # [G] or [B, G] bool, and values of that shape or [..., 4]
     if not bad.any(): return
-    row = bad.nonzero()[0].item()
-    value = ', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values[row].reshape(-1).tolist())
-    places = [f'image {i}, row {r}' for i, n in enumerate(counts) for r in range(n)]
-    raise ValueError(f'{places[row] if places else f"row {row}"}: {kind} {value}, but {rule}')
+    place = bad.nonzero()[0].tolist()
+    numbers = values[tuple(place)].reshape(-1).tolist()
+    value = ', '.join(f'{n:g}' if isinstance(n, float) else str(n) for n in numbers)
+    where = ', '.join(f'{what} {i}' for what, i in zip(('image', 'row')[-len(place):], place))
+    raise ValueError(f'{where}: {kind} {value}, but {rule}')
 
 # %% ../nbs/05_simota.ipynb #347b0f40
 _XYXY = 'boxes are xyxy with x1 < x2 and y1 < y2: if these are xywh or cxcywh, use torchvision.ops.box_convert'
 
 def check_corners(
-    boxes:Tensor, # [G, 4] xyxy in pixels
-    counts=(), # Boxes of each image, to name the image in the error
+    boxes:Tensor, # [G, 4] xyxy in pixels; or [B, G, 4], so that the error names the image
+    valid=True, # Or [B, G] bool, false for padding
     kind='box' # What the error calls them
 ) -> None:
     "Raise a `ValueError` about the first box with NaN, infinite or swapped coordinates."
-    _refuse(~boxes.isfinite().all(-1), kind, boxes, 'coordinates must be finite numbers', counts)
-    _refuse((boxes[:, 2:] < boxes[:, :2]).any(-1), kind, boxes, _XYXY, counts)
+    _refuse(~boxes.isfinite().all(-1) & valid, kind, boxes, 'coordinates must be finite numbers')
+    _refuse((boxes[..., 2:] < boxes[..., :2]).any(-1) & valid, kind, boxes, _XYXY)
 
 # %% ../nbs/05_simota.ipynb #8ad62cf9
 _NO_AREA = 'boxes need an area: drop such boxes, for example with torchvision.transforms.v2.SanitizeBoundingBoxes'
 
 def check_values(
-    boxes:Tensor, # [G, 4] xyxy in pixels
-    labels:Tensor, # [G] classes, of any numeric dtype
+    boxes:Tensor, # [G, 4] or [B, G, 4] xyxy in pixels
+    labels:Tensor, # [G] or [B, G] classes, of any numeric dtype
     num_classes:int, # C
-    counts=() # Objects of each image, to name the image in the error
+    valid=True # Or [B, G] bool, false for padding
 ) -> None:
     "Raise a `ValueError` that names the first impossible row of `boxes` or `labels`."
-    c = labels.cpu().double() # Not every accelerator has 64-bit numbers
-    check_corners(boxes, counts)
-    _refuse((boxes[:, 2:] == boxes[:, :2]).any(-1), 'box', boxes, _NO_AREA, counts)
-    bad = ~((c >= 0) & (c < num_classes) & (c == c.trunc()))
+    check_corners(boxes, valid)
+    _refuse((boxes[..., 2:] == boxes[..., :2]).any(-1) & valid, 'box', boxes, _NO_AREA)
+    c = labels.double()
+    bad = ~((c >= 0) & (c < num_classes) & (c == c.trunc())) & valid
     rule = f'labels are whole numbers from 0 to {num_classes - 1}'
-    if bad.any() and c.min() == 1: rule += ': subtract 1 if yours begin at 1'
-    _refuse(bad, 'label', labels, rule, counts)
+    if bad.any() and c[valid].min() == 1: rule += ': subtract 1 if yours begin at 1'
+    _refuse(bad, 'label', labels, rule)
 
 # %% ../nbs/05_simota.ipynb #809c1e1a
 def in_first_pixels(
@@ -93,15 +94,13 @@ def in_first_pixels(
 
 # %% ../nbs/05_simota.ipynb #e276018c
 def mostly_outside(
-    boxes:Tensor, # [N, 4] xyxy of a batch
-    counts, # Boxes of each image
+    boxes:Tensor, # [B, G, 4] xyxy in pixels
+    valid:Tensor, # [B, G] bool, false for padding
     size # Width and height of the network's input in pixels
 ) -> bool:
     "Test whether more than half of the images with `boxes` have one wholly outside the input."
-    outside = ((boxes[:, :2] >= boxes.new_tensor(size)) | (boxes[:, 2:] <= 0)).any(1)
-    if not outside.any(): return False
-    images = [o.any().item() for o in outside.split(counts) if len(o)]
-    return 2*sum(images) > len(images)
+    outside = ((boxes[..., :2] >= boxes.new_tensor(size)) | (boxes[..., 2:] <= 0)).any(-1) & valid
+    return bool(2*outside.any(1).sum() > valid.any(1).sum())
 
 # %% ../nbs/05_simota.ipynb #5851767c
 def _check_image(scores, priors, boxes, gt_boxes, gt_labels, regions):
@@ -130,7 +129,7 @@ def _assign_image(assigner, eps, scores, priors, boxes, gt_boxes, gt_labels, reg
     if unlabeled: gt_labels = gt_boxes.new_zeros(0)
     _check_image(scores, priors, boxes, gt_boxes, gt_labels, regions)
     scores, priors, boxes = (at_least_fp32(t) for t in (scores, priors, boxes))
-    gt = pad_objects([as_xyxy(gt_boxes)], [gt_labels])
+    gt = pad_objects([as_xyxy(gt_boxes)], [gt_labels.long()])
     matches = assigner.match([scores.T[None]], None, boxes[None], priors, gt)
     result = _cell_by_cell(matches, gt_labels, in_regions(priors, regions))
     return replace(result, category_labels=None) if unlabeled else result
@@ -138,7 +137,7 @@ def _assign_image(assigner, eps, scores, priors, boxes, gt_boxes, gt_labels, reg
 # %% ../nbs/05_simota.ipynb #64be38e4
 _STEPS_OF_0_2 = 'get_in_gt_and_in_center_info', 'dynamic_k_matching'
 
-def refuse_overrides(cls, base, names, instead): # A subclass of `base`, methods that `base` never calls, and others
+def refuse_overrides(cls, base, names, instead): # Class and its base, methods that are not called, and others
     "Raise a `TypeError` if `cls` overrides only methods that would never be called."
     def own(name): return getattr(cls, name, None) is not getattr(base, name, None)
     unused = ' and '.join(filter(own, names))
@@ -148,10 +147,11 @@ def refuse_overrides(cls, base, names, instead): # A subclass of `base`, methods
 # %% ../nbs/05_simota.ipynb #41951793
 class SimOTAAssigner(SimOTASettings):
     "SimOTA with settings, for a batch or for one image."
-    def __init_subclass__(cls): refuse_overrides(cls, SimOTAAssigner, _STEPS_OF_0_2, ['assign', 'match'])
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        refuse_overrides(cls, SimOTAAssigner, _STEPS_OF_0_2, ['assign', 'match'])
 
-    def match(self, classes, objectness, boxes, priors, gt) -> Matches: # As `simota` takes them
-        "Assign cells to the objects of a batch."
+    def match(self, classes, objectness, boxes, priors, gt) -> Matches: # A batch, as `simota` takes it
         sparse = boxes.device.type == 'cpu' and classes[0].ndim == 4 and not torch.compiler.is_compiling()
         return (simota_sparse if sparse else simota)(classes, objectness, boxes, priors, gt, self)
 

@@ -85,7 +85,7 @@ def test_notebooks_import_downwards_only(name):
         lazy = name == 'model' and source.startswith('#| export') # build_model loads published weights in one call
         for other in own_imports(source):
             allowed = LEVEL[other] < LEVEL[name] or (preview and other == name)
-            assert allowed or (lazy and other == 'files.checkpoints'), f'{name} imports {other}'
+            assert allowed or (lazy and other in ('files.checkpoints', 'files.matching')), f'{name} imports {other}'
 
 
 @pytest.mark.parametrize('name', [name for name in ROOMS if '.' not in name])
@@ -116,7 +116,7 @@ def test_importing_the_core_loads_nothing_else(module):
 
 def test_readers_of_annotations_do_not_import_the_network():
     loaded = {name.removeprefix(f'{PACKAGE}.') for name in modules_loaded_by(READERS, 'torch')}
-    assert not loaded & {'model', 'inference', 'loss', 'simota', 'files.checkpoints'}
+    assert not loaded & {'model', 'inference', 'loss', 'simota', 'files.checkpoints', 'files.matching'}
 
 
 def test_model_and_loss_do_not_know_each_other():

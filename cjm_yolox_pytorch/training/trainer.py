@@ -22,9 +22,10 @@ from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
 from ..files.checkpoints import Weights
 from ..files.letterbox import InputSpec, normalize
+from ..files.matching import load_matching
 from ..files.paths import atomic
 from ..loss import YOLOXLoss
-from ..model import build_model, load_matching, VARIANTS
+from ..model import build_model, VARIANTS
 from .recipe import amp_dtype, canvas_size, EMA, freeze, Recipe
 from .recipe import make_optimizer, make_scheduler
 

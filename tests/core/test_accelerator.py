@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import cjm_yolox_pytorch.assignment
 import cjm_yolox_pytorch.loss
-from cjm_yolox_pytorch.loss import YOLOXLoss, _compiled_losses, _losses, _pad
+from cjm_yolox_pytorch.loss import YOLOXLoss, _compiled_losses, _losses, _move_objects, _stack
 from cjm_yolox_pytorch.model import build_model
 from cjm_yolox_pytorch.simota import SimOTAAssigner
 
@@ -93,7 +93,7 @@ def test_waiting_would_be_seen(step, name):
 
 
 def compiled(loss, maps, boxes, labels): # As `forward` calls it where it compiles
-    return _compiled_losses(loss, maps, _pad(boxes, labels, torch.zeros(0), rounded=True), None)
+    return _compiled_losses(loss, maps, _move_objects(_stack(boxes, labels, rounded=True), torch.zeros(0)), None)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from cjm_yolox_pytorch.assignment import pad_objects, rank_key, simota, topk_val
 from cjm_yolox_pytorch.assignment_sparse import simota_sparse
 from cjm_yolox_pytorch.boxes import box_ciou, box_giou, box_iou, cell_centers, decode, encode
 from cjm_yolox_pytorch.boxes import flatten_levels, grid_priors
-from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, _losses, _pad
+from cjm_yolox_pytorch.loss import BOX_LOSSES, YOLOXLoss, _losses, _move_objects, _stack
 from cjm_yolox_pytorch.sampling import class_targets
 from cjm_yolox_pytorch.simota import SimOTAAssigner
 from cjm_yolox_pytorch.utils import generate_output_grids
@@ -345,7 +345,7 @@ def test_nan_and_inf_stay_in_their_image(p, value, part, data):
     boxes = [own.clone() for own in p.boxes]
     boxes[b][row, data.draw(st.integers(0, 3))] = value
     message = f'^image {b}, row {row}: box .*(nan|inf).* coordinates must be finite'
-    with pytest.raises(ValueError, match=message): p.loss()(*p.maps, boxes, p.labels)
+    with pytest.raises(ValueError, match=message): p.loss(check=True)(*p.maps, boxes, p.labels)
 
 
 @given(problems(), st.data())
@@ -359,7 +359,8 @@ def test_impossible_objects_are_named(p, data):
     elif what == 'turned': boxes[b][row] = boxes[b][row, [0, 3, 2, 1]]
     else: labels[b][row] = dict(below=-1, above=p.num_classes, between=p.num_classes - .5)[what]
     kind = 'box' if what in ('flat', 'turned') else 'label'
-    with pytest.raises(ValueError, match=f'^image {b}, row {row}: {kind} '): p.loss()(*p.maps, boxes, labels)
+    with pytest.raises(ValueError, match=f'^image {b}, row {row}: {kind} '):
+        p.loss(check=True)(*p.maps, boxes, labels)
 
 
 # ---- The loss
@@ -500,7 +501,7 @@ def test_compiled_loss_equals_eager_loss(graph, data):
     p, (eager, losses) = replace(p, maps=[p.maps[0], raw, p.maps[2]]), eager_and_compiled(graph)
 
     def compiled(classes, raw, objectness, boxes, labels):
-        gt = _pad(boxes, labels, torch.zeros(0, dtype=p.precise), rounded=True)
+        gt = _move_objects(_stack(boxes, labels, rounded=True), torch.zeros(0, dtype=p.precise))
         for t in gt: torch._dynamo.maybe_mark_dynamic(t, 1)
         return dict(zip(NAMES, losses(eager, (classes, raw, objectness), gt, None)[0]))
     got, grads = gradients(compiled, p.maps, *p.objects)

@@ -461,6 +461,13 @@ def test_labels_of_padded_objects_are_checked():
         YOLOXLoss(C)(*maps, *padded)
 
 
+def test_row_of_a_padded_object_is_its_row_in_the_tensor():
+    maps, boxes, labels = batch([3, 2])
+    padded = as_padded(boxes, torch.nan).flip(1), as_padded(labels, -1).flip(1) # The second image begins with padding
+    padded[1][1, 1] = C
+    with pytest.raises(ValueError, match=f'image 1, row 1: label {C}, but'): YOLOXLoss(C)(*maps, *padded)
+
+
 def test_padding_in_lists_is_refused():
     maps, boxes, labels = batch([3, 2])
     rows = [*as_padded(boxes, 0.)], [*as_padded(labels, -1)]

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from cjm_yolox_pytorch.boxes import flatten_levels
 from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
+from cjm_yolox_pytorch.fuse import fuse
+from cjm_yolox_pytorch.layers import Focus
 from cjm_yolox_pytorch.model import NORM_STATS, PRIOR_BIAS, PUBLISHED, CSPDarknet, YOLOXPAFPN, build_model
 
 
@@ -45,7 +47,7 @@ def test_weights_of_another_size_are_refused(nano):
 
 def test_weights_with_other_statistics_warn(nano, tmp_path):
     save_weights(weights_of(nano, mean=(.5, .5, .5)), tmp_path/'other.safetensors')
-    warning = r"normalised with {'mean': \(0.5, 0.5, 0.5\), 'std': .*}, not with NORM_STATS\['yolox_nano'\]"
+    warning = r"normalized with {'mean': \(0.5, 0.5, 0.5\), 'std': .*}, not with NORM_STATS\['yolox_nano'\]"
     with pytest.warns(UserWarning, match=warning): build_model('yolox_nano', 3, pretrained=tmp_path/'other.safetensors')
     save_weights(weights_of(nano), tmp_path/'usual.safetensors')
     with warnings.catch_warnings():
@@ -92,3 +94,11 @@ def test_neck_takes_a_map_for_each_of_its_channels():
     maps = [torch.rand(1, c, s, s) for c, s in [(8, 16), (8, 8), (16, 4), (32, 2)]]
     with pytest.raises(ValueError, match=r'4 feature maps, but in_channels=\[8, 16, 32\]: give one map for each'):
         YOLOXPAFPN([8, 16, 32], 8)(maps)
+
+
+@pytest.mark.parametrize('stem', [Focus(3, 16), Focus(3, 16, 5), Focus(1, 16, 3, affine=False)])
+def test_fuse_takes_any_stem(stem):
+    model = build_model('yolox_nano', 3, pretrained=False)
+    model.backbone.stem = stem
+    image = torch.rand(1, stem.conv.conv.in_channels//4, 96, 64)
+    with torch.no_grad(): assert_close([*fuse(model)(image)], [*model.eval()(image)], atol=1e-4, rtol=1e-4)

@@ -19,7 +19,8 @@ from torch.testing import assert_close
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, recognize, save_weights
 from cjm_yolox_pytorch.files.families import (
     CLASSES, COLUMN_MAJOR, ROW_MAJOR, STEM, STEM_VARIANCE, guess_focus, swap_focus)
-from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, build_model, load_matching
+from cjm_yolox_pytorch.files.matching import load_matching
+from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, build_model
 
 # From our names to theirs
 PARTS = {

@@ -11,7 +11,8 @@ from cjm_yolox_pytorch.data.batches import DetectionDataset, train_loader
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.files.checkpoints import Weights
-from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model, load_matching
+from cjm_yolox_pytorch.files.matching import load_matching
+from cjm_yolox_pytorch.model import PRIOR_BIAS, build_model
 from cjm_yolox_pytorch.training.recipe import Recipe
 from cjm_yolox_pytorch.training.trainer import Trainer, processes, rank_and_world
 
