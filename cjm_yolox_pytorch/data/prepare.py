@@ -7,8 +7,8 @@ __all__ = ['prepare_splits']
 
 # %% ../../nbs/data/11_prepare.ipynb #2c9a51e7
 import numpy as np
-from textwrap import wrap
 
+from ..commands.messages import wrap_lines
 from .checks import check, check_splits, fault_lines, same_split
 from .splits import choose_splits, find_splits, hold_out
 
@@ -21,13 +21,22 @@ def _read_splits(data, train=None, val=None, **reading): # Name and `Annotations
     return dict(training=(train, rest), validation=(f'a tenth of {train}', held_out))
 
 # %% ../../nbs/data/11_prepare.ipynb #bf28e6d5
-def _print_split(role, name, split, faults): # Lines about its faults
+def _print_split(role, name, split):
     names = ', '.join(split.names[:8]) + (' ...' if len(split.names) > 8 else '')
     empty = (np.diff(split.starts) == 0).sum()
     images = f'{len(split)} images' + (f' ({empty} without objects)' if empty else '')
     contents = f'{images}, {len(split.labels)} objects of {len(split.names)} classes'
-    lines = wrap(f'{role} on {name}: {contents}: {names}', 80, subsequent_indent='  ')
-    print(*lines, *(f'  {line}' for line in faults), sep='\n', flush=True)
+    print(*wrap_lines(f'{role} on {name}: {contents}: {names}'), sep='\n', flush=True)
+
+def _print_faults(faults, indent=''): # Those that do not stop; the others become an error
+    lines = fault_lines([f for f in faults if not f.stops])
+    for line in lines: print(*wrap_lines(line, indent), sep='\n', flush=True)
+
+def _print_splits(used, faults, pair): # `Fault`s by role, and of both together
+    for role, split in used.items():
+        _print_split(role, *split)
+        _print_faults(faults[role], '  ')
+    _print_faults(pair)
 
 # %% ../../nbs/data/11_prepare.ipynb #72e1c83d
 def _check_pair(used, by_choice): # `Fault`s; whether both splits were named
@@ -48,9 +57,8 @@ def prepare_splits(
     used = _read_splits(data, train, val, **reading)
     faults = {role: check(split, allow_missing) for role, (_, split) in used.items()}
     pair = _check_pair(used, by_choice=bool(train and val))
-    if not quiet:
-        for role, found in faults.items(): _print_split(role, *used[role], fault_lines(found))
-        for line in fault_lines([f for f in pair if not f.stops]): print(line, flush=True)
-    problems = [*fault_lines([f for f in sum(faults.values(), pair) if f.stops])]
+    if not quiet: _print_splits(used, faults, pair)
+    found = {f'{role} split: ': found for role, found in faults.items()} | {'': pair}
+    problems = [where + line for where, fs in found.items() for line in fault_lines([f for f in fs if f.stops])]
     if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')
     return used

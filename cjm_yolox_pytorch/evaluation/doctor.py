@@ -235,14 +235,14 @@ def report_lines(report:Report):
 @command
 def yolox_doctor(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO or CSV), or its JSON, YAML or CSV file
-    format:str=None, # coco, voc, yolo or csv; detected unless given
-    train:str=None, # Training split; train unless given
-    val:str=None, # Validation split; val unless given, or test where there is none
-    images:str=None, # Folder of the images, where it is not at a usual place
+    format:str=None, # coco, voc, yolo or csv; detected by default
+    train:str=None, # Training split; by default train
+    val:str=None, # Validation split; by default val, or test if there is no val, or a tenth of the training split
+    images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
-    allow_missing:bool=False, # Call the data ready even if a tenth of it or more is missing
+    allow_missing:bool=False, # Call the data ready even if a tenth of the images or labels, or more, is missing
     img_size:int=416, # Side of the canvas in training, in pixels
-    out:str=None, # Folder for doctor.json and doctor.png; nothing is written unless given
+    out:str=None, # Folder for doctor.json and doctor.png; by default nothing is written
     json:bool=False, # Print JSON instead of text
 ):
     "Check whether the dataset DATA is ready to train on, and show what is in it"

@@ -15,7 +15,7 @@ from .families import CLASSES, COLUMN_MAJOR, convert_stem, FAMILIES, guess_focus
 from .families import guess_max_pixel, PixelFormat, ROW_MAJOR, STEM, STEM_VARIANCE, unpack
 from .paths import atomic
 from .pickles import read_file
-from ..model import VARIANTS
+from ..model import MODEL_TYPES, pretrained_file, VARIANTS
 
 # %% ../../nbs/files/08_checkpoints.ipynb #06c0f3f2
 @dataclass
@@ -130,13 +130,14 @@ def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `re
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
-    source, # File or address of weights of any family, or a state dict
+    source, # File or address of weights, a size such as yolox_s for published weights, or a state dict
     family:str=None, # One of `FAMILIES`; what the file says, or else a guess, if None
     names:list=None, # Of the classes, instead of what the file says
     **pixels # Fields of `PixelFormat` that differ from the family: bgr, max_pixel, focus, mean, std
 ) -> Weights:
     "Load weights of any family."
     if not isinstance(source, (str, os.PathLike)): return recognize(source, family, names, **pixels)
+    if source in MODEL_TYPES: source = pretrained_file(source)
     path = download(source) if str(source).startswith(('https://', 'http://')) else Path(source)
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file of weights')
     content, metadata = read_file(path)

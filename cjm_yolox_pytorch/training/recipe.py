@@ -35,7 +35,7 @@ class Recipe:
     "Settings of a training run; `lr` is for `batch` images per step"
     # Schedule
     model:Annotated[str, MODEL_TYPES] = 'yolox_tiny' # yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x
-    img_size:Positive = None # Side of the square canvas in pixels; that of the published weights unless given
+    img_size:Positive = None # Side of the square canvas in pixels; by default that of the published weights
     epochs:Positive = 30 # Passes over the training images
     batch:Positive = 8 # Images per step, over all processes
     grad_accum:Positive = 1 # Parts each batch is split into, each with its own loss; more parts need less memory
@@ -43,11 +43,11 @@ class Recipe:
     lr:Annotated[float, 0, 100] = .002 # Peak learning rate for this batch size: change both together
     weight_decay:Annotated[float, 0, 100] = .05 # Weight decay, on convolution weights only
     warmup_epochs:Annotated[float, 0, 10**6] = 3. # Epochs in which the learning rate rises; at most a quarter of all
-    no_aug_epochs:Natural = 7 # Last epochs: minimum rate, L1 loss, no mosaic or mixup; at most a quarter of all
+    no_aug_epochs:Natural = 7 # Final epochs: minimum rate, L1 loss, no mosaic or mixup; at most a quarter of all
     min_lr_ratio:Fraction = .05 # Minimum learning rate, as a fraction of `lr`
     clip_grad_norm:Annotated[float, 0, 10**6] = 0. # Maximum norm of the gradient; 0 for no limit
     ema_decay:Fraction = .9998 # Fraction of the averaged weights kept at each step, in the long run
-    ema_tau:Annotated[float, 1, 10**9] = 200. # Steps of the average's own warm-up: 63 % of `ema_decay` after so many
+    ema_tau:Annotated[float, 1, 10**9] = 200. # Warmup of the average: 63% of `ema_decay` after this many steps
     box_loss:Annotated[str, BOX_LOSSES] = 'squared_iou' # squared_iou, squared_giou, giou or ciou
 
     # Augmentation
@@ -68,10 +68,10 @@ class Recipe:
     # Execution
     freeze:str = '' # Modules to freeze, such as backbone, or backbone.stem,neck
     sync_bn:bool = False # Synchronize batch norm across processes
-    amp:Annotated[str, ['auto', *AMP_DTYPES]] = 'auto' # Precision: none, bf16 or fp16; auto for what is fast here
+    amp:Annotated[str, ['auto', *AMP_DTYPES]] = 'auto' # Mixed precision: none, bf16 or fp16; auto: what is fast here
     compile:bool = False # Compile network and loss: slow to start, faster afterwards
     eval_interval:Positive = 5 # Epochs between validations
-    patience:Natural = 0 # Stop after this many validations without a better AP, even before the last ones; 0: never
+    patience:Natural = 0 # Stop after this many validations without a higher AP, even before the final epochs; 0: off
     seed:Natural = 0 # On a CPU, the same seed gives the same training
     workers:Natural = 0 # Processes that load images
 

@@ -147,20 +147,21 @@ def load_state(
         _check_counts(trainer, state['counts'])
         _restore(trainer, state)
     except Exception as e: # Of any kind, since a file may contain anything
-        why = shorten(' '.join(str(e).split()) or type(e).__name__, 300)
-        cure = f'use the same recipe, data and weights, or {_new_training(path)}'
-        raise ValueError(f'{path} cannot be resumed here ({why}): {cure}') from e
+        why = shorten(' '.join(str(e).split()) or type(e).__name__, 270)
+        cure = f'Use the same recipe, data and weights, or {_new_training(trainer, path)}'
+        raise ValueError(f'{path} cannot be resumed here: {why}. {cure}') from e
 
 def _read_state(trainer, path): # The first process reads for all, since another machine has another disk
     try: state = None if trainer.rank else read_file(path, 'training state')[0]
-    except ValueError as e: raise ValueError(f'{e}. If it is damaged, {_new_training(path)}') from e
+    except ValueError as e: raise ValueError(f'{e}. If it is damaged, {_new_training(trainer, path)}') from e
     return trainer.agree(state)
 
 # %% ../../nbs/training/02_runs.ipynb #a538d2c0
-def _new_training(path): # How to begin one, with the weights beside the state if there are any
+def _new_training(trainer, path): # How to begin one, with the weights beside the state if there are any
     files = [Path(path).with_name(f'{name}.safetensors') for name in ('best', 'last')]
-    weights = next((f'--weights {f} ' for f in files if f.exists()), '')
-    return f'begin a new training{" from its weights" if weights else ""}: yolox_train DATA {weights}--out NEW'
+    weights = next((f' --weights {f}' for f in files if f.exists()), '')
+    command = f'yolox_train DATA --model {trainer.recipe.model}{weights} --out NEW'
+    return f'begin a new training{" from its weights" if weights else ""}: {command}'
 
 # %% ../../nbs/training/02_runs.ipynb #5b9845f3
 def _restore(t, state):
@@ -191,13 +192,15 @@ def _check_same_run(trainer, state):
     start = _changes('data', older | state['data'], new)
     known = [start.pop(k) for k in ('folder', 'torch') if k in start]
     if new['weights'] is None: start.pop('weights', None) # They need not be given again
-    if start: raise ValueError(f'other data or weights, {", ".join(start.values())}')
+    told = [text for k, text in start.items() if 'fingerprint' not in k] or ['other boxes, labels or file names']
+    if start: raise ValueError(f'other data or weights, {", ".join(told)}')
     if known and not trainer.rank: warnings.warn(f'resuming with {", ".join(known)}')
 
 # %% ../../nbs/training/02_runs.ipynb #f2f042e3
 def _changes(what, old, new): # Texts by key
     _check_keys(what, old, new.keys())
-    return {k: shorten(f'{k}={new[k]!r} (was {old[k]!r})', 160) for k in new if old[k] != new[k]}
+    def show(value): return shorten(repr(value), 60)
+    return {k: f'{k}={show(new[k])} (was {show(old[k])})' for k in new if old[k] != new[k]}
 
 def _check_keys(what, found, known):
     if not isinstance(found, dict): raise ValueError(f'its {what} is not a dict')

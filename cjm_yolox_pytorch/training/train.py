@@ -14,6 +14,7 @@ from pathlib import Path
 from fastcore.docments import docments
 
 from ..commands.command import command
+from ..commands.messages import wrap_lines
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
@@ -21,7 +22,6 @@ from ..evaluation.report import report, show_detections, table
 from ..files.checkpoints import load_weights
 from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
-from ..model import pretrained_file
 from .recipe import check_choice, Recipe, RECIPES
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOGGERS, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
@@ -91,7 +91,7 @@ def _measure_speed(t, begun, seconds):
 def _save_and_stop(t):
     if t.rank == 0: save_state(t, t.out/'state.pt')
     t.agree(None) # Nobody leaves before everything is saved
-    done = f'{t.epoch} epochs and {t.done} of {len(t.batches)} steps'
+    done = f'{t.done} of {len(t.batches)} steps of epoch {t.epoch + 1}'
     raise KeyboardInterrupt(f'stopped after {done}; everything is saved in {t.out}')
 
 # %% ../../nbs/training/03_train.ipynb #1bc06c0d
@@ -148,31 +148,30 @@ def _spare_cores():
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
-    cure = 'if memory ran out, use fewer --workers; --resume goes on'
-    worker = f'a process that loads images was killed ({text}): {cure}'
-    if 'DataLoader worker (pid' in text: return ChildProcessError(worker)
-    other = 'another process of this training ended, and gave its own reason: fix that, then go on with --resume'
-    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(other)
+    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers'
+    other = 'another process of this training ended: fix the error that it printed, if any'
+    if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then add --resume')
+    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(f'{other}. Then add --resume')
 
 # %% ../../nbs/training/03_train.ipynb #72f5ad8e
 @command
 @recipe_options
 def yolox_train(
-    data:str, # Folder of a dataset, or a COCO file
-    weights:str=None, # Initial weights: a file, or "coco" for published weights; random unless given
-    names:str=None, # Class names of the initial weights: cat,dog or a file with one name per line
-    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in brackets below) or paper
-    format:str=None, # coco, voc, yolo or csv; detected unless given
-    images:str=None, # Folder of images that are not at one of the usual places
-    bit_depth:int=16, # Bits that the pixels of 16-bit files use
-    allow_missing:bool=False, # Train although many images or labels are missing
-    train:str=None, # Training split; train unless given
-    val:str=None, # Validation split; val unless given, or test where there is none
-    out:str=None, # Folder for weights, metrics and plots; runs/DATA-MODEL unless given
+    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO or CSV), or its JSON, YAML or CSV file
+    weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
+    names:str=None, # Class names of the initial weights: cat,dog or a text file with one per line
+    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below) or paper
+    format:str=None, # coco, voc, yolo or csv; detected by default
+    images:str=None, # Folder of the images, if it is not in a usual place
+    bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
+    allow_missing:bool=False, # Train even if a tenth of the images or labels, or more, is missing
+    train:str=None, # Training split; by default train
+    val:str=None, # Validation split; by default val, or test if there is no val, or a tenth of the training split
+    out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
     resume:bool=False, # Resume the interrupted training in the folder
-    logger:str=None, # tensorboard or wandb: where else to send metrics
-    device:str=None, # cpu, cuda, ...; the fastest unless given
-    workers:int=None, # Processes that load images; half of the cores, 8 at most, unless given
+    logger:str=None, # Also send metrics to tensorboard or wandb
+    device:str=None, # cpu, cuda, ...; by default the fastest
+    workers:int=None, # Processes that load images; by default half of the cores, at most 8
     **changes # Other fields of `Recipe`, such as epochs=50
 ):
     "Train a YOLOX on DATA"
@@ -183,10 +182,10 @@ def yolox_train(
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
     check_folder(out, resume)
+    initial = None if resume else _initial_weights(weights, names, plan.model)
     reading = dict(format=format, images=images, bit_depth=bit_depth)
     with processes(device) as device:
         used = prepare_splits(data, train, val, allow_missing, quiet=rank_and_world()[0] > 0, **reading)
-        initial = None if resume else _initial_weights(weights, names, plan.model)
         trainer = _make_trainer(plan, used, initial, device)
         if weights: trainer.notes['weights'] = _short_path(weights)
         first = trainer.rank == 0
@@ -205,8 +204,7 @@ def _choose_recipe(recipe, workers, changes):
 # %% ../../nbs/training/03_train.ipynb #746840e2
 def _initial_weights(weights, names, model): # `Weights`, or None for random ones
     if weights is None: return None
-    file = pretrained_file(model) if weights == 'coco' else weights
-    return load_weights(file, names=parse_names(names))
+    return load_weights(model if weights == 'coco' else weights, names=parse_names(names))
 
 def _short_path(path):
     if path == 'coco': return path
@@ -231,10 +229,10 @@ def _fit_or_explain(trainer, out, resume, loggers):
 
 def _print_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
-    if t.loaded: print(f'weights: {t.loaded}', flush=True)
+    if t.loaded: print(*wrap_lines(f'weights: {t.loaded}'), sep='\n', flush=True)
     before = initial.notes.get('bit_depth') if initial else None
     if before and before != t.train.bit_depth:
         print(f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}', flush=True)
     if share >= 4 or t.recipe.sync_bn: return
     cure = '--batch, or --sync-bn' if t.world > 1 else '--batch'
-    print(f'batch norm sees only {share} images at a time: choose a larger {cure}', flush=True)
+    print(f'batch norm sees too few images at a time ({share}): choose a larger {cure}', flush=True)

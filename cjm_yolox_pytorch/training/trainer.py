@@ -73,7 +73,8 @@ def _check_start(t, weights):
     if t.train.crowd.all(): raise ValueError(f'nothing to train on: {t.train}')
     if t.val.crowd.all(): raise ValueError(f'nothing to validate on: {t.val}')
     if weights and weights.model_type != r.model:
-        raise ValueError(f'the weights are for {weights.model_type}, but model={r.model!r}: choose the same')
+        cure = f'choose model={weights.model_type!r} (--model), or other weights'
+        raise ValueError(f'the weights are for {weights.model_type}, but model={r.model!r}: {cure}')
     if r.sync_bn and t.device.type != 'cuda': raise ValueError('sync_bn=True needs GPUs: leave it out')
     if r.batch % parts: raise ValueError(f'batch={r.batch}: choose a multiple of {parts} (grad_accum times processes)')
     name = 'min_size' if r.min_size else 'img_size'

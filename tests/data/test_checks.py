@@ -109,8 +109,19 @@ def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
     write_flat_boxes(tmp_path, 5)
     with pytest.raises(ValueError, match='5 of .* boxes are left out. If that is meant, pass --allow-missing'):
         prepare_splits(tmp_path, 'train', 'train')
+    assert 'training on train' in capsys.readouterr().out
     prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
     assert '  missing data (1): 5 of 20 boxes are left out\n' in capsys.readouterr().out
+
+
+def test_prepare_tells_what_stops_once_and_of_which_split(tmp_path, capsys):
+    "In the error only; the printed lines fit into 80 columns"
+    write_flat_boxes(tmp_path, 5)
+    with pytest.raises(ValueError, match=r'^training split: missing data .*; validation split: missing data'):
+        prepare_splits(tmp_path, 'train', 'train')
+    assert 'missing' not in capsys.readouterr().out
+    prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_check_turns_the_stops_of_a_reader_into_faults(tmp_path):
@@ -148,7 +159,7 @@ def test_prepare_validates_on_training_images_if_both_are_named(tmp_path, capsys
     write_layout('yolo images/train', tmp_path)
     used = prepare_splits(tmp_path, train='train', val='train')
     assert [name for name, _ in used.values()] == ['train', 'train']
-    assert 'metrics are those of training images\n' in capsys.readouterr().out
+    assert 'metrics are those of training images' in ' '.join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match='name it with both --train and --val'): prepare_splits(tmp_path, val='train')
 
 

@@ -16,6 +16,7 @@ from hostile import armed, root, tried # noqa: F401
 from safetensors.torch import save
 from torch.testing import assert_close
 
+from cjm_yolox_pytorch.files import checkpoints
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, recognize, save_weights
 from cjm_yolox_pytorch.files.families import (
     CLASSES, COLUMN_MAJOR, ROW_MAJOR, STEM, STEM_VARIANCE, guess_focus, swap_focus)
@@ -199,6 +200,12 @@ def test_download_files_of_the_same_name(tmp_path, monkeypatch):
     for _ in range(2):
         for run in ('cat', 'dog'): assert load_weights(f'https://a.b/{run}/best.safetensors').names == [run, 'owl']
         monkeypatch.setattr(torch.hub, 'download_url_to_file', None) # Both are kept
+
+
+def test_load_published_weights_by_their_size(tmp_path, monkeypatch):
+    "In every command that takes weights"
+    monkeypatch.setattr(checkpoints, 'pretrained_file', lambda name: tmp_path/f'{name}.pth')
+    with pytest.raises(FileNotFoundError, match='yolox_s.pth: no such file'): load_weights('yolox_s')
 
 
 def test_class_names_with_control_characters(tmp_path):

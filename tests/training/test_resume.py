@@ -184,7 +184,7 @@ def test_recipe_may_change_where_nothing_learnt_depends_on_it(shapes, resumable)
 
 
 def new_run_is_advised(message, out):
-    command = f'yolox_train DATA --weights {out}/best.safetensors --out NEW'
+    command = f'yolox_train DATA --model yolox_nano --weights {out}/best.safetensors --out NEW'
     assert f'begin a new training from its weights: {command}' in message
 
 
@@ -196,6 +196,18 @@ def test_resume_with_other_classes_says_how_to_begin_anew(shapes, tmp_path, unin
         with pytest.raises(ValueError, match='other data or weights, names=') as e:
             load_state(other, uninterrupted/'state.pt')
         new_run_is_advised(str(e.value), uninterrupted)
+
+
+def test_resume_with_other_data_says_what_differs(shapes, uninterrupted):
+    small = trainer(shapes)
+    names = [f'class {n}' for n in range(30)]
+    other = Trainer(small.recipe, relabel_to(small.train, names), relabel_to(small.val, names), device='cpu')
+    with pytest.raises(ValueError, match=r"names=\['class 0', .* \(was \['disc', ") as e:
+        load_state(other, uninterrupted/'state.pt')
+    assert 'fingerprint' not in str(e.value)
+    small.train.boxes += 1
+    with pytest.raises(ValueError, match='other data or weights, other boxes, labels or file names. Use the same'):
+        load_state(small, uninterrupted/'state.pt')
 
 
 def relabel_to(split, names): return replace(split, names=list(names))

@@ -111,6 +111,7 @@ def test_one_split_is_enough(shapes, tmp_path, capfd):
     (dict(bit_depth=20), 'bit_depth=20: must be from 8 to 16'), (dict(names='a,b'), 'give --weights, too'),
     (dict(min_size=32, max_size=64, batch=1), 'min_size=32: batch norm cannot train on single images'),
     (dict(weights='no.pth'), 'no.pth: no such file'),
+    (dict(weights='no.pth', names='no.txt'), 'no.txt: no such file'),
     (dict(img_size=0), 'img_size=0: '), (dict(model='yolox_xl'), "model='yolox_xl': choose one of"),
     (dict(model='yolox_s', weights='nano'), "the weights are for yolox_nano, but model='yolox_s'")])
 def test_train_refuses_odd_options(shapes, tmp_path, uninterrupted, options, message):
@@ -185,6 +186,12 @@ def test_initial_weights_can_be_given_names(shapes, tmp_path, capsys):
         assert told in ' '.join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match='2 names for 5 classes'):
         train(shapes, tmp_path/'few', weights=str(tmp_path/'unnamed.safetensors'), names='a,b')
+
+
+def test_weights_are_read_before_the_data(shapes, tmp_path, capsys):
+    "A typo shows at once, not after minutes of reading"
+    with pytest.raises(FileNotFoundError, match='no.pth'): train(shapes, tmp_path/'run', weights='no.pth')
+    assert capsys.readouterr().out == ''
 
 
 def test_data_are_read_with_the_options_of_the_command(shapes, tmp_path, monkeypatch):
