@@ -137,7 +137,7 @@ def _refuse_fractions(where, sizes, boxes): # The same
     layout = box_layout(boxes*sizes[:, [1, 0, 1, 0]], sizes)
     also = f'. Besides, the numbers look like {layout}' if layout in LAYOUTS else ''
     end = 'first' if boxes.max() <= 1 else 'second'
-    raise ValueError(f'{where}: no box ends beyond the {end} pixel. COCO and VOC need pixels, and YOLO fractions{also}')
+    raise ValueError(f'{where}: no box ends beyond the {end} pixel, as if these were fractions. Write pixels{also}')
 
 # %% ../../nbs/data/01_annotations.ipynb #4efac5bb
 def read_annotated(

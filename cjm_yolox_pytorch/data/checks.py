@@ -49,7 +49,7 @@ def _repeated(a): # Image of each box that equals an earlier one
 def _missing_faults(a, allowed): # Stop unless allowed
     texts, dropped, total = [*a.stops], len(a.dropped), len(a.dropped) + len(a.labels)
     if dropped >= max(1, MISSING_SHARE*total): texts.append(f'{dropped} of {total} boxes are left out')
-    cure = '' if allowed else '. If that is meant, pass --allow-missing'
+    cure = '' if allowed else '. To train anyway, pass --allow-missing'
     return [Fault('missing data', '', f'{text.rstrip(".")}{cure}', stops=not allowed) for text in texts]
 
 # %% ../../nbs/data/08_checks.ipynb #0db48896

@@ -127,7 +127,7 @@ def _tried(plain, places, found): # Where images of these plain names were looke
     others = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES) if p.name not in listed]
     unlisted = f'. Image files that are not listed: {len(others)}, such as {others[0]}' if others else ''
     looked = ', '.join(map(str, folders))
-    return f'Looked for {shorten(plain[0])} in {looked}{unlisted}. Name the folder of the images with --images'
+    return f'Looked for {shorten(plain[0])} in {looked}{unlisted}. Give the folder that has it with --images'
 
 # %% ../../nbs/data/03_coco.ipynb #f8ad93e3
 def _image_sizes(path, images, paths): # [N, 2] height and width, and notes

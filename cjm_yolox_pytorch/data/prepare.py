@@ -13,12 +13,14 @@ from .checks import check, check_splits, fault_lines, same_split
 from .splits import choose_splits, find_splits, hold_out
 
 # %% ../../nbs/data/11_prepare.ipynb #8c05f3a9
-def _read_splits(data, train=None, val=None, **reading): # Name and `Annotations` by role
+def _read_splits(data, train=None, val=None, **reading): # Pairs of name and `Annotations`; one to hold out from
     splits = find_splits(data, **reading)
-    train, val = choose_splits(data, splits, train, val)
-    if val: return dict(training=(train, splits[train]()), validation=(val, splits[val]()))
-    rest, held_out = hold_out(splits[train]())
-    return dict(training=(train, rest), validation=(f'a tenth of {train}', held_out))
+    return [(name, splits[name]()) for name in choose_splits(data, splits, train, val) if name]
+
+def _by_role(read): # Name and `Annotations` for training and for validation
+    name, split = read[0]
+    if len(read) == 1: read = zip((name, f'a tenth of {name}'), hold_out(split))
+    return dict(zip(('training', 'validation'), read))
 
 # %% ../../nbs/data/11_prepare.ipynb #bf28e6d5
 def _print_split(role, name, split, faults): # Lines about its faults
@@ -26,8 +28,9 @@ def _print_split(role, name, split, faults): # Lines about its faults
     empty = (np.diff(split.starts) == 0).sum()
     images = f'{len(split)} images' + (f' ({empty} without objects)' if empty else '')
     contents = f'{images}, {len(split.labels)} objects of {len(split.names)} classes'
-    lines = wrap(f'{role} on {name}: {contents}: {names}', 80, subsequent_indent='  ')
-    print(*lines, *(f'  {line}' for line in faults), sep='\n', flush=True)
+    def folded(text, indent): return wrap(text, 80, subsequent_indent=indent, break_long_words=False)
+    lines = folded(f'{role} on {name}: {contents}: {names}', '  ')
+    print(*lines, *(line for f in faults for line in folded(f'  {f}', '    ')), sep='\n', flush=True)
 
 # %% ../../nbs/data/11_prepare.ipynb #72e1c83d
 def _check_pair(used, by_choice): # `Fault`s; whether both splits were named
@@ -45,12 +48,13 @@ def prepare_splits(
     **reading # `format`, `images` and `bit_depth` of `find_splits`
 ) -> dict: # Name and `Annotations` by role, training and validation
     "Read, print and check the training and the validation split of `data`."
-    used = _read_splits(data, train, val, **reading)
-    faults = {role: check(split, allow_missing) for role, (_, split) in used.items()}
+    read = _read_splits(data, train, val, **reading)
+    faults = [check(split, allow_missing) for _, split in read] # Before some is held out, as `yolox_doctor` does
+    used = _by_role(read)
     pair = _check_pair(used, by_choice=bool(train and val))
     if not quiet:
-        for role, found in faults.items(): _print_split(role, *used[role], fault_lines(found))
+        for (role, part), found in zip(used.items(), [*faults, []]): _print_split(role, *part, fault_lines(found))
         for line in fault_lines([f for f in pair if not f.stops]): print(line, flush=True)
-    problems = [*fault_lines([f for f in sum(faults.values(), pair) if f.stops])]
+    problems = [*fault_lines([f for f in sum(faults, pair) if f.stops])]
     if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')
     return used

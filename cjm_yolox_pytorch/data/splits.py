@@ -79,4 +79,5 @@ def hold_out(annotations:Annotations) -> tuple: # `Annotations` of the rest, and
         images = np.random.default_rng(0).permutation(np.flatnonzero(chosen))
         held[images[:max(round(.1*len(images)), int(counts[chosen].any()))]] = True
     if (counts[~held] > 0).any(): return a.take(np.flatnonzero(~held)), a.take(np.flatnonzero(held))
-    raise ValueError(f'{a}: too few images with objects to hold some out. Give a validation split')
+    found = f'only {(counts > 0).sum()} of {len(a)} images have objects'
+    raise ValueError(f'{found}, too few to hold some out. Give a validation split')

@@ -188,7 +188,7 @@ def read_labels(where, names, paths, files, missing) -> Annotations: # A label f
     notes, stops = [[text for text, large in missing if large == stop] for stop in (False, True)]
     if names is None:
         known = known[:1 + max((label for _, label, *_ in rows), default=-1)]
-        notes.append(f'no {" or ".join(CLASS_LISTS)} names the classes, so they are called by their numbers')
+        notes.append(f'classes are called by their numbers, since there is no {" or ".join(CLASS_LISTS)}')
     sizes = stored_sizes(where, paths)
     return build_annotations(where, known, paths, sizes, _to_pixels(rows, sizes), notes, stops, fractions=True)
 

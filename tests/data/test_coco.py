@@ -182,7 +182,7 @@ def test_coco_reads_no_image_outside_its_folder(tmp_path):
     in_one_folder(tmp_path, 'ours/images', 'a', 'b', 'd')
     write(tmp_path/'ours/result.json', coco(EVERYTHING, folder='../upload/'))
     message = r'../upload/a.png leaves the folder .* Looked for a.png in \S*/ours, \S*/ours/images. ' \
-        r'Image files that are not listed: 1, such as \S*/d.png. Name the folder of the images with --images'
+        r'Image files that are not listed: 1, such as \S*/d.png. Give the folder that has it with --images'
     with pytest.raises(ValueError, match=message): read_split(tmp_path/'ours', 'all')
 
 
@@ -258,7 +258,7 @@ def test_coco_looks_nowhere_else_than_in_a_named_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match='photos'):
         read_split(tmp_path/'ours', 'all', images=tmp_path/'photos')
     in_one_folder(tmp_path, 'photos', 'a', 'b')
-    with pytest.raises(FileNotFoundError, match=r'1 of 3 images are missing, .* Looked for a.png in \S*/photos. Name'):
+    with pytest.raises(FileNotFoundError, match=r'1 of 3 images are missing, .* Looked for a.png in \S*/photos. Give'):
         read_split(tmp_path/'ours', 'all', images=tmp_path/'photos')
 
 
@@ -353,7 +353,7 @@ def test_coco_refuses_fractions(tmp_path):
     file = coco(EVERYTHING)
     for a in file['annotations']: a['bbox'] = [.1, .2, .5, .6]
     write(tmp_path/FILE, file)
-    with pytest.raises(ValueError, match='no box ends beyond the first pixel. COCO and VOC need pixels'):
+    with pytest.raises(ValueError, match='no box ends beyond the first pixel, as if these were fractions. Write pixels'):
         read_split(tmp_path, 'all')
 
 

@@ -203,7 +203,7 @@ def test_class_list_is_found_in(place, tmp_path):
     assert [read_split(tmp_path, split).names for split in SPLITS] == [NAMES]*2
     (tmp_path/place).unlink()
     note, = read_split(tmp_path, 'val').notes
-    assert note.startswith('no classes.txt or obj.names or _darknet.labels names the classes, so they are called by')
+    assert note.startswith('classes are called by their numbers, since there is no classes.txt or obj.names or _darknet.labels')
 
 
 def test_class_list_of_another_split_comes_before_those_further_down(tmp_path):
