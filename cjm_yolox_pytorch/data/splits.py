@@ -44,9 +44,9 @@ def find_splits(
     bit_depth:int=16 # Bits that the pixels of 16-bit files use
 ) -> dict: # Split -> function that reads it
     "Find the splits of a dataset in any format."
-    path = Path(path)
+    path, images = Path(path), images and Path(images)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such folder or file of data')
-    if images and not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder of images (--images)')
+    if images and not images.is_dir(): raise FileNotFoundError(f'{images}: no such folder of images (--images)')
     if format not in (None, *FORMATS): raise ValueError(f'format={format!r}: choose one of {list(FORMATS)}')
     def read(reader): return replace(reader(), bit_depth=bit_depth)
     readers = _find_readers(path, [format] if format else list(FORMATS), images)

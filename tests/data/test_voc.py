@@ -69,6 +69,7 @@ def test_voc_counts_images_without_a_file(count, kind, tmp_path):
     write_image(tmp_path, 'z')
     found = read_split(tmp_path, 'all')
     text = f'1 of {count} images have no XML file and are left out, such as {tmp_path}/z.png'
+    if kind == 'stops': text += '. Label them or remove them'
     assert getattr(found, kind) == [text] and len(found.notes + found.stops) == 1
 
 
