@@ -68,6 +68,12 @@ def take(self:Annotations, indices) -> Annotations: # `indices` [K] of images
     return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, dropped=dropped, **columns)
 
 # %% ../../nbs/data/01_annotations.ipynb #4595398f
+def _complete_sizes(where, paths, sizes): # [N, 2]
+    sizes = np.array(sizes, dtype=np.float64).reshape(-1, 2)
+    unknown = np.flatnonzero((sizes < 1).any(1))
+    sizes[unknown] = stored_sizes(where, [paths[i] for i in unknown])
+    return sizes
+
 def _columns(rows): # image, labels, boxes, crowd and areas [T]
     rows = np.array(rows, dtype=np.float64) if len(rows) else np.zeros((0, 8))
     image, labels = rows[:, :2].T.astype(np.int64)
@@ -106,9 +112,7 @@ def build_annotations(
 ) -> Annotations:
     "Check the `rows` of a split, sort them by image, and leave out boxes without a visible area."
     paths = [str(p) for p in paths]
-    sizes = np.array(sizes, dtype=np.float64).reshape(-1, 2)
-    unknown = np.flatnonzero((sizes < 1).any(1))
-    sizes[unknown] = stored_sizes(where, [paths[i] for i in unknown])
+    sizes = _complete_sizes(where, paths, sizes)
     image, labels, boxes, crowd, areas = _columns(rows)
     _check_columns(where, paths, sizes, image, boxes, areas, fractions)
     sizes = sizes.astype(np.int64)

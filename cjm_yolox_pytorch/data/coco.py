@@ -53,7 +53,8 @@ def _parse(path): # The JSON object in a file
 
 def _entry(pairs): # An object without its outline, which is None where the box is made of it
     entry = dict(pairs)
-    if len(entry) < len(pairs): _refuse_repeated_keys(pairs)
+    twice = repeated(key for key, _ in pairs) if len(entry) < len(pairs) else []
+    if twice: raise KeyError(f'several values for {shorten(twice)} in {shorten(entry)}')
     if entry.get('bbox'): entry.pop('segmentation', None)
     elif box := _bounds(entry.get('segmentation')): entry.update(bbox=box, segmentation=None)
     return entry
@@ -70,12 +71,6 @@ def _bounds(outline): # [left, top, width, height] of polygons [[x1, y1, x2, y2,
 def _count_bounds(objects): # Notes
     count = sum('segmentation' in a for a in objects)
     return [f'{count} boxes are the bounds of polygons, since annotations have no bbox'] if count else []
-
-# %% ../../nbs/data/03_coco.ipynb #58b40568
-def _refuse_repeated_keys(pairs):
-    keys = ', '.join(shorten(repr(key)) for key in repeated(key for key, _ in pairs))
-    ids = [shorten(repr(value)) for key, value in pairs if key == 'id']
-    raise KeyError(f'an object {f"with the id {ids[0]} " if ids else ""}has several values for {keys}')
 
 # %% ../../nbs/data/03_coco.ipynb #2f9c9f18
 def _image_places(path): # Folders near the COCO file at `path` where its images may be
@@ -126,7 +121,7 @@ def _tried(plain, places, found): # Where images of these plain names were looke
     others = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES) if p.name not in listed]
     unlisted = f'. Image files that are not listed: {len(others)}, such as {others[0]}' if others else ''
     looked = ', '.join(map(str, folders))
-    missing = next((n for n in plain if not any((p/n).exists() for p in folders)), plain[0])
+    missing = next((n for n in plain if not any(os.path.exists(p/n) for p in folders)), plain[0])
     return f'Looked for {shorten(missing)} in {looked}{unlisted}. Give the folder that has it with --images'
 
 # %% ../../nbs/data/03_coco.ipynb #f8ad93e3

@@ -132,7 +132,8 @@ def _read_csv_split(root, files, split, images, read): # `files` by split; `read
     if found[split]: return _build_csv(path, tables[split], names, labels, found[split], listed)
     tried = ', '.join(map(str, places[split]))
     image = shorten(tables[split][0].image)
-    raise FileNotFoundError(f'{path}: its image {image} is in none of {tried}. Give the folder that has it with --images')
+    cure = 'Give the folder that has it with --images'
+    raise FileNotFoundError(f'{path}: its image {image} is in none of {tried}. {cure}')
 
 # %% ../../nbs/data/06a_csv.ipynb #cdbd1241
 def _unlisted(paths, listed): # Images beside `paths` that no split lists

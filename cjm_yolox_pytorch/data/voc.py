@@ -133,7 +133,7 @@ def _check_part(root, parts, part):
     raise_listing(f'{part.where}: names that lack an XML file in {root}', no_xml, 'Add the files or remove the names')
     fix = 'Add the images, or tell where they are with --images'
     if bare := _without_xml(part, parts):
-        fix = f'If they belong to the {len(bare)} images without an XML file, such as {bare[0]}, give both the same name'
+        fix = f'If they belong to the {len(bare)} images without an XML file, such as {bare[0]}, name them alike'
     raise_listing(f'{part.where}: XML files that lack an image in {root}', no_image, fix)
 
 def _without_xml(part, parts): # Stems of images

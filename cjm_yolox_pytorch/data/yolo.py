@@ -141,13 +141,12 @@ def has_objects(path):
 
 # %% ../../nbs/data/05_yolo.ipynb #418851ec
 _BACKGROUND = 'They would be learned as background. Label them, or add empty label files where there are no objects'
-_NO_IMAGE = 'label files have no image of a supported format and are left out'
 
 def missing_files(bare, images, orphans, labels): # Notes and stops; `images` and `labels` are counts of all files
     few, many = sorted([len(bare), len(orphans)])
     if not 0 < many <= 2*few: return notes_and_stops(
         (bare, images, 'images have no label file, which means no objects', _BACKGROUND),
-        (orphans, labels, _NO_IMAGE, 'Add the images, or convert them to JPEG'))
+        (orphans, labels, 'label files have no image in a format that is read', 'Add or convert the images'))
     image, label = map(with_form, _most_similar(bare, orphans))
     alone = f'{len(bare)} images have no label file, and {len(orphans)} label files have no image'
     return [], [f'{alone}, such as {image} and {label}. Name each label file like its image']

@@ -155,6 +155,7 @@ def _read_config(data, path): # What errors call it, the root, the class names o
     # Roboflow writes a test split even if there is none
     return where, root, names, {s: e for s, e in splits.items() if s != 'test' or _may_exist(where, root, e)}
 
+# %% ../../nbs/data/06_yolo_config.ipynb #bac94bcd
 def _darknet_config(path):
     pairs = [[*map(str.strip, line.split('=', 1))] for line in read_lines(path) if '=' in line]
     raise_listing(f'{path}: keys that appear twice', repeated(key for key, _ in pairs), 'Remove one of each')

@@ -353,7 +353,7 @@ def test_coco_refuses_fractions(tmp_path):
     file = coco(EVERYTHING)
     for a in file['annotations']: a['bbox'] = [.1, .2, .5, .6]
     write(tmp_path/FILE, file)
-    with pytest.raises(ValueError, match='no box ends beyond the first pixel, as if these were fractions. Write pixels'):
+    with pytest.raises(ValueError, match='no box ends beyond the first pixel, as if these were fractions'):
         read_split(tmp_path, 'all')
 
 
@@ -381,11 +381,11 @@ def test_coco_names_a_file_that_is_cut_off(tmp_path):
 
 
 REPEATED = { # Text, and the message
-    'lists': ('{"images": [], "images": [], "annotations": []}', "an object has several values for 'images'"),
+    'lists': ('{"images": [], "images": [], "annotations": []}', r"several values for \['images'\] in .*"),
     'boxes': ('{"annotations": [{"id": 3, "bbox": [1, 2, 3, 4], "bbox": [1, 2, 3, 4]}]}',
-              "an object with the id 3 has several values for 'bbox'"),
-    'outlines': ('{"annotations": [{"bbox": [1, 2, 3, 4], "segmentation": [], "segmentation": []}]}', "'segmentation'"),
-    'names': ('{"categories": [{"id": 1, "name": "ant", "name": "bee", "id": 2}]}', "the id 1 .* for 'id', 'name'")}
+              r"several values for \['bbox'\] in {'id': 3, .*"),
+    'outlines': ('{"annotations": [{"bbox": [1, 2, 3, 4], "segmentation": [], "segmentation": []}]}', "'segmentation'. in .*"),
+    'names': ('{"categories": [{"id": 1, "name": "ant", "name": "bee", "id": 2}]}', r"for \['id', 'name'\] in .*")}
 
 
 @pytest.mark.parametrize('name', REPEATED)

@@ -67,7 +67,7 @@ def test_csv_images_may_be_elsewhere(tmp_path):
     for path in sorted((tmp_path/'data').rglob('*.png')):
         (tmp_path/'away'/path.parent.name).mkdir(parents=True, exist_ok=True)
         path.rename(tmp_path/'away'/path.parent.name/path.name)
-    message = '_annotations.csv: its image a.png is in none of .*/data/train, .*. Give the folder that has it with --images'
+    message = '_annotations.csv: its image a.png is in none of .*/data/train, .*. Give the folder that has it'
     with pytest.raises(FileNotFoundError, match=message): read_split(tmp_path/'data', 'train')
     found = find_splits(tmp_path/'data', images=tmp_path/'away')
     assert {split: stems(read()) for split, read in found.items()} == dict(train=['a', 'b'], val=['c'])
