@@ -384,7 +384,8 @@ REPEATED = { # Text, and the message
     'lists': ('{"images": [], "images": [], "annotations": []}', r"several values for \['images'\] in .*"),
     'boxes': ('{"annotations": [{"id": 3, "bbox": [1, 2, 3, 4], "bbox": [1, 2, 3, 4]}]}',
               r"several values for \['bbox'\] in {'id': 3, .*"),
-    'outlines': ('{"annotations": [{"bbox": [1, 2, 3, 4], "segmentation": [], "segmentation": []}]}', "'segmentation'. in .*"),
+    'outlines': ('{"annotations": [{"bbox": [1, 2, 3, 4], "segmentation": [], "segmentation": []}]}',
+                 "'segmentation'. in .*"),
     'names': ('{"categories": [{"id": 1, "name": "ant", "name": "bee", "id": 2}]}', r"for \['id', 'name'\] in .*")}
 
 
