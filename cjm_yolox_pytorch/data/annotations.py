@@ -16,7 +16,7 @@ from torch import Tensor
 from ..commands.messages import describe_box, raise_listing, repeated, shorten
 from .box_layouts import are_fractions, box_layout, LAYOUTS
 from ..files.class_names import check_class_names
-from ..files.images import MAX_SIDE, read_image
+from ..files.images import MAX_SIDE, read_image, stored_sizes
 
 # %% ../../nbs/data/01_annotations.ipynb #ff3d0f37
 @dataclass
@@ -68,6 +68,12 @@ def take(self:Annotations, indices) -> Annotations: # `indices` [K] of images
     return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, dropped=dropped, **columns)
 
 # %% ../../nbs/data/01_annotations.ipynb #4595398f
+def _complete_sizes(where, paths, sizes): # [N, 2]
+    sizes = np.array(sizes, dtype=np.float64).reshape(-1, 2)
+    unknown = np.flatnonzero((sizes < 1).any(1))
+    sizes[unknown] = stored_sizes(where, [paths[i] for i in unknown])
+    return sizes
+
 def _columns(rows): # image, labels, boxes, crowd and areas [T]
     rows = np.array(rows, dtype=np.float64) if len(rows) else np.zeros((0, 8))
     image, labels = rows[:, :2].T.astype(np.int64)
@@ -98,7 +104,7 @@ def build_annotations(
     where, # Dataset, as errors call it
     names, # [C] class names
     paths, # [N] image files
-    sizes, # [N, 2] height and width in pixels
+    sizes, # [N, 2] height and width in pixels; those below 1 are unknown, and read from the files
     rows, # [T, 6 to 8] index of the image, label, xyxy in pixels, and perhaps crowd flag and area
     notes=(), # Remarks of the reader
     stops=(), # Losses too large to train on unless allowed
@@ -106,7 +112,7 @@ def build_annotations(
 ) -> Annotations:
     "Check the `rows` of a split, sort them by image, and leave out boxes without a visible area."
     paths = [str(p) for p in paths]
-    sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
+    sizes = _complete_sizes(where, paths, sizes)
     image, labels, boxes, crowd, areas = _columns(rows)
     _check_columns(where, paths, sizes, image, boxes, areas, fractions)
     sizes = sizes.astype(np.int64)
@@ -137,7 +143,7 @@ def _refuse_fractions(where, sizes, boxes): # The same
     layout = box_layout(boxes*sizes[:, [1, 0, 1, 0]], sizes)
     also = f'. Besides, the numbers look like {layout}' if layout in LAYOUTS else ''
     end = 'first' if boxes.max() <= 1 else 'second'
-    raise ValueError(f'{where}: no box ends beyond the {end} pixel. COCO and VOC need pixels, and YOLO fractions{also}')
+    raise ValueError(f'{where}: no box ends beyond the {end} pixel, as if these were fractions. Write pixels{also}')
 
 # %% ../../nbs/data/01_annotations.ipynb #4efac5bb
 def read_annotated(

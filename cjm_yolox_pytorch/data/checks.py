@@ -15,7 +15,6 @@ from ..commands.messages import describe_box, file_name, printable, shorten
 from .annotations import Annotations
 from .box_layouts import box_layout, misfits, SLACK
 from .split_names import MISSING_SHARE
-from ..files.images import stored_sizes
 
 # %% ../../nbs/data/08_checks.ipynb #d4ad348e
 @dataclass
@@ -49,7 +48,7 @@ def _repeated(a): # Image of each box that equals an earlier one
 def _missing_faults(a, allowed): # Stop unless allowed
     texts, dropped, total = [*a.stops], len(a.dropped), len(a.dropped) + len(a.labels)
     if dropped >= max(1, MISSING_SHARE*total): texts.append(f'{dropped} of {total} boxes are left out')
-    cure = '' if allowed else '. If that is meant, pass --allow-missing'
+    cure = '' if allowed else '. To train anyway, pass --allow-missing'
     return [Fault('missing data', '', f'{text.rstrip(".")}{cure}', stops=not allowed) for text in texts]
 
 # %% ../../nbs/data/08_checks.ipynb #0db48896
@@ -61,16 +60,8 @@ def _layout_faults(a):
     if not layout: return []
     found = f'{misfits(boxes, sizes, SLACK).sum()} of {len(boxes)} boxes cross the border of their image'
     why = 'so they may be for images of another size. If they are meant, cut them at the border'
-    if layout != 'unknown': why = f'and the numbers look like {_exchanged(a, layout)}. Convert them'
+    if layout != 'unknown': why = f'and the numbers look like {layout}. Convert them'
     return [Fault('other box layout', '', f'{found}, {why}', stops=True)]
-
-def _exchanged(a, layout): # Which of the two, by the file of an image that is not square
-    if 'exchanged' not in layout: return layout
-    i = int(np.argmax(a.sizes[:, 0] != a.sizes[:, 1]))
-    try: stored = stored_sizes('', [a.paths[i]])[0]
-    except ValueError: return layout
-    sizes = (stored == a.sizes[i, ::-1]).all()
-    return 'width and height of the images exchanged' if sizes else 'x and y exchanged'
 
 # %% ../../nbs/data/08_checks.ipynb #21a8a0c4
 def _similar(names): # Lists of such names

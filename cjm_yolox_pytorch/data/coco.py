@@ -15,7 +15,6 @@ from pathlib import Path, PureWindowsPath
 from ..commands.messages import raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .split_names import by_split, note, split_name, SPLITS
-from ..files.images import stored_sizes
 from ..files.paths import check_files_exist, files_in, IMAGE_SUFFIXES, path_inside, read_text, subfolder
 
 # %% ../../nbs/data/03_coco.ipynb #fd81c428
@@ -32,7 +31,7 @@ def _read_file(path, places): # `places` are folders where its images may be
     label = [labels[a['category_id']] for a in objects]
     rows = np.column_stack([image, label, _coco_boxes(objects)])
     paths, found = _find_images(path, [i['file_name'] for i in images], places)
-    sizes, measured = _image_sizes(path, images, paths)
+    sizes, measured = _image_sizes(images)
     notes += found + measured + _count_bounds(objects)
     return build_annotations(path, names, paths, sizes, rows, notes)
 
@@ -54,7 +53,8 @@ def _parse(path): # The JSON object in a file
 
 def _entry(pairs): # An object without its outline, which is None where the box is made of it
     entry = dict(pairs)
-    if len(entry) < len(pairs): _refuse_repeated_keys(pairs)
+    twice = repeated(key for key, _ in pairs) if len(entry) < len(pairs) else []
+    if twice: raise KeyError(f'several values for {shorten(twice)} in {shorten(entry)}')
     if entry.get('bbox'): entry.pop('segmentation', None)
     elif box := _bounds(entry.get('segmentation')): entry.update(bbox=box, segmentation=None)
     return entry
@@ -71,12 +71,6 @@ def _bounds(outline): # [left, top, width, height] of polygons [[x1, y1, x2, y2,
 def _count_bounds(objects): # Notes
     count = sum('segmentation' in a for a in objects)
     return [f'{count} boxes are the bounds of polygons, since annotations have no bbox'] if count else []
-
-# %% ../../nbs/data/03_coco.ipynb #58b40568
-def _refuse_repeated_keys(pairs):
-    keys = ', '.join(shorten(repr(key)) for key in repeated(key for key, _ in pairs))
-    ids = [shorten(repr(value)) for key, value in pairs if key == 'id']
-    raise KeyError(f'an object {f"with the id {ids[0]} " if ids else ""}has several values for {keys}')
 
 # %% ../../nbs/data/03_coco.ipynb #2f9c9f18
 def _image_places(path): # Folders near the COCO file at `path` where its images may be
@@ -127,15 +121,15 @@ def _tried(plain, places, found): # Where images of these plain names were looke
     others = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES) if p.name not in listed]
     unlisted = f'. Image files that are not listed: {len(others)}, such as {others[0]}' if others else ''
     looked = ', '.join(map(str, folders))
-    return f'Looked for {shorten(plain[0])} in {looked}{unlisted}. Name the folder of the images with --images'
+    missing = next((n for n in plain if not any(os.path.exists(p/n) for p in folders)), plain[0])
+    return f'Looked for {shorten(missing)} in {looked}{unlisted}. Give the folder that has it with --images'
 
 # %% ../../nbs/data/03_coco.ipynb #f8ad93e3
-def _image_sizes(path, images, paths): # [N, 2] height and width, and notes
-    sizes = np.array([(i.get('height') or 0, i.get('width') or 0) for i in images], dtype=np.float64).reshape(-1, 2)
-    unknown = np.flatnonzero((sizes == 0).any(1))
-    sizes[unknown] = stored_sizes(path, [paths[i] for i in unknown])
-    notes = [f'{len(unknown)} images have no width and height in the JSON file: read from the image files']
-    return sizes, notes if len(unknown) else []
+def _image_sizes(images): # Height and width, 0 if unknown, and notes
+    sizes = [(i.get('height') or 0, i.get('width') or 0) for i in images]
+    unknown = sum(0 in size for size in sizes)
+    note = f'{unknown} images have no width and height in the JSON file: read from the image files'
+    return sizes, [note] if unknown else []
 
 # %% ../../nbs/data/03_coco.ipynb #30889108
 _ID = 'a number or text', lambda v: isinstance(v, (int, float, str))
@@ -175,13 +169,7 @@ def _check_ids(path, coco):
         examples = ', '.join(shorten(repr(i)) for i in ids[:3]) + (', ...' if len(ids) > 3 else '')
         what = f'{path}: annotations whose {field} is not an id in {key} ({examples})'
         raise_listing(what, unknown, 'Correct or remove them')
-    _check_distinct(path, 'images', coco['images'], 'file_name')
 
-def _check_distinct(path, key, entries, field):
-    ids = {}
-    for e in entries: ids.setdefault(e[field], []).append(e['id'])
-    same = [f'{shorten(name)} with the ids {shorten(found)}' for name, found in ids.items() if len(found) > 1]
-    raise_listing(f'{path}: several {key} have the same {field}', same, 'Merge or rename them')
 
 # %% ../../nbs/data/03_coco.ipynb #79e3fb0c
 def _coco_classes(path, categories, objects): # Names, labels by number, and notes
@@ -192,7 +180,6 @@ def _coco_classes(path, categories, objects): # Names, labels by number, and not
     if len(parents) > 1 or len(categories) == 1: parents = []
     notes = [f'class {c["name"]!r} is left out: it is the parent of the others, without objects' for c in parents]
     classes = [c for c in categories if c not in parents]
-    _check_distinct(path, 'categories', classes, 'name')
     return *class_names_and_labels(path, {c['id']: c['name'] for c in classes}), notes
 
 # %% ../../nbs/data/03_coco.ipynb #2e053f68
@@ -200,8 +187,8 @@ def find_coco_splits(path, images=None) -> dict: # Split -> function that reads 
     files, notes = (_single_file(path), []) if path.is_file() else _coco_files(path)
     def places(split, p):
         if images is None: return _image_places(p)
-        named = [f for name in (split, p.stem) for f in _split_folders(Path(images), name)]
-        return [*dict.fromkeys(named), Path(images)]
+        named = [f for name in (split, p.stem) for f in _split_folders(images, name)]
+        return [*dict.fromkeys(named), images]
     def read(split, p): return replace(a := _read_file(p, places(split, p)), notes=a.notes + notes)
     return {split: partial(read, split, p) for split, p in files.items()}
 

@@ -6,7 +6,7 @@
 __all__ = ['CSV_HEADER', 'find_csv_splits']
 
 # %% ../../nbs/data/06a_csv.ipynb #c65aa1e4
-import csv, functools, io, os, re, numpy as np
+import csv, functools, io, os, re
 from collections import namedtuple
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from ..commands.messages import raise_listing, shorten
 from .annotations import build_annotations, class_names_and_labels
 from .split_names import by_split, notes_and_stops, split_folders
 from .voc import parse_float
-from ..files.images import stored_sizes
 from ..files.paths import check_files_exist, files_in, find_path, IMAGE_SUFFIXES
 from ..files.paths import nfc, path_inside, read_text, subfolder
 
@@ -111,17 +110,14 @@ def _csv_images(places, path, rows): # Path of each image by its name in the fil
     return {key: place/name for key, name in names.items()} if place else {}
 
 # %% ../../nbs/data/06a_csv.ipynb #b3c27d8b
-def _csv_sizes(where, rows, of_row, paths): # [N, 2] for the images `paths`; `of_row` are those of the rows
+def _csv_sizes(where, rows, of_row, paths): # Of the images `paths`, 0 if unknown; `of_row` are those of the rows
     known = {}
     for path, row in zip(of_row, rows):
         if min(row.size) >= 1: known.setdefault(path, set()).add(row.size)
     several = [f'{path}: ' + ', '.join(f'{w:g}x{h:g}' for h, w in sorted(sizes))
         for path, sizes in known.items() if len(sizes) > 1]
     raise_listing(f'{where}: images with several sizes', several, 'Correct their width and height')
-    sizes = np.array([[*known.get(path, [(0, 0)])][0] for path in paths], dtype=np.float64).reshape(-1, 2)
-    unknown = np.flatnonzero((sizes < 1).any(1))
-    sizes[unknown] = stored_sizes(where, [paths[n] for n in unknown])
-    return sizes
+    return [next(iter(known.get(path, [(0, 0)]))) for path in paths]
 
 # %% ../../nbs/data/06a_csv.ipynb #8cf2b079
 def _read_csv_split(root, files, split, images, read): # `files` by split; `read` is `_read_table` with a cache
@@ -136,7 +132,8 @@ def _read_csv_split(root, files, split, images, read): # `files` by split; `read
     if found[split]: return _build_csv(path, tables[split], names, labels, found[split], listed)
     tried = ', '.join(map(str, places[split]))
     image = shorten(tables[split][0].image)
-    raise FileNotFoundError(f'{path}: its image {image} is in none of {tried}. Give its folder with --images')
+    cure = 'Give the folder that has it with --images'
+    raise FileNotFoundError(f'{path}: its image {image} is in none of {tried}. {cure}')
 
 # %% ../../nbs/data/06a_csv.ipynb #cdbd1241
 def _unlisted(paths, listed): # Images beside `paths` that no split lists
@@ -152,7 +149,9 @@ def _build_csv(where, rows, names, labels, by_name, listed): # Paths of the imag
     index = {path: n for n, path in enumerate(dict.fromkeys(of_row))}
     boxes = [(index[path], labels[row.name], *row.box) for path, row in zip(of_row, rows) if row.name]
     bare = [] if listed is None else _unlisted([*index], listed)
-    notes, stops = notes_and_stops(bare, len(bare) + len(index), 'images have no line and are left out')
+    what = 'images have no line and are left out'
+    cure = 'Label them, or add lines with nothing but a filename'
+    notes, stops = notes_and_stops((bare, len(bare) + len(index), what, cure))
     sizes = _csv_sizes(where, rows, of_row, [*index])
     return build_annotations(where, names, [*index], sizes, boxes, notes, stops)
 
@@ -172,5 +171,4 @@ def find_csv_splits(path, images=None) -> dict: # Split -> function that reads i
     files = dict(all=path) if path.suffix.lower() == '.csv' else {}
     if path.is_dir(): files = _csv_files(path)
     read = functools.cache(_read_table)
-    images = images and Path(images)
     return {split: lambda s=split: _read_csv_split(path, files, s, images, read) for split in files}

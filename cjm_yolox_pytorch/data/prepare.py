@@ -13,12 +13,14 @@ from .checks import check, check_splits, fault_lines, same_split
 from .splits import choose_splits, find_splits, hold_out
 
 # %% ../../nbs/data/11_prepare.ipynb #8c05f3a9
-def _read_splits(data, train=None, val=None, **reading): # Name and `Annotations` by role
+def _read_splits(data, train=None, val=None, **reading): # Pairs of name and `Annotations`; one to hold out from
     splits = find_splits(data, **reading)
-    train, val = choose_splits(data, splits, train, val)
-    if val: return dict(training=(train, splits[train]()), validation=(val, splits[val]()))
-    rest, held_out = hold_out(splits[train]())
-    return dict(training=(train, rest), validation=(f'a tenth of {train}', held_out))
+    return [(name, splits[name]()) for name in choose_splits(data, splits, train, val) if name]
+
+def _by_role(read): # Name and `Annotations` for training and for validation
+    name, split = read[0]
+    if len(read) == 1: read = zip((name, f'a tenth of {name}'), hold_out(split))
+    return dict(zip(('training', 'validation'), read))
 
 # %% ../../nbs/data/11_prepare.ipynb #bf28e6d5
 def _print_split(role, name, split):
@@ -35,7 +37,7 @@ def _print_faults(faults, indent=''): # Those that do not stop; the others becom
 def _print_splits(used, faults, pair): # `Fault`s by role, and of both together
     for role, split in used.items():
         _print_split(role, *split)
-        _print_faults(faults[role], '  ')
+        _print_faults(faults.get(role, []), '  ')
     _print_faults(pair)
 
 # %% ../../nbs/data/11_prepare.ipynb #72e1c83d
@@ -54,11 +56,13 @@ def prepare_splits(
     **reading # `format`, `images` and `bit_depth` of `find_splits`
 ) -> dict: # Name and `Annotations` by role, training and validation
     "Read, print and check the training and the validation split of `data`."
-    used = _read_splits(data, train, val, **reading)
-    faults = {role: check(split, allow_missing) for role, (_, split) in used.items()}
+    read = _read_splits(data, train, val, **reading)
+    found = [check(split, allow_missing) for _, split in read] # Before some is held out, as `yolox_doctor` does
+    used = _by_role(read)
+    faults = dict(zip(used, found))
     pair = _check_pair(used, by_choice=bool(train and val))
     if not quiet: _print_splits(used, faults, pair)
-    found = {f'{role} split: ': found for role, found in faults.items()} | {'': pair}
-    problems = [where + line for where, fs in found.items() for line in fault_lines([f for f in fs if f.stops])]
+    groups = {f'{role} split: ': fs for role, fs in faults.items()} | {'': pair}
+    problems = [where + line for where, fs in groups.items() for line in fault_lines([f for f in fs if f.stops])]
     if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')
     return used

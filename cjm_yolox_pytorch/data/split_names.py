@@ -58,6 +58,11 @@ def note(found, what): # For the `notes` of annotations
 # %% ../../nbs/data/02_split_names.ipynb #21ddb42e
 MISSING_SHARE = .1 # Slips of annotators stay well below it; a lost class or a failed export does not
 
-def notes_and_stops(found, total, what): # For `build_annotations`
-    lines = note(found, f'of {total} {what}')
-    return ([], lines) if len(found) >= MISSING_SHARE*total else (lines, [])
+def notes_and_stops(*missing): # For `build_annotations`, of (files, count of all, what they are, cure)
+    notes, stops = [], []
+    for files, total, what, cure in missing:
+        large = len(files) >= MISSING_SHARE*total
+        text = note(files, f'of {total} {what}')
+        if large: stops += [f'{t}. {cure}' for t in text]
+        else: notes += text
+    return notes, stops

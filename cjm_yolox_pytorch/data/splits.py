@@ -43,9 +43,9 @@ def find_splits(
     bit_depth:int=16 # Bits that the pixels of 16-bit files use
 ) -> dict: # Split -> function that reads it
     "Find the splits of a dataset in any format."
-    path = Path(path)
+    path, images = Path(path), images and Path(images)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such folder or file of data')
-    if images and not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder of images (--images)')
+    if images and not images.is_dir(): raise FileNotFoundError(f'{images}: no such folder of images (--images)')
     if format not in (None, *FORMATS): raise ValueError(f'format={format!r}: choose one of {list(FORMATS)}')
     def read(reader): return replace(reader(), bit_depth=bit_depth)
     readers = _find_readers(path, [format] if format else list(FORMATS), images)
@@ -78,4 +78,5 @@ def hold_out(annotations:Annotations) -> tuple: # `Annotations` of the rest, and
         images = np.random.default_rng(0).permutation(np.flatnonzero(chosen))
         held[images[:max(round(.1*len(images)), int(counts[chosen].any()))]] = True
     if (counts[~held] > 0).any(): return a.take(np.flatnonzero(~held)), a.take(np.flatnonzero(held))
-    raise ValueError(f'{a}: too few images with objects to hold some out. Give a validation split')
+    found = f'only {(counts > 0).sum()} of {len(a)} images have objects'
+    raise ValueError(f'{found}, too few to hold some out. Give a validation split')

@@ -6,7 +6,7 @@
 __all__ = ['parse_float', 'find_voc_splits', 'read_voc']
 
 # %% ../../nbs/data/04_voc.ipynb #2a728e03
-import functools, math, numpy as np
+import functools, math
 from collections import namedtuple
 from os.path import splitext
 from pathlib import Path
@@ -16,7 +16,6 @@ from ..commands.messages import raise_listing, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .split_names import by_split, choose_layout, has_labels
 from .split_names import notes_and_stops, resolve_split, split_folders
-from ..files.images import stored_sizes
 from ..files.paths import files_below, files_by_stem, files_in
 from ..files.paths import IMAGE_SUFFIXES, nfc, read_bytes, read_lines, subfolder
 
@@ -110,12 +109,11 @@ def _read_part(root, parts, part, read): # `read` is `_voc_file` with a cache: e
     files = [read(part.files[s]) for s in part.stems]
     rows = [*_voc_rows(files, labels, 0 if from_zero else 1)]
     paths = _image_paths(root, part, files)
-    sizes = np.array([file.size for file in files], dtype=np.float64).reshape(-1, 2)
-    unknown = np.flatnonzero((sizes < 1).any(1))
-    sizes[unknown] = stored_sizes(root, [paths[i] for i in unknown])
+    sizes = [file.size for file in files]
     no_xml = [] if part.where.is_file() else _without_xml(part, parts) # A list leaves them out on purpose
     bare = [part.images[stem][0] for stem in no_xml]
-    notes, stops = notes_and_stops(bare, len(bare) + len(paths), 'images have no XML file and are left out')
+    what = 'images have no XML file and are left out'
+    notes, stops = notes_and_stops((bare, len(bare) + len(paths), what, 'Label them or remove them'))
     if from_zero: notes.append('pixels are counted from 0, since some box begins there')
     return build_annotations(root, names, paths, sizes, rows, notes, stops)
 
@@ -135,7 +133,7 @@ def _check_part(root, parts, part):
     raise_listing(f'{part.where}: names that lack an XML file in {root}', no_xml, 'Add the files or remove the names')
     fix = 'Add the images, or tell where they are with --images'
     if bare := _without_xml(part, parts):
-        fix = f'If they belong to the {len(bare)} images without an XML file, such as {bare[0]}, give both one name'
+        fix = f'If they belong to the {len(bare)} images without an XML file, such as {bare[0]}, name them alike'
     raise_listing(f'{part.where}: XML files that lack an image in {root}', no_image, fix)
 
 def _without_xml(part, parts): # Stems of images
@@ -199,7 +197,7 @@ def _readers(path, images=None): # By split and by list of one class
     return {s: lambda p=p: _read_part(path, parts, p, read) for s, p in parts.items()}
 
 def find_voc_splits(path, images=None) -> dict: # Split -> function that reads it; `images` may be elsewhere
-    readers = _readers(path, images and Path(images))
+    readers = _readers(path, images)
     return {s: r for s, r in readers.items() if not any(s.endswith(f'_{other}') for other in readers)}
 
 def read_voc(root, split:str='all') -> Annotations: # Folder of the dataset; a split, or the list of a class

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..commands.messages import raise_listing, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
-from .split_names import MISSING_SHARE
+from .split_names import notes_and_stops
 from .voc import parse_float
 from ..files.class_names import MAX_CLASSES
 from ..files.images import stored_sizes
@@ -139,37 +139,17 @@ def has_objects(path):
     line = b''.join(read_bytes(path).removeprefix(b'\xef\xbb\xbf').lstrip().splitlines()[:1])
     return line[:1].isdigit() and len(re.split(rb'[\s,;]+', line.strip())) >= 5
 
-# %% ../../nbs/data/05_yolo.ipynb #e2acde67
-_NO_IMAGES = '', '.txt', '.xml', '.json', *IMAGE_SUFFIXES
-
-def _unsupported(orphans, places): # Images by label file
-    images = {}
-    for folder, found in places.items() if orphans else []:
-        for p in map(folder.joinpath, os.listdir(folder)):
-            if p.suffix.lower() in _NO_IMAGES: continue
-            images |= {(place, nfc(name)): p for place in found for name in (p.stem, p.name)}
-    return {p: images[key] for p in orphans if (key := (p.parent, nfc(p.stem))) in images}
-
 # %% ../../nbs/data/05_yolo.ipynb #418851ec
-def missing_files(bare, images, orphans, labels, unsupported=()): # (text, whether training stops); counts of all files
-    few, many = sorted([len(bare), len(orphans)])
-    renamed = 0 < many <= 2*few
-    if renamed: yield _mismatch(bare, orphans), True
-    found = [(bare, images, 'images have no label file, which means no objects', _BACKGROUND),
-        (orphans, labels, 'label files have no image and are left out', 'Add the images'),
-        (unsupported, labels, 'images with a label file have an unsupported extension', 'Convert them to JPEG')]
-    for files, total, what, cure in found[2*renamed:]:
-        if not files: continue
-        text = f'{len(files)} of {total} {what}, such as {files[0]}'
-        large = len(files) >= MISSING_SHARE*total
-        yield (f'{text}. {cure}' if large else text), large
-
 _BACKGROUND = 'They would be learned as background. Label them, or add empty label files where there are no objects'
 
-def _mismatch(bare, orphans):
+def missing_files(bare, images, orphans, labels): # Notes and stops; `images` and `labels` are counts of all files
+    few, many = sorted([len(bare), len(orphans)])
+    if not 0 < many <= 2*few: return notes_and_stops(
+        (bare, images, 'images have no label file, which means no objects', _BACKGROUND),
+        (orphans, labels, 'label files have no image in a format that is read', 'Add or convert the images'))
     image, label = map(with_form, _most_similar(bare, orphans))
     alone = f'{len(bare)} images have no label file, and {len(orphans)} label files have no image'
-    return f'{alone}, such as {image} and {label}. Name each label file like its image'
+    return [], [f'{alone}, such as {image} and {label}. Name each label file like its image']
 
 # %% ../../nbs/data/05_yolo.ipynb #05134a09
 def _to_pixels(rows, sizes): # [T, 6]
@@ -178,17 +158,16 @@ def _to_pixels(rows, sizes): # [T, 6]
     return rows
 
 # %% ../../nbs/data/05_yolo.ipynb #b73b3aa2
-def read_labels(where, names, paths, files, missing) -> Annotations: # A label file or None for each path
+def read_labels(where, names, paths, files, notes, stops) -> Annotations: # A label file or None for each path
     "Read label files, with classes `names`, in a list or by number."
     given = [str(n) for n in range(MAX_CLASSES)] if names is None else names
     given = given if isinstance(given, dict) else dict(enumerate(given))
     known, labels = class_names_and_labels(where, given)
     counted = ', counting from 0' if 0 in labels else ''
     rows = _yolo_rows(where, files, labels, '' if names is None else f'; {shorten([*labels], 60)} have names{counted}')
-    notes, stops = [[text for text, large in missing if large == stop] for stop in (False, True)]
     if names is None:
         known = known[:1 + max((label for _, label, *_ in rows), default=-1)]
-        notes.append(f'no {" or ".join(CLASS_LISTS)} names the classes, so they are called by their numbers')
+        notes += [f'classes are called by their numbers, since there is no {" or ".join(CLASS_LISTS)}']
     sizes = stored_sizes(where, paths)
     return build_annotations(where, known, paths, sizes, _to_pixels(rows, sizes), notes, stops, fractions=True)
 
@@ -203,12 +182,7 @@ def read_yolo(images, names=None, root='') -> Annotations:
     files = [label_file(p, places[p.parent], labels) for p in paths]
     orphans = labels_without_image(places, labels)
     _check_label_files(where, paths, files, orphans)
-    return read_labels(where, names, paths, files, [*_missing_of(paths, files, orphans, places, labels)])
-
-def _missing_of(paths, files, orphans, places, labels):
     bare = [p for p, file in zip(paths, files) if not file]
     folders = {folder for found in places.values() for folder in found}
     total = sum(len(found) for folder in folders for found in labels(folder).values())
-    unsupported = _unsupported(orphans, places)
-    alone = [p for p in orphans if p not in unsupported]
-    return missing_files(bare, len(paths), alone, total, [*unsupported.values()])
+    return read_labels(where, names, paths, files, *missing_files(bare, len(paths), orphans, total))

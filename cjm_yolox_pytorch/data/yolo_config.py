@@ -21,19 +21,19 @@ from ..files.paths import path_inside, read_lines, read_text, subfolder, with_fo
 
 # %% ../../nbs/data/06_yolo_config.ipynb #021a2759
 def find_yolo_splits(path, images=None) -> dict: # Split -> function that reads it
-    if images is not None: return _splits_elsewhere(path, Path(images))
+    if images is not None: return _splits_elsewhere(path, images)
     if config := _find_config(path): return _configured_splits(path, config)
     return _folder_splits(path) if path.is_dir() and has_labels(path, '.txt') else {}
 
 def _configured_splits(path, config):
-    where, root, names, entries = _config_inside(path, config)
+    where, root, names, entries = _read_config(path, config)
     top = root.parent if path.is_file() and root.name.lower() == 'images' else root
     others = [p.name for p in files_in(path, *_CONFIGS) if p != config and _is_config(p)]
     notes = note(others, 'other files that describe a dataset are not read')
     def read(entry):
         images = _images_of(where, root, entry)
         folders = {labels for p in {image.parent for image in images} for labels in label_folders(p, top)}
-        found = read_yolo(images, _agreed_names(config, names, _near(root, folders)), top)
+        found = read_yolo(images, _class_names(_lists_in(_near(root, folders)), config, names), top)
         return replace(found, notes=found.notes + notes)
     return {split: lambda e=e: read(e) for split, e in entries.items()}
 
@@ -66,11 +66,14 @@ def _split_layout(root, middle, files, annotated): # Split -> folder, in `root` 
     return choose_layout(root, [*layouts, (dict(all=root), first(rest))])
 
 # %% ../../nbs/data/06_yolo_config.ipynb #e8fbde19
-def _class_names(lists): # Names in the files `lists`, which have to agree; None without a file
-    names = [_read_class_list(p) for p in lists]
-    differ = [f'{p}: {", ".join(n)}' for p, n in zip(lists, names) if names.count(n) < len(names)]
-    raise_listing('class lists differ', differ, 'Keep the one by which labels were numbered')
-    return names[0] if names else None
+def _class_names(lists, config='', names=None): # Names in `config` and in the files `lists`, which have to agree
+    found = {} if names is None else {config: names}
+    found |= {p: _read_class_list(p) for p in lists}
+    numbered = {p: n if isinstance(n, dict) else dict(enumerate(n)) for p, n in found.items()}
+    differ = [f'{p}: {", ".join(map(str, n.values()))}' for p, n in numbered.items()]
+    alike = [n == given for given in numbered.values() for n in numbered.values()]
+    raise_listing('class lists differ', [] if all(alike) else differ, 'Keep the one by which labels were numbered')
+    return next(iter(found.values()), None)
 
 def _read_class_list(path):
     names = [name.strip() for name in read_text(path).rstrip().splitlines()]
@@ -91,16 +94,6 @@ def _lists_below(root): # Further down, in a folder that is not the dataset itse
 _LIST_SUFFIXES = [Path(name).suffix for name in CLASS_LISTS]
 
 # %% ../../nbs/data/06_yolo_config.ipynb #4adb3f88
-def _agreed_names(config, names, folders): # In a list or by number
-    lists = _lists_in(folders)
-    if names is None: return _class_names(lists)
-    given = names if isinstance(names, dict) else dict(enumerate(names))
-    differ = [f'{p}: {", ".join(found)}' for p in lists if dict(enumerate(found := _read_class_list(p))) != given]
-    shown = shorten(", ".join(map(str, given.values())), 80)
-    fix = 'Keep the one by which labels were numbered'
-    raise_listing(f'{config}: names are {shown}, but class lists differ', differ, fix)
-    return names
-
 def _near(root, folders): # Where class lists may lie
     return [root, *(f for folder in sorted(folders) for f in (folder, folder.parent) if f.is_relative_to(root))]
 
@@ -147,16 +140,22 @@ def _is_config(path): # Other programs write "val: true", or settings below "tra
     return any(isinstance(config.get(split), (str, list)) for split in ('train', 'val'))
 
 # %% ../../nbs/data/06_yolo_config.ipynb #d2e95a8e
-def _read_config(path): # What errors call it, the root, the class names or None, and the entry of each split
+def _read_config(data, path): # What errors call it, the root, the class names or None, and the entry of each split
     config = _darknet_config(path) if path.suffix.lower() == '.data' else _load_yaml(path)
     _check_config(path, config)
     splits = by_split(path, [(s, config[s]) for s in ('train', 'val', 'valid', 'validation', 'test') if config.get(s)])
     if not splits: raise ValueError(f'{path}: no train, val or test. Add where their images are')
     names = _config_names(path, config)
     root = path.parent/shorten(config.get('path') or '', 4096)
-    if os.path.isdir(root): return str(path), root, names, splits
-    return f'{path}, whose path: {shorten(config["path"])} does not exist', path.parent, names, splits
+    where = str(path)
+    if not os.path.isdir(root):
+        where, root = f'{path}, whose path: {shorten(config["path"])} does not exist', path.parent
+    if data.is_dir() and not root.resolve().is_relative_to(data.resolve()):
+        raise ValueError(f'{path}: its path: leads out of {data}, to {root}. To follow it, give this file')
+    # Roboflow writes a test split even if there is none
+    return where, root, names, {s: e for s, e in splits.items() if s != 'test' or _may_exist(where, root, e)}
 
+# %% ../../nbs/data/06_yolo_config.ipynb #bac94bcd
 def _darknet_config(path):
     pairs = [[*map(str.strip, line.split('=', 1))] for line in read_lines(path) if '=' in line]
     raise_listing(f'{path}: keys that appear twice', repeated(key for key, _ in pairs), 'Remove one of each')
@@ -189,14 +188,6 @@ def _check_config(path, config):
     if many: raise ValueError(f'{path}: nc: {shorten(nc, 60)} is more than {MAX_CLASSES} classes')
 
 # %% ../../nbs/data/06_yolo_config.ipynb #3d6e8900
-def _config_inside(path, config): # As `_read_config`
-    where, root, names, entries = _read_config(config)
-    if path.is_dir() and not root.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f'{config}: its path: leads out of {path}, to {root}. To follow it, give this file')
-    # Roboflow writes a test split even if there is none
-    entries = {s: e for s, e in entries.items() if s != 'test' or _may_exist(where, root, e)}
-    return where, root, names, entries
-
 def _may_exist(where, root, entry):
     try: return not isinstance(entry, str) or os.path.exists(_entry_path(where, root, entry))
     except ValueError: return True # Reading it will say why
@@ -242,7 +233,6 @@ def _image_of(label, images): # Path, or None
 
 # %% ../../nbs/data/06_yolo_config.ipynb #f77378ac
 def _splits_elsewhere(path, folder):
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: no such folder of images')
     config = _find_config(path)
     names, root, files = _listed_in_config(path, config) if config else (None, path, _labels_by_split(path))
     images = _images_by_name(folder)
@@ -263,7 +253,7 @@ def _labels_by_split(path): # Paths
 
 # %% ../../nbs/data/06_yolo_config.ipynb #4fee3c63
 def _listed_in_config(path, config): # Names, the root, and paths by split
-    where, root, names, entries = _config_inside(path, config)
+    where, root, names, entries = _read_config(path, config)
     return names, root, {split: _listed(where, root, entry) for split, entry in entries.items()}
 
 def _listed(where, root, entries): # Images of lists, and label files of folders
@@ -282,6 +272,6 @@ def _read_pairs(path, names, root, pairs): # Pairs of a label file or listed ima
     found = [(image, file) for (_, image), file in zip(pairs, files) if image]
     alone = [file or p for (p, image), file in zip(pairs, files) if not image and (not file or has_objects(file))]
     bare = [image for image, file in found if not file]
-    names = _agreed_names(path, names, _near(root, folders)) or _class_names(_lists_below(path))
+    names = _class_names(_lists_in(_near(root, folders)), path, names) or _class_names(_lists_below(path))
     lost = missing_files(bare, len(found), alone, len(found) + len(alone))
-    return read_labels(path, names, [image for image, _ in found], [file for _, file in found], [*lost])
+    return read_labels(path, names, [image for image, _ in found], [file for _, file in found], *lost)

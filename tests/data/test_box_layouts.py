@@ -84,8 +84,7 @@ def test_box_layout_is_named(kind, layout, tmp_path):
         assert kind == 'voc' and 'boxes of negative size: ' in str(e) and f'The numbers look like {layout}' in str(e)
         return
     assert [f.stops for f in faults] == [True]*bool(layout)
-    name = 'x and y exchanged' if layout == EXCHANGED else layout
-    if layout: assert f'the numbers look like {name}. Convert' in faults[0].text
+    if layout: assert f'the numbers look like {layout}. Convert' in faults[0].text
 
 
 def test_box_layout_stops_training_whatever_is_allowed(tmp_path):
@@ -93,13 +92,6 @@ def test_box_layout_stops_training_whatever_is_allowed(tmp_path):
     for allowed in (False, True):
         with pytest.raises(ValueError, match=f'the numbers look like {CORNERS}. Convert them'):
             prepare_splits(tmp_path, quiet=True, allow_missing=allowed)
-
-
-def test_box_layout_tells_exchanged_sizes_from_exchanged_boxes(tmp_path):
-    write_coco(tmp_path, np.stack(COCO[''](*true_boxes().T), 1), (HEIGHT, WIDTH))
-    save_images(tmp_path, 10)
-    fault, = [f for f in check(read_coco(tmp_path/'train.json')) if f.kind == 'other box layout']
-    assert 'width and height of the images exchanged' in fault.text
 
 
 def test_boxes_for_larger_images_stop(tmp_path):

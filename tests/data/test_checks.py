@@ -3,7 +3,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from layouts import CLASSES, NAMES, both, coco, every, write, write_image, write_layout, yolo
+from layouts import (
+    CLASSES, LINE, NAMES, both, coco, every, labelled, write, write_files, write_image, write_layout, yolo)
 
 from cjm_yolox_pytorch.data import prepare
 from cjm_yolox_pytorch.data.checks import Fault, check, check_splits, fault_lines
@@ -100,14 +101,14 @@ def test_check_stops_if_a_tenth_of_the_boxes_is_left_out(flat, stops, tmp_path):
     a = read_split(tmp_path, 'train')
     found = [f for f in check(a) if f.kind == 'missing data']
     assert [f.text.startswith(text) for f, text in zip(found, stops, strict=True)] == [True]*len(stops)
-    assert all(f.stops and f.text.endswith('If that is meant, pass --allow-missing') for f in found)
+    assert all(f.stops and f.text.endswith('To train anyway, pass --allow-missing') for f in found)
     allowed = [f for f in check(a, allow_missing=True) if f.kind == 'missing data']
     assert [f.stops for f in allowed] == [False]*len(stops)
 
 
 def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
     write_flat_boxes(tmp_path, 5)
-    with pytest.raises(ValueError, match='5 of .* boxes are left out. If that is meant, pass --allow-missing'):
+    with pytest.raises(ValueError, match='5 of .* boxes are left out. To train anyway, pass --allow-missing'):
         prepare_splits(tmp_path, 'train', 'train')
     assert 'training on train' in capsys.readouterr().out
     prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
@@ -124,11 +125,29 @@ def test_prepare_tells_what_stops_once_and_of_which_split(tmp_path, capsys):
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
+def test_prepare_checks_a_split_before_a_tenth_is_held_out(tmp_path, capsys):
+    "One of 30 boxes is left out, but it may be one of three in the held-out tenth; and notes are printed once"
+    for n in range(20): write_image(tmp_path, chr(97 + n))
+    images = [dict(id=n, file_name=f'{chr(97 + n)}.png', width=80, height=60) for n in range(20)]
+    for flat in range(20):
+        objects = [dict(id=n, image_id=n, category_id=1, bbox=[5, 5, 5*(n != flat), 5]) for n in range(20)]
+        objects += [dict(o, id=o['id'] + 20, bbox=[20, 20, 5, 5]) for o in objects[:10]]
+        write(tmp_path/'train.json', dict(coco(['a']), images=images, annotations=objects))
+        prepare_splits(tmp_path)
+        assert capsys.readouterr().out.count('box left out (1)') == 1
+
+
+def test_prepare_says_that_too_few_images_have_objects(tmp_path):
+    write_files(tmp_path, {**labelled('a', 'b', text=lambda _: ''), **labelled('c', text=lambda _: LINE)})
+    message = 'only 1 of 3 images have objects, too few to hold some out. Give a validation split'
+    with pytest.raises(ValueError, match=message): prepare_splits(tmp_path)
+
+
 def test_check_turns_the_stops_of_a_reader_into_faults(tmp_path):
     write_layout('yolo images/train', tmp_path)
     a = replace(read_split(tmp_path, 'train'), stops=['6 images lack labels.', '6 labels lack an image'])
     texts = [(f.text, f.stops) for f in check(a) if f.kind == 'missing data']
-    cure = '. If that is meant, pass --allow-missing'
+    cure = '. To train anyway, pass --allow-missing'
     assert texts == [(f'6 images lack labels{cure}', True), (f'6 labels lack an image{cure}', True)]
     assert not any(f.stops for f in check(a, allow_missing=True))
 

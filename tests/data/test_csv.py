@@ -67,7 +67,7 @@ def test_csv_images_may_be_elsewhere(tmp_path):
     for path in sorted((tmp_path/'data').rglob('*.png')):
         (tmp_path/'away'/path.parent.name).mkdir(parents=True, exist_ok=True)
         path.rename(tmp_path/'away'/path.parent.name/path.name)
-    message = '_annotations.csv: its image a.png is in none of .*/data/train, .*. Give its folder with --images'
+    message = '_annotations.csv: its image a.png is in none of .*/data/train, .*. Give the folder that has it'
     with pytest.raises(FileNotFoundError, match=message): read_split(tmp_path/'data', 'train')
     found = find_splits(tmp_path/'data', images=tmp_path/'away')
     assert {split: stems(read()) for split, read in found.items()} == dict(train=['a', 'b'], val=['c'])
@@ -98,6 +98,7 @@ def test_csv_counts_images_without_a_line(count, kind, tmp_path):
     write(tmp_path/'val.csv', 'z.png,1,2,3,4,ant\n')
     found = read_split(tmp_path, 'train')
     text = f'1 of {count} images have no line and are left out, such as {tmp_path}/a.png'
+    if kind == 'stops': text += '. Label them, or add lines with nothing but a filename'
     assert getattr(found, kind) == [text] and len(found.notes + found.stops) == 1
 
 

@@ -69,6 +69,7 @@ def test_voc_counts_images_without_a_file(count, kind, tmp_path):
     write_image(tmp_path, 'z')
     found = read_split(tmp_path, 'all')
     text = f'1 of {count} images have no XML file and are left out, such as {tmp_path}/z.png'
+    if kind == 'stops': text += '. Label them or remove them'
     assert getattr(found, kind) == [text] and len(found.notes + found.stops) == 1
 
 
@@ -83,7 +84,7 @@ def test_voc_shows_names_that_do_not_match_side_by_side(layout, tmp_path):
     write_layout(layout, tmp_path)
     folder = tmp_path/('JPEGImages' if layout == 'voc official' else 'images')
     for name in 'ac': (folder/f'{name}.png').rename(folder/f'photo_{name}.png')
-    fix = 'If they belong to the 2 images without an XML file, such as photo_a, give both one name'
+    fix = 'If they belong to the 2 images without an XML file, such as photo_a, name them alike'
     message = f'XML files that lack an image in .*: a(; c)?. {fix}'
     with pytest.raises(ValueError, match=message): next(iter(find_splits(tmp_path).values()))()
 
@@ -285,5 +286,5 @@ def test_voc_refuses_fractions(tmp_path):
     for name in EVERYTHING:
         text = re.sub(r'<([xy])(min|max)>\d+', lambda m: f'<{m[1]}{m[2]}>{corners[m[2]]}', voc(name))
         write(tmp_path/f'{name}.xml', text)
-    with pytest.raises(ValueError, match='no box ends beyond the first pixel. COCO and VOC need pixels'):
+    with pytest.raises(ValueError, match='no box ends beyond the first pixel, as if these were fractions'):
         read_split(tmp_path, 'all')

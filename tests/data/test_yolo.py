@@ -66,15 +66,15 @@ def test_yolo_stops_if_a_tenth_of_the_images_has_no_label_file(tmp_path):
 def test_yolo_notes_labels_without_an_image_if_they_are_few(tmp_path):
     write_images(tmp_path, LETTERS, orphans='y')
     a = read_yolo(tmp_path/'images', ['ant'])
-    message = f'1 of 21 label files have no image and are left out, such as {tmp_path}/labels/y.txt'
+    message = f'1 of 21 label files have no image in a format that is read, such as {tmp_path}/labels/y.txt'
     assert (a.notes, a.stops) == ([message], [])
 
 
 def test_yolo_stops_if_a_tenth_of_the_labels_has_no_image(tmp_path):
     write_images(tmp_path, LETTERS[:18], orphans='yz')
     a = read_yolo(tmp_path/'images', ['ant'])
-    start = f'2 of 20 label files have no image and are left out, such as {tmp_path}/labels/y.txt. '
-    assert (a.notes, a.stops) == ([], [start + 'Add the images'])
+    start = f'2 of 20 label files have no image in a format that is read, such as {tmp_path}/labels/y.txt. '
+    assert (a.notes, a.stops) == ([], [start + 'Add or convert the images'])
 
 
 def test_yolo_counts_labels_of_the_whole_folder(tmp_path):
@@ -105,12 +105,12 @@ def test_yolo_names_images_of_an_unsupported_extension(tmp_path):
     write_images(tmp_path, LETTERS)
     write_files(tmp_path, {'images/y.heic': b'', 'labels/y.txt': LINE})
     a = read_yolo(tmp_path/'images', ['ant'])
-    message = f'1 of 21 images with a label file have an unsupported extension, such as {tmp_path}/images/y.heic'
+    message = f'1 of 21 label files have no image in a format that is read, such as {tmp_path}/labels/y.txt'
     assert (a.notes, a.stops) == ([message], [])
     write_files(tmp_path, {'images/z.AVIF': b'', 'labels/z.AVIF.txt': LINE, 'images/x.heic': b'', 'labels/x.txt': LINE})
     stop, = read_yolo(tmp_path/'images', ['ant']).stops
-    assert stop.startswith('3 of 23 images with a label file')
-    assert stop.endswith('Convert them to JPEG')
+    assert stop.startswith('3 of 23 label files have no image in a format that is read')
+    assert stop.endswith('Add or convert the images')
 
 
 def test_yolo_other_text_files_are_not_labels(tmp_path):
