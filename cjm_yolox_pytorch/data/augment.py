@@ -93,8 +93,8 @@ def _move_target(target, matrix, hw): # Without objects of which too little is l
     whole = _move_boxes(target['boxes'], matrix)
     boxes = whole.clamp(min=0).minimum(torch.tensor([*hw[::-1]]*2))
     left, before = (b[:, 2:] - b[:, :2] for b in (boxes, whole))
-    recognisable = (left.prod(1) >= .1*before.prod(1)) | target['crowd']
-    kept = (left > 1).all(1) & recognisable
+    recognizable = (left.prod(1) >= .1*before.prod(1)) | target['crowd']
+    kept = (left > 1).all(1) & recognizable
     return {k: v[kept] for k, v in dict(target, boxes=boxes).items()}
 
 # %% ../../nbs/data/09_augment.ipynb #8a04d695

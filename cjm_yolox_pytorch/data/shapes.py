@@ -29,7 +29,7 @@ def _cross(a): # [12, 2] plus sign whose arms have half the width `a`
 SHAPES = dict(disc=_star(32, 1), triangle=_star(3, .5), square=_star(4, .7071), star=_star(5, .4), cross=_cross(.35))
 
 # %% ../../nbs/data/00_shapes.ipynb #128e0c20
-def _random_shape(rng, size): # Label, polygon [P, 2] in pixels, and colour
+def _random_shape(rng, size): # Label, polygon [P, 2] in pixels, and color
     label = rng.integers(len(SHAPES))
     angle = rng.uniform(0, 2*np.pi)
     radius = size * .08 * 3**rng.uniform() # Diameter: 1/6 to 1/2 of the image
@@ -55,9 +55,9 @@ def _mask(polygon, size): # [size, size, 1] float from 0 to 1
     return np.asarray(image.reduce(4), dtype=float)[..., None] / 255
 
 # %% ../../nbs/data/00_shapes.ipynb #3d7a90c4
-def _easy_to_see(image, polygon, mask, colour):
+def _easy_to_see(image, polygon, mask, color):
     behind = (image*mask).sum((0, 1)) / max(mask.sum(), 1)
-    return np.abs(colour - behind).max() > 70 and mask.sum() > .75*_area(polygon)
+    return np.abs(color - behind).max() > 70 and mask.sum() > .75*_area(polygon)
 
 # %% ../../nbs/data/00_shapes.ipynb #26ec0c65
 def draw_shapes(rng, size:int=160, max_shapes:int=8) -> tuple: # Image, boxes [G, 4] xyxy, labels [G]
@@ -66,12 +66,12 @@ def draw_shapes(rng, size:int=160, max_shapes:int=8) -> tuple: # Image, boxes [G
     objects = []
     masks = [] # For each object, its whole mask and the visible part
     for _ in range(rng.integers(max_shapes + 1)):
-        label, polygon, colour = _random_shape(rng, size)
+        label, polygon, color = _random_shape(rng, size)
         mask = _mask(polygon, size)
         covered = [(whole, seen*(1 - mask)) for whole, seen in masks]
         hidden = any(seen.sum() < .6*whole.sum() for whole, seen in covered)
-        if hidden or not _easy_to_see(image, polygon, mask, colour): continue
-        image = image*(1 - mask) + (colour + rng.normal(0, 5, image.shape))*mask
+        if hidden or not _easy_to_see(image, polygon, mask, color): continue
+        image = image*(1 - mask) + (color + rng.normal(0, 5, image.shape))*mask
         masks = [*covered, (mask, mask)]
         objects.append((*polygon.min(0), *polygon.max(0), label))
     objects = np.array(objects).reshape(-1, 5)

@@ -197,7 +197,7 @@ def _images_of(where, root, entries): # Paths
     found = []
     for name in entries if isinstance(entries, list) else [entries]:
         path = find_path(entry := _entry_path(where, root, name)) or entry
-        gone = f'{where}: {shorten(name)} is not in {root}. Correct the entry, or path:'
+        gone = f'{where}: {shorten(name)} is not in {root}. Correct the entry, or its `path`'
         if not os.path.exists(path): raise FileNotFoundError(gone)
         if path.is_dir(): found += files_below(path, *IMAGE_SUFFIXES)
         elif path.suffix.lower() in IMAGE_SUFFIXES:

@@ -20,7 +20,7 @@ BAD = {
     'outside': (f'train: ../../etc\n{NAMED}', 'leaves the folder'),
     'outside, later': (f'train: images/../../etc\n{NAMED}', 'leaves the folder'),
     'absolute below data': (f'train: data//etc/passwd\n{NAMED}', 'data.yaml: data//etc/passwd is not in'),
-    'missing': (f'train: train/pictures\n{NAMED}', 'data.yaml: train/pictures is not in .*Correct the entry, or path:'),
+    'missing': (f'train: train/pictures\n{NAMED}', 'data.yaml: train/pictures is not in .*or its `path`'),
     'names that are truths': ('train: train/images\nnames: [no, yes]', 'classes that are not text: False; True. Put'),
     'too few names': (f'train: train/images\nnc: 3\n{NAMED}', 'which is not a list of 3'),
     'a name twice': ('train: train/images\nnames: [ant, ant]', 'the same name: ant'),
