@@ -205,7 +205,8 @@ def _working_metrics(matrix, names, conf) -> dict: # Precision and recall are Na
     score = dict(zip(names, conf)) if np.ndim(conf) else conf
     right, missed, false = int(right[-1]), int(matrix[:-1, -1].sum()), int(matrix[-1].sum())
     in_use = dict(score=score, right=right, confused=count - right - missed, missed=missed, false=false)
-    in_use.update(precision=precision, recall=recall)
+    f1 = 2*right/(found[-1] + count) if found[-1] + count else math.nan
+    in_use.update(precision=precision, recall=recall, f1=float(f1))
     axis = [*names, BACKGROUND_NAME]
     rows = {n: {axis[c]: int(row[c]) for c in row.nonzero()[0]} for n, row in zip(axis, matrix) if row.any()}
     return dict(in_use=in_use, confusion=rows, classes=classes)

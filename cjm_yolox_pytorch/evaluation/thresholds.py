@@ -181,7 +181,7 @@ def plot_thresholds(
     rates = matches.rates()
     fig = Figure(figsize=(7, 4), layout='constrained')
     ax = fig.subplots()
-    for row in rates[2][:-1]: ax.plot(SCORES, row, color='.85', lw=.8)
+    for n, row in enumerate(rates[2][:-1]): ax.plot(SCORES, row, color='.85', lw=.8, label=None if n else 'F1 by class')
     for name, rate in zip(('precision', 'recall', 'F1'), rates):
         ax.plot(SCORES, rate[-1], lw=2.5 if name == 'F1' else 1.5, label=name)
     for score in {*np.ravel(conf).tolist()}: ax.axvline(score, color='black', ls=':', lw=1)
