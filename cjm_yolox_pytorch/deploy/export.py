@@ -284,7 +284,8 @@ def _export(weights, path, names, options):
     difference, unit = export_weights(loaded, path, **options), 'cells' if options['raw'] else 'pixels'
     print(f'written to {path}: equal to PyTorch within {difference:.1e} {unit},')
     print(_describe_trials(path.suffix, _padded_size(loaded), options['suppress'], options['static']))
-    if options['suppress']: print(f'it keeps boxes with a {describe_conf(_kept_scores(loaded, options["conf"], options["classes"]))}')
+    kept = _kept_scores(loaded, options['conf'], options['classes'])
+    if options['suppress']: print(f'it keeps boxes with a {describe_conf(kept)}')
     if not loaded.names: print('the classes have no names, only numbers: to give them names, use --names')
 
 # %% ../../nbs/deploy/00_export.ipynb #500140dd

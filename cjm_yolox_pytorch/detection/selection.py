@@ -35,9 +35,10 @@ def describe_thresholds(known:dict) -> str: # Notes or metadata with thresholds
 def least_scores(
     conf, # Minimum score, or C of them
     labels:np.ndarray # [N] of detections
-): # A float, or [N] in fp32, the precision of scores
+): # One number, or [N], in fp32, the precision of scores
     "Return the minimum scores of detections by their `labels`."
-    return np.asarray(conf, dtype=np.float32)[labels] if np.ndim(conf) else conf
+    least = np.asarray(conf, dtype=np.float32)
+    return least[labels] if least.ndim else least
 
 # %% ../../nbs/detection/00a_selection.ipynb #787dae92
 def conf_of_classes(

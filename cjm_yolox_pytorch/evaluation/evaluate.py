@@ -189,8 +189,8 @@ def _only(a, chosen): # Numbers of classes -> `Annotations` with objects of thes
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a6f16214
 def _print_thresholds(a, found, split, precision): # The best F1 if there is no precision to reach
-    which = 'the score with the best F1' if precision is None else f'the least score with a precision of {precision:g}'
-    title = f'{which} on {split} (intervals: {RESAMPLES} resamples of its images)'
+    which = 'the score with the best F1' if precision is None else f'the least score with precision {precision:g}'
+    title = f'{which} on {split} ({RESAMPLES} resamples)'
     print(title, *threshold_lines(find_thresholds(match_by_score(a, found), precision)), sep='\n', flush=True)
 
 
