@@ -20,7 +20,8 @@ HALVINGS = 20
 
 def f1(truth, found, scores):
     "F1 of all objects together, and the mean of classes"
-    matrix = confusion_matrix(truth, found, [match_detections(*truth.objects(i), d, scores) for i, d in enumerate(found)])
+    results = [match_detections(*truth.objects(i), d, scores) for i, d in enumerate(found)]
+    matrix = confusion_matrix(truth, found, results)
     right, objects, kept = matrix.diagonal()[:-1], matrix[:-1].sum(axis=1), matrix[:, :-1].sum(axis=0)
     there = objects > 0
     return 2*right.sum()/(objects.sum() + kept.sum()), (2*right[there]/(objects + kept)[there]).mean()

@@ -117,7 +117,7 @@ def load_detector(
 # %% ../../nbs/detection/01_detector.ipynb #66e711a3
 @patch
 def __repr__(self:Detector) -> str:
-    known = self.notes.get('thresholds')
-    kept = describe_thresholds(self.notes) if known else f'{describe_conf(self.conf)}, since the weights have no thresholds'
+    kept = f'{describe_conf(self.conf)}, since the weights have no thresholds'
+    if self.notes.get('thresholds'): kept = describe_thresholds(self.notes)
     return f'Detector of {self.num_classes} classes at {self.spec.img_size}: {kept}'
 

@@ -18,6 +18,8 @@ from ..data.checks import check, fault_lines
 from ..data.coco import coco_truth
 from ..data.split_names import resolve_split
 from ..data.splits import find_splits, hold_out
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #0066f6fd
 from ..detection.detections import Detections
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from .metrics import check_names, coco_results

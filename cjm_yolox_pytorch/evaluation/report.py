@@ -10,7 +10,7 @@ import json, math, textwrap, numpy as np
 from pathlib import Path
 
 from ..data.annotations import Annotations, read_annotated
-from ..detection.selection import describe_conf, least_scores
+from ..detection.selection import describe_conf, describe_thresholds, least_scores
 from .metrics import BACKGROUND_NAME, Evaluation
 from .thresholds import match_by_score, plot_thresholds
 from ..files.drawing import draw_box, draw_boxes, escape_mathtext, save_figure, shorten_name
@@ -162,12 +162,17 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_finite(e.metrics), indent=1)
     with atomic(out/'metrics.json') as partial: partial.write_text(text)
+    _write_figures(e, out)
+    return e.metrics
+
+# %% ../../nbs/evaluation/01_report.ipynb #f0e4dafd
+def _write_figures(e, out):
     plot_precision_recall(e, out/'precision_recall.png')
     plot_confusion(e, out/'confusion.png')
-    plot_thresholds(match_by_score(annotations, detections), out/'thresholds.png', conf)
+    plot_thresholds(match_by_score(e.annotations, e.detections), out/'thresholds.png', e.conf)
     show_worst(e, out/'worst.png')
-    show_detections(annotations, detections, out/'detections.png', conf=conf)
-    return e.metrics
+    show_detections(e.annotations, e.detections, out/'detections.png', conf=e.conf)
+
 
 # %% ../../nbs/evaluation/01_report.ipynb #063a3f18
 def _finite(v): # None in place of NaN
@@ -189,6 +194,7 @@ def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 ch
     values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
     lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
     lines += _class_order(metrics.get('class_order', {}), [*metrics['classes']])
+    if 'thresholds' in metrics: lines.append(f'yolox_predict will keep {describe_thresholds(metrics)}')
     if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
     classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
     return [*classes, *(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  '))]

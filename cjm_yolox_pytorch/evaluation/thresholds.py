@@ -104,6 +104,14 @@ def _intervals(m, choose, resamples, seed): # [C+1] low and high ends
         scores.append(choose(*m.rates(repeats)))
     return np.percentile(scores, [5, 95], axis=0)
 
+# %% ../../nbs/evaluation/00a_thresholds.ipynb #6fdf2d19
+def _object_counts(m): # [C+1] objects, and [C+1] images with such
+    labels, C = m.object_label, len(m.names)
+    pairs = np.unique([labels, m.object_image], axis=1)
+    per_class = [np.bincount(part, minlength=C) for part in (labels, pairs[0])]
+    totals = len(labels), len(np.unique(m.object_image))
+    return [np.append(*both) for both in zip(per_class, totals)]
+
 # %% ../../nbs/evaluation/00a_thresholds.ipynb #8d4bdce6
 def find_thresholds(
     matches:ScoredMatches,
@@ -121,13 +129,6 @@ def find_thresholds(
     columns = scores, *ends, *at_score, *_object_counts(matches)
     rows = [Threshold(*row) for row in zip(names, *(c.tolist() for c in columns))]
     return [rows[-1], *rows[:-1]]
-
-def _object_counts(m): # [C+1] objects, and [C+1] images with such
-    labels, C = m.object_label, len(m.names)
-    pairs = np.unique([labels, m.object_image], axis=1)
-    per_class = [np.bincount(part, minlength=C) for part in (labels, pairs[0])]
-    totals = len(labels), len(np.unique(m.object_image))
-    return [np.append(*both) for both in zip(per_class, totals)]
 
 # %% ../../nbs/evaluation/00a_thresholds.ipynb #9f64ad73
 MAX_WIDTH, MIN_IMAGES = .2, 10
@@ -181,9 +182,8 @@ def plot_thresholds(
     rates = matches.rates()
     fig = Figure(figsize=(7, 4), layout='constrained')
     ax = fig.subplots()
-    for n, row in enumerate(rates[2][:-1]): ax.plot(SCORES, row, color='.85', lw=.8, label=None if n else 'F1 by class')
-    for name, rate in zip(('precision', 'recall', 'F1'), rates):
-        ax.plot(SCORES, rate[-1], lw=2.5 if name == 'F1' else 1.5, label=name)
+    ax.plot(SCORES, rates[2][:-1].T, color='.85', lw=.8)[0].set_label('F1 by class')
+    for name, rate in zip(('precision', 'recall', 'F1'), rates): ax.plot(SCORES, rate[-1], lw=2, label=name)
     for score in {*np.ravel(conf).tolist()}: ax.axvline(score, color='black', ls=':', lw=1)
     ax.set(title='Which score balances precision and recall?', xlim=(0, 1), ylim=(0, 1.02))
     ax.set(xlabel=f'score above which detections count (dotted: in use, {describe_conf(conf)})')

@@ -123,7 +123,8 @@ def _are_thresholds(found, num_classes): # A score for all classes, and one for 
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognize`
     try:
         known = Weights(state, **json.loads(metadata))
-        needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels, bit_depth 8 to 16, thresholds 0 to 1'
+        needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels'
+        needed += ', bit_depth 8 to 16, thresholds 0 to 1'
         if not _is_valid(known): raise ValueError(f'a field has the wrong type or range; {needed}')
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)

@@ -64,12 +64,12 @@ def class_numbers(
     "Look up the classes `chosen` by their names."
     if chosen is None: return None
     chosen = parse_names(chosen)
-    if not names: raise ValueError(f'classes={shorten(chosen)}: the weights have no class names: give them with --names')
-    unknown = [f'{n!r} (similar: {_similar(n, names)})' for n in chosen if n not in names]
+    if not names: raise ValueError(f'classes={shorten(chosen)}: the weights have no class names: use --names')
+    unknown = [f'{n!r} (similar: {_near_names(n, names)})' for n in chosen if n not in names]
     raise_listing('classes that the weights do not have', unknown, f'They have {shorten(", ".join(names))}')
     return sorted(map(names.index, chosen))
 
-def _similar(name, names): # Up to three, also if only the case differs
+def _near_names(name, names): # Up to three, also if only the case differs
     by_lower = {n.lower(): n for n in names}
     return ', '.join(by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, cutoff=.5)) or 'none'
 

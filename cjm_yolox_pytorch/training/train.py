@@ -17,7 +17,6 @@ from ..commands.command import command
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
-from ..detection.selection import describe_thresholds
 from ..evaluation.report import report, show_detections, table
 from ..evaluation.thresholds import choose_thresholds
 from ..files.checkpoints import load_weights
@@ -203,9 +202,7 @@ def yolox_train(
         best = _fit_or_explain(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
         if first:
             split = _measured_split(trainer.notes)
-            metrics = measure_best(trainer)
-            print(f'best: epoch {best["epoch"]}, on {split}:', *table(metrics), sep='\n')
-            if 'thresholds' in metrics: print(f'yolox_predict will keep {describe_thresholds(metrics)}')
+            print(f'best: epoch {best["epoch"]}, on {split}:', *table(measure_best(trainer)), sep='\n')
             print(f'weights, metrics and plots are in {out}', flush=True)
 
 # %% ../../nbs/training/03_train.ipynb #b77288ff

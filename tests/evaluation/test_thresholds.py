@@ -176,7 +176,8 @@ def test_eval_of_some_classes_counts_only_these(measure, shapes, tmp_path):
 
 
 def test_unknown_class_is_an_error_with_similar_names(measure):
-    with pytest.raises(ValueError, match=r"'Stars' \(similar: star.*\). They have disc, triangle"): measure(classes='Stars')
+    message = r"'Stars' \(similar: star.*\). They have disc, triangle"
+    with pytest.raises(ValueError, match=message): measure(classes='Stars')
 
 
 @pytest.mark.parametrize('odd', [.4, dict(score=.4), dict(score=.4, classes=[.4]*4), dict(score=4., classes=[.4]*5)])
