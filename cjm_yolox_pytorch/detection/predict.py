@@ -200,7 +200,7 @@ def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, batc
     detector, start = _make_detector(weights, names, device, img_size, bit_depth), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
     if options['conf'] is None and detector.notes.get('thresholds'):
-        print(f'keeping {describe_thresholds(detector.notes)}; --conf overrides', flush=True)
+        print(f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides', flush=True)
     for line in _left_out(inputs, files): print(printable(line), flush=True)
     if not detector.names: print('the classes have no names, only numbers: to give them names, use --names', flush=True)
     out.mkdir(parents=True, exist_ok=True)

@@ -194,7 +194,7 @@ def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 ch
     values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
     lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
     lines += _class_order(metrics.get('class_order', {}), [*metrics['classes']])
-    if 'thresholds' in metrics: lines.append(f'yolox_predict will keep {describe_thresholds(metrics)}')
+    if 'thresholds' in metrics: lines.append(f'yolox_predict will keep boxes of {describe_thresholds(metrics)}')
     if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
     classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
     return [*classes, *(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  '))]

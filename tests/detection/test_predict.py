@@ -406,7 +406,7 @@ def names_found(file, images, out, **options):
 def test_scores_of_the_weights_are_used_unless_given(tuned, images, tmp_path, capsys):
     file = tuned(score=.5, classes=[.5]*3)
     assert names_found(file, images, tmp_path/'out') == {'dog', 'owl'}
-    assert 'keeping score > 0.5, which had the best F1 on val; --conf overrides' in capsys.readouterr().out
+    assert 'keeping boxes of score > 0.5, which had the best F1 on val; --conf overrides' in capsys.readouterr().out
     assert names_found(file, images, tmp_path/'out', conf=.6) == {'dog'}
     assert names_found(file, images, tmp_path/'out', conf=0.) == {'cat', 'dog', 'owl'} # Zero is given, too
     assert names_found(tuned(), images, tmp_path/'out') == {'cat', 'dog', 'owl'} # Above .25
@@ -416,7 +416,7 @@ def test_scores_of_the_weights_are_used_unless_given(tuned, images, tmp_path, ca
 def test_scores_by_class_and_classes_that_are_kept(tuned, images, tmp_path, capsys):
     file = tuned(score=.5, classes=[.4, .7, .5])
     assert names_found(file, images, tmp_path/'out') == {'cat', 'owl'}
-    assert 'keeping score > 0.4 to 0.7, by class' in capsys.readouterr().out
+    assert 'keeping boxes of score > 0.4 to 0.7, by class' in capsys.readouterr().out
     assert names_found(file, images, tmp_path/'out', classes='cat,dog') == {'cat'}
     assert names_found(file, images, tmp_path/'out', classes='cat,dog', conf=.3) == {'cat', 'dog'}
     detector = load_detector(file, 'cpu')
