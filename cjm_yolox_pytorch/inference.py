@@ -39,10 +39,11 @@ def offset_by_group(
 
 # %% ../nbs/08_inference.ipynb #811b956e
 def _candidates(scores, conf, multi_label): # Cells and labels of the scores above `conf`, best first
+    conf = torch.as_tensor(conf, dtype=scores.dtype, device=scores.device).expand(scores.shape[1])
     if multi_label: cells, labels = (scores > conf).nonzero(as_tuple=True)
     else:
         best, labels = scores.max(dim=1)
-        cells = (best > conf).nonzero()[:, 0]
+        cells = (best > conf[labels]).nonzero()[:, 0]
         labels = labels[cells]
     order = scores[cells, labels].argsort(descending=True, stable=True)
     return cells[order], labels[order]
@@ -51,7 +52,7 @@ def _candidates(scores, conf, multi_label): # Cells and labels of the scores abo
 def nms(
     boxes:Tensor, # [A, 4] xyxy in pixels
     scores:Tensor, # [A, C] from 0 to 1
-    conf:float=.25, # Minimum score. Larger: fewer and surer detections
+    conf:float=.25, # Minimum score, or [C] by class. Larger: fewer and surer detections
     iou:float=.65, # Maximum overlap. Larger: more boxes that overlap
     class_agnostic:bool=False, # Boxes suppress those of other classes too
     multi_label:bool=False, # A cell may report every class above `conf`

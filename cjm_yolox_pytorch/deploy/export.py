@@ -15,8 +15,9 @@ from torch import nn, Tensor
 from torchvision import ops
 
 from ..commands.command import command
+from ..detection.selection import conf_of_classes, describe_conf, stored_conf
 from ..files.checkpoints import load_weights, Weights
-from ..files.class_names import parse_names
+from ..files.class_names import class_numbers, parse_names
 from ..fuse import fuse
 from ..inference import offset_by_group, scored_boxes, YOLOXInferenceWrapper
 from ..model import build_model, MODEL_TYPES, pretrained_file
@@ -25,7 +26,7 @@ from ..utils import check_between
 # %% ../../nbs/deploy/00_export.ipynb #11de44d4
 def _nms_rows(rows, num_classes, conf, iou, side): # [B, A, 6] -> [N, 7] image and row, best first
     columns = (torch.ones_like(rows[:, 0, 0]).sum()*num_classes).sqrt().ceil().long()
-    image, cell = (rows[..., 5] > conf).nonzero(as_tuple=True)
+    image, cell = (rows[..., 5] > _least(conf, rows[..., 4])).nonzero(as_tuple=True)
     # torch.export assumes that `nms` keeps at least two boxes, so two are added, in images of their own
     rows = torch.cat([rows[image, cell], rows.new_zeros(2, 6)])
     image = torch.cat([image, -1 - torch.arange(2, device=image.device)])
@@ -33,29 +34,42 @@ def _nms_rows(rows, num_classes, conf, iou, side): # [B, A, 6] -> [N, 7] image a
     corners = ops.box_convert(rows[:, :4], 'xywh', 'xyxy')
     tiles = offset_by_group(corners, number, columns, low=-side, high=2*side) # Boxes are cut off one canvas away
     keep = ops.nms(tiles, rows[:, 5], iou)
-    keep = keep[rows[keep, 5] > conf]
+    keep = keep[image[keep] >= 0]
     return torch.cat([image[keep, None].to(rows.dtype), rows[keep]], dim=1)
+
+def _least(conf, labels): return conf[labels.long()] if isinstance(conf, Tensor) else conf # A score, or [C]
+
+# %% ../../nbs/deploy/00_export.ipynb #8e3ccf7f
+def _kept_scores(weights, conf=None, classes=None): # A score, or C of them; 1 for classes that are left out
+    conf = stored_conf(weights.notes) if conf is None else conf
+    return conf_of_classes(conf, weights.num_classes, class_numbers(classes, weights.names))
+
 
 # %% ../../nbs/deploy/00_export.ipynb #f7d3a5c2
 class WithNMS(nn.Module):
     "`wrapper`, then non-maximum suppression: rows of image, x0, y0, w, h, label, probability, best first."
     def __init__(self, wrapper:YOLOXInferenceWrapper, **options): # Of `_nms_rows`
         super().__init__()
-        self.wrapper, self.options = wrapper, options
+        self.wrapper, self.settings = wrapper, options
+        by_class = isinstance(options['conf'], list)
+        self.register_buffer('class_conf', torch.tensor(options['conf']) if by_class else None)
+
+    @property
+    def options(self): return self.settings if self.class_conf is None else dict(self.settings, conf=self.class_conf)
 
     def forward(self, x) -> Tensor: return _nms_rows(self.wrapper(x), **self.options)
 
 # %% ../../nbs/deploy/00_export.ipynb #249c4f61
 def _padded_size(weights): return -(-weights.input_size//32)*32 # Files take multiples of 32
 
-def exportable(weights:Weights, raw=False, suppress=False, camera=False, conf=.25, iou=.65) -> nn.Module:
+def exportable(weights:Weights, raw=False, suppress=False, camera=False, conf=None, iou=.65, classes=None) -> nn.Module:
     "Build the module that a file is made from. The options are those of `yolox_export`."
     if raw and suppress: raise ValueError('raw and suppress: NMS needs decoded boxes; choose one of them')
     model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights))
     wrapper = YOLOXInferenceWrapper(model, weights.mean, weights.std, model.bbox_head.strides,
         scale_inp=True, channels_last=camera, run_box_and_prob_calculation=not raw).eval()
     if not suppress: return wrapper
-    side = float(max(1280, _padded_size(weights)))
+    side, conf = float(max(1280, _padded_size(weights))), _kept_scores(weights, conf, classes)
     return WithNMS(wrapper, num_classes=weights.num_classes, conf=conf, iou=iou, side=side).eval()
 
 # %% ../../nbs/deploy/00_export.ipynb #c0684412
@@ -78,12 +92,14 @@ def _describe_output(weights, raw, suppress, static):
     return f'[{shape}, 6] x0, y0, width, height, label, probability'
 
 # %% ../../nbs/deploy/00_export.ipynb #63345a32
-def _metadata(weights:Weights, raw=False, suppress=False, camera=False, static=False, **_):
+def _metadata(weights:Weights, raw=False, suppress=False, camera=False, static=False, conf=None, iou=.65, classes=None):
     letterbox = 'scale the image until it fits, put it into the top left corner, and fill the rest with 114'
     known = dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names)
     known |= dict(size=_padded_size(weights), input=_describe_input(weights, camera, static))
     known |= dict(output=_describe_output(weights, raw, suppress, static), normalization='inside')
-    return known | dict(mean=list(weights.mean), std=list(weights.std), strides=_STRIDES, letterbox=letterbox)
+    known |= dict(mean=list(weights.mean), std=list(weights.std), strides=_STRIDES, letterbox=letterbox)
+    if weights.notes.get('thresholds'): known['thresholds'] = weights.notes['thresholds']
+    return known | (dict(conf=_kept_scores(weights, conf, classes), iou=iou) if suppress else {})
 
 # %% ../../nbs/deploy/00_export.ipynb #961dd81c
 EXPORT_FORMATS = dict(onnx='.onnx', pt2='.pt2', openvino='.xml')
@@ -163,16 +179,17 @@ def _compare_rows(rows, wrapper, x): # Largest difference of boxes from PyTorch
 def _check_nms(rows, boxes, scores, conf, iou, side, **_): # [N, 6] of a file; [A, 4] and [A, C] of PyTorch
     corners, p = ops.box_convert(rows[:, :4], 'xywh', 'xyxy'), rows[:, 5]
     label, best = rows[:, 4].long(), scores.amax(1)
+    least, lower = _least(conf, scores.argmax(1)), _least(conf, label)
     of_class = scores[:, label] # [A, N]
     same = torch.isclose(boxes[:, None], corners, atol=1e-2, rtol=1e-4).all(-1) & ((of_class - p).abs() < 1e-4)
     difference = (boxes[:, None] - corners).abs().amax(-1)
     boxes, corners = boxes.clamp(-side, 2*side), corners.clamp(-side, 2*side)
     better = torch.minimum(of_class, p) > best[:, None] - 1e-4
     settled = better & (same | (ops.box_iou(boxes, corners) > iou - .02))
-    missing = (best > conf + 1e-4) & ~settled.any(1)
+    missing = (best > least + 1e-4) & ~settled.any(1)
     twice = (ops.box_iou(corners, corners) > iou + .02) & (label == label[:, None])
     copied = (rows[:, None] == rows).all(-1).sum(1) > same.sum(0) # More equal rows than PyTorch has
-    if not same.any(0).all() or copied.any() or (p < conf - 1e-4).any() or missing.any() or twice.triu(1).any():
+    if not same.any(0).all() or copied.any() or (p < lower - 1e-4).any() or missing.any() or twice.triu(1).any():
         raise RuntimeError(f'the {len(rows)} boxes from the file are not those that NMS keeps')
     return difference.amin(0).amax().item() if len(rows) else 0.
 
@@ -231,7 +248,7 @@ def export_weights(
     path, # File to write, with a suffix of `EXPORT_FORMATS`; an .xml file comes with a .bin file
     camera:bool=False, # Images are uint8 [B, H, W, 3]
     static:bool=False, # For one image of the size of the training, as OpenCV needs; instead of any size and batch
-    **options # raw, suppress, conf and iou of `yolox_export`
+    **options # raw, suppress, conf, iou and classes of `yolox_export`
 ) -> float: # Largest difference from PyTorch in pixels
     "Write `weights` for other programs. If the file differs, raise a `RuntimeError` and keep what was there."
     path, size = Path(path), _padded_size(weights)
@@ -267,6 +284,8 @@ def _export(weights, path, names, options):
     difference, unit = export_weights(loaded, path, **options), 'cells' if options['raw'] else 'pixels'
     print(f'written to {path}: equal to PyTorch within {difference:.1e} {unit},')
     print(_describe_trials(path.suffix, _padded_size(loaded), options['suppress'], options['static']))
+    kept = _kept_scores(loaded, options['conf'], options['classes'])
+    if options['suppress']: print(f'it keeps boxes with a {describe_conf(kept)}')
     if not loaded.names: print('the classes have no names, only numbers: to give them names, use --names')
 
 # %% ../../nbs/deploy/00_export.ipynb #500140dd
@@ -280,11 +299,13 @@ def yolox_export(
     camera:bool=False, # Take images as a camera gives them: uint8, [batch, height, width, 3]
     static:bool=False, # For one image of the size of the training, as OpenCV needs (which has no --suppress)
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
-    conf:float=.25, # With --suppress: keep rows of higher probability
+    conf:float=None, # With --suppress: keep rows of higher probability; as chosen in training unless given, or .25
     iou:float=.65, # With --suppress: of boxes of a class that overlap by more, keep the best
+    classes:str=None, # With --suppress: keep only these classes, such as car,person
 ):
     "Write WEIGHTS as a file for other programs, and check it"
-    check_between(conf=(conf, 0, 1), iou=(iou, 0, 1))
-    if not suppress and (conf, iou) != (.25, .65): raise ValueError('conf and iou have no effect without --suppress')
-    options = dict(raw=raw, suppress=suppress, camera=camera, static=static, conf=conf, iou=iou)
+    check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1))
+    if not suppress and (conf, iou, classes) != (None, .65, None):
+        raise ValueError('conf, iou and classes have no effect without --suppress')
+    options = dict(raw=raw, suppress=suppress, camera=camera, static=static, conf=conf, iou=iou, classes=classes)
     _export(weights, _output_file(weights, out, format), parse_names(names), options)

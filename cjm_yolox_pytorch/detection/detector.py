@@ -14,7 +14,9 @@ from torch import nn
 
 from ..commands.command import choose_device
 from .detections import Detections
+from .selection import conf_of_classes, describe_conf, describe_thresholds, stored_conf
 from ..files.checkpoints import load_weights, Weights
+from ..files.class_names import class_numbers
 from ..files.images import as_image
 from ..files.letterbox import InputSpec, letterbox, letterbox_scale, normalize, unletterbox
 from ..fuse import fuse
@@ -72,7 +74,8 @@ class Detector:
         self.device = choose_device(device)
         model = fuse(build_model(weights.model_type, weights.num_classes, pretrained=weights))
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.names = weights.names
+        self.names, self.num_classes = weights.names, weights.num_classes
+        self.notes, self.conf = weights.notes, stored_conf(weights.notes)
         size = weights.input_size if img_size is None else img_size
         self.spec = InputSpec(size, weights.mean, weights.std, model.bbox_head.strides)
 
@@ -81,13 +84,16 @@ class Detector:
 def __call__(self:Detector,
     images, # Anything that `as_image` takes, or a list of such
     batch:int=8, # Images that go through the network together
-    **kwargs # Of `predict` and `nms`: mirrored, conf, iou, class_agnostic, multi_label, ...
+    conf:float=None, # Minimum score, or [C]; that of the weights if None
+    classes=None, # Names of the classes to keep: a list, or text such as `car,person`; all if None
+    **kwargs # Of `predict` and `nms`: mirrored, iou, class_agnostic, multi_label, ...
 ): # -> `Detections`, or a list of them
-    if not isinstance(images, (list, tuple)): return self([images], **kwargs)[0]
+    if not isinstance(images, (list, tuple)): return self([images], batch, conf, classes, **kwargs)[0]
+    conf = conf_of_classes(self.conf if conf is None else conf, self.num_classes, class_numbers(classes, self.names))
     found, numbered = [], list(enumerate(images))
     for start in range(0, len(images), batch):
         group = [_read(i, image, self.bit_depth) for i, image in numbered[start:start + batch]]
-        some = predict(self.model, group, self.spec, **kwargs)
+        some = predict(self.model, group, self.spec, conf=conf, **kwargs)
         found += [replace(d, names=self.names, image=image) for image, d in zip(group, some)]
     return found
 
@@ -107,3 +113,11 @@ def load_detector(
     if weights in MODEL_TYPES: weights = pretrained_file(weights)
     if not isinstance(weights, Weights): weights = load_weights(weights)
     return Detector(weights, device, img_size, bit_depth)
+
+# %% ../../nbs/detection/01_detector.ipynb #66e711a3
+@patch
+def __repr__(self:Detector) -> str:
+    kept = f'{describe_conf(self.conf)}, since the weights have no thresholds'
+    if self.notes.get('thresholds'): kept = describe_thresholds(self.notes)
+    return f'Detector of {self.num_classes} classes at {self.spec.img_size}: {kept}'
+

@@ -15,8 +15,9 @@ from pathlib import Path
 from ..commands.command import command
 from ..commands.messages import printable
 from .detector import load_detector
+from .selection import describe_thresholds
 from ..files.checkpoints import load_weights
-from ..files.class_names import parse_names
+from ..files.class_names import class_numbers, parse_names
 from ..files.images import as_image, open_image
 from ..files.paths import atomic, files_below, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ..files.video import open_video, read_video, VideoWriter
@@ -180,7 +181,7 @@ def _report(coco, failed, out, seconds, max_detections):
 # %% ../../nbs/detection/02_predict.ipynb #2b94c0fe
 def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
-    check_between(conf=(conf, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
+    check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
     check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
 
@@ -197,6 +198,9 @@ def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, batc
     if write != 'json': _check_overwrite(drawn for _, drawn in files)
     if write != 'pictures': _check_overwrite([out/'detections.json'])
     detector, start = _make_detector(weights, names, device, img_size, bit_depth), time.time()
+    class_numbers(options['classes'], detector.names) # Raises an error before anything is written
+    if options['conf'] is None and detector.notes.get('thresholds'):
+        print(f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides', flush=True)
     for line in _left_out(inputs, files): print(printable(line), flush=True)
     if not detector.names: print('the classes have no names, only numbers: to give them names, use --names', flush=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -210,7 +214,7 @@ def yolox_predict(
     inputs:list, # Images, folders, patterns such as "photos/*.jpg", and videos
     out:str='runs/predict', # Folder for drawn images and detections.json
     write:str='both', # pictures, json or both
-    conf:float=.25, # Keep detections with a higher score
+    conf:float=None, # Keep detections with a higher score; the one chosen in training unless given, or .25
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best
     max_detections:int=300, # Most detections per image
     class_agnostic:bool=False, # Let boxes suppress those of other classes, too
@@ -219,6 +223,7 @@ def yolox_predict(
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
+    classes:str=None, # Keep only these classes, such as car,person
     batch:int=8, # Images that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):

@@ -7,6 +7,7 @@ __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
 import json, math, textwrap, time, torch, numpy as np
+from dataclasses import replace
 from pathlib import Path
 
 from ..commands.command import choose_device, command
@@ -17,11 +18,16 @@ from ..data.checks import check, fault_lines
 from ..data.coco import coco_truth
 from ..data.split_names import resolve_split
 from ..data.splits import find_splits, hold_out
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #0066f6fd
 from ..detection.detections import Detections
+from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from .metrics import check_names, coco_results
 from .report import report, table
+from .thresholds import find_thresholds, images_fingerprint
+from .thresholds import match_by_score, RESAMPLES, threshold_lines
 from ..files.checkpoints import load_weights
-from ..files.class_names import parse_names
+from ..files.class_names import class_numbers, parse_names
 from ..files.letterbox import InputSpec, letterbox, normalize, unletterbox
 from ..files.paths import atomic, check_output_folder
 from ..inference import nms, scored_boxes
@@ -155,14 +161,40 @@ def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None,
     return loaded, split, _name_classes(weights, loaded, data, a)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
-def _check_eval_options(img_size, batch, workers, conf, working_conf, iou, max_detections, **_):
-    check_between(conf=(conf, 0, 1), working_conf=(working_conf, 0, 1), iou=(iou, 0, 1))
+def _check_eval_options(img_size, batch, workers, conf, working_conf, precision, iou, max_detections, **_):
+    check_between(precision=(precision or 0, 0, 1))
+    check_between(conf=(conf, 0, 1), working_conf=(working_conf or 0, 0, 1), iou=(iou, 0, 1))
     positive = dict(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
     check_between(workers=(workers, 0, math.inf), **{k: (v, 1, math.inf) for k, v in positive.items()})
 
 def _check_out(out, data): # Results would replace those of a training
     check_output_folder(out, data)
     if (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training: choose another folder')
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #edbaa884
+def _working_conf(notes, a): # Of the weights; a score, or [C]
+    found = notes.get('thresholds')
+    if not found: return .25
+    if found.get('fingerprint') == images_fingerprint(a):
+        print('the score in the weights was chosen on these images: metrics are at .25 instead', flush=True)
+        return .25
+    print(f'metrics are at {describe_thresholds(notes)}', flush=True)
+    return stored_conf(notes)
+
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #1c359c0d
+def _only(a, chosen): # Numbers of classes -> `Annotations` with objects of these alone
+    kept = np.isin(a.labels, chosen)
+    columns = {name: getattr(a, name)[kept] for name in ('boxes', 'labels', 'crowd', 'areas')}
+    return replace(a, starts=np.append(0, kept.cumsum())[a.starts], **columns)
+
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #a6f16214
+def _print_thresholds(a, found, split, precision): # The best F1 if there is no precision to reach
+    which = 'the score with the best F1' if precision is None else f'the least score with precision {precision:g}'
+    title = f'{which} on {split} ({RESAMPLES} resamples)'
+    print(title, *threshold_lines(find_thresholds(match_by_score(a, found), precision)), sep='\n', flush=True)
+
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
 def _evaluate(loaded, split, a, img_size, out, batch, workers, device, conf, working_conf, **settings):
@@ -173,12 +205,13 @@ def _evaluate(loaded, split, a, img_size, out, batch, workers, device, conf, wor
     def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
     found = detect(model, a, spec, batch, workers, progress=bar, conf=conf, **settings)
     more = dict(split=split, size=spec.img_size, latency=latency(model, a, spec, **settings))
-    metrics = report(a, found, out, max(conf, working_conf), **more)
+    metrics = report(a, found, out, working_conf, **more)
     crowds = f' and {a.crowd.sum()} crowds' if a.crowd.any() else ''
     counts = f'{len(a)} images, {a.counts.sum()} objects{crowds}'
     print(f'{loaded.model_type} at {spec.img_size} on {split}: {counts}', *table(metrics), sep='\n', flush=True)
     if out: write_coco(a, found, out)
     if out: print(f'written to {out}', flush=True)
+    return found
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
 @command
@@ -193,7 +226,10 @@ def yolox_eval(
     allow_missing:bool=False, # Evaluate although many images or labels are missing
     img_size:int=None, # Side of the canvas in pixels; by default that of training (published nano and tiny: 416)
     conf:float=.001, # Minimum score for average precision; a larger value lowers AP
-    working_conf:float=.25, # Minimum score for precision, recall, confusions and figures
+    working_conf:float=None, # Minimum score for precision, recall, confusions and figures; that of the weights, or .25
+    thresholds:bool=False, # Also find the scores with the best F1 on this split, for all classes and each
+    precision:float=None, # Also find the least scores on this split with this precision, such as .9
+    classes:str=None, # Measure only these classes, such as car,person
     iou:float=.65, # Of boxes of a class that overlap by more, the best is kept
     max_detections:int=300, # Maximum number of detections per image; COCO counts 100 of each class
     multi_label:bool=False, # Let a box have several classes; raises AP a little where there are many
@@ -204,8 +240,15 @@ def yolox_eval(
 ):
     "Measure how good WEIGHTS are on a split of DATA"
     settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
-    _check_eval_options(img_size, batch, workers, conf, working_conf, **settings)
+    _check_eval_options(img_size, batch, workers, conf, working_conf, precision, **settings)
     if out: _check_out(out, data)
     reading = dict(format=format, images=images, bit_depth=bit_depth)
     loaded, split, a = _load(weights, data, split, names, allow_missing, **reading)
-    _evaluate(loaded, split, a, img_size, out, batch, workers, device, conf, working_conf, **settings)
+    chosen = class_numbers(classes, a.names)
+    if working_conf is None: working_conf = _working_conf(loaded.notes, a)
+    working_conf = np.maximum(conf, working_conf).tolist()
+    conf = conf_of_classes(conf, len(a.names), chosen)
+    if chosen: a = _only(a, chosen)
+    found = _evaluate(loaded, split, a, img_size, out, batch, workers, device, conf, working_conf, **settings)
+    if thresholds: _print_thresholds(a, found, split, None)
+    if precision: _print_thresholds(a, found, split, precision)

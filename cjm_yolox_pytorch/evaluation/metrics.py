@@ -15,6 +15,7 @@ from ..boxes import box_iou
 from ..data.annotations import Annotations
 from ..data.coco import coco_truth
 from ..detection.detections import Detections
+from ..detection.selection import least_scores
 from ..files.class_names import check_distinct
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a2f80590
@@ -147,12 +148,13 @@ def _overlaps(found, boxes, crowd): # [N, 4], [G, 4] -> [N, G]
     inside = torch.cat([low, high], dim=-1)
     return box_iou(found, torch.where(torch.from_numpy(crowd)[:, None], inside, boxes)).numpy()
 
-def _assign_objects(overlaps, same, free, order): # [N] object or -1; `free` [G] is updated
+def _assign_objects(overlaps, same, other, free, order): # [N] object or -1; `free` [G] is updated
     taken = np.full(len(overlaps), -1)
-    for allowed in (same, ~same):
-        for n in order:
-            left = overlaps[n]*(allowed[n] & free)
-            if taken[n] >= 0 or left.max(initial=0) < .5: continue
+    for allowed in (same, other):
+        near = overlaps*allowed
+        for n in order[near[order].max(axis=1, initial=0) >= .5]:
+            left = near[n]*free
+            if taken[n] >= 0 or left.max() < .5: continue
             taken[n] = left.argmax()
             free[taken[n]] = False
     return taken
@@ -163,17 +165,18 @@ def match_detections(
     labels:np.ndarray, # [G]
     crowd:np.ndarray, # [G] bool
     found:Detections, # In the same image
-    conf:float=.25 # Minimum score of a detection
+    conf:float=.25 # Minimum score of a detection; or [C], one for each class
 ) -> MatchResult:
     "Match the detections `found` in an image with its objects."
     scores, predicted = _arrays(found)
-    order = [n for n in _best_first(scores) if scores[n] > conf]
+    in_use, order = scores > least_scores(conf, predicted), _best_first(scores)
     overlaps = _overlaps(found.boxes, boxes, crowd)
     same, missed = predicted[:, None] == labels, ~crowd
-    taken = _assign_objects(overlaps, same, missed, order)
-    correct = np.append(labels, -1)[taken] == predicted
     in_crowd = ((overlaps >= .5) & same & crowd).any(axis=1)
-    false_positive = (scores > conf) & (taken < 0) & ~in_crowd
+    other = ~(same | in_crowd[:, None])
+    taken = _assign_objects(overlaps, same, other, missed, order[in_use[order]])
+    correct = np.append(labels, -1)[taken] == predicted
+    false_positive = in_use & (taken < 0) & ~in_crowd
     return MatchResult(taken, correct, (taken >= 0) & ~correct, false_positive, missed)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #bcb12875
@@ -199,9 +202,11 @@ def _working_metrics(matrix, names, conf) -> dict: # Precision and recall are Na
     with np.errstate(invalid='ignore'): columns = objects, right/found, right/objects
     *rows, (count, precision, recall) = zip(*(c.tolist() for c in columns))
     classes = {n: dict(zip(('objects', 'precision', 'recall'), row)) for n, row in zip(names, rows)}
+    score = dict(zip(names, conf)) if np.ndim(conf) else conf
     right, missed, false = int(right[-1]), int(matrix[:-1, -1].sum()), int(matrix[-1].sum())
-    in_use = dict(score=conf, right=right, confused=count - right - missed, missed=missed, false=false)
-    in_use.update(precision=precision, recall=recall)
+    in_use = dict(score=score, right=right, confused=count - right - missed, missed=missed, false=false)
+    f1 = 2*right/(found[-1] + count) if found[-1] + count else math.nan
+    in_use.update(precision=precision, recall=recall, f1=float(f1))
     axis = [*names, BACKGROUND_NAME]
     rows = {n: {axis[c]: int(row[c]) for c in row.nonzero()[0]} for n, row in zip(axis, matrix) if row.any()}
     return dict(in_use=in_use, confusion=rows, classes=classes)
@@ -228,7 +233,7 @@ class Evaluation:
     "All metrics of the detections in a split"
     annotations:Annotations # Ground truth
     detections:list # One `Detections` per image, down to a score of .001 or so
-    conf:float=.25 # Threshold of scores for matching; average precision counts all detections
+    conf:float=.25 # Threshold of scores for matching, or [C]; average precision counts all detections
 
     def __post_init__(self):
         a, found, conf = self.annotations, self.detections, self.conf

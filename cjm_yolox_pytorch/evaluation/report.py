@@ -10,7 +10,9 @@ import json, math, textwrap, numpy as np
 from pathlib import Path
 
 from ..data.annotations import Annotations, read_annotated
+from ..detection.selection import describe_conf, describe_thresholds, least_scores
 from .metrics import BACKGROUND_NAME, Evaluation
+from .thresholds import match_by_score, plot_thresholds
 from ..files.drawing import draw_box, draw_boxes, escape_mathtext, save_figure, shorten_name
 from ..files.paths import atomic
 
@@ -79,7 +81,7 @@ def plot_confusion(
     _draw_matrix(ax, e.matrix[used][:, used], min(11, 30*inches))
     ax.set_xticks(ticks, [*names, 'missed'], rotation=90, fontsize=fontsize)
     ax.set_yticks(ticks, [*names, 'background'], fontsize=fontsize)
-    ax.set_title(f'Confusion matrix, score > {e.conf:g}', fontsize=10)
+    ax.set_title(f'Confusion matrix, {describe_conf(e.conf)}', fontsize=10)
     save_figure(fig, path)
 
 # %% ../../nbs/evaluation/01_report.ipynb #40504750
@@ -128,7 +130,7 @@ def show_detections(
     detections:list, # One `Detections` per image, in pixels of the original image
     path, # PNG file to write
     count:int=6, # Number of images, taken evenly from the split
-    conf:float=.25 # Detections of a higher score are drawn
+    conf:float=.25 # Detections of a higher score are drawn; or [C], one for each class
 ):
     "Draw truth beside detections."
     chosen = np.unique(np.linspace(0, len(annotations) - 1, count).astype(int))
@@ -137,18 +139,19 @@ def show_detections(
         image, names = read_annotated(annotations, i), annotations.names
         boxes, labels, crowd = annotations.objects(i)
         draw_boxes(left, image, boxes[~crowd], labels[~crowd], names)
-        d, shown = detections[i], detections[i].scores > conf
+        d = detections[i]
+        shown = d.scores.cpu().numpy() > least_scores(conf, d.labels.cpu().numpy())
         draw_boxes(right, image, d.boxes[shown], d.labels[shown], names, d.scores[shown])
         left.set_title('truth', fontsize=9)
-        right.set_title(f'detections (score > {conf})', fontsize=9)
+        right.set_title(f'detections ({describe_conf(conf)})', fontsize=9)
     save_figure(fig, path)
 
 # %% ../../nbs/evaluation/01_report.ipynb #063a3f16
 def report(
     annotations:Annotations, # Ground truth
     detections:list, # One `Detections` per image, down to a score of about .001
-    out=None, # Folder for metrics.json and four figures; nothing is written if None
-    conf:float=.25, # Minimum score of detections in use; average precision counts all
+    out=None, # Folder for metrics.json and five figures; nothing is written if None
+    conf:float=.25, # Minimum score of detections in use, or [C]; average precision counts all
     **more # Added to the metrics
 ) -> dict: # Metrics of `Evaluation`, and `more`
     "Measure `detections`, and write metrics and figures."
@@ -159,11 +162,17 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_finite(e.metrics), indent=1)
     with atomic(out/'metrics.json') as partial: partial.write_text(text)
+    _write_figures(e, out)
+    return e.metrics
+
+# %% ../../nbs/evaluation/01_report.ipynb #f0e4dafd
+def _write_figures(e, out):
     plot_precision_recall(e, out/'precision_recall.png')
     plot_confusion(e, out/'confusion.png')
+    plot_thresholds(match_by_score(e.annotations, e.detections), out/'thresholds.png', e.conf)
     show_worst(e, out/'worst.png')
-    show_detections(annotations, detections, out/'detections.png', conf=conf)
-    return e.metrics
+    show_detections(e.annotations, e.detections, out/'detections.png', conf=e.conf)
+
 
 # %% ../../nbs/evaluation/01_report.ipynb #063a3f18
 def _finite(v): # None in place of NaN
@@ -174,16 +183,18 @@ def _finite(v): # None in place of NaN
 _LINES = '''AP   {AP}  AP50 {AP50}  AP75 {AP75}  small {AP_small}  medium {AP_medium}  large {AP_large}
 AR   {AR_100}  AR10 {AR_10}  AR1  {AR_1}  small {AR_small}  medium {AR_medium}  large {AR_large}
 Pascal VOC: AP50 {VOC_AP50}, 11-point interpolation {VOC_AP50_11}
-score > {score}: precision {precision}, recall {recall}
+{score}: precision {precision}, recall {recall}, F1 {f1}
 {right} correct, {confused} wrong class, {false} false positives, {missed} missed'''
 _LATENCY = 'latency: {total:.1f} ms per image, of which network {network:.1f} ms ({device})'
 
 def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 characters
     "Format metrics as text."
     values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
-    values['score'] = f'{metrics["in_use"]["score"]:g}'
+    score = metrics['in_use']['score']
+    values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
     lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
     lines += _class_order(metrics.get('class_order', {}), [*metrics['classes']])
+    if 'thresholds' in metrics: lines.append(f'yolox_predict will keep boxes of {describe_thresholds(metrics)}')
     if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
     classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
     return [*classes, *(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  '))]

@@ -111,13 +111,20 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     shapes = len(w.mean) == len(w.std) == 3 and w.left_over == []
     size = w.size is None or w.size in range(1, 2**15)
     depth = w.notes.get('bit_depth', 16) in range(8, 17)
-    return numbers and shapes and size and depth and 0 not in w.std
+    scores = w.notes.get('thresholds') is None or _are_thresholds(w.notes['thresholds'], w.num_classes)
+    return numbers and shapes and size and depth and scores and 0 not in w.std
+
+def _are_thresholds(found, num_classes): # A score for all classes, and one for each
+    if not isinstance(found, dict) or not isinstance(found.get('classes'), list): return False
+    scores = [found.get('score'), *found['classes']]
+    return len(scores) == num_classes + 1 and all(isinstance(s, float) and 0 <= s <= 1 for s in scores)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #0e4ef30d
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognize`
     try:
         known = Weights(state, **json.loads(metadata))
-        needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels, bit_depth 8 to 16'
+        needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels'
+        needed += ', bit_depth 8 to 16, thresholds 0 to 1'
         if not _is_valid(known): raise ValueError(f'a field has the wrong type or range; {needed}')
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)

@@ -32,8 +32,7 @@ def yolox_demo(
     "Train and evaluate on a dataset of drawn shapes, as a first try"
     check_between(images=(images, 1, math.inf))
     out, data = Path(out), Path(out)/'shapes'
-    recipe = fine_tune_recipe('yolox_tiny', img_size=96, epochs=epochs, batch=16, lr=.006, warmup_epochs=.5,
-        no_aug_epochs=1, eval_interval=2)
+    recipe = _recipe(epochs)
     _draw_dataset(out, data, images)
     (_, train), (_, val) = prepare_splits(data).values()
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
@@ -60,3 +59,9 @@ def _clear_folder(out, data, mark):
     strange = [] if mark.exists() else [*files, *([data] if data.exists() else [])]
     if strange: raise FileExistsError(f'{strange[0]} is not from yolox_demo: choose another folder with --out')
     for file in files: file.unlink()
+
+# %% ../../nbs/training/04_demo.ipynb #9ce33f88
+def _recipe(epochs):
+    quick = dict(batch=16, lr=.006, warmup_epochs=.5, no_aug_epochs=1, eval_interval=2)
+    return fine_tune_recipe('yolox_tiny', img_size=96, epochs=epochs, **quick)
+

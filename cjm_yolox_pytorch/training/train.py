@@ -19,6 +19,7 @@ from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
 from ..evaluation.report import report, show_detections, table
+from ..evaluation.thresholds import choose_thresholds
 from ..files.checkpoints import load_weights
 from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
@@ -47,10 +48,17 @@ def _finish_epoch(t, row, loggers): # Whether to train another epoch
         metrics, found = t.validate()
         if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
     if t.rank == 0:
+        if found: _note_thresholds(t, found)
         _write_epoch(t, row)
         if found: show_detections(t.val, found, t.out/'detections.png')
         for log in loggers: log(row, t.out)
     return t.agree(_has_next_epoch(t))
+
+# %% ../../nbs/training/03_train.ipynb #10096934
+def _note_thresholds(t, found): # `Detections` of each validation image
+    if fingerprint(t.train) == fingerprint(t.val): return
+    t.notes['thresholds'] = choose_thresholds(t.val, found, t.notes.get('validation'))
+
 
 # %% ../../nbs/training/03_train.ipynb #7c38a66c
 def _write_epoch(t, row):
@@ -118,6 +126,7 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
     more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes))
+    if best.notes.get('thresholds'): more['thresholds'] = best.notes['thresholds']
     return report(trainer.val, trainer.predict(trainer.val), trainer.out, **more)
 
 def _measured_split(notes): # Its name, if known

@@ -200,7 +200,7 @@ def test_published_weights_are_exported_by_their_name(tmp_path, monkeypatch, cap
     yolox_export('yolox_nano', format='openvino', suppress=True, conf=.4)
     ((weights, path), choices), = asked
     assert weights.names == made_up().names and str(path) == 'yolox_nano.xml'
-    assert choices == dict(raw=False, suppress=True, camera=False, static=False, conf=.4, iou=.65)
+    assert choices == dict(raw=False, suppress=True, camera=False, static=False, conf=.4, iou=.65, classes=None)
     assert 'written to yolox_nano.xml' in capsys.readouterr().out
 
 
@@ -217,10 +217,10 @@ def test_names_of_classes_are_those_given(tmp_path, monkeypatch, capsys):
         yolox_export(str(tmp_path/'nano.safetensors'), names='cat,dog')
 
 
-@pytest.mark.parametrize('conf, iou', [(.4, .65), (.25, .5)])
-def test_options_of_suppression_need_it(conf, iou):
-    with pytest.raises(ValueError, match='conf and iou have no effect without --suppress'):
-        yolox_export('nowhere.pth', conf=conf, iou=iou)
+@pytest.mark.parametrize('option', [dict(conf=.4), dict(conf=.25), dict(iou=.5), dict(classes='cat')])
+def test_options_of_suppression_need_it(option):
+    with pytest.raises(ValueError, match='conf, iou and classes have no effect without --suppress'):
+        yolox_export('nowhere.pth', **option)
 
 
 @pytest.mark.parametrize('sent, status', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
@@ -371,3 +371,28 @@ def test_real_weights_score_the_same_in_other_programs(shared, tmp_path, suffix)
         found.append(Detections(unletterbox(boxes, image.shape[1:], (416, 416)), scores, labels))
     metrics = average_precision(split, found)
     assert abs(metrics['AP'] - .330) < .004 and abs(metrics['AP50'] - .484) < .004
+
+
+def test_thresholds_are_kept_and_used_in_the_file(tmp_path):
+    weights = made_up()
+    rows = export.exportable(weights)(blotches(1, 64, 64))[0]
+    least = [rows[rows[:, 4] == c, 5].quantile(.8).item() if (rows[:, 4] == c).any() else .5 for c in range(3)]
+    notes = dict(thresholds=dict(score=.5, classes=least, split='val'))
+    export_weights(replace(weights, notes=notes), tmp_path/'by_class.onnx', suppress=True)
+    kept = load_exported(tmp_path/'by_class.onnx')(blotches(1, 64, 64))
+    above = kept[:, 6] > torch.tensor(least)[kept[:, 5].long()]
+    assert above.all() and 0 < len(kept) < (rows[:, 5] > .25).sum()
+    about = onnxruntime.InferenceSession(tmp_path/'by_class.onnx').get_modelmeta().custom_metadata_map
+    about = json.loads(about['cjm_yolox_pytorch'])
+    assert about['thresholds'] == notes['thresholds'] and about['conf'] == least and about['iou'] == .65
+
+
+def test_threshold_in_the_file_is_that_given_or_chosen_and_classes_are_left_out():
+    tuned = replace(made_up(), notes=dict(thresholds=dict(score=.4, classes=[.4]*3)))
+    def kept(**options): return export._metadata(tuned, suppress=True, **options)['conf']
+    assert (kept(), kept(conf=.25), kept(conf=0.)) == (.4, .25, 0.)
+    assert kept(classes='class 1') == [1., .4, 1.] and export._metadata(made_up(), suppress=True)['conf'] == .25
+    assert 'conf' not in export._metadata(tuned) and export._metadata(tuned)['thresholds']['score'] == .4
+    with pytest.raises(ValueError, match="'class' .similar: class 2, class 1, class 0"): kept(classes='class')
+    found = export.exportable(tuned, suppress=True, classes='class 1')(blotches(2, 64, 64))
+    assert {*found[:, 5].tolist()} == {1.} and found[:, 6].min() > .4

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cjm_yolox_pytorch.detection.detector import load_detector
@@ -378,3 +379,52 @@ def test_stopped_run_keeps_what_was_found(sent, status, file, film, tmp_path):
     found = record(out)['images']
     assert {p.name for p in out.iterdir()} == {'long.mp4', 'detections.json'}
     assert 0 < len(found) < 3000 and abs(len(list(read_video(out/'long.mp4'))) - len(found)) <= 1
+
+
+# ---- Which detections are kept
+
+@pytest.fixture
+def tuned(weights, tmp_path):
+    "Writes weights with thresholds; scores of cats are .44, of dogs .64 and of owls .53"
+    state = dict(weights.state)
+    for level, (objectness, score) in enumerate([(0., 2.), (1., 2.), (.4, 2.)]):
+        state[f'bbox_head.multi_level_conv_obj.{level}.bias'] = torch.tensor([objectness])
+        state[f'bbox_head.multi_level_conv_cls.{level}.bias'] = score*(torch.arange(3) == level)
+    def write(**thresholds):
+        notes = dict(thresholds=dict(split='val', **thresholds)) if thresholds else {}
+        save_weights(replace(weights, state=state, notes=notes), tmp_path/'tuned.safetensors')
+        return str(tmp_path/'tuned.safetensors')
+    return write
+
+
+def names_found(file, images, out, **options):
+    run(file, images/'a.jpg', out=out, write='json', **options)
+    coco = record(out)
+    return {coco['categories'][a['category_id']]['name'] for a in coco['annotations']}
+
+
+def test_scores_of_the_weights_are_used_unless_given(tuned, images, tmp_path, capsys):
+    file = tuned(score=.5, classes=[.5]*3)
+    assert names_found(file, images, tmp_path/'out') == {'dog', 'owl'}
+    assert 'keeping boxes of score > 0.5, which had the best F1 on val; --conf overrides' in capsys.readouterr().out
+    assert names_found(file, images, tmp_path/'out', conf=.6) == {'dog'}
+    assert names_found(file, images, tmp_path/'out', conf=0.) == {'cat', 'dog', 'owl'} # Zero is given, too
+    assert names_found(tuned(), images, tmp_path/'out') == {'cat', 'dog', 'owl'} # Above .25
+    assert 'best F1' not in capsys.readouterr().out
+
+
+def test_scores_by_class_and_classes_that_are_kept(tuned, images, tmp_path, capsys):
+    file = tuned(score=.5, classes=[.4, .7, .5])
+    assert names_found(file, images, tmp_path/'out') == {'cat', 'owl'}
+    assert 'keeping boxes of score > 0.4 to 0.7, by class' in capsys.readouterr().out
+    assert names_found(file, images, tmp_path/'out', classes='cat,dog') == {'cat'}
+    assert names_found(file, images, tmp_path/'out', classes='cat,dog', conf=.3) == {'cat', 'dog'}
+    detector = load_detector(file, 'cpu')
+    assert {*detector(images/'a.jpg', classes=['owl']).labels.tolist()} == {2}
+    assert repr(detector).endswith('score > 0.4 to 0.7, by class, which had the best F1 on val')
+
+
+def test_unknown_class_stops_before_anything_is_written(file, images, tmp_path):
+    with pytest.raises(ValueError, match=r"'cats' \(similar: cat\)"):
+        run(file, images/'a.jpg', out=tmp_path/'out', classes='cats')
+    assert not (tmp_path/'out').exists()

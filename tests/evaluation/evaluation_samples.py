@@ -12,7 +12,7 @@ from cjm_yolox_pytorch.data.annotations import build_annotations
 from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.evaluation.metrics import METRICS
 
-FIGURES = {'precision_recall.png', 'confusion.png', 'worst.png', 'detections.png'}
+FIGURES = {'precision_recall.png', 'confusion.png', 'worst.png', 'detections.png', 'thresholds.png'}
 
 
 def official(truth, rows):

@@ -114,7 +114,7 @@ def test_command_writes_and_prints(shapes, tmp_path, command):
     metrics, found, truth = (read_json(tmp_path/f'out/{name}.json') for name in ('metrics', 'detections', 'truth'))
     assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', 'in_use', 'confusion', 'split', 'size', 'latency'}
     assert set(metrics['classes']['disc']) == {*METRICS, *VOC_METRICS, 'objects', 'precision', 'recall'}
-    assert set(metrics['in_use']) == {'score', 'right', 'confused', 'missed', 'false', 'precision', 'recall'}
+    assert set(metrics['in_use']) == {'score', 'right', 'confused', 'missed', 'false', 'precision', 'recall', 'f1'}
     assert metrics['in_use']['score'] == .2 and metrics['in_use']['false'] > 0
     assert metrics['split'] == 'test' and 0 < metrics['latency']['network'] < metrics['latency']['total']
     stats, *_ = official(truth, found)

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -22,12 +23,12 @@ from cjm_yolox_pytorch.evaluation.evaluate import yolox_eval
 from cjm_yolox_pytorch.evaluation.metrics import METRICS
 from cjm_yolox_pytorch.files.checkpoints import load_weights, save_weights
 from cjm_yolox_pytorch.training import train as train_module
-from cjm_yolox_pytorch.training.runs import VAL_LOSSES, read_rows
+from cjm_yolox_pytorch.training.runs import VAL_LOSSES, read_rows, save_trained
 from cjm_yolox_pytorch.training.train import fit, yolox_train
 from cjm_yolox_pytorch.training.trainer import Trainer
 
 FILES = ['best.safetensors', 'confusion.png', 'curves.png', 'detections.png', 'last.safetensors', 'metrics.csv',
-    'metrics.json', 'precision_recall.png', 'state.pt', 'worst.png']
+    'metrics.json', 'precision_recall.png', 'state.pt', 'thresholds.png', 'worst.png']
 
 
 def train(data, out, **options):
@@ -251,3 +252,22 @@ def test_torchrun_starts_and_stops_two_processes(shapes, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed = process.communicate()[0]
     assert printed.count('training on train') == 1 and 'everything is saved in' in printed, printed
+
+
+def test_thresholds_of_the_validation_split_are_written_into_the_weights(tmp_path):
+    write_shapes(tmp_path/'data', train=12, val=24, test=0, size=64)
+    t = trainer(tmp_path/'data')
+    found = []
+    for i in range(len(t.val)): # Objects are surer than a false box in the corner
+        boxes, labels, _ = t.val.objects(i)
+        scores = torch.tensor([.8]*len(labels) + [.4])
+        every = torch.cat([torch.from_numpy(boxes), torch.tensor([[0., 0., 2., 2.]])])
+        found.append(Detections(every, scores, torch.tensor([*labels, 0])))
+    train_module._note_thresholds(t, found)
+    save_trained(t, tmp_path/'best.safetensors', {})
+    chosen = load_weights(tmp_path/'best.safetensors').notes['thresholds']
+    assert .4 < chosen['score'] < .8 and chosen['classes'] == [chosen['score']]*5
+    assert chosen['interval'] == [chosen['score']]*2
+    same = mock.Mock(train=t.val, val=t.val, notes={}) # Scores are too high on training images
+    train_module._note_thresholds(same, found)
+    assert same.notes == {}
