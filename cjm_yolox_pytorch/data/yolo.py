@@ -144,12 +144,12 @@ _BACKGROUND = 'They would be learned as background. Label them, or add empty lab
 
 def missing_files(bare, images, orphans, labels): # Notes and stops; `images` and `labels` are counts of all files
     few, many = sorted([len(bare), len(orphans)])
-    if not 0 < many <= 2*few: return notes_and_stops(
-        (bare, images, 'images have no label file, which means no objects', _BACKGROUND),
-        (orphans, labels, 'label files have no image in a format that is read', 'Add or convert the images'))
+    unlabeled = bare, images, 'images have no label file, which means no objects', _BACKGROUND
+    alone = orphans, labels, 'label files have no image in a format that is read', 'Add or convert the images'
+    if not 0 < many <= 2*few: return notes_and_stops(unlabeled, alone)
     image, label = map(with_form, _most_similar(bare, orphans))
-    alone = f'{len(bare)} images have no label file, and {len(orphans)} label files have no image'
-    return [], [f'{alone}, such as {image} and {label}. Name each label file like its image']
+    text = f'{len(bare)} images have no label file, and {len(orphans)} label files have no image'
+    return [], [f'{text}, such as {image} and {label}. Name each label file like its image']
 
 # %% ../../nbs/data/05_yolo.ipynb #05134a09
 def _to_pixels(rows, sizes): # [T, 6]

@@ -147,9 +147,9 @@ def _read_config(data, path): # What errors call it, the root, the class names o
     if not splits: raise ValueError(f'{path}: no train, val or test. Add where their images are')
     names = _config_names(path, config)
     root = path.parent/shorten(config.get('path') or '', 4096)
-    where = str(path)
-    if not os.path.isdir(root):
-        where, root = f'{path}, whose path: {shorten(config["path"])} does not exist', path.parent
+    gone = not os.path.isdir(root)
+    where = f'{path}, whose path: {shorten(config["path"])} does not exist' if gone else str(path)
+    if gone: root = path.parent
     if data.is_dir() and not root.resolve().is_relative_to(data.resolve()):
         raise ValueError(f'{path}: its path: leads out of {data}, to {root}. To follow it, give this file')
     # Roboflow writes a test split even if there is none
