@@ -36,7 +36,8 @@ def _onto_canvas(image, canvas_hw): # [H, W, 3] uint8 -> [3, *canvas_hw], and [4
     ratio = min(canvas_hw[0]/image.shape[0], canvas_hw[1]/image.shape[1])
     height, width = (max(1, round(n*ratio)) for n in image.shape[:2])
     canvas = np.full((*canvas_hw, 3), 114, np.uint8)
-    canvas[:height, :width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    scaled = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    canvas[:height, :width] = np.rint(scaled)
     return canvas.transpose(2, 0, 1), np.float32([width/image.shape[1], height/image.shape[0]]*2)
 
 # %% ../../nbs/detection/00b_onnx.ipynb #41426900

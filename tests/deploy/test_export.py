@@ -114,7 +114,7 @@ def test_metadata_is_in_every_file(files):
             openvino.Core().read_model(str(files/'nano.xml')).get_rt_info(['cjm_yolox_pytorch']).astype(str)]
     weights, (about, *others) = made_up(), map(json.loads, held)
     assert others == [about, about]
-    keys = 'model_type num_classes names size input output normalization mean std strides letterbox'
+    keys = 'model_type num_classes names size input output normalization mean std strides letterbox notes'
     assert ' '.join(about) == keys
     assert about['names'] == weights.names and about['size'] == 416 and about['mean'] == list(weights.mean)
     assert about['input'].startswith('float32 [batch, 3, height, width]')
