@@ -6,7 +6,7 @@
 __all__ = ['EXPORT_FORMATS', 'TRIAL_SHAPES', 'WithNMS', 'exportable', 'load_exported', 'export_weights', 'yolox_export']
 
 # %% ../../nbs/deploy/00_export.ipynb #a02ac5de
-import importlib, json, os, tempfile, numpy as np
+import json, os, tempfile, numpy as np
 from itertools import product
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from torch import nn, Tensor
 from torchvision import ops
 
 from ..commands.command import command
+from ..detection.backends import load_program
 from ..detection.selection import conf_of_classes, describe_conf, stored_conf
 from ..files.checkpoints import load_weights, Weights
 from ..files.class_names import class_numbers, parse_names
+from ..files.network_kinds import import_extra
 from ..fuse import fuse
 from ..inference import offset_by_group, scored_boxes, YOLOXInferenceWrapper
 from ..model import build_model, MODEL_TYPES, pretrained_file
@@ -98,18 +100,14 @@ def _metadata(weights:Weights, raw=False, suppress=False, camera=False, static=F
     known |= dict(size=_padded_size(weights), input=_describe_input(weights, camera, static))
     known |= dict(output=_describe_output(weights, raw, suppress, static), normalization='inside')
     known |= dict(mean=list(weights.mean), std=list(weights.std), strides=_STRIDES, letterbox=letterbox)
-    if weights.notes.get('thresholds'): known['thresholds'] = weights.notes['thresholds']
-    return known | (dict(conf=_kept_scores(weights, conf, classes), iou=iou) if suppress else {})
+    if suppress: known |= dict(conf=_kept_scores(weights, conf, classes), iou=iou)
+    return known | dict(notes=weights.notes)
 
 # %% ../../nbs/deploy/00_export.ipynb #961dd81c
 EXPORT_FORMATS = dict(onnx='.onnx', pt2='.pt2', openvino='.xml')
 
-def _need(module):
-    try: return importlib.import_module(module)
-    except ImportError as e: raise ImportError(f"{module} is missing: pip install 'cjm-yolox-pytorch[export]'") from e
-
 def _write_onnx(program, path, metadata):
-    _need('onnxscript')
+    import_extra('onnxscript')
     onnx = torch.onnx.export(program, input_names=['images'], output_names=['detections'], dynamo=True, verbose=False)
     onnx.model.metadata_props['cjm_yolox_pytorch'] = metadata
     onnx.save(str(path))
@@ -120,7 +118,7 @@ def _write_pt2(program, path, metadata):
     torch.export.save(program, str(path), extra_files=files)
 
 def _write_openvino(program, path, metadata):
-    openvino, onnx = _need('openvino'), path.with_suffix('.onnx')
+    openvino, onnx = import_extra('openvino'), path.with_suffix('.onnx')
     _write_onnx(program, onnx, metadata)
     model = openvino.convert_model(str(onnx))
     onnx.unlink()
@@ -132,13 +130,8 @@ _WRITERS = {'.onnx': _write_onnx, '.pt2': _write_pt2, '.xml': _write_openvino}
 # %% ../../nbs/deploy/00_export.ipynb #1b72906a
 def load_exported(path): # -> function from a batch to rows, both tensors
     "Load a file with the program it is meant for, on the CPU. Needs the extra `export`."
-    path = Path(path)
-    if path.suffix == '.pt2': return torch.export.load(str(path)).module()
-    if path.suffix == '.xml':
-        network = _need('openvino').compile_model(str(path), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
-        return lambda x: torch.from_numpy(network(x.numpy())[0].copy())
-    session = _need('onnxruntime').InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    return lambda x: torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
+    run = load_program(path).run
+    return lambda x: torch.from_numpy(run(x.numpy())[0])
 
 def _load_opencv(path): # The same with OpenCV
     import cv2

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import printable
+from .backends import remarks
 from .detector import load_detector
 from .selection import describe_thresholds
-from ..files.checkpoints import load_weights
 from ..files.class_names import class_numbers, parse_names
 from ..files.images import as_image, open_image
 from ..files.paths import atomic, files_below, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ..files.video import open_video, read_video, VideoWriter
-from ..model import MODEL_TYPES, pretrained_file
 from ..utils import check_between
 
 # %% ../../nbs/detection/02_predict.ipynb #1e87894a
@@ -153,7 +152,7 @@ def _run(detector, files, failed, out, write, batch, **options): # Dict of COCO'
     found = _detections(detector, _frames(files, failed, detector.bit_depth), batch, **options)
     total = None if any(_is_video(f) for f, _ in files) else len(files)
     bar = tqdm(found, total=total, unit=' images', ncols=80, disable=None)
-    results, names = [], detector.names or range(detector.model.bbox_head.num_classes)
+    results, names = [], detector.names or range(detector.num_classes)
     try:
         for (path, drawn), frames in groupby(bar, lambda frame: frame[:2]):
             with closing(_Drawing(drawn, failed)) as drawing:
@@ -186,23 +185,22 @@ def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections,
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
 
 # %% ../../nbs/detection/02_predict.ipynb #78bf5ae3
-def _make_detector(weights, names, device, img_size, bit_depth):
-    file = pretrained_file(weights) if weights in MODEL_TYPES else weights
-    return load_detector(load_weights(file, names=names), device, img_size, bit_depth)
+def _remarks(detector, conf, iou, **_): # Lines of text
+    yield from remarks(detector.model, detector.conf if conf is None else conf, iou)
+    if conf is None and detector.notes.get('thresholds'):
+        yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
+    if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
-def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, batch, device, **options):
+def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, **options):
     _check_options(write, img_size, batch, bit_depth, **options)
     names, out = parse_names(names), Path(out)
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out)
     if write != 'json': _check_overwrite(drawn for _, drawn in files)
     if write != 'pictures': _check_overwrite([out/'detections.json'])
-    detector, start = _make_detector(weights, names, device, img_size, bit_depth), time.time()
+    detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
-    if options['conf'] is None and detector.notes.get('thresholds'):
-        print(f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides', flush=True)
-    for line in _left_out(inputs, files): print(printable(line), flush=True)
-    if not detector.names: print('the classes have no names, only numbers: to give them names, use --names', flush=True)
+    for line in [*_left_out(inputs, files), *_remarks(detector, **options)]: print(printable(line), flush=True)
     out.mkdir(parents=True, exist_ok=True)
     coco = _run(detector, files, failed, out, write, batch, **options)
     _report(coco, failed, out, time.time() - start, options['max_detections'])
@@ -210,7 +208,7 @@ def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, batc
 # %% ../../nbs/detection/02_predict.ipynb #5e0b7d13
 @command
 def yolox_predict(
-    weights:str, # File or address of weights, or a size such as yolox_s for published weights
+    weights:str, # Weights (file, address, or a size such as yolox_s), or an exported .onnx, .xml or .pt2 file
     inputs:list, # Images, folders, patterns such as "photos/*.jpg", and videos
     out:str='runs/predict', # Folder for drawn images and detections.json
     write:str='both', # pictures, json or both
@@ -224,6 +222,7 @@ def yolox_predict(
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     classes:str=None, # Keep only these classes, such as car,person
+    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     batch:int=8, # Images that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):

@@ -6,12 +6,13 @@
 __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
-import json, math, textwrap, time, torch, numpy as np
+import json, math, os, textwrap, time, torch, numpy as np
 from dataclasses import replace
 from pathlib import Path
 
-from ..commands.command import choose_device, command
-from ..commands.messages import shorten
+# %% ../../nbs/evaluation/02_evaluate.ipynb #5eb53144
+from ..commands.command import command
+from ..commands.messages import printable, repeated, shorten
 from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
@@ -20,28 +21,26 @@ from ..data.split_names import resolve_split
 from ..data.splits import find_splits, hold_out
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #0066f6fd
+from ..detection.backends import check_multi_label, remarks
 from ..detection.detections import Detections
+from ..detection.detector import box_pairs, load_network, network_like
+from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from .metrics import check_names, coco_results
 from .report import report, table
 from .thresholds import find_thresholds, images_fingerprint
 from .thresholds import match_by_score, RESAMPLES, threshold_lines
-from ..files.checkpoints import load_weights
 from ..files.class_names import class_numbers, parse_names
-from ..files.letterbox import InputSpec, letterbox, normalize, unletterbox
+from ..files.letterbox import InputSpec, letterbox, unletterbox
 from ..files.paths import atomic, check_output_folder
-from ..inference import nms, scored_boxes
-from ..model import build_model
+from ..inference import nms
+from ..model import MODEL_TYPES, pretrained_file
 from ..utils import check_between
-
-# %% ../../nbs/evaluation/02_evaluate.ipynb #dbc9b2b0
-def _network_input(images, spec): # [B, 3, H, W] float, normalized
-    return normalize(images, spec.mean, spec.std).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #dbc9b2b1
 @torch.no_grad()
 def detect(
-    model, # With the outputs of `YOLOX`, in evaluation mode
+    model, # With the outputs of `YOLOX`, in evaluation mode; or an `ExportedNetwork`
     annotations:Annotations, # Images to run it on
     spec:InputSpec, # Canvas, normalization and strides
     batch_size:int=16,
@@ -53,13 +52,14 @@ def detect(
     **settings # Other arguments of `nms`
 ) -> list: # One `Detections` per image
     "Run `model` on the images of a split."
-    device, found = next(model.parameters()).device, []
+    check_multi_label(model, **settings)
+    device, found = network_like(model).device.type, []
     loader = make_loader(DetectionDataset(annotations, spec.img_size), batch_size, workers=workers)
     for batch in progress(loader):
-        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-            outputs = model(_network_input(batch.images.to(device), spec))
+        images = prepare_input(model, batch.images, spec)
+        with torch.autocast(device, amp_dtype, enabled=amp_dtype is not None): outputs = run_network(model, images)
         watch(outputs, batch)
-        found += [Detections(*nms(b, s, conf, **settings)) for b, s in zip(*scored_boxes(outputs, spec.strides))]
+        found += [Detections(*nms(b, s, conf, **settings)) for b, s in box_pairs(model, outputs, spec)]
     for d, hw in zip(found, annotations.sizes.tolist()): d.boxes = unletterbox(d.boxes, hw, spec.canvas_hw)
     return found
 
@@ -71,21 +71,21 @@ def _now(device): # In seconds, once the device has finished
 # %% ../../nbs/evaluation/02_evaluate.ipynb #ebe774c7
 @torch.no_grad()
 def latency(
-    model, # With the outputs of `YOLOX`, in evaluation mode
+    model, # With the outputs of `YOLOX`, in evaluation mode; or an `ExportedNetwork`
     annotations:Annotations, # Images to time; twelve are read, some of them again if there are fewer
     spec:InputSpec, # Canvas, normalization and strides
     **settings # Arguments of `nms`
 ) -> dict: # `total` and `network` in ms, and the name of the `device`
     "Measure the median time of one image, from file to boxes, and of the network alone."
-    device, times = next(model.parameters()).device, []
+    device, times = network_like(model).device, []
     for i in np.arange(12) % len(annotations):
         start = _now(device)
         image = letterbox(read_annotated(annotations, i), spec.canvas_hw)
-        images = _network_input(image.to(device)[None], spec)
+        images = prepare_input(model, image[None], spec)
         before = _now(device)
-        outputs = model(images)
+        outputs = run_network(model, images)
         after = _now(device)
-        nms(*(part[0] for part in scored_boxes(outputs, spec.strides)), **settings)
+        nms(*box_pairs(model, outputs, spec)[0], **settings)
         times.append((_now(device) - start, after - before))
     name = torch.cuda.get_device_name() if device.type == 'cuda' else device.type
     return dict(zip(('total', 'network'), (np.median(times[2:], axis=0)*1000).tolist()), device=name)
@@ -150,15 +150,23 @@ def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the 
     except ValueError as e: raise ValueError(f'{data}: {e} of the weights. To rename those, use --names') from e
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
-def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None, **reading):
-    loaded = load_weights(weights, names=parse_names(names))
-    if bit_depth is None:
-        bit_depth = loaded.notes.get('bit_depth', 16)
-        if bit_depth != 16: print(f'reading 16-bit images with a bit depth of {bit_depth}, as in training', flush=True)
+def _trained_depth(loaded): # Bit depth of the training
+    depths = sorted({n.notes.get('bit_depth', 16) for n in loaded})
+    if len(depths) > 1: raise ValueError(f'the weights were trained with bit depths of {depths}: choose by --bit-depth')
+    if depths != [16]: print(f'reading 16-bit images with a bit depth of {depths[0]}, as in training', flush=True)
+    return depths[0]
+
+def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None, img_size=None, pixels=None, **reading):
+    loaded = [load_network(w, parse_names(names), img_size, pixels) for w in weights]
+    if bit_depth is None: bit_depth = _trained_depth(loaded)
     check_between(bit_depth=(bit_depth, 8, 16))
-    split, a = _choose_split(data, split, loaded.notes, bit_depth=bit_depth, **reading)
+    trained = [n.notes for n in loaded if 'fingerprint' in n.notes] or [loaded[0].notes]
+    split, a = _choose_split(data, split, trained[0], bit_depth=bit_depth, **reading)
+    for notes in trained[1:]:
+        on = notes['fingerprint'] != trained[0]['fingerprint'] and _training_images(a, split, notes)
+        if on: print(f'some of the weights were trained on {on}: metrics may be too high', flush=True)
     _check_data(a, allow_missing)
-    return loaded, split, _name_classes(weights, loaded, data, a)
+    return loaded, split, [_name_classes(w, n, data, a) for w, n in zip(weights, loaded)]
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
 def _check_eval_options(img_size, batch, workers, conf, working_conf, precision, iou, max_detections, **_):
@@ -167,7 +175,9 @@ def _check_eval_options(img_size, batch, workers, conf, working_conf, precision,
     positive = dict(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
     check_between(workers=(workers, 0, math.inf), **{k: (v, 1, math.inf) for k, v in positive.items()})
 
-def _check_out(out, data): # Results would replace those of a training
+def _check_out(out, weights, data): # Results would replace those of a training
+    same = repeated(Path(w).name for w in weights)
+    if same: raise ValueError(f'several files are called {same[0]}, and so would their folders in {out}: rename them')
     check_output_folder(out, data)
     if (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training: choose another folder')
 
@@ -197,32 +207,65 @@ def _print_thresholds(a, found, split, precision): # The best F1 if there is no 
 
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
-def _evaluate(loaded, split, a, img_size, out, batch, workers, device, conf, working_conf, **settings):
+def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C] of them; and objects of `classes`
+    chosen = class_numbers(classes, a.names)
+    if working_conf is None: working_conf = _working_conf(loaded.notes, a)
+    working_conf = np.maximum(conf, working_conf).tolist()
+    return conf_of_classes(conf, len(a.names), chosen), working_conf, _only(a, chosen) if chosen else a
+
+def _evaluate(loaded, split, a, img_size, out, batch, workers, device, scores, **settings):
+    "Return metrics, the images with the objects that count, and what was found."
     from tqdm import tqdm
+    conf, working_conf, a = _choose_scores(loaded, a, **scores)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
-    model = build_model(loaded.model_type, loaded.num_classes, pretrained=loaded).to(choose_device(device)).eval()
-    spec = InputSpec(img_size or loaded.input_size, loaded.mean, loaded.std, model.bbox_head.strides)
+    model, spec = prepare_network(loaded, device, img_size)
+    for line in remarks(model, conf, **settings): print(printable(line), flush=True)
     def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
     found = detect(model, a, spec, batch, workers, progress=bar, conf=conf, **settings)
     more = dict(split=split, size=spec.img_size, latency=latency(model, a, spec, **settings))
     metrics = report(a, found, out, working_conf, **more)
-    crowds = f' and {a.crowd.sum()} crowds' if a.crowd.any() else ''
-    counts = f'{len(a)} images, {a.counts.sum()} objects{crowds}'
-    print(f'{loaded.model_type} at {spec.img_size} on {split}: {counts}', *table(metrics), sep='\n', flush=True)
     if out: write_coco(a, found, out)
-    if out: print(f'written to {out}', flush=True)
-    return found
+    return metrics, a, found
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #35347d4f
+def _count(a): # Text
+    crowds = f' and {a.crowd.sum()} crowds' if a.crowd.any() else ''
+    return f'{len(a)} images, {a.counts.sum()} objects{crowds}'
+
+def _show_one(weights, loaded, split, a, **options):
+    metrics, a, found = _evaluate(loaded, split, a, **options)
+    title = getattr(loaded, 'model_type', Path(weights).name)
+    print(f'{title} at {metrics["size"]} on {split}: {_count(a)}', *table(metrics), sep='\n', flush=True)
+    if options['out']: print(f'written to {options["out"]}', flush=True)
+    return a, found
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #188185a7
+def _megabytes(file): # On the disk; OpenVINO's have their numbers in another file
+    path = Path(pretrained_file(file) if file in MODEL_TYPES else file)
+    numbers = [path.with_suffix('.bin')] if path.suffix == '.xml' else []
+    return sum(p.stat().st_size for p in [path, *numbers])/1e6
+
+def _compare(weights, loaded, split, annotations, out, **options): # Several networks in one table
+    width = min(max(map(len, weights)), 40)
+    rows = [f'{"file":{width}}  size      AP    AP50  ms/image      MB']
+    for file, network, a in zip(weights, loaded, annotations):
+        m, *_ = _evaluate(network, split, a, out=out and Path(out)/Path(file).name, **options)
+        figures = f'{m["AP"]:7.3f} {m["AP50"]:7.3f} {m["latency"]["total"]:9.1f} {_megabytes(file):7.2f}'
+        rows.append(f'{file[-width:]:{width}} {str(m["size"]):>5} {figures}')
+    print(f'on {split}: {_count(annotations[0])}', *map(printable, rows), sep='\n', flush=True)
+    if out: print(f'details written to folders in {out}', flush=True)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
 @command
 def yolox_eval(
-    weights:str, # File of weights
+    weights:list, # File of weights (.safetensors, .pth) or exported file (.onnx, .xml, .pt2); or several, to compare
     data:str, # Folder of a dataset, or a COCO file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc, yolo or csv; detected by default
     images:str=None, # Folder of images that are not at one of the usual places
     bit_depth:int=None, # Bits that the pixels of 16-bit files use; by default as in training, or 16
     names:str=None, # Class names of the weights: cat,dog or a file with one name per line; by default those they have
+    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed by default
     allow_missing:bool=False, # Evaluate although many images or labels are missing
     img_size:int=None, # Side of the canvas in pixels; by default that of training (published nano and tiny: 416)
     conf:float=.001, # Minimum score for average precision; a larger value lowers AP
@@ -241,14 +284,14 @@ def yolox_eval(
     "Measure how good WEIGHTS are on a split of DATA"
     settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
     _check_eval_options(img_size, batch, workers, conf, working_conf, precision, **settings)
-    if out: _check_out(out, data)
-    reading = dict(format=format, images=images, bit_depth=bit_depth)
+    weights = [os.fspath(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
+    if len(weights) > 1 and (thresholds or precision): raise ValueError('thresholds and precision need a single file')
+    if out: _check_out(out, weights, data)
+    reading = dict(format=format, images=images, bit_depth=bit_depth, img_size=img_size, pixels=pixels)
     loaded, split, a = _load(weights, data, split, names, allow_missing, **reading)
-    chosen = class_numbers(classes, a.names)
-    if working_conf is None: working_conf = _working_conf(loaded.notes, a)
-    working_conf = np.maximum(conf, working_conf).tolist()
-    conf = conf_of_classes(conf, len(a.names), chosen)
-    if chosen: a = _only(a, chosen)
-    found = _evaluate(loaded, split, a, img_size, out, batch, workers, device, conf, working_conf, **settings)
-    if thresholds: _print_thresholds(a, found, split, None)
-    if precision: _print_thresholds(a, found, split, precision)
+    settings |= dict(img_size=img_size, out=out, batch=batch, workers=workers, device=device)
+    settings |= dict(scores=dict(conf=conf, working_conf=working_conf, classes=classes))
+    if len(weights) > 1: return _compare(weights, loaded, split, a, **settings)
+    shown = _show_one(weights[0], loaded[0], split, a[0], **settings)
+    if thresholds: _print_thresholds(*shown, split, None)
+    if precision: _print_thresholds(*shown, split, precision)

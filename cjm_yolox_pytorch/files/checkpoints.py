@@ -13,6 +13,7 @@ from pathlib import Path
 from .class_names import check_class_names, COCO_NAMES, MAX_CLASSES
 from .families import CLASSES, COLUMN_MAJOR, convert_stem, FAMILIES, guess_focus
 from .families import guess_max_pixel, PixelFormat, ROW_MAJOR, STEM, STEM_VARIANCE, unpack
+from .network_kinds import EXPORTED_KINDS, network_kind
 from .paths import atomic
 from .pickles import read_file
 from ..model import MODEL_TYPES, pretrained_file, VARIANTS
@@ -147,11 +148,19 @@ def load_weights(
     if source in MODEL_TYPES: source = pretrained_file(source)
     path = download(source) if str(source).startswith(('https://', 'http://')) else Path(source)
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file of weights')
+    _check_kind(path)
     content, metadata = read_file(path)
     try:
         if metadata: return _read_ours(content, metadata, family, names, **pixels)
         return recognize(content, family, names, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
+
+# %% ../../nbs/files/08_checkpoints.ipynb #04d9d1ab
+def _check_kind(path):
+    kind = network_kind(path)
+    if kind == 'weights': return
+    cure = 'give the weights it was made from. (yolox_predict, yolox_eval and load_detector run it as it is)'
+    raise ValueError(f'{path} is a file of {EXPORTED_KINDS[kind]}, not of weights: {cure}')
 
 # %% ../../nbs/files/08_checkpoints.ipynb #17ce2cc1
 def _download_to(url, path, digest):

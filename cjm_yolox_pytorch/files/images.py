@@ -159,7 +159,7 @@ def _white(image, bit_depth): # Pixel value of white
     raise BitDepthError(f'{_name(image)}: {found}. Choose --bit-depth {int(brightest).bit_length()} or more')
 
 def _refuse_deep_color(image, bit_depth): # Of which Pillow keeps the upper 8 bits
-    if image.mode.startswith('I') or not any(';16' in str(args) for *_, args in image.tile): return
+    if image.mode.startswith('I') or not any(';16' in str(args) for *_, args in getattr(image, 'tile', [])): return
     fix = 'Convert it to 8 bits'
     raise BitDepthError(f'{_name(image)}: a bit depth of {bit_depth} is for gray, but this is in color. {fix}')
 

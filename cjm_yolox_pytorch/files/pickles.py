@@ -40,6 +40,8 @@ def _explain(e, kind): # Without torch's advice to read the file unsafely
     advice = 'If you trust it, load it yourself and pass its state dict'
     if code: return f'would execute {code[1][:240]} on load, so it was not loaded. {advice}'
     reason = str(e).rpartition('WeightsUnpickler error: ')[2].strip() or type(e).__name__
+    unreadable = isinstance(e, (LookupError, AttributeError, TypeError)) or re.search('opcode|operand|STOP', reason)
+    if unreadable: reason = 'its bytes are not those of a checkpoint'
     return f'is not a {kind}, or was cut off: {reason.splitlines()[0].partition(". ")[0][:240]}'
 
 # %% ../../nbs/files/06_pickles.ipynb #e1330754

@@ -114,7 +114,7 @@ def test_metadata_is_in_every_file(files):
             openvino.Core().read_model(str(files/'nano.xml')).get_rt_info(['cjm_yolox_pytorch']).astype(str)]
     weights, (about, *others) = made_up(), map(json.loads, held)
     assert others == [about, about]
-    keys = 'model_type num_classes names size input output normalization mean std strides letterbox'
+    keys = 'model_type num_classes names size input output normalization mean std strides letterbox notes'
     assert ' '.join(about) == keys
     assert about['names'] == weights.names and about['size'] == 416 and about['mean'] == list(weights.mean)
     assert about['input'].startswith('float32 [batch, 3, height, width]')
@@ -384,7 +384,7 @@ def test_thresholds_are_kept_and_used_in_the_file(tmp_path):
     assert above.all() and 0 < len(kept) < (rows[:, 5] > .25).sum()
     about = onnxruntime.InferenceSession(tmp_path/'by_class.onnx').get_modelmeta().custom_metadata_map
     about = json.loads(about['cjm_yolox_pytorch'])
-    assert about['thresholds'] == notes['thresholds'] and about['conf'] == least and about['iou'] == .65
+    assert about['notes']['thresholds'] == notes['thresholds'] and about['conf'] == least and about['iou'] == .65
 
 
 def test_threshold_in_the_file_is_that_given_or_chosen_and_classes_are_left_out():
@@ -392,7 +392,7 @@ def test_threshold_in_the_file_is_that_given_or_chosen_and_classes_are_left_out(
     def kept(**options): return export._metadata(tuned, suppress=True, **options)['conf']
     assert (kept(), kept(conf=.25), kept(conf=0.)) == (.4, .25, 0.)
     assert kept(classes='class 1') == [1., .4, 1.] and export._metadata(made_up(), suppress=True)['conf'] == .25
-    assert 'conf' not in export._metadata(tuned) and export._metadata(tuned)['thresholds']['score'] == .4
+    assert 'conf' not in export._metadata(tuned) and export._metadata(tuned)['notes']['thresholds']['score'] == .4
     with pytest.raises(ValueError, match="'class' .similar: class 2, class 1, class 0"): kept(classes='class')
     found = export.exportable(tuned, suppress=True, classes='class 1')(blotches(2, 64, 64))
     assert {*found[:, 5].tolist()} == {1.} and found[:, 6].min() > .4

@@ -204,6 +204,31 @@ def perfect(shapes, tmp_path, monkeypatch):
     return tmp_path/'unnamed.safetensors', names
 
 
+def test_several_files_make_one_table(shapes, tmp_path, command):
+    "With their sizes and times; details of each are in its folder"
+    weights = load_weights(shapes/'nano.safetensors')
+    save_weights(replace(weights, size=64, names=None), tmp_path/'small.safetensors')
+    files = shapes/'nano.safetensors', tmp_path/'small.safetensors'
+    code, printed, _ = command(*files, shapes, '--split', 'val', '--out', tmp_path/'out')
+    lines = printed.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith('on val: 6 images'))
+    assert code == 0 and lines[start + 1].split() == ['file', 'size', 'AP', 'AP50', 'ms/image', 'MB']
+    rows = [line.split() for line in lines[start + 2:start + 4]]
+    assert [row[-5] for row in rows] == ['96', '64'] and all(len(line) <= 80 for line in lines[start:start + 4])
+    for row, file in zip(rows, files):
+        metrics = read_json(tmp_path/'out'/file.name/'metrics.json')
+        assert float(row[-4]) == pytest.approx(metrics['AP'], abs=6e-4) and file.name in row[0]
+        assert float(row[-2]) == pytest.approx(metrics['latency']['total'], abs=.06)
+        assert float(row[-1]) == pytest.approx(file.stat().st_size/1e6, abs=.006)
+    (tmp_path/'more').mkdir()
+    save_weights(weights, tmp_path/'more/nano.safetensors')
+    code, *_ = command(files[0], tmp_path/'more/nano.safetensors', shapes, '--out', tmp_path/'other')
+    assert 'several files are called nano.safetensors' in code and not (tmp_path/'other').exists()
+    save_weights(replace(weights, notes=dict(bit_depth=12)), tmp_path/'deep.safetensors')
+    code, *_ = command(files[0], tmp_path/'deep.safetensors', shapes)
+    assert 'trained with bit depths of [12, 16]: choose by --bit-depth' in code
+
+
 def test_weights_without_names_take_those_of_the_data_and_say_so(perfect, tmp_path, command):
     "If their order fits badly, the table suggests another, and with that everything is right"
     weights, names = perfect

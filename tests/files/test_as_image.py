@@ -30,3 +30,8 @@ def test_image_may_turn_out_smaller(tmp_path):
     with Image.open(tmp_path/'a.jp2') as image:
         image.reduce = 1 # Half its size, which it has once it is decoded
         assert as_image(image).shape == (3, 30, 40)
+
+
+def test_as_image_takes_images_of_pillow_in_memory_with_any_bit_depth():
+    "Those that were not opened from a file have no tiles"
+    assert as_image(Image.new('RGB', (4, 3)).resize((8, 6)), bit_depth=12).shape == (3, 6, 8)
