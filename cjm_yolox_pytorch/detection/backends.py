@@ -52,8 +52,7 @@ def _pt2_metadata(path): # Text of `yolox_export`
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.rpartition('/')[2] == 'cjm_yolox_pytorch.json': return archive.read(name).decode()
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise ValueError(f'{path} is not a pt2 file, or was cut off') from e
+    except (ValueError, zipfile.BadZipFile): raise ValueError(f'{path} is not a pt2 file, or was cut off') from None
     raise ValueError(f'{path} was not written by yolox_export, so it was not loaded')
 
 def pt2_program(path) -> Program:

@@ -39,6 +39,7 @@ def prepare_input(model, images, spec): # [B, 3, H, W] uint8 on the canvas -> wh
     images = normalize(images.to(like.device), spec.mean, spec.std).to(like.dtype)
     return images.contiguous(memory_format=torch.channels_last)
 
+# %% ../../nbs/detection/01_detector.ipynb #bcaacc7c
 def run_network(model, images): # What `box_pairs` takes
     return run_on_tensors(model, images) if isinstance(model, ExportedNetwork) else model(images)
 
@@ -144,8 +145,8 @@ def load_network(
 ): # -> `Weights` or `ExportedNetwork`
     "Load a network of any kind."
     if source in MODEL_TYPES: source = pretrained_file(source)
-    if os.path.isfile(source) and network_kind(source) != 'weights':
-        return load_exported_network(source, names, img_size, pixels)
+    exported = os.path.isfile(source) and network_kind(source) != 'weights'
+    if exported: return load_exported_network(source, names, img_size, pixels)
     if pixels: raise ValueError(f'pixels={pixels!r}: {source} is a file of weights, not an exported network')
     return load_weights(source, names=names)
 

@@ -137,8 +137,8 @@ def choose_canvas(info:NetworkInfo, img_size=None) -> tuple: # Height and width
     if fixed:
         only = f'images of {fixed[1]}x{fixed[0]} pixels (width x height)'
         raise ValueError(f'img_size={img_size}: {info.path} takes only {only}')
-    if not given and info.size is None:
-        raise ValueError(f'{info.path} takes images of any size: say which with --img-size, as in training')
+    unknown = f'{info.path} takes images of any size: say which with --img-size, as in training'
+    if not given and info.size is None: raise ValueError(unknown)
     hw, (low, high) = _as_sides(img_size if given else info.size), info.limits
     if all(n % 32 == 0 and low <= n <= high for n in hw): return hw
     limits = f'from {low} to {high}' if high < math.inf else f'from {low}'
@@ -196,8 +196,8 @@ def _guess_layout(info, names, outputs, hw):
     if {'dets', 'labels'} <= {*names}: return 'kept'
     rows, A = outputs[0], len(_cells(hw, info.strides))
     if len(outputs) == 1 and rows.ndim == 3 and rows.shape[1] == A and rows.shape[2] > 5:
-        pixels = np.median(np.abs(rows[..., :2])) > 8
-        if rows[..., 4:].min() >= 0 and rows[..., 4:].max() <= 1: return 'centers' if pixels else 'raw'
+        probable = rows[..., 4:].min() >= 0 and rows[..., 4:].max() <= 1
+        if probable: return 'centers' if np.median(np.abs(rows[..., :2])) > 8 else 'raw'
     found = ', '.join(f'{n} {list(o.shape)}' for n, o in zip(names, outputs))
     needed = f'a YOLOX gives [B, {A}, 5 + classes] with probabilities, or dets and labels'
     size = f'{hw[1]}x{hw[0]} pixels'

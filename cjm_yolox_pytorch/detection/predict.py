@@ -187,8 +187,8 @@ def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections,
 # %% ../../nbs/detection/02_predict.ipynb #78bf5ae3
 def _remarks(detector, conf, iou, **_): # Lines of text
     yield from remarks(detector.model, detector.conf if conf is None else conf, iou)
-    if conf is None and detector.notes.get('thresholds'):
-        yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
+    chosen = conf is None and detector.notes.get('thresholds')
+    if chosen: yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
 def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, **options):

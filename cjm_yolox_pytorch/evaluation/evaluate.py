@@ -10,7 +10,6 @@ import json, math, os, textwrap, time, torch, numpy as np
 from dataclasses import replace
 from pathlib import Path
 
-# %% ../../nbs/evaluation/02_evaluate.ipynb #5eb53144
 from ..commands.command import command
 from ..commands.messages import printable, repeated, shorten
 from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
