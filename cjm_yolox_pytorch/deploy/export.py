@@ -6,7 +6,7 @@
 __all__ = ['EXPORT_FORMATS', 'TRIAL_SHAPES', 'WithNMS', 'exportable', 'load_exported', 'export_weights', 'yolox_export']
 
 # %% ../../nbs/deploy/00_export.ipynb #a02ac5de
-import json, os, tempfile, numpy as np
+import json, os, tempfile, warnings, numpy as np
 from itertools import product
 from pathlib import Path
 
@@ -202,6 +202,11 @@ def _trace(module, size, camera, static): # For any batch size, height and width
     shapes = dict(x={0: Dim('batch', min=1), **sides})
     return torch.export.export(module, (_trial_images((96, 128), 2, camera),), dynamic_shapes=shapes)
 
+def _write_draft(module, path, metadata, size, camera, static):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*create_unbacked_symint', FutureWarning) # By torchvision's NMS
+        _WRITERS[path.suffix](_trace(module, size, camera, static), path, metadata)
+
 # %% ../../nbs/deploy/00_export.ipynb #5e90b3d8
 _PROGRAMS = {'.onnx': 'ONNX Runtime', '.pt2': 'PyTorch', '.xml': 'OpenVINO'}
 
@@ -251,7 +256,7 @@ def export_weights(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory('.partial', path.name, path.parent, ignore_cleanup_errors=True) as folder:
         draft = Path(folder)/path.name
-        _WRITERS[path.suffix](_trace(module, size, camera, static), draft, metadata)
+        _write_draft(module, draft, metadata, size, camera, static)
         difference = _try_file(draft, module, size, camera, static)
         for file in sorted(draft.parent.iterdir()): os.replace(file, path.with_name(file.name)) # .bin before .xml
     return difference

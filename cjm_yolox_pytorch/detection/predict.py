@@ -56,7 +56,7 @@ def find_inputs(inputs, out) -> tuple: # Pairs of an input and its drawn file; m
     found, failed, out = {}, {}, Path(os.path.realpath(out))
     for given in inputs:
         files = _matching_files(given, out)
-        why = 'no images or videos there' if os.path.exists(given) else 'does not exist'
+        why = 'no images or videos there' if os.path.exists(given) else 'no such file, and no match as a pattern'
         if not files: failed[given] = f'{given}: {why}'
         found |= {Path(os.path.abspath(f)): f for f in files}
     root = os.path.commonpath([p.parent for p in found]) if found else None

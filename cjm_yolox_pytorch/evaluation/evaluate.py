@@ -6,12 +6,12 @@
 __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
-import json, math, os, textwrap, time, torch, numpy as np
+import json, math, os, time, torch, numpy as np
 from dataclasses import replace
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import printable, repeated, shorten
+from ..commands.messages import printable, repeated, shorten, wrap_lines
 from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
@@ -129,7 +129,7 @@ def _usual_split(data, names):
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02e
 def _check_data(a, allow_missing):
     faults = [f for f in check(a, allow_missing) if f.kind != 'nothing to learn']
-    for line in fault_lines(faults): print(f'  {line}', flush=True)
+    for line in fault_lines([f for f in faults if not f.stops]): print(*wrap_lines(line, '  '), sep='\n', flush=True)
     problems = [*fault_lines([f for f in faults if f.stops])]
     if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')
 
@@ -140,13 +140,13 @@ def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the 
         counts = f'{C} unnamed classes, but {data} has {len(a.names)}: {shorten(a.names)}'
         raise ValueError(f'{weights} has {counts}. Name those of the weights with --names')
     if not loaded.names:
-        order = shorten(', '.join(a.names))
+        order = ', '.join(a.names[:8]) + (', ...' if C > 8 else '')
         text = f'the weights have no class names: taking those of the data, in its order ({order})'
-        print(*textwrap.wrap(f'{text}; --names gives others', 80, subsequent_indent='  '), sep='\n', flush=True)
+        print(*wrap_lines(f'{text}; --names gives others'), sep='\n', flush=True)
     names = loaded.names or a.names
     check_names(names)
     try: return relabel(a, names)
-    except ValueError as e: raise ValueError(f'{data}: {e} of the weights. To rename those, use --names') from e
+    except ValueError as e: raise ValueError(f'{data}: {e} of the weights. If only names differ, use --names') from e
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
 def _trained_depth(loaded): # Bit depth of the training

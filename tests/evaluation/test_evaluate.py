@@ -249,7 +249,7 @@ def test_names_of_the_weights_are_read_from_a_file_and_counted(shapes, perfect, 
     code, *_ = command(perfect[0], shapes, '--names', 'disc,cross')
     assert 'unnamed.safetensors: 2 names for 5 classes' in code
     code, *_ = command(shapes/'nano.safetensors', shapes, '--names', 'a,b,c,d,e')
-    assert 'are not among' in code and 'To rename those, use --names' in code
+    assert 'are not among' in code and 'If only names differ, use --names' in code
 
 
 def test_missing_data_stop_an_evaluation_unless_allowed(shapes, perfect, monkeypatch, command):
