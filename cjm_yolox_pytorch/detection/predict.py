@@ -13,7 +13,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import printable
+from ..commands.messages import printable, wrap_lines
 from .backends import remarks
 from .detector import load_detector
 from .selection import describe_thresholds
@@ -200,7 +200,8 @@ def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixe
     if write != 'pictures': _check_overwrite([out/'detections.json'])
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
-    for line in [*_left_out(inputs, files), *_remarks(detector, **options)]: print(printable(line), flush=True)
+    said = [*_left_out(inputs, files), *_remarks(detector, **options)]
+    for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     out.mkdir(parents=True, exist_ok=True)
     coco = _run(detector, files, failed, out, write, batch, **options)
     _report(coco, failed, out, time.time() - start, options['max_detections'])

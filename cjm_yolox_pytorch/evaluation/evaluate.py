@@ -187,7 +187,7 @@ def _working_conf(notes, a): # Of the weights; a score, or [C]
     if found.get('fingerprint') == images_fingerprint(a):
         print('the score in the weights was chosen on these images: metrics are at .25 instead', flush=True)
         return .25
-    print(f'metrics are at {describe_thresholds(notes)}', flush=True)
+    print(*wrap_lines(f'metrics are at {describe_thresholds(notes)}'), sep='\n', flush=True)
     return stored_conf(notes)
 
 

@@ -149,7 +149,7 @@ def test_what_is_left_out_is_told(file, film, images, tmp_path, capsys):
     film('images/f.mkv', 'mpeg4')
     for name in ('IMG_1.HEIC', 'deep/IMG_2.heic', 'g.txt'): (images/name).touch()
     run(file, images, out=tmp_path/'out')
-    printed = capsys.readouterr().out
+    printed = ' '.join(capsys.readouterr().out.split())
     assert f'{images}: 2 images such as IMG_1.HEIC skipped: convert them to JPEG' in printed
     assert f'only the first image or stream is used of 4 files such as {images}/b.gif' in printed
 
