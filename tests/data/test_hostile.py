@@ -171,7 +171,7 @@ def test_class_names_that_look_like_formulas(name, root):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         report(a, found, root/'out')
-    assert len(list((root/'out').glob('*.png'))) == 5
+    assert len(list((root/'out').glob('*.png'))) == 6
 
 
 ENTITY = '<!DOCTYPE a [<!ENTITY x SYSTEM "file://{}">]>'
