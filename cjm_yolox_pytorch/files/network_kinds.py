@@ -16,16 +16,17 @@ _SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}
 # %% ../../nbs/files/05a_network_kinds.ipynb #59502c51
 _PT2_ENTRIES = {'archive_format', 'serialized_exported_program.json'} # Of today, and before torch 2.8
 
-def _is_program(path): # An archive of `torch.export.save`?
-    with zipfile.ZipFile(path) as archive: names = {name.rpartition('/')[2] for name in archive.namelist()}
-    return not names.isdisjoint(_PT2_ENTRIES)
+def _archived_names(path): # Empty if the file is damaged (as reading it will say), or not an archive
+    try:
+        with zipfile.ZipFile(path) as archive: return {name.rpartition('/')[2] for name in archive.namelist()}
+    except Exception: return set()
 
 def network_kind(path) -> str: # A key of `EXPORTED_KINDS`, or weights
     "Tell what kind of network is in a file."
     with open(path, 'rb') as f: start = f.read(1024)
     if start[8:9] == b'{': return 'weights' # Safetensors
     if start.lstrip().startswith(b'<') and b'<net ' in start: return 'openvino'
-    if zipfile.is_zipfile(path): return 'pt2' if _is_program(path) else 'weights'
+    if names := _archived_names(path): return 'weights' if names.isdisjoint(_PT2_ENTRIES) else 'pt2'
     if re.match(rb'\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]', start): return 'onnx'
     return _SUFFIXES.get(Path(path).suffix.lower(), 'weights')
 
