@@ -289,17 +289,11 @@ def test_loss_on_a_gpu_does_not_wait(compile):
     finally: torch.cuda.set_sync_debug_mode('default')
 
 
-@cuda
-@pytest.mark.parametrize('compile', [False, True])
-def test_loss_in_a_cuda_graph_is_replayed_on_new_inputs(compile):
-    loss, counts = YOLOXLoss(C, use_l1=True, compile=compile), [5, 3, 9]
-    maps, boxes, labels = to_device(batch(counts))
-    maps = requiring_grad(maps)
-    leaves = [m for levels in maps for m in levels]
-
+def captured(loss, maps, *objects):
+    "A CUDA graph of the losses of a batch and their gradients, and its losses"
     def step():
-        for m in leaves: m.grad = None
-        losses = loss(*maps, boxes, labels)
+        for m in (m for levels in maps for m in levels): m.grad = None
+        losses = loss(*maps, *objects)
         sum(losses.values()).backward()
         return losses
     stream = torch.cuda.Stream()
@@ -309,6 +303,17 @@ def test_loss_in_a_cuda_graph_is_replayed_on_new_inputs(compile):
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph): losses = step()
+    return graph, losses
+
+
+@cuda
+@pytest.mark.parametrize('compile', [False, True])
+def test_loss_in_a_cuda_graph_is_replayed_on_new_inputs(compile):
+    loss, counts = YOLOXLoss(C, use_l1=True, compile=compile), [5, 3, 9]
+    maps, boxes, labels = to_device(batch(counts))
+    maps = requiring_grad(maps)
+    leaves = [m for levels in maps for m in levels]
+    graph, losses = captured(loss, maps, boxes, labels)
     for seed in (1, 2):
         other = batch(counts, seed)
         new = [m for levels in other[0] for m in levels] + other[1] + other[2]
@@ -326,19 +331,7 @@ def test_padded_objects_in_a_cuda_graph_may_change_in_number():
     maps = requiring_grad([[m.cuda() for m in levels] for levels in maps])
     objects = as_padded(boxes, 0.).cuda(), as_padded(labels, -1).cuda()
     leaves = [m for levels in maps for m in levels]
-
-    def step():
-        for m in leaves: m.grad = None
-        losses = loss(*maps, *objects)
-        sum(losses.values()).backward()
-        return losses
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3): step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): losses = step()
+    graph, losses = captured(loss, maps, *objects)
     for seed, counts in enumerate(([9, 0, 2], [0, 0, 0], [1, 8, 4])):
         other = batch(counts, seed)
         new = [m for levels in other[0] for m in levels] + [as_padded(other[1], 0., 9), as_padded(other[2], -1, 9)]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from networks import decisive_model
 
 from cjm_yolox_pytorch.deploy import export
 from cjm_yolox_pytorch.deploy.export import EXPORT_FORMATS, exportable, export_weights, load_exported, yolox_export
@@ -52,17 +53,7 @@ def blotches(n, height, width, camera=False, seed=1):
 
 
 def made_up(num_classes=3, **kwargs):
-    torch.manual_seed(0)
-    model = build_model('yolox_nano', num_classes, pretrained=False)
-    for m in model.modules(): # So that scores differ and boxes overlap
-        if isinstance(m, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(m.weight, 2, 3)
-            m.running_mean.normal_(0, .1)
-            m.running_var.uniform_(.5, 1.5)
-    for convs, std, bias in (('cls', .3, .5), ('reg', .05, 1.2), ('obj', .3, .5)):
-        for conv in getattr(model.bbox_head, f'multi_level_conv_{convs}'):
-            torch.nn.init.normal_(conv.weight, std=std)
-            torch.nn.init.constant_(conv.bias, bias)
+    model = decisive_model(num_classes)
     names = [f'class {i}' for i in range(num_classes)]
     return Weights(model.state_dict(), 'yolox_nano', num_classes, **NORM_STATS['yolox_nano'], names=names, **kwargs)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import decisive_model
 from PIL import Image
 
 from cjm_yolox_pytorch.detection.backends import load_exported_network
@@ -28,17 +29,7 @@ SIZE = 96
 @pytest.fixture(scope='module')
 def sure():
     "Weights of a random network that finds several things in every image"
-    torch.manual_seed(0)
-    model = build_model('yolox_nano', 3, pretrained=False)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 2, 3)
-            module.running_mean.normal_(0, .1)
-            module.running_var.uniform_(.5, 1.5)
-    for name, std, bias in (('cls', .3, .5), ('reg', .05, 1.2), ('obj', .3, .5)):
-        for conv in getattr(model.bbox_head, f'multi_level_conv_{name}'):
-            torch.nn.init.normal_(conv.weight, std=std)
-            torch.nn.init.constant_(conv.bias, bias)
+    model = decisive_model(3)
     names = ['cat', 'dog', 'owl']
     return Weights(model.state_dict(), 'yolox_nano', 3, (.1, .05, 0.), (1., .9, 1.1), names=names, size=SIZE)
 
