@@ -22,7 +22,7 @@ from ..files.class_names import class_numbers, parse_names
 from ..files.network_kinds import import_extra
 from ..fuse import fuse
 from ..inference import offset_by_group, scored_boxes, YOLOXInferenceWrapper
-from ..model import build_model, MODEL_TYPES, pretrained_file
+from ..model import build_model
 from ..utils import check_between
 
 # %% ../../nbs/deploy/00_export.ipynb #11de44d4
@@ -278,7 +278,7 @@ def _describe_trials(suffix, size, suppress, static):
 
 # %% ../../nbs/deploy/00_export.ipynb #d4bc9f80
 def _export(weights, path, names, options):
-    loaded = load_weights(pretrained_file(weights) if weights in MODEL_TYPES else weights, names=names)
+    loaded = load_weights(weights, names=names)
     difference, unit = export_weights(loaded, path, **options), 'cells' if options['raw'] else 'pixels'
     print(f'written to {path}: equal to PyTorch within {difference:.1e} {unit},')
     print(_describe_trials(path.suffix, _padded_size(loaded), options['suppress'], options['static']))

@@ -25,7 +25,7 @@ from ..files.letterbox import InputSpec, letterbox, letterbox_scale, normalize, 
 from ..files.network_kinds import network_kind
 from ..fuse import fuse
 from ..inference import nms, scored_boxes
-from ..model import build_model, MODEL_TYPES, pretrained_file
+from ..model import build_model
 from ..utils import check_between
 
 # %% ../../nbs/detection/01_detector.ipynb #6b3420b7
@@ -144,7 +144,6 @@ def load_network(
     pixels:str=None # For exported networks of other programs: order and range of pixels, a key of `PIXELS`
 ): # -> `Weights` or `ExportedNetwork`
     "Load a network of any kind."
-    if source in MODEL_TYPES: source = pretrained_file(source)
     exported = os.path.isfile(source) and network_kind(source) != 'weights'
     if exported: return load_exported_network(source, names, img_size, pixels)
     if pixels: raise ValueError(f'pixels={pixels!r}: {source} is a file of weights, not an exported network')

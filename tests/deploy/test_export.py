@@ -14,6 +14,7 @@ from networks import decisive_model
 
 from cjm_yolox_pytorch.deploy import export
 from cjm_yolox_pytorch.deploy.export import EXPORT_FORMATS, exportable, export_weights, load_exported, yolox_export
+from cjm_yolox_pytorch.files import checkpoints
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
 from cjm_yolox_pytorch.files.letterbox import letterbox, unletterbox
 from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, nms
@@ -185,7 +186,7 @@ def test_file_that_differs_is_not_kept(tmp_path, monkeypatch):
 
 def test_published_weights_are_exported_by_their_name(tmp_path, monkeypatch, capsys):
     save_weights(made_up(), tmp_path/'weights.safetensors')
-    monkeypatch.setattr(export, 'pretrained_file', lambda name: tmp_path/'weights.safetensors')
+    monkeypatch.setattr(checkpoints, 'pretrained_file', lambda name: tmp_path/'weights.safetensors')
     asked = []
     monkeypatch.setattr(export, 'export_weights', lambda *args, **kwargs: asked.append((args, kwargs)) or .5)
     yolox_export('yolox_nano', format='openvino', suppress=True, conf=.4)
