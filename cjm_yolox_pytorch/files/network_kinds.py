@@ -31,7 +31,7 @@ def network_kind(path) -> str: # A key of `EXPORTED_KINDS`, or weights
     return _SUFFIXES.get(Path(path).suffix.lower(), 'weights')
 
 # %% ../../nbs/files/05a_network_kinds.ipynb #1b6e24bf
-def import_extra(module):
-    "Import a package of the extra `export`."
+def import_extra(module, extra='export'):
+    "Import a package of an extra."
     try: return importlib.import_module(module)
-    except ImportError as e: raise ImportError(f"{module} is missing: pip install 'cjm-yolox-pytorch[export]'") from e
+    except ImportError as e: raise ImportError(f"{module} is missing: pip install 'cjm-yolox-pytorch[{extra}]'") from e
