@@ -31,6 +31,13 @@ def turned_bounds(
     points = offsets @ np.array([[c, s], [-s, c]]) + pivot
     return *points.min(0).tolist(), *points.max(0).tolist()
 
+# %% ../../nbs/data/06b_cvat.ipynb #8b34fe7d
+def _attribute(element, name): # As a number
+    text = element.get(name)
+    if text is None: raise ValueError(f'<{element.tag}> has no {name}')
+    try: return parse_float(text)
+    except ValueError as e: raise ValueError(f'<{element.tag} {name}>: {e}') from None
+
 # %% ../../nbs/data/06b_cvat.ipynb #57e8a0a1
 _Shape = namedtuple('_Shape', 'kind label corners') # `corners` are None where there are none
 
@@ -39,25 +46,20 @@ def _cvat_shape(element):
     if not label: raise ValueError(f'<{element.tag}> has no label')
     return _Shape(element.tag, label, _CORNERS_OF[element.tag](element) if element.tag in _CORNERS_OF else None)
 
+# %% ../../nbs/data/06b_cvat.ipynb #758b9e52
 def _box_corners(element):
-    x1, y1, x2, y2 = corners = [_attribute(element, side) for side in _SIDES]
+    x1, y1, x2, y2 = corners = [_attribute(element, side) for side in _EDGES]
     angle = _attribute(element, 'rotation') if element.get('rotation') else 0
     return turned_bounds(corners, angle, ((x1 + x2)/2, (y1 + y2)/2)) if angle else corners
 
+# %% ../../nbs/data/06b_cvat.ipynb #d00fac97
 def _polygon_corners(element): # Written as "x,y;x,y;..."
     points = [[*map(parse_float, point.split(','))] for point in element.get('points', '').split(';')]
     if len(points) < 3 or {*map(len, points)} != {2}: raise ValueError('<polygon> is not "x,y;x,y;..." of 3 points')
     return *np.min(points, axis=0).tolist(), *np.max(points, axis=0).tolist()
 
-_SIDES = 'xtl', 'ytl', 'xbr', 'ybr'
+_EDGES = 'xtl', 'ytl', 'xbr', 'ybr'
 _CORNERS_OF = dict(box=_box_corners, polygon=_polygon_corners)
-
-# %% ../../nbs/data/06b_cvat.ipynb #8b34fe7d
-def _attribute(element, name): # As a number
-    text = element.get(name)
-    if text is None: raise ValueError(f'<{element.tag}> has no {name}')
-    try: return parse_float(text)
-    except ValueError as e: raise ValueError(f'<{element.tag} {name}>: {e}') from None
 
 # %% ../../nbs/data/06b_cvat.ipynb #ea0b7424
 def _cvat_shapes(path, image): # Those of an <image>
@@ -122,7 +124,7 @@ def _cvat_image(parent, number, a, i, split): # One <image>
     subset = {} if split == 'all' else dict(subset=split)
     image = SubElement(parent, 'image', id=str(number), name=str(a.paths[i]), **subset, width=width, height=height)
     for n in range(a.starts[i], a.starts[i + 1]):
-        corners = dict(zip(_SIDES, map(number_text, a.boxes[n])))
+        corners = dict(zip(_EDGES, map(number_text, a.boxes[n])))
         source = 'manual' if a.scores is None else 'auto'
         box = SubElement(image, 'box', label=a.names[a.labels[n]], source=source, occluded='0', **corners, z_order='0')
         if a.scores is not None: SubElement(box, 'attribute', name='score').text = number_text(a.scores[n])

@@ -88,6 +88,14 @@ def _used(region): return region.corners is not None and region.kind not in _WIT
 
 def _split_of(task): return split_name(task['data'].get('split') or 'all') # As `labelstudio_files` writes it
 
+# %% ../../nbs/data/06c_labelstudio.ipynb #13c8db52
+def _task_size(path, task): # Height and width, 0 if unknown
+    results = [r for key in ('annotations', 'predictions') for a in task.get(key) or [] for r in a['result']]
+    sizes = {(r['original_height'], r['original_width']) for r in results if 'original_width' in r}
+    if len(sizes) < 2: return next(iter(sizes), (0, 0))
+    raise ValueError(f'{path}: {_task_image(task)} has several sizes: {shorten(sorted(sizes))}. Export it again')
+
+# %% ../../nbs/data/06c_labelstudio.ipynb #7897efba
 def _read_tasks(path, tasks, split, images=None) -> Annotations:
     key = 'annotations' if any(map(_finished, tasks)) else 'predictions'
     regions = {id(task): _task_regions(path, task, key) for task in tasks}
@@ -101,12 +109,6 @@ def _read_tasks(path, tasks, split, images=None) -> Annotations:
     paths, found = _find_task_images(path, [*map(_task_image, mine)], places)
     return build_annotations(path, names, paths, [_task_size(path, task) for task in mine], rows, notes + found, stops)
 
-def _task_size(path, task): # Height and width, 0 if unknown
-    results = [r for key in ('annotations', 'predictions') for a in task.get(key) or [] for r in a['result']]
-    sizes = {(r['original_height'], r['original_width']) for r in results if 'original_width' in r}
-    if len(sizes) < 2: return next(iter(sizes), (0, 0))
-    raise ValueError(f'{path}: {_task_image(task)} has several sizes: {shorten(sorted(sizes))}. Export it again')
-
 # %% ../../nbs/data/06c_labelstudio.ipynb #09837ff2
 _TASKS = rb'^(\xef\xbb\xbf)?\s*\[\s*\{', rb'"data"\s*:\s*\{', rb'"(annotations|predictions)"\s*:\s*\['
 
@@ -114,6 +116,7 @@ def _is_labelstudio(path):
     with open(path, 'rb') as f: start = f.read(2**20)
     return all(re.search(pattern, start) for pattern in _TASKS)
 
+# %% ../../nbs/data/06c_labelstudio.ipynb #e50ac98a
 def _load_tasks(path): # A list of dicts with `data`
     try: tasks = json.loads(read_text(path))
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not JSON: {e}. Export it again') from e

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import printable, wrap_lines
+from ..data.label_files import check_label_classes
 from .backends import remarks
 from .detector import load_detector
 from .inputs import find_inputs, is_video, left_out, read_inputs
 from .outputs import check_overwrite, coco_of, Drawing
+from .prelabels import check_labels, write_prelabels
 from .selection import describe_thresholds
 from ..files.class_names import class_numbers, parse_names
 from ..files.paths import atomic
@@ -40,11 +42,11 @@ def _run(detector, files, failed, out, write, batch, **options): # Dict of COCO'
         for (path, drawn), frames in groupby(bar, lambda frame: frame[:2]):
             with closing(Drawing(drawn, failed)) as drawing:
                 for *_, about, d in frames:
-                    if write != 'json': drawing.add(d, about.get('seconds'))
+                    if write in ('pictures', 'both'): drawing.add(d, about.get('seconds'))
                     results.append((path, about, d.image.shape, d.to_coco(len(results))))
     finally: # However it ends
         coco = coco_of(results, names)
-        if write != 'pictures':
+        if write in ('json', 'both'):
             with atomic(out/'detections.json') as partial: partial.write_text(json.dumps(coco))
     return coco
 
@@ -61,8 +63,10 @@ def _report(coco, failed, out, seconds, max_detections):
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
 # %% ../../nbs/detection/05_predict.ipynb #2b94c0fe
-def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections, **_):
+def _check_options(write, labels, overwrite, img_size, batch, bit_depth, conf, iou, max_detections, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
+    if labels and write != 'both': raise ValueError(f'write={write!r}: with --labels, only labels are written')
+    if overwrite and not labels: raise ValueError('overwrite=True: it is for the label files of --labels')
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
     check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
@@ -74,19 +78,29 @@ def _remarks(detector, conf, iou, **_): # Lines of text
     if chosen: yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
-def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, **options):
-    _check_options(write, img_size, batch, bit_depth, **options)
+def _check_outputs(write, labels, files, out, overwrite): # The folder to which names of labels are relative
+    if write in ('pictures', 'both'): check_overwrite(drawn for _, drawn in files)
+    if write in ('json', 'both'): check_overwrite([out/'detections.json'])
+    return check_labels(labels, files, out, overwrite) if labels else None
+
+# %% ../../nbs/detection/05_predict.ipynb #906c1e9e
+def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit_depth, names, pixels, batch, device,
+    **options):
+    _check_options(write, labels, overwrite, img_size, batch, bit_depth, **options)
+    if labels: write = 'labels'
     names, out = parse_names(names), Path(out)
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out)
-    if write != 'json': check_overwrite(drawn for _, drawn in files)
-    if write != 'pictures': check_overwrite([out/'detections.json'])
+    root = _check_outputs(write, labels, files, out, overwrite)
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
+    if labels and detector.names: check_label_classes(detector.names)
     said = [*left_out(inputs, files), *_remarks(detector, **options)]
     for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     out.mkdir(parents=True, exist_ok=True)
     coco = _run(detector, files, failed, out, write, batch, **options)
+    said = write_prelabels(coco, labels, root, out, overwrite, Path(weights).stem) if labels else []
+    for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     _report(coco, failed, out, time.time() - start, options['max_detections'])
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13
@@ -94,8 +108,10 @@ def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixe
 def yolox_predict(
     weights:str, # Weights (file, address, or a size such as yolox_s), or an exported .onnx, .xml or .pt2 file
     inputs:list, # Images, folders, patterns such as "photos/*.jpg", and videos
-    out:str='runs/predict', # Folder for drawn images and detections.json
+    out:str='runs/predict', # Folder for drawn images and detections.json, or for labels
     write:str='both', # pictures, json or both
+    labels:str=None, # Write labels for a labeling tool instead: yolo, voc, coco, labelstudio or cvat
+    overwrite:bool=False, # Replace label files that exist
     conf:float=None, # Keep detections with a higher score; the one chosen in training unless given, or .25
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best
     max_detections:int=300, # Most detections per image

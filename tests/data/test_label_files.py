@@ -1,5 +1,4 @@
 "What is written for labeling tools is read back as it was, by us and by the tools' own converters."
-import json
 import shutil
 import tempfile
 from dataclasses import replace
@@ -11,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from cjm_yolox_pytorch.data.annotations import build_annotations
-from cjm_yolox_pytorch.data.label_files import WRITERS, label_files, losses, write_files
+from cjm_yolox_pytorch.data.label_files import WRITERS, label_files, write_files
 from cjm_yolox_pytorch.data.splits import find_splits
 
 BY_STEM = 'yolo', 'voc' # A file of labels for each image, named like it
