@@ -25,8 +25,9 @@ STRATEGIES = ['random', *AGGREGATES]
 
 
 def train(args, images, test, seed):
-    steps = len(images)/8*args.epochs
-    recipe = fine_tune_recipe(args.model, img_size=args.img_size, epochs=args.epochs, seed=seed, ema_tau=max(1, steps/4))
+    steps = len(images)/8*args.epochs # In so few of them, an average over 200 would keep the first weights
+    options = dict(img_size=args.img_size, epochs=args.epochs, seed=seed)
+    recipe = fine_tune_recipe(args.model, ema_tau=max(1, steps/4), **options)
     trainer = Trainer(recipe, images, test, load_weights(args.weights) if args.weights else None, args.device)
     for _ in range(args.epochs): trainer.train_epoch()
     return trainer

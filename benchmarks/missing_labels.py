@@ -17,6 +17,7 @@ from cjm_yolox_pytorch.data.annotations import fingerprint
 from cjm_yolox_pytorch.data.splits import find_splits
 from cjm_yolox_pytorch.detection.detector import load_network
 from cjm_yolox_pytorch.evaluation.disagreement_sheet import draw_disagreements
+from cjm_yolox_pytorch.evaluation.disagreements import LIKELY
 from cjm_yolox_pytorch.evaluation.second_opinion import compare_labels
 
 
@@ -33,11 +34,12 @@ def main():
     parser.add_argument('data')
     parser.add_argument('--count', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--least', type=float, default=LIKELY, help='minimum suspicion')
     parser.add_argument('--all', action='store_true', help='also images that the weights were trained on')
     parser.add_argument('--out', type=Path, default=Path('runs/missing'))
     args = parser.parse_args()
     network = load_network(args.weights)
-    comparison = compare_labels(read_splits(args.data, network.notes, args.all), network)
+    comparison = compare_labels(read_splits(args.data, network.notes, args.all), network, least=args.least)
     found = [d for d in comparison.disagreements if d.kind == 'missing label']
     chosen = np.random.default_rng(args.seed).permutation(len(found))[:args.count]
     sample = [found[n] for n in sorted(chosen)]

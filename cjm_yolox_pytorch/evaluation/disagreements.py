@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['KINDS', 'BORROWED', 'LIKELY', 'Disagreement', 'Pairs', 'pair_split', 'Habits', 'find_habits', 'find_disagreements']
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #99f506e1
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #1b3dea08
 import torch, numpy as np
 from dataclasses import dataclass
-from itertools import groupby
 
 from fastcore.basics import patch
 
 from ..boxes import box_iou
 from ..commands.messages import file_name
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #f1e395d3
-KINDS = {'missing label': 'likely missing labels', 'wrong class': 'likely wrong classes',
-    'loose box': 'likely loose boxes'}
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #07c4b0dc
+KINDS = {'missing label': 'likely missing labels', 'wrong class': 'likely wrong classes', 'loose box': 'loose boxes'}
 
 @dataclass
 class Disagreement:
@@ -34,7 +32,7 @@ class Disagreement:
     label_box:list = None
     iou:float = None # Of both boxes
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #b6cca842
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #e316e8c5
 def _ious(boxes, others): # [N, 4], [G, 4] -> [N, G]
     return box_iou(torch.from_numpy(boxes)[:, None], torch.from_numpy(others)).numpy()
 
@@ -44,7 +42,7 @@ def _lies_in(boxes, regions): # [N, 4], [K, 4] -> [N] bool: half of a box or mor
     shared, area = (high - low).clip(0).prod(axis=2), (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     return (shared >= .5*area[:, None]).any(axis=1)
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #e5b15f42
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #8e818f5f
 def _comparable(a, i, d, known): # Of image `i`: indices, boxes and labels; boxes, scores and labels of detections
     boxes, labels, crowd = a.objects(i)
     boxes = boxes.astype(np.float64).clip(0, np.tile(a.sizes[i, ::-1], 2))
@@ -54,7 +52,7 @@ def _comparable(a, i, d, known): # Of image `i`: indices, boxes and labels; boxe
     best = [n for n in np.argsort(-scores, kind='stable') if not hidden[n]]
     return (np.flatnonzero(kept), boxes[kept], labels[kept]), (found[best], scores[best], classes[best])
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #3d6488cd
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #a933ba0f
 def _take(near, least, label): # [N, G] IoU or 0; `label` [N] is updated: a free label for those with -1
     free = ~np.isin(np.arange(near.shape[1]), label)
     for n in np.flatnonzero(label < 0):
@@ -70,7 +68,7 @@ def _pair(ious, same): # [N, G] -> [N] label that a detection means, or -1
     _take(np.where(repeated, 0, near), .25, label)
     return label
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #4bcc64ef
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #51f28878
 @dataclass
 class Pairs:
     "The labels and detections of one image, and how they overlap"
@@ -87,15 +85,16 @@ class Pairs:
         self.same = self.classes[:, None] == self.labels
         self.label = _pair(self.ious, self.same) # [N] label that a detection means, or -1
         self.on = self.same & (self.ious >= .5) # [N, G] Detections of the label's class on it
-        self.fit = np.append(self.ious, np.zeros((len(self.found), 1)), axis=1)[np.arange(len(self.found)), self.label]
+        padded = np.pad(self.ious, [(0, 0), (0, 1)])
+        self.fit = padded[np.arange(len(padded)), self.label] # [N] IoU with it, or 0
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #2d6f7f6d
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #e89a9bfa
 def pair_split(split, a, detections, known): # Split, its `Annotations`, one `Detections` per image, [C] bool
     "Pair the labels of a split with detections."
     parts = (_comparable(a, i, d, known) for i, d in enumerate(detections))
     return [Pairs((split, str(path)), *labels, *found) for path, (labels, found) in zip(a.paths, parts)]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #90544186
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #d937b297
 BORROWED = 10 # Objects of all classes that each class gets in addition
 
 @dataclass
@@ -111,7 +110,7 @@ class Habits:
         count = np.array([len(s) for s in self.scores])[classes]
         return (own + BORROWED*common)/(count + BORROWED) if len(own) else common
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #b3ff9b52
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #86395d47
 def find_habits(pairs, num_classes) -> Habits:
     "Learn what is usual from the labels that the network found."
     parts = [(p.scores[right], p.classes[right], p.fit[right]) for p in pairs for right in [p.fit >= .5]]
@@ -121,7 +120,7 @@ def find_habits(pairs, num_classes) -> Habits:
     fits = [np.median(fit[m]) if m.sum() >= BORROWED else usual for m in mine]
     return Habits(np.sort(scores), [np.sort(scores[m]) for m in mine], np.array(fits))
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #b20a9ffa
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #579dde02
 def _missing(p, sure): # Detection, label and suspicion of each
     alone = np.flatnonzero((p.label < 0) & (p.ious.max(axis=1, initial=0) < .5))
     ious, kept = _ious(p.found[alone], p.found[alone]), []
@@ -129,7 +128,7 @@ def _missing(p, sure): # Detection, label and suspicion of each
         if not kept or ious[n, kept].max() < .5: kept.append(n)
     return [(n, -1, sure[n]) for n in alone[kept]]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #615c120b
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #bb97d1b2
 def _wrong(p, sure): # The same
     support, worst = (p.on*sure[:, None]).max(axis=0, initial=0), {}
     other = (p.label < 0) & ~p.on.any(axis=1) & (p.ious >= .5).any(axis=1)
@@ -139,14 +138,14 @@ def _wrong(p, sure): # The same
         if row[2] > worst.get(g, row)[2] or g not in worst: worst[g] = row
     return [*worst.values()]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #3f72583c
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #5a187545
 def _loose(p, sure, habits): # The same
     n = np.flatnonzero(p.label >= 0)
     usual = np.maximum(habits.fit[p.classes[n]], .51)
     explained = ((p.fit[n] - .5)/(usual - .5)).clip(0, 1)
     return [*zip(n, p.label[n], sure[n]*(1 - explained))]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #6f0779eb
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #9a1eb579
 def _disagreement(p, kind, n, g, suspicion, names):
     about = kind, float(suspicion), *p.place, p.found[n].tolist(), names[p.classes[n]], float(p.scores[n])
     if g < 0: return Disagreement(*about)
@@ -157,7 +156,7 @@ def _contradictions(p, habits, names): # Of one image
     rows = {'missing label': _missing(p, sure), 'wrong class': _wrong(p, sure), 'loose box': _loose(p, sure, habits)}
     return [_disagreement(p, kind, *row, names) for kind, some in rows.items() for row in some]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #c72192bb
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #dca07251
 LIKELY = .5 # The network is as sure as of the median labelled object, and the label explains nothing
 
 def find_disagreements(
@@ -172,10 +171,10 @@ def find_disagreements(
     pairs = [p for split, a in splits.items() for p in pair_split(split, a, detections[split], known)]
     if not pairs: return []
     habits = find_habits(pairs, len(names))
-    found = [d for p in pairs for d in _contradictions(p, habits, names) if 0 < d.suspicion >= least]
+    found = [d for p in pairs for d in _contradictions(p, habits, names) if d.suspicion >= max(least, 1e-9)]
     return sorted(found, key=lambda d: (-d.suspicion, -d.score, d.split, d.path, d.box))
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #83fc743b
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #f54b77ab
 @patch
 def __str__(self:Disagreement) -> str:
     what = f'{self.name} without a label'

@@ -267,17 +267,17 @@ def _load_opinion(weights, names, pixels, device): # Network, or None
     if unused: raise ValueError(f'{" and ".join(unused)}: for the weights to compare with; give --weights, too')
     return load_network(weights, parse_names(names), pixels=pixels) if weights else None
 
-def _compare(report, network, device): # `Comparison` of the images that can be read
+def _ask(report, network, device): # `Comparison` of the images that can be read
     broken = [f.where for f in report.faults if f.kind in BROKEN]
     return compare_labels(report.splits, network, device, broken, lambda batches: _bar(batches, 'weights'))
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #fdf20542
-def _run_doctor(data, img_size, bit_depth, out, json, weights, names, pixels, device, train, val, allow_missing, **more):
+def _run_doctor(data, img_size, bit_depth, out, json, weights, names, pixels, device, **reading):
     check_between(img_size=(img_size, 1, math.inf), bit_depth=(bit_depth, 8, 16))
     if out: check_output_folder(out, data, below=True)
     network = _load_opinion(weights, names, pixels, device)
-    report = examine(data, img_size, _bar, train, val, allow_missing, bit_depth=bit_depth, **more)
-    if network and report.splits: report.comparison = _compare(report, network, device)
+    report = examine(data, img_size, _bar, bit_depth=bit_depth, **reading)
+    if network and report.splits: report.comparison = _ask(report, network, device)
     _publish(report, json, out)
     if not report.ready: raise SystemExit(1)
 
