@@ -285,7 +285,8 @@ def yolox_eval(
     settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
     _check_eval_options(img_size, batch, workers, conf, working_conf, precision, **settings)
     weights = [os.fspath(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
-    if len(weights) > 1 and (thresholds or precision is not None): raise ValueError('thresholds and precision need a single file')
+    searched = thresholds or precision is not None
+    if len(weights) > 1 and searched: raise ValueError('thresholds and precision need a single file')
     if out: _check_out(out, weights, data)
     reading = dict(format=format, images=images, bit_depth=bit_depth, img_size=img_size, pixels=pixels)
     loaded, split, a = _load(weights, data, split, names, allow_missing, **reading)

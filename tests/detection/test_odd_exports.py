@@ -52,13 +52,15 @@ def test_odd_inputs_are_named(tmp_path, options, message):
 def test_uint8_of_other_programs_is_taken_in_full_range(tmp_path):
     file = write(tmp_path/'whole.onnx', CENTERS, TensorProto.UINT8)
     assert load_detector(file).model.info.pixels == 'bgr255'
-    with pytest.raises(ValueError, match='cannot hold bgr1: choose rgb255 or bgr255'): load_detector(file, pixels='bgr1')
+    message = 'cannot hold bgr1: choose rgb255 or bgr255'
+    with pytest.raises(ValueError, match=message): load_detector(file, pixels='bgr1')
 
 
 def test_labels_of_0_2_are_not_taken_for_objectness(tmp_path):
     "Six columns: one class, or a label and its probability"
     file = write(tmp_path/'old.onnx', DECODED, ports=('input', 'output'))
-    with pytest.raises(ValueError, match='does not say how many classes it has: give their --names'): load_detector(file)
+    message = 'does not say how many classes it has: give their --names'
+    with pytest.raises(ValueError, match=message): load_detector(file)
     detect = load_detector(file, names=['cat', 'dog'])
     found = detect(IMAGE, conf=.5, iou=1., max_detections=CELLS)
     assert detect.model.info.output == 'decoded' and len(found) == (DECODED[..., 5] > .5).sum()
