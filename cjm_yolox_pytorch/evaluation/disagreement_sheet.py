@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_disagreements']
 
-# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #223d1468
+# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #fe4175c9
 import numpy as np
 from collections import Counter
 
@@ -14,7 +14,7 @@ from .disagreements import KINDS
 from ..files.drawing import draw_box, escape_mathtext, save_figure, shorten_name
 from ..commands.messages import file_name
 
-# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #dc867af8
+# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #6cbec8a7
 def _window(d, height, width): # Of a `Disagreement`: left, top, right and bottom in pixels
     boxes = np.array([d.box, d.label_box or d.box])
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
@@ -22,7 +22,7 @@ def _window(d, height, width): # Of a `Disagreement`: left, top, right and botto
     left, top = np.clip((low + high - side)/2, 0, np.maximum([width - side, height - side], 0))
     return left, top, min(left + side, width), min(top + side, height)
 
-# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #f34b617b
+# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #3b341c38
 def _objects_of(splits, d): # Boxes of the labels on the image of a `Disagreement`, and its index
     a = splits[d.split]
     i = a.paths.tolist().index(d.path)
@@ -34,7 +34,7 @@ def _title(n, d):
     if d.kind == 'loose box': name += f', IoU {d.iou:.2f}'
     return escape_mathtext(f'{n} {name}')
 
-# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #99ebbcbb
+# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #b3724c9e
 def _draw_place(ax, splits, n, d): # Disagreement `d`, number `n`
     a, i, boxes = _objects_of(splits, d)
     image = read_annotated(a, i)
@@ -50,7 +50,7 @@ def _draw_place(ax, splits, n, d): # Disagreement `d`, number `n`
     ax.set_title(_title(n, d), fontsize=8)
     ax.set_xlabel(escape_mathtext(f'{shorten_name(file_name(d.path), 24)}  {d.suspicion:.2f}'), fontsize=6)
 
-# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #be2a187c
+# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #30dbab5f
 _SHEET = 6, 6 # Columns and rows
 
 def _choose_worst(disagreements): # Kind -> pairs of number and `Disagreement`
@@ -62,7 +62,7 @@ def _choose_worst(disagreements): # Kind -> pairs of number and `Disagreement`
         left -= len(more[:left])
     return {k: groups[k][:rows[k]*columns] for k in KINDS if rows[k]}
 
-# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #b4353625
+# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #6c51a080
 def _heading(kind, shown, total):
     count = f'{total}' if shown == total else f'the first {shown} of {total}'
     return f'{KINDS[kind][0].upper()}{KINDS[kind][1:]}: {count}'
@@ -73,7 +73,7 @@ def _draw_group(part, splits, kind, chosen, total):
     axs = [part.add_subplot(rows, columns, k) for k in range(1, len(chosen) + 1)]
     for ax, (n, d) in zip(axs, chosen): _draw_place(ax, splits, n, d)
 
-# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #0f3fb0f4
+# %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #8da7a718
 def draw_disagreements(
     splits:dict, # Split -> `Annotations`, as `find_disagreements` took them
     disagreements:list, # `Disagreement`s, worst first

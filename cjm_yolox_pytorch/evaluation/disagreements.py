@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'BORROWED', 'LIKELY', 'Disagreement', 'Pairs', 'pair_split', 'Habits', 'find_habits', 'find_disagreements']
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #1b3dea08
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #41e4cb8c
 import torch, numpy as np
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..boxes import box_iou
 from ..commands.messages import file_name
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #07c4b0dc
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #f2760d30
 KINDS = {'missing label': 'likely missing labels', 'wrong class': 'likely wrong classes', 'loose box': 'loose boxes'}
 
 @dataclass
@@ -32,7 +32,7 @@ class Disagreement:
     label_box:list = None
     iou:float = None # Of both boxes
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #e316e8c5
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #f2d849ae
 def _ious(boxes, others): # [N, 4], [G, 4] -> [N, G]
     return box_iou(torch.from_numpy(boxes)[:, None], torch.from_numpy(others)).numpy()
 
@@ -42,7 +42,7 @@ def _lies_in(boxes, regions): # [N, 4], [K, 4] -> [N] bool: half of a box or mor
     shared, area = (high - low).clip(0).prod(axis=2), (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     return (shared >= .5*area[:, None]).any(axis=1)
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #8e818f5f
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #6e996052
 def _comparable(a, i, d, known): # Of image `i`: indices, boxes and labels; boxes, scores and labels of detections
     boxes, labels, crowd = a.objects(i)
     boxes = boxes.astype(np.float64).clip(0, np.tile(a.sizes[i, ::-1], 2))
@@ -52,7 +52,7 @@ def _comparable(a, i, d, known): # Of image `i`: indices, boxes and labels; boxe
     best = [n for n in np.argsort(-scores, kind='stable') if not hidden[n]]
     return (np.flatnonzero(kept), boxes[kept], labels[kept]), (found[best], scores[best], classes[best])
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #a933ba0f
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #fe93d969
 def _take(near, least, label): # [N, G] IoU or 0; `label` [N] is updated: a free label for those with -1
     free = ~np.isin(np.arange(near.shape[1]), label)
     for n in np.flatnonzero(label < 0):
@@ -68,7 +68,7 @@ def _pair(ious, same): # [N, G] -> [N] label that a detection means, or -1
     _take(np.where(repeated, 0, near), .25, label)
     return label
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #51f28878
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #ab9fc609
 @dataclass
 class Pairs:
     "The labels and detections of one image, and how they overlap"
@@ -88,13 +88,13 @@ class Pairs:
         padded = np.pad(self.ious, [(0, 0), (0, 1)])
         self.fit = padded[np.arange(len(padded)), self.label] # [N] IoU with it, or 0
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #e89a9bfa
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #dc2a0414
 def pair_split(split, a, detections, known): # Split, its `Annotations`, one `Detections` per image, [C] bool
     "Pair the labels of a split with detections."
     parts = (_comparable(a, i, d, known) for i, d in enumerate(detections))
     return [Pairs((split, str(path)), *labels, *found) for path, (labels, found) in zip(a.paths, parts)]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #d937b297
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #a7817234
 BORROWED = 10 # Objects of all classes that each class gets in addition
 
 @dataclass
@@ -110,7 +110,7 @@ class Habits:
         count = np.array([len(s) for s in self.scores])[classes]
         return (own + BORROWED*common)/(count + BORROWED) if len(own) else common
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #86395d47
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #d7caebfb
 def find_habits(pairs, num_classes) -> Habits:
     "Learn what is usual from the labels that the network found."
     parts = [(p.scores[right], p.classes[right], p.fit[right]) for p in pairs for right in [p.fit >= .5]]
@@ -120,7 +120,7 @@ def find_habits(pairs, num_classes) -> Habits:
     fits = [np.median(fit[m]) if m.sum() >= BORROWED else usual for m in mine]
     return Habits(np.sort(scores), [np.sort(scores[m]) for m in mine], np.array(fits))
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #579dde02
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #bd176cb4
 def _missing(p, sure): # Detection, label and suspicion of each
     alone = np.flatnonzero((p.label < 0) & (p.ious.max(axis=1, initial=0) < .5))
     ious, kept = _ious(p.found[alone], p.found[alone]), []
@@ -128,7 +128,7 @@ def _missing(p, sure): # Detection, label and suspicion of each
         if not kept or ious[n, kept].max() < .5: kept.append(n)
     return [(n, -1, sure[n]) for n in alone[kept]]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #bb97d1b2
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #2eb6fe82
 def _wrong(p, sure): # The same
     support, worst = (p.on*sure[:, None]).max(axis=0, initial=0), {}
     other = (p.label < 0) & ~p.on.any(axis=1) & (p.ious >= .5).any(axis=1)
@@ -138,14 +138,14 @@ def _wrong(p, sure): # The same
         if row[2] > worst.get(g, row)[2] or g not in worst: worst[g] = row
     return [*worst.values()]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #5a187545
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #cf5e27c0
 def _loose(p, sure, habits): # The same
     n = np.flatnonzero(p.label >= 0)
     usual = np.maximum(habits.fit[p.classes[n]], .51)
     explained = ((p.fit[n] - .5)/(usual - .5)).clip(0, 1)
     return [*zip(n, p.label[n], sure[n]*(1 - explained))]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #9a1eb579
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #801737fc
 def _disagreement(p, kind, n, g, suspicion, names):
     about = kind, float(suspicion), *p.place, p.found[n].tolist(), names[p.classes[n]], float(p.scores[n])
     if g < 0: return Disagreement(*about)
@@ -156,7 +156,7 @@ def _contradictions(p, habits, names): # Of one image
     rows = {'missing label': _missing(p, sure), 'wrong class': _wrong(p, sure), 'loose box': _loose(p, sure, habits)}
     return [_disagreement(p, kind, *row, names) for kind, some in rows.items() for row in some]
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #dca07251
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #1a9998bd
 LIKELY = .5 # The network is as sure as of the median labelled object, and the label explains nothing
 
 def find_disagreements(
@@ -174,7 +174,7 @@ def find_disagreements(
     found = [d for p in pairs for d in _contradictions(p, habits, names) if d.suspicion >= max(least, 1e-9)]
     return sorted(found, key=lambda d: (-d.suspicion, -d.score, d.split, d.path, d.box))
 
-# %% ../../nbs/evaluation/03a_disagreements.ipynb #f54b77ab
+# %% ../../nbs/evaluation/03a_disagreements.ipynb #c8d9a64c
 @patch
 def __str__(self:Disagreement) -> str:
     what = f'{self.name} without a label'
