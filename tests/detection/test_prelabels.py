@@ -78,6 +78,7 @@ def test_existing_labels_are_kept_without_overwrite(format, file, images, tmp_pa
 @pytest.mark.parametrize('options, message', [
     (dict(labels='kitti'), "labels='kitti': choose one of"),
     (dict(labels='coco', write='json'), "write='json': with --labels, only labels are written"),
+    (dict(labels='coco', order='uncertainty'), "order='uncertainty': choose it or --labels"),
     (dict(overwrite=True), 'overwrite=True: it is for the label files')])
 def test_bad_options_are_refused_before_anything_is_read(options, message, images, tmp_path):
     with pytest.raises(ValueError, match=message): run('no such file', images, out=tmp_path/'out', **options)
