@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'yolo_files', 'voc_files', 'coco_files', 'shared_stems', 'is_class_list', 'check_label_classes',
-           'label_files', 'without_crowds', 'losses', 'check_free', 'write_files']
+           'common_root', 'relative_name', 'label_files', 'without_crowds', 'losses', 'check_free', 'write_files']
 
 # %% ../../nbs/data/12_label_files.ipynb #ab369b06
 import json, os, re, numpy as np
@@ -136,6 +136,14 @@ def _check_split_names(format, splits):
     if format != 'yolo' or (not other and ('all' not in splits or len(splits) == 1)): return
     cure = 'Choose --to coco or voc, or --split'
     raise ValueError(f'splits {shorten(sorted(splits))}: YOLO has train, val and test. {cure}')
+
+# %% ../../nbs/data/12_label_files.ipynb #78eac39f
+def common_root(paths) -> Path: # Of files; None without any
+    "Find the folder that all `paths` are below."
+    folders = [os.path.dirname(os.path.abspath(p)) for p in paths]
+    return Path(os.path.commonpath(folders)) if folders else None
+
+def relative_name(path, root): return Path(os.path.abspath(path)).relative_to(root).as_posix()
 
 # %% ../../nbs/data/12_label_files.ipynb #8a91b56a
 WRITERS = dict(yolo=yolo_files, voc=voc_files, coco=coco_files, labelstudio=labelstudio_files, cvat=cvat_files)
