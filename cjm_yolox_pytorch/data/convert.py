@@ -68,12 +68,13 @@ def free_names(names) -> list:
     return found
 
 # %% ../../nbs/data/14_convert.ipynb #ac130834
-def _read_splits(data, allow_missing, **reading): # Split -> `Annotations`, and lines of text
+def _read_every_split(data, allow_missing, **reading): # Split -> `Annotations`, and lines of text
     readers = find_splits(data, **reading)
     repeats = {'train', 'val', 'trainval'} <= readers.keys()
     if repeats: readers.pop('trainval')
     order = dict.fromkeys([*(s for s in SPLITS if s in readers), *sorted(readers)])
     read = {split: readers[split]() for split in order}
+    if len(read) == 1 and not {*read} & {*SPLITS}: read = dict(all=read.popitem()[1])
     names = [*dict.fromkeys(name for a in read.values() for name in a.names)]
     said = ['trainval is left out: train and val are the same images'] if repeats else []
     for split, a in read.items(): said += [f'{split}: {text}' for text in _remarks_on(split, a, allow_missing)]
@@ -119,7 +120,7 @@ def _split_again(splits, shares, seed): # Split -> `Annotations`
     raise ValueError(f'{len(whole)} images are too few for {len(shares)} splits')
 
 # %% ../../nbs/data/14_convert.ipynb #3b7edcf4
-def _folders(splits): # Image -> folder that its split shares
+def _folder_of_each(splits): # Image -> folder that its split shares
     roots = {split: common_root(a.paths) for split, a in splits.items()}
     return {path: roots[split] for split, a in splits.items() for path in a.paths}
 
@@ -127,7 +128,7 @@ def _new_names(splits, folder_of): # Split -> plain names
     return {split: free_names(relative_name(p, folder_of[p]) for p in a.paths) for split, a in splits.items()}
 
 # %% ../../nbs/data/14_convert.ipynb #e6d679fd
-_IMAGES = dict(yolo='images', coco='images', voc='JPEGImages')
+_IMAGE_FOLDERS_OF = dict(yolo='images', coco='images', voc='JPEGImages')
 
 def _with_names(format, splits, names): # Split -> `Annotations` with relative paths
     stems = [nfc(splitext(name)[0]).casefold() for found in names.values() for name in found]
@@ -135,7 +136,7 @@ def _with_names(format, splits, names): # Split -> `Annotations` with relative p
     found = {split: [f'{split}/{n}' if prefixed else n for n in names[split]] for split in splits}
     return {split: replace(a, paths=np.array(found[split], dtype=str)) for split, a in splits.items()}
 
-def _image_folder(format, split): return _IMAGES[format] + ('' if format == 'voc' or split == 'all' else f'/{split}')
+def _image_folder(format, split): return _IMAGE_FOLDERS_OF[format] + ('' if format == 'voc' or split == 'all' else f'/{split}')
 
 # %% ../../nbs/data/14_convert.ipynb #7ce1886a
 @contextmanager
@@ -193,22 +194,22 @@ def convert(
 def _contents(a): return f'{len(a)} images, {int((~a.crowd).sum())} objects of {(a.counts > 0).sum()} classes'
 
 def _check_choices(to, out, link):
-    if to not in _IMAGES: raise ValueError(f'to={to!r}: choose one of {list(_IMAGES)}')
+    if to not in _IMAGE_FOLDERS_OF: raise ValueError(f'to={to!r}: choose one of {list(_IMAGE_FOLDERS_OF)}')
     if not out: raise ValueError('out is missing: name a folder with --out')
     if link not in _TRANSFER: raise ValueError(f'link={link!r}: choose hard or soft, or leave it out for copies')
 
 # %% ../../nbs/data/14_convert.ipynb #2db10bea
-def _convert(data, to, out, split, seed, link, allow_missing, **reading):
+def _convert_dataset(data, to, out, split, seed, link, allow_missing, **reading):
     _check_choices(to, out, link)
     shares = _shares(split) if split else None
     for given in (data, reading['images']):
         if given and Path(given).is_dir(): check_output_folder(out, given, below=True)
-    splits, said = _read_splits(data, allow_missing, **reading)
-    folder_of = _folders(splits)
+    splits, said = _read_every_split(data, allow_missing, **reading)
+    folder_of = _folder_of_each(splits)
     if shares: splits = _split_again(splits, shares, seed)
     said += convert(splits, to, out, folder_of, link)
-    said += [*(f'{split}: {_contents(a)}' for split, a in splits.items()), f'written to {out}; check it with yolox_doctor']
-    for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
+    said += [f'{split}: {_contents(a)}' for split, a in splits.items()]
+    for line in [*said, f'written to {out}; check it with yolox_doctor']: print(*wrap_lines(printable(line)), sep='\n', flush=True)
 
 # %% ../../nbs/data/14_convert.ipynb #e3b5dfb3
 @command
@@ -224,4 +225,4 @@ def yolox_convert(
     allow_missing:bool=False, # Convert even if a tenth of the images or labels, or more, is missing
 ):
     "Write the dataset DATA in another format, or with other splits"
-    _convert(**locals())
+    _convert_dataset(**locals())
