@@ -128,7 +128,7 @@ def _new_names(splits, folder_of): # Split -> plain names
     return {split: free_names(relative_name(p, folder_of[p]) for p in a.paths) for split, a in splits.items()}
 
 # %% ../../nbs/data/14_convert.ipynb #e6d679fd
-_IMAGE_FOLDERS_OF = dict(yolo='images', coco='images', voc='JPEGImages')
+_IMAGES_OF = dict(yolo='images', coco='images', voc='JPEGImages')
 
 def _with_names(format, splits, names): # Split -> `Annotations` with relative paths
     stems = [nfc(splitext(name)[0]).casefold() for found in names.values() for name in found]
@@ -136,7 +136,9 @@ def _with_names(format, splits, names): # Split -> `Annotations` with relative p
     found = {split: [f'{split}/{n}' if prefixed else n for n in names[split]] for split in splits}
     return {split: replace(a, paths=np.array(found[split], dtype=str)) for split, a in splits.items()}
 
-def _image_folder(format, split): return _IMAGE_FOLDERS_OF[format] + ('' if format == 'voc' or split == 'all' else f'/{split}')
+def _image_folder(format, split):
+    whole = _IMAGES_OF[format]
+    return whole if format == 'voc' or split == 'all' else f'{whole}/{split}'
 
 # %% ../../nbs/data/14_convert.ipynb #7ce1886a
 @contextmanager
@@ -194,7 +196,7 @@ def convert(
 def _contents(a): return f'{len(a)} images, {int((~a.crowd).sum())} objects of {(a.counts > 0).sum()} classes'
 
 def _check_choices(to, out, link):
-    if to not in _IMAGE_FOLDERS_OF: raise ValueError(f'to={to!r}: choose one of {list(_IMAGE_FOLDERS_OF)}')
+    if to not in _IMAGES_OF: raise ValueError(f'to={to!r}: choose one of {list(_IMAGES_OF)}')
     if not out: raise ValueError('out is missing: name a folder with --out')
     if link not in _TRANSFER: raise ValueError(f'link={link!r}: choose hard or soft, or leave it out for copies')
 
@@ -209,7 +211,8 @@ def _convert_dataset(data, to, out, split, seed, link, allow_missing, **reading)
     if shares: splits = _split_again(splits, shares, seed)
     said += convert(splits, to, out, folder_of, link)
     said += [f'{split}: {_contents(a)}' for split, a in splits.items()]
-    for line in [*said, f'written to {out}; check it with yolox_doctor']: print(*wrap_lines(printable(line)), sep='\n', flush=True)
+    said.append(f'written to {out}; check it with yolox_doctor')
+    for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
 
 # %% ../../nbs/data/14_convert.ipynb #e3b5dfb3
 @command
