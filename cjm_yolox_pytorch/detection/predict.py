@@ -19,6 +19,7 @@ from .detector import load_detector
 from .inputs import find_inputs, is_video, left_out, read_inputs
 from .outputs import check_overwrite, coco_of, Drawing
 from .selection import describe_thresholds
+from .tiled import choose_tiling, tile_remarks
 from ..files.class_names import class_numbers, parse_names
 from ..files.paths import atomic
 from ..utils import check_between
@@ -61,15 +62,17 @@ def _report(coco, failed, out, seconds, max_detections):
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
 # %% ../../nbs/detection/05_predict.ipynb #2b94c0fe
-def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections, **_):
+def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections, tile=None, overlap=None, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
     check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
+    choose_tiling(tile, overlap)
 
 # %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
-def _remarks(detector, conf, iou, **_): # Lines of text
+def _remarks(detector, conf, iou, tile, overlap, **_): # Lines of text
     yield from remarks(detector.model, detector.conf if conf is None else conf, iou)
+    yield from tile_remarks(detector.notes, **choose_tiling(tile, overlap))
     chosen = conf is None and detector.notes.get('thresholds')
     if chosen: yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
@@ -102,12 +105,14 @@ def yolox_predict(
     class_agnostic:bool=False, # Let boxes suppress those of other classes, too
     multi_label:bool=False, # Let a box have several classes
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
+    tile:int=None, # Cut images into tiles of so many pixels, for small objects in large images
+    overlap:float=None, # Share of a tile that neighbours have in common; .2 unless given
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
-    batch:int=8, # Images that go through the network together
+    batch:int=8, # Images, or tiles, that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Find objects in INPUTS with WEIGHTS"
