@@ -18,7 +18,7 @@ from .backends import check_multi_label, load_exported_network, run_on_tensors
 from .detections import Detections
 from .exported import ExportedNetwork
 from .selection import conf_of_classes, describe_conf, describe_thresholds, stored_conf
-from .tiled import choose_tiling, find_in_tiles
+from .tiled import choose_tiling, find_in_tiles, settings_of_tiles
 from ..files.checkpoints import load_weights, Weights
 from ..files.class_names import class_numbers
 from ..files.images import as_image
@@ -129,7 +129,8 @@ def __call__(self:Detector,
     if not isinstance(images, (list, tuple)): return self([images], **options)[0]
     conf = conf_of_classes(self.conf if conf is None else conf, self.num_classes, class_numbers(classes, self.names))
     found, numbered, tiling = [], list(enumerate(images)), choose_tiling(tile, overlap)
-    def find(some): return predict(self.model, some, self.spec, conf=conf, **kwargs)
+    settings = settings_of_tiles(tile, **kwargs)
+    def find(some): return predict(self.model, some, self.spec, conf=conf, **settings)
     for start in range(0, len(images), batch):
         group = [_read(i, image, self.bit_depth) for i, image in numbered[start:start + batch]]
         some = find_in_tiles(find, group, batch=batch, **tiling, **kwargs)

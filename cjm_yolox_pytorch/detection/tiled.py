@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['IOS', 'Placed', 'place', 'drop_cut_ones', 'suppress', 'merge_tiles', 'merge_by_image', 'find_in_tiles',
-           'choose_tiling', 'tile_remarks']
+           'settings_of_tiles', 'choose_tiling', 'tile_remarks']
 
-# %% ../../nbs/detection/00d_tiled.ipynb #a6350bf4
+# %% ../../nbs/detection/00d_tiled.ipynb #32a2cc9f
 import torch, numpy as np
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchvision import ops
 
 from .detections import Detections
 from ..files.tiles import check_tiling, cut_out, tile_grid, whole_in_tile, whole_somewhere
 
-# %% ../../nbs/detection/00d_tiled.ipynb #de65dd98
+# %% ../../nbs/detection/00d_tiled.ipynb #0896193e
 @dataclass
 class Placed:
     "Boxes of all tiles of a picture"
@@ -34,7 +34,7 @@ def place(found, tiles) -> Placed: # `Detections` of T tiles, and [T, 4]
     tile = np.repeat(np.arange(len(found)), [len(d) for d in found])
     return Placed(boxes.astype(np.float64) + tiles[tile][:, [0, 1, 0, 1]], scores, labels, tile)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #24a54d4f
+# %% ../../nbs/detection/00d_tiled.ipynb #cda0fedd
 def drop_cut_ones(
     placed:Placed,
     tiles:np.ndarray, # [T, 4] of `tile_grid`
@@ -47,14 +47,14 @@ def drop_cut_ones(
     placed.cut = ~whole
     return placed.take(~yields)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #61f5da19
+# %% ../../nbs/detection/00d_tiled.ipynb #35d89b98
 def _by_rank(p): # The same, whole ones first, then by score
     return p.take(np.lexsort((p.tile, *p.boxes.T, p.labels, -p.scores, p.cut)))
 
 def _apart(p, hw): # [N, 4], by class
     return p.boxes + p.labels[:, None]*2.*max(hw)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #5c0fe55a
+# %% ../../nbs/detection/00d_tiled.ipynb #896c8258
 IOS = .5 # From .4 to .7, AP is the same within .003
 
 def _overlaps(box, boxes): # [4] and [N, 4] -> IoU and IoS [N]
@@ -62,7 +62,7 @@ def _overlaps(box, boxes): # [4] and [N, 4] -> IoU and IoS [N]
     area, areas = (box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(1)
     with np.errstate(invalid='ignore'): return inside/(area + areas - inside), inside/np.minimum(area, areas)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #3efb51b0
+# %% ../../nbs/detection/00d_tiled.ipynb #641a186d
 def _keep_cut(boxes, tile, first, iou): # Of boxes by rank, the first ones whole -> rows that are kept
     alive = np.arange(len(boxes)) < first
     for n in range(first, len(boxes)):
@@ -86,7 +86,7 @@ def suppress(
     p = p.take(rows[_keep_cut(boxes[rows], p.tile[rows], len(kept), iou)])
     return p.take(np.argsort(-p.scores, kind='stable'))
 
-# %% ../../nbs/detection/00d_tiled.ipynb #f372e42d
+# %% ../../nbs/detection/00d_tiled.ipynb #51fcc914
 def merge_tiles(
     found:list, # T `Detections`, in pixels of the tiles
     hw:tuple, tile:int, overlap:float, # As in `tile_grid`
@@ -96,13 +96,13 @@ def merge_tiles(
     **_ # Other arguments of `nms`, which the tiles got
 ) -> Detections: # In pixels of the picture
     "Merge what was found in the tiles of a picture."
-    if len(found) == 1: return found[0]
-    tiles, like = tile_grid(hw, tile, overlap), found[0]
+    tiles, like, k = tile_grid(hw, tile, overlap), found[0], max_detections
+    if len(found) == 1: return replace(like, boxes=like.boxes[:k], scores=like.scores[:k], labels=like.labels[:k])
     p = suppress(drop_cut_ones(place(found, tiles), tiles, hw, tile, overlap), hw, iou, class_agnostic)
     columns = zip((p.boxes, p.scores, p.labels), (like.boxes, like.scores, like.labels))
-    return Detections(*(torch.from_numpy(v[:max_detections]).to(t) for v, t in columns))
+    return Detections(*(torch.from_numpy(v[:k]).to(t) for v, t in columns))
 
-# %% ../../nbs/detection/00d_tiled.ipynb #cb9f9db4
+# %% ../../nbs/detection/00d_tiled.ipynb #2f8a8f8c
 def merge_by_image(found, sizes, tile, overlap, **settings): # `Detections` of all tiles -> of all images
     "Merge what was found in the tiles of several images, one after the other."
     left = iter(found)
@@ -124,7 +124,12 @@ def find_in_tiles(
     for start in range(0, len(tiles), batch): found += find(tiles[start:start + batch])
     return merge_by_image(found, sizes, tile, overlap, **settings)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #b2fbc48d
+# %% ../../nbs/detection/00d_tiled.ipynb #753d3e7b
+def settings_of_tiles(tile, max_detections:int=300, **settings) -> dict: # Of `predict` or `nms`; the same without `tile`
+    "Choose how many detections a tile may have."
+    return dict(settings, max_detections=max_detections if tile is None else max(max_detections, 300))
+
+# %% ../../nbs/detection/00d_tiled.ipynb #4c0ee718
 def choose_tiling(tile, overlap) -> dict: # Of options; `overlap` None if not given
     "Check the options `tile` and `overlap`, and fill in the default overlap."
     if tile is None and overlap is not None: raise ValueError(f'overlap={overlap} is that of tiles: give --tile, too')

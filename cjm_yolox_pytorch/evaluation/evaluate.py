@@ -26,7 +26,8 @@ from ..detection.detections import Detections
 from ..detection.detector import box_pairs, load_network, network_like
 from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
-from ..detection.tiled import choose_tiling, find_in_tiles, merge_by_image, tile_remarks
+from ..detection.tiled import choose_tiling, find_in_tiles, merge_by_image
+from ..detection.tiled import settings_of_tiles, tile_remarks
 from .metrics import check_names, coco_results
 from .report import report, table
 from .thresholds import find_thresholds, images_fingerprint
@@ -58,12 +59,13 @@ def detect(
     "Run `model` on the images of a split."
     check_multi_label(model, **settings)
     device, found, parts = network_like(model).device.type, [], tile_annotations(annotations, tile, overlap)
+    each = settings_of_tiles(tile, **settings)
     loader = make_loader(DetectionDataset(parts, spec.img_size), batch_size, workers=workers)
     for batch in progress(loader):
         images = prepare_input(model, batch.images, spec)
         with torch.autocast(device, amp_dtype, enabled=amp_dtype is not None): outputs = run_network(model, images)
         watch(outputs, batch)
-        found += [Detections(*nms(b, s, conf, **settings)) for b, s in box_pairs(model, outputs, spec)]
+        found += [Detections(*nms(b, s, conf, **each)) for b, s in box_pairs(model, outputs, spec)]
     for d, hw in zip(found, parts.sizes.tolist()): d.boxes = unletterbox(d.boxes, hw, spec.canvas_hw)
     return merge_by_image(found, annotations.sizes.tolist(), tile, overlap, **settings) if tile else found
 
@@ -71,6 +73,17 @@ def detect(
 def _now(device): # In seconds, once the device has finished
     if device.type != 'cpu': torch.accelerator.synchronize()
     return time.perf_counter()
+
+def _timed_find(model, spec, times, **settings): # Function for `find_in_tiles` that adds to the last of `times`
+    device, hw = network_like(model).device, spec.canvas_hw
+    def find(images):
+        batch = prepare_input(model, torch.stack([letterbox(image, hw) for image in images]), spec)
+        before = _now(device)
+        outputs = run_network(model, batch)
+        times[-1][1] += _now(device) - before
+        found = [Detections(*nms(*pair, **settings)) for pair in box_pairs(model, outputs, spec)]
+        return [replace(d, boxes=unletterbox(d.boxes, i.shape[1:], hw)) for d, i in zip(found, images)]
+    return find
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #ebe774c7
 @torch.no_grad()
@@ -83,12 +96,7 @@ def latency(
 ) -> dict: # `total` and `network` in ms, and the name of the `device`
     "Measure the median time of one image, from file to boxes, and of the network alone."
     device, times = network_like(model).device, []
-    def find(images):
-        images = prepare_input(model, torch.stack([letterbox(image, spec.canvas_hw) for image in images]), spec)
-        before = _now(device)
-        outputs = run_network(model, images)
-        times[-1][1] += _now(device) - before
-        return [Detections(*nms(*pair, **settings)) for pair in box_pairs(model, outputs, spec)]
+    find = _timed_find(model, spec, times, **settings_of_tiles(tile, **settings))
     for i in np.arange(12) % len(annotations):
         times.append([_now(device), 0.])
         find_in_tiles(find, [read_annotated(annotations, i)], tile, overlap, **settings)
