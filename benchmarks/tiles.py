@@ -3,7 +3,7 @@
     python benchmarks/tiles.py WEIGHTS DATA [--scenes 3] [--side 4] [--tile 640] [--only ours whole] [--out FOLDER]
     python benchmarks/tiles.py --shapes 12 [--epochs 30]
 
-The first puts photos of DATA side by side at their native resolution: `side` times `side` in a scene, in a random order.
+The first puts photos of DATA side by side at their native resolution: `side` times `side` in a scene, in random order.
 The second trains a yolox_nano on single drawn shapes of 15 to 50 pixels, and looks for 150 of them in pictures of 2,000
 pixels. SAHI and supervision get our detector as their model, and tiles in batches as large as ours.
 """

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['tile_objects', 'tile_annotations']
 
-# %% ../../nbs/data/09a_tiling.ipynb #c614f400
+# %% ../../nbs/data/09a_tiling.ipynb #6a43e3c4
 import numpy as np
 from dataclasses import replace
 
 from .annotations import Annotations
 from ..files.tiles import tile_grid, whole_in_tile, whole_somewhere
 
-# %% ../../nbs/data/09a_tiling.ipynb #2ce1e9cb
+# %% ../../nbs/data/09a_tiling.ipynb #dfd365b2
 def _pieces(boxes, tiles): # [G, 4], [T, 4] -> numbers of object and tile, and visible part [P, 4], of those that meet
     low = np.maximum(boxes[:, None, :2], tiles[:, :2])
     high = np.minimum(boxes[:, None, 2:], tiles[:, 2:])
     n, t = (high > low).all(2).nonzero()
     return n, t, np.concatenate([low[n, t], high[n, t]], 1)
 
-# %% ../../nbs/data/09a_tiling.ipynb #e48953fe
+# %% ../../nbs/data/09a_tiling.ipynb #4c3a94dd
 def tile_objects(
     boxes:np.ndarray, # [G, 4] xyxy in pixels of the picture
     hw:tuple, # Height and width of the picture
@@ -36,7 +36,7 @@ def tile_objects(
     n, t, visible, learnt = (v[seen][order] for v in (n, t, visible, learnt))
     return n, t, visible - tiles[t][:, [0, 1, 0, 1]], learnt
 
-# %% ../../nbs/data/09a_tiling.ipynb #0fd07273
+# %% ../../nbs/data/09a_tiling.ipynb #f9de0704
 def _tiles_of_image(a, i, tile, overlap): # Crops [T, 6]; image [P] and the other columns of objects
     hw, (boxes, labels, crowd) = tuple(a.sizes[i].tolist()), a.objects(i)
     tiles = tile_grid(hw, tile, overlap)
@@ -47,7 +47,7 @@ def _tiles_of_image(a, i, tile, overlap): # Crops [T, 6]; image [P] and the othe
     crops = np.concatenate([np.tile(hw, (len(tiles), 1)), tiles], 1)
     return crops, np.bincount(t, minlength=len(tiles)), inside, labels[n], crowd[n] | ~learnt, areas
 
-# %% ../../nbs/data/09a_tiling.ipynb #9d530b95
+# %% ../../nbs/data/09a_tiling.ipynb #63c6b83d
 def tile_annotations(
     annotations:Annotations,
     tile:int=None, # Side of the tiles in pixels; None or 0: whole images

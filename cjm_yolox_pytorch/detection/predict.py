@@ -6,9 +6,8 @@
 __all__ = ['yolox_predict']
 
 # %% ../../nbs/detection/05_predict.ipynb #43b1552e
-import json, math, os, sys, time
-from collections import Counter
-from contextlib import closing
+import math, os, sys, time
+from contextlib import closing, nullcontext
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from ..commands.messages import printable, wrap_lines
 from .backends import remarks
 from .detector import load_detector
 from .inputs import find_inputs, is_video, left_out, read_inputs
-from .outputs import check_overwrite, coco_of, Drawing
+from .outputs import check_overwrite, CocoWriter, Drawing, Tally
 from .selection import describe_thresholds
 from .tiled import choose_tiling, tile_remarks
+from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
-from ..files.paths import atomic
 from ..utils import check_between
 
 # %% ../../nbs/detection/05_predict.ipynb #c3d1b7aa
@@ -31,33 +30,30 @@ def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame n
         for (*about, _), d in zip(group, found): yield *about, d
 
 # %% ../../nbs/detection/05_predict.ipynb #5a8f3c11
-def _run(detector, files, failed, out, write, batch, **options): # Dict of COCO's format
+def _run(detector, files, failed, out, write, batch, **options): # -> `Tally`
     from tqdm import tqdm
     found = _detections(detector, read_inputs(files, failed, detector.bit_depth), batch, **options)
     total = None if any(is_video(f) for f, _ in files) else len(files)
     bar = tqdm(found, total=total, unit=' images', ncols=80, disable=None)
-    results, names = [], detector.names or range(detector.num_classes)
-    try:
+    names = detector.names or range(detector.num_classes)
+    tally = Tally(names, options['max_detections'])
+    with nullcontext() if write == 'pictures' else closing(CocoWriter(out/'detections.json', names)) as record:
         for (path, drawn), frames in groupby(bar, lambda frame: frame[:2]):
             with closing(Drawing(drawn, failed)) as drawing:
                 for *_, about, d in frames:
                     if write != 'json': drawing.add(d, about.get('seconds'))
-                    results.append((path, about, d.image.shape, d.to_coco(len(results))))
-    finally: # However it ends
-        coco = coco_of(results, names)
-        if write != 'pictures':
-            with atomic(out/'detections.json') as partial: partial.write_text(json.dumps(coco))
-    return coco
+                    if record: record.add(path, d, about)
+                    tally.add(d)
+    return tally
 
 # %% ../../nbs/detection/05_predict.ipynb #8c1e5a27
-def _report(coco, failed, out, seconds, max_detections):
-    names, n = [c['name'] for c in coco['categories']], len(coco['images'])
-    counts = Counter(names[a['category_id']] for a in coco['annotations'])
-    common = ', '.join(f'{name} {k}' for name, k in counts.most_common(8))
-    print(f'{n} images, {counts.total()} objects' + (f'; most frequent: {printable(common)}' if common else ''))
-    print(f'{n/seconds:.1f} images/s, including reading and writing; written to {out}', flush=True)
-    full = sum(k >= max_detections for k in Counter(a['image_id'] for a in coco['annotations']).values())
-    if full: print(f'{full} images have {max_detections} objects or more: for more of them, raise --max-detections')
+def _report(tally, failed, out, seconds):
+    common = ', '.join(f'{name} {k}' for name, k in tally.most_common(8))
+    total = f'{tally.images} images, {tally.objects.total()} objects'
+    print(total + (f'; most frequent: {printable(common)}' if common else ''))
+    print(f'{tally.images/seconds:.1f} images/s, including reading and writing; written to {out}', flush=True)
+    most = tally.max_detections
+    if tally.full: print(f'{tally.full} images have {most} objects or more: for more of them, raise --max-detections')
     errors = '\n'.join(map(printable, failed.values()))
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
@@ -69,7 +65,13 @@ def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections,
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
     choose_tiling(tile, overlap)
 
-# %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
+# %% ../../nbs/detection/05_predict.ipynb #ead5ce3c
+def _check_places(files, out, write, order, conf): # What would be written
+    if order: return check_order(order, files, conf, out/'order.csv')
+    if write != 'json': check_overwrite(drawn for _, drawn in files)
+    if write != 'pictures': check_overwrite([out/'detections.json'])
+
+# %% ../../nbs/detection/05_predict.ipynb #4d338e71
 def _remarks(detector, conf, iou, tile, overlap, **_): # Lines of text
     yield from remarks(detector.model, detector.conf if conf is None else conf, iou)
     yield from tile_remarks(detector.notes, **choose_tiling(tile, overlap))
@@ -77,20 +79,22 @@ def _remarks(detector, conf, iou, tile, overlap, **_): # Lines of text
     if chosen: yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
-def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, **options):
+# %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
+def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, order, **options):
     _check_options(write, img_size, batch, bit_depth, **options)
     names, out = parse_names(names), Path(out)
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out)
-    if write != 'json': check_overwrite(drawn for _, drawn in files)
-    if write != 'pictures': check_overwrite([out/'detections.json'])
+    _check_places(files, out, write, order, options['conf'])
+    if order: options.update(conf=LOWEST)
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
     said = [*left_out(inputs, files), *_remarks(detector, **options)]
     for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    coco = _run(detector, files, failed, out, write, batch, **options)
-    _report(coco, failed, out, time.time() - start, options['max_detections'])
+    if order: return order_files(detector, files, failed, out, batch, **options)
+    tally = _run(detector, files, failed, out, write, batch, **options)
+    _report(tally, failed, out, time.time() - start)
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13
 @command
@@ -112,6 +116,7 @@ def yolox_predict(
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
+    order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
     batch:int=8, # Images, or tiles, that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):

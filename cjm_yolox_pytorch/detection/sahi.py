@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['sahi_rows', 'sahi_model']
 
-# %% ../../nbs/detection/01a_sahi.ipynb #93600bc0
+# %% ../../nbs/detection/01a_sahi.ipynb #193998e8
 import importlib, numpy as np
 
 from .detector import Detector, load_detector, network_like
 
-# %% ../../nbs/detection/01a_sahi.ipynb #d1c9d94f
+# %% ../../nbs/detection/01a_sahi.ipynb #b01b7b1b
 def sahi_rows(d) -> list: # `Detections` -> dicts, arguments of SAHI's `ObjectPrediction`
     "Describe detections as SAHI does."
     rows = zip(d.boxes.tolist(), d.labels.tolist(), d.scores.tolist())
     return [dict(bbox=b, category_id=l, category_name=d.name(i), score=s) for i, (b, l, s) in enumerate(rows)]
 
-# %% ../../nbs/detection/01a_sahi.ipynb #aa4ec02d
+# %% ../../nbs/detection/01a_sahi.ipynb #a623d4d2
 def _part_of_sahi(module):
     try: return importlib.import_module(f'sahi.{module}')
     except ImportError as e: raise ImportError(f'sahi is missing ({e}): pip install sahi') from e
@@ -37,7 +37,7 @@ class _Methods: # Of SAHI's `DetectionModel`
         conf = self.model.conf if by_class else self.confidence_threshold
         self._original_predictions = self.model(list(images), len(images), conf, **self.options)
 
-# %% ../../nbs/detection/01a_sahi.ipynb #d8d3fe83
+# %% ../../nbs/detection/01a_sahi.ipynb #2b3162fa
 def _predictions(self, shift_amount_list=None, full_shape_list=None):
     found, fix = self._original_predictions, _part_of_sahi('utils.compatibility')
     new = _part_of_sahi('prediction').ObjectPrediction
@@ -57,4 +57,5 @@ def sahi_model(
     convert = dict(_create_object_prediction_list_from_original_predictions=_predictions, options=options)
     conf = _lowest(detector.conf) if conf is None else conf
     device = str(network_like(detector.model).device)
-    return type('YOLOXDetectionModel', (_Methods, base), convert)(None, detector, None, device, confidence_threshold=conf)
+    cls = type('YOLOXDetectionModel', (_Methods, base), convert)
+    return cls(model=detector, device=device, confidence_threshold=conf)

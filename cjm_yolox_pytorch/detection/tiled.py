@@ -6,7 +6,7 @@
 __all__ = ['IOS', 'Placed', 'place', 'drop_cut_ones', 'suppress', 'merge_tiles', 'merge_by_image', 'find_in_tiles',
            'settings_of_tiles', 'choose_tiling', 'tile_remarks']
 
-# %% ../../nbs/detection/00d_tiled.ipynb #32a2cc9f
+# %% ../../nbs/detection/00d_tiled.ipynb #04577017
 import torch, numpy as np
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from torchvision import ops
 from .detections import Detections
 from ..files.tiles import check_tiling, cut_out, tile_grid, whole_in_tile, whole_somewhere
 
-# %% ../../nbs/detection/00d_tiled.ipynb #0896193e
+# %% ../../nbs/detection/00d_tiled.ipynb #6459a62b
 @dataclass
 class Placed:
     "Boxes of all tiles of a picture"
@@ -34,7 +34,7 @@ def place(found, tiles) -> Placed: # `Detections` of T tiles, and [T, 4]
     tile = np.repeat(np.arange(len(found)), [len(d) for d in found])
     return Placed(boxes.astype(np.float64) + tiles[tile][:, [0, 1, 0, 1]], scores, labels, tile)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #cda0fedd
+# %% ../../nbs/detection/00d_tiled.ipynb #18bc134d
 def drop_cut_ones(
     placed:Placed,
     tiles:np.ndarray, # [T, 4] of `tile_grid`
@@ -47,30 +47,31 @@ def drop_cut_ones(
     placed.cut = ~whole
     return placed.take(~yields)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #35d89b98
+# %% ../../nbs/detection/00d_tiled.ipynb #fe8a5d7e
 def _by_rank(p): # The same, whole ones first, then by score
     return p.take(np.lexsort((p.tile, *p.boxes.T, p.labels, -p.scores, p.cut)))
 
 def _apart(p, hw): # [N, 4], by class
     return p.boxes + p.labels[:, None]*2.*max(hw)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #896c8258
+# %% ../../nbs/detection/00d_tiled.ipynb #a5c897f5
 IOS = .5 # From .4 to .7, AP is the same within .003
 
-def _overlaps(box, boxes): # [4] and [N, 4] -> IoU and IoS [N]
+def _iou_and_ios(box, boxes): # [4] and [N, 4] -> IoU and IoS [N]
     inside = np.maximum(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0).prod(1)
     area, areas = (box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(1)
     with np.errstate(invalid='ignore'): return inside/(area + areas - inside), inside/np.minimum(area, areas)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #641a186d
+# %% ../../nbs/detection/00d_tiled.ipynb #7148f7d6
 def _keep_cut(boxes, tile, first, iou): # Of boxes by rank, the first ones whole -> rows that are kept
     alive = np.arange(len(boxes)) < first
     for n in range(first, len(boxes)):
         rows = np.flatnonzero(alive[:n])
-        ious, ios = _overlaps(boxes[n], boxes[rows])
+        ious, ios = _iou_and_ios(boxes[n], boxes[rows])
         alive[n] = not ((ious > iou) | ((ios > IOS) & (tile[rows] != tile[n]))).any()
     return np.flatnonzero(alive)
 
+# %% ../../nbs/detection/00d_tiled.ipynb #2787b8d3
 def suppress(
     p:Placed, # With `cut`
     hw:tuple, # Height and width of the picture
@@ -86,7 +87,7 @@ def suppress(
     p = p.take(rows[_keep_cut(boxes[rows], p.tile[rows], len(kept), iou)])
     return p.take(np.argsort(-p.scores, kind='stable'))
 
-# %% ../../nbs/detection/00d_tiled.ipynb #51fcc914
+# %% ../../nbs/detection/00d_tiled.ipynb #3e7093cf
 def merge_tiles(
     found:list, # T `Detections`, in pixels of the tiles
     hw:tuple, tile:int, overlap:float, # As in `tile_grid`
@@ -102,7 +103,7 @@ def merge_tiles(
     columns = zip((p.boxes, p.scores, p.labels), (like.boxes, like.scores, like.labels))
     return Detections(*(torch.from_numpy(v[:k]).to(t) for v, t in columns))
 
-# %% ../../nbs/detection/00d_tiled.ipynb #2f8a8f8c
+# %% ../../nbs/detection/00d_tiled.ipynb #5e5ea91b
 def merge_by_image(found, sizes, tile, overlap, **settings): # `Detections` of all tiles -> of all images
     "Merge what was found in the tiles of several images, one after the other."
     left = iter(found)
@@ -124,12 +125,12 @@ def find_in_tiles(
     for start in range(0, len(tiles), batch): found += find(tiles[start:start + batch])
     return merge_by_image(found, sizes, tile, overlap, **settings)
 
-# %% ../../nbs/detection/00d_tiled.ipynb #753d3e7b
-def settings_of_tiles(tile, max_detections:int=300, **settings) -> dict: # Of `predict` or `nms`; the same without `tile`
+# %% ../../nbs/detection/00d_tiled.ipynb #cd3be6ec
+def settings_of_tiles(tile, max_detections:int=300, **settings) -> dict: # Of `nms`; the same without `tile`
     "Choose how many detections a tile may have."
     return dict(settings, max_detections=max_detections if tile is None else max(max_detections, 300))
 
-# %% ../../nbs/detection/00d_tiled.ipynb #4c0ee718
+# %% ../../nbs/detection/00d_tiled.ipynb #bb57f1d1
 def choose_tiling(tile, overlap) -> dict: # Of options; `overlap` None if not given
     "Check the options `tile` and `overlap`, and fill in the default overlap."
     if tile is None and overlap is not None: raise ValueError(f'overlap={overlap} is that of tiles: give --tile, too')

@@ -23,7 +23,7 @@ from ..data.tiling import tile_annotations
 # %% ../../nbs/evaluation/02_evaluate.ipynb #0066f6fd
 from ..detection.backends import check_multi_label, remarks
 from ..detection.detections import Detections
-from ..detection.detector import box_pairs, load_network, network_like
+from ..detection.detector import box_pairs, load_network, local_file, network_like
 from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from ..detection.tiled import choose_tiling, find_in_tiles, merge_by_image
@@ -37,7 +37,6 @@ from ..files.class_names import class_numbers, parse_names
 from ..files.letterbox import InputSpec, letterbox, unletterbox
 from ..files.paths import atomic, check_output_folder
 from ..inference import nms
-from ..model import MODEL_TYPES, pretrained_file
 from ..utils import check_between
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #dbc9b2b1
@@ -183,12 +182,11 @@ def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None,
     return loaded, split, [_name_classes(w, n, data, a) for w, n in zip(weights, loaded)]
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
-def _check_eval_options(img_size, batch, workers, conf, working_conf, precision, iou, max_detections, tile=None, overlap=None, **_):
+def _check_eval_options(img_size, batch, workers, conf, working_conf, precision, iou, max_detections, **_):
     check_between(precision=(precision or 0, 0, 1))
     check_between(conf=(conf, 0, 1), working_conf=(working_conf or 0, 0, 1), iou=(iou, 0, 1))
     positive = dict(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
     check_between(workers=(workers, 0, math.inf), **{k: (v, 1, math.inf) for k, v in positive.items()})
-    choose_tiling(tile, overlap)
 
 def _check_out(out, weights, data): # Results would replace those of a training
     same = repeated(Path(w).name for w in weights)
@@ -217,17 +215,20 @@ def _only(a, chosen): # Numbers of classes -> `Annotations` with objects of thes
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a6f16214
 def _print_thresholds(a, found, split, precision): # The best F1 if there is no precision to reach
     which = 'the score with the best F1' if precision is None else f'the least score with precision {precision:g}'
-    title = f'{which} on {split} ({RESAMPLES} resamples)'
-    print(title, *threshold_lines(find_thresholds(match_by_score(a, found), precision)), sep='\n', flush=True)
+    lines = threshold_lines(find_thresholds(match_by_score(a, found), precision), mark=precision is None)
+    print(f'{which} on {split} ({RESAMPLES} resamples)', *lines, sep='\n', flush=True)
+    own = 'own: clear, and unlike that of all classes, which a training would write for the others'
+    if any(line.endswith(' own') for line in lines): print(*wrap_lines(own), sep='\n', flush=True)
 
 
-# %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
+# %% ../../nbs/evaluation/02_evaluate.ipynb #8ac3ce7b
 def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C] of them; and objects of `classes`
     chosen = class_numbers(classes, a.names)
     if working_conf is None: working_conf = _working_conf(loaded.notes, a)
     working_conf = np.maximum(conf, working_conf).tolist()
     return conf_of_classes(conf, len(a.names), chosen), working_conf, _only(a, chosen) if chosen else a
 
+# %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
 def _evaluate(loaded, split, a, img_size, out, batch, workers, device, scores, **settings):
     "Return metrics, the images with the objects that count, and what was found."
     from tqdm import tqdm
@@ -272,7 +273,7 @@ def _show_one(weights, loaded, split, a, **options):
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #188185a7
 def _megabytes(file): # On the disk; OpenVINO's have their numbers in another file
-    path = Path(pretrained_file(file) if file in MODEL_TYPES else file)
+    path = local_file(file)
     numbers = [path.with_suffix('.bin')] if path.suffix == '.xml' else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
 
@@ -316,10 +317,11 @@ def yolox_eval(
 ):
     "Measure how good WEIGHTS are on a split of DATA"
     settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
-    _check_eval_options(img_size, batch, workers, conf, working_conf, precision, tile=tile, overlap=overlap, **settings)
+    _check_eval_options(img_size, batch, workers, conf, working_conf, precision, **settings)
     settings |= choose_tiling(tile, overlap)
     weights = [os.fspath(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
-    if len(weights) > 1 and (thresholds or precision): raise ValueError('thresholds and precision need a single file')
+    searched = thresholds or precision is not None
+    if len(weights) > 1 and searched: raise ValueError('thresholds and precision need a single file')
     if out: _check_out(out, weights, data)
     reading = dict(format=format, images=images, bit_depth=bit_depth, img_size=img_size, pixels=pixels)
     loaded, split, a = _load(weights, data, split, names, allow_missing, **reading)
@@ -328,4 +330,4 @@ def yolox_eval(
     if len(weights) > 1: return _compare(weights, loaded, split, a, **settings)
     shown = _show_one(weights[0], loaded[0], split, a[0], **settings)
     if thresholds: _print_thresholds(*shown, split, None)
-    if precision: _print_thresholds(*shown, split, precision)
+    if precision is not None: _print_thresholds(*shown, split, precision)

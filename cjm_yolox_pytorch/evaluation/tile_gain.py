@@ -12,7 +12,7 @@ import math
 _COLUMNS = dict(AP='AP', AP50='AP50', AP_small='small', AP_medium='medium', AP_large='large')
 CLEAR = .01 # Of AP; a smaller difference may be luck
 
-def _row(name, m): # At most 80 characters
+def _gain_row(name, m): # At most 80 characters
     figures = ' '.join('     -' if math.isnan(m[k]) else f'{m[k]:6.3f}' for k in _COLUMNS)
     boxes = sum(m['in_use'][k] for k in ('right', 'confused', 'false'))
     return f'{name:13} {figures} {boxes:7} {m["images_per_s"]:9.2f}'
@@ -34,5 +34,5 @@ def tile_lines(
     if not cut: return [f'no image is larger than a tile of {tile} pixels: all of them were whole']
     head = ' '.join([f'{"":13}', *(f'{name:>6}' for name in _COLUMNS.values()), f'{"boxes":>7} {"images/s":>9}'])
     slower = whole['images_per_s']/tiled['images_per_s']
-    rows = [_row('whole images', whole), _row(f'tiles of {tile}', tiled)]
+    rows = [_gain_row('whole images', whole), _gain_row(f'tiles of {tile}', tiled)]
     return [head, *rows, _verdict(whole['AP'], tiled['AP'], slower)]

@@ -21,6 +21,8 @@ from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, 
 from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
+
+# %% ../../nbs/training/01_trainer.ipynb #a5a26034
 from ..files.checkpoints import Weights
 from ..files.letterbox import InputSpec, normalize
 from ..files.matching import load_matching

@@ -76,7 +76,8 @@ def test_a_network_that_learnt_this_predicts_the_objects(picture, tile, overlap)
 @pytest.fixture
 def two(tmp_path):
     rng, sizes = np.random.default_rng(0), [(120, 200), (50, 60)]
-    for i, hw in enumerate(sizes): Image.fromarray(rng.integers(0, 256, (*hw, 3), dtype=np.uint8)).save(tmp_path/f'{i}.png')
+    for i, hw in enumerate(sizes):
+        Image.fromarray(rng.integers(0, 256, (*hw, 3), dtype=np.uint8)).save(tmp_path/f'{i}.png')
     return split(f'{tmp_path}/', sizes, [[[10, 10, 30, 30], [0, 0, 200, 120]], [[-5, 5, 20, 30]]])
 
 

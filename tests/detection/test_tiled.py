@@ -90,7 +90,8 @@ def test_a_perfect_detector_stays_perfect(candidates, tile, overlap, batch):
     scene, boxes = torch.zeros(3, *HW, dtype=torch.uint8), []
     for x, y, w, h in candidates:
         box = [x, y, min(x + w, HW[1]), min(y + h, HW[0])]
-        if any(box[0] < b[2] + 5 and box[2] > b[0] - 5 and box[1] < b[3] + 5 and box[3] > b[1] - 5 for b in boxes): continue
+        near = (box[0] < b[2] + 5 and box[2] > b[0] - 5 and box[1] < b[3] + 5 and box[3] > b[1] - 5 for b in boxes)
+        if any(near): continue
         boxes.append(box)
         scene[:, box[1]:box[3], box[0]:box[2]] = 255
     found, = find_in_tiles(blobs, [scene], tile, overlap, batch)

@@ -58,7 +58,8 @@ def test_states_from_before_tiles_resume(shapes, tmp_path):
 
 @pytest.mark.parametrize('options, what', [
     (dict(tile=16), 'tile=16: give the side'), (dict(tile=-1), 'tile=-1'), (dict(tile=64, overlap=1.), 'overlap=1'),
-    (dict(overlap=.3), 'overlap=0.3 is that of tiles: give their side, too'), (dict(tile=64, overlap=-.2), 'overlap=-0.2')])
+    (dict(overlap=.3), 'overlap=0.3 is that of tiles: give their side, too'),
+    (dict(tile=64, overlap=-.2), 'overlap=-0.2')])
 def test_recipes_refuse_what_cannot_be(options, what):
     with pytest.raises(ValueError, match=what): Recipe(**options)
 
@@ -99,6 +100,7 @@ def test_exported_networks_take_tiles(shapes, tmp_path, capsys):
     save_weights(weights, tmp_path/'w.safetensors')
     yolox_export(str(tmp_path/'w.safetensors'), out=str(tmp_path/'w.onnx'))
     picture = np.random.default_rng(0).integers(0, 256, (100, 170, 3), dtype=np.uint8)
-    ours, exported = (load_detector(tmp_path/f'w.{s}')(picture, conf=1e-6, tile=64, iou=1.) for s in ('safetensors', 'onnx'))
+    detectors = [load_detector(tmp_path/f'w.{s}') for s in ('safetensors', 'onnx')]
+    ours, exported = (each(picture, conf=1e-6, tile=64, iou=1.) for each in detectors)
     assert len(ours) > 100 and len(ours) == len(exported)
     torch.testing.assert_close(ours.scores, exported.scores, rtol=1e-3, atol=1e-7)
