@@ -6,11 +6,11 @@
 __all__ = ['MARGIN', 'check_tiling', 'tile_intervals', 'tile_grid', 'clear_of_cuts', 'whole_in_tile', 'whole_somewhere',
            'cut_out']
 
-# %% ../../nbs/files/03a_tiles.ipynb #66d2c2f4
+# %% ../../nbs/files/03a_tiles.ipynb #730d62f7
 import math, numpy as np
 from numbers import Integral
 
-# %% ../../nbs/files/03a_tiles.ipynb #b52c6457
+# %% ../../nbs/files/03a_tiles.ipynb #45d83c36
 def check_tiling(tile, overlap):
     "Raise a `ValueError` if `tile` (pixels) and `overlap` (share of a tile) do not describe tiles."
     wrong_tile = f'tile={tile!r}: give the side of the tiles in pixels, at least 32'
@@ -18,7 +18,7 @@ def check_tiling(tile, overlap):
     if not isinstance(tile, Integral) or tile < 32: raise ValueError(wrong_tile)
     if not 0 <= overlap < 1: raise ValueError(wrong_overlap)
 
-# %% ../../nbs/files/03a_tiles.ipynb #ec6553a6
+# %% ../../nbs/files/03a_tiles.ipynb #eff02664
 def tile_intervals(
     length:int, # Side of the picture in pixels
     tile:int, # Side of the tiles in pixels
@@ -32,7 +32,7 @@ def tile_intervals(
     starts = np.arange(n)*(length - tile)//(n - 1)
     return np.stack([starts, starts + tile], 1)
 
-# %% ../../nbs/files/03a_tiles.ipynb #03ab6dd0
+# %% ../../nbs/files/03a_tiles.ipynb #8f51f17c
 def tile_grid(
     hw:tuple, # Height and width of the picture in pixels
     tile:int, # Side of the tiles in pixels
@@ -43,8 +43,8 @@ def tile_grid(
     grid = np.array([[x1, y1, x2, y2] for y1, y2 in ys.tolist() for x1, x2 in xs.tolist()])
     return grid if len(grid) == 1 else np.concatenate([grid, [[0, 0, hw[1], hw[0]]]])
 
-# %% ../../nbs/files/03a_tiles.ipynb #91d3ef81
-MARGIN = 1/200 # Of a tile; 3 pixels of 640. A third of it keeps more parts of objects, four times as much loses whole ones
+# %% ../../nbs/files/03a_tiles.ipynb #306ff69e
+MARGIN = 1/200 # Of a tile; 3 pixels of 640. A third of it keeps more parts of objects, four times as much loses some
 
 def clear_of_cuts(
     low, high, # [...] start and end of boxes along one side
@@ -57,7 +57,7 @@ def clear_of_cuts(
     before = (start == 0) | (low >= start + margin)
     return before & ((end == length) | (high <= end - margin))
 
-# %% ../../nbs/files/03a_tiles.ipynb #a4b0b99c
+# %% ../../nbs/files/03a_tiles.ipynb #35053e5e
 def whole_in_tile(
     boxes:np.ndarray, # [N, 4] xyxy in pixels of the picture
     tiles:np.ndarray, # [N, 4] that each was found in
@@ -79,6 +79,6 @@ def whole_somewhere(
         sides.append(clear_of_cuts(boxes[:, [k]], boxes[:, [k + 2]], intervals, hw[1 - k], tile*MARGIN).any(1))
     return sides[0] & sides[1]
 
-# %% ../../nbs/files/03a_tiles.ipynb #01cdea5b
+# %% ../../nbs/files/03a_tiles.ipynb #0a4f7bf3
 def cut_out(image, tiles): # [..., H, W] and [T, 4] -> T views
     return [image[..., y1:y2, x1:x2] for x1, y1, x2, y2 in tiles.tolist()]
