@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
-from ..commands.messages import shorten
+from ..commands.messages import counted, shorten
 from ..files.class_names import check_class_names, COCO_NAMES, MAX_CLASSES
 from ..files.network_kinds import are_notes
 
@@ -61,7 +61,7 @@ def _scores_of(labels, probabilities, info): # [N], [N] -> [N, C] scores
     labels = labels.astype(int)
     if labels.size and not 0 <= labels.min() <= labels.max() < info.num_classes:
         found = f'found a class {labels.min() if labels.min() < 0 else labels.max()}'
-        raise ValueError(f'{info.path} {found}, but has {info.num_classes} classes. Are there more --names?')
+        raise ValueError(f'{info.path} {found}, but has {counted(info.num_classes, "class")}. Are there more --names?')
     scores = np.zeros((len(labels), info.num_classes), np.float32)
     scores[np.arange(len(labels)), labels] = probabilities
     return scores
@@ -199,7 +199,9 @@ def info_of_ours(path, metadata:str, names=None) -> NetworkInfo: # `names` inste
 def with_names(info, names): # The same with these names of classes
     check_class_names(names, info.path)
     C = info.num_classes or len(names)
-    if len(names) != C: raise ValueError(f'{info.path}: {len(names)} names for {C} classes: each class needs a name')
+    if len(names) != C:
+        counts = f'{counted(len(names), "name")} for {counted(C, "class")}'
+        raise ValueError(f'{info.path}: {counts}: each class needs a name')
     info.names, info.num_classes = names, C
     return info
 

@@ -193,7 +193,7 @@ def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 ch
     score = metrics['in_use']['score']
     values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
     lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
-    lines += _class_order(metrics.get('class_order', {}), [*metrics['classes']])
+    lines += _class_order(metrics.get('class_order', {}), metrics['confusion'], [*metrics['classes']])
     if 'thresholds' in metrics: lines.append(f'yolox_predict will keep boxes of {describe_thresholds(metrics)}')
     if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
     classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
@@ -218,9 +218,10 @@ def _most_confused(confusion): # A line, if there are any
     pairs = sorted((p for p in pairs if BACKGROUND_NAME not in p), key=lambda p: -p[0])
     if pairs: yield 'most often confused: ' + ', '.join(f'{a} as {b} ({n})' for n, a, b in pairs[:3])
 
-def _class_order(order, names): # True names by detected names; names of all classes
+def _class_order(order, confusion, names): # True names by detected names; names of all classes
     if not order: return
-    pairs = ', '.join(f'{true} is detected as {said}' for said, true in [*order.items()][:3])
+    most = sorted(order.items(), key=lambda pair: -confusion[pair[1]][pair[0]])
+    pairs = ', '.join(f'{true} is detected as {said}' for said, true in most[:3])
     yield f'the class names of the weights may be in the wrong order: {pairs}'
     fitting = [order.get(name, name) for name in names]
     if len({*fitting}) == len(names) <= 20: yield f'names that would fit the weights: {",".join(fitting)}'

@@ -74,7 +74,7 @@ def test_prepare_holds_images_out_of_a_single_split(tmp_path):
 def test_fault_lines_tell_notes_apart():
     faults = [Fault('note', '', 'one'), Fault('box', 'a', 'a: 1'), Fault('note', '', 'two'), Fault('box', 'b', 'b: 1'),
               Fault('note', '', 'one')]
-    assert [*fault_lines(faults)] == ['note (2): one', 'box (2): a: 1 ...', 'note (1): two']
+    assert [*fault_lines(faults)] == ['note (2): one', 'box (2): a: 1 ...', 'note: two']
 
 
 def test_prepare_prints_every_note(tmp_path, monkeypatch, capsys):
@@ -112,7 +112,7 @@ def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
         prepare_splits(tmp_path, 'train', 'train')
     assert 'training on train' in capsys.readouterr().out
     prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
-    assert '  missing data (1): 5 of 20 boxes are left out\n' in capsys.readouterr().out
+    assert '  missing data: 5 of 20 boxes are left out\n' in capsys.readouterr().out
 
 
 def test_prepare_tells_what_stops_once_and_of_which_split(tmp_path, capsys):
