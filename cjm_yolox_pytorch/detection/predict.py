@@ -18,6 +18,7 @@ from .detector import load_detector
 from .inputs import find_inputs, is_video, left_out, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, Tally
 from .selection import describe_thresholds
+from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
 from ..utils import check_between
 
@@ -63,25 +64,33 @@ def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections,
     check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
 
-# %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
+# %% ../../nbs/detection/05_predict.ipynb #ead5ce3c
+def _check_places(files, out, write, order, conf): # What would be written
+    if order: return check_order(order, files, conf, out/'order.csv')
+    if write != 'json': check_overwrite(drawn for _, drawn in files)
+    if write != 'pictures': check_overwrite([out/'detections.json'])
+
+# %% ../../nbs/detection/05_predict.ipynb #4d338e71
 def _remarks(detector, conf, iou, **_): # Lines of text
     yield from remarks(detector.model, detector.conf if conf is None else conf, iou)
     chosen = conf is None and detector.notes.get('thresholds')
     if chosen: yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
-def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, **options):
+# %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
+def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, order, **options):
     _check_options(write, img_size, batch, bit_depth, **options)
     names, out = parse_names(names), Path(out)
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out)
-    if write != 'json': check_overwrite(drawn for _, drawn in files)
-    if write != 'pictures': check_overwrite([out/'detections.json'])
+    _check_places(files, out, write, order, options['conf'])
+    if order: options.update(conf=LOWEST)
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
     said = [*left_out(inputs, files), *_remarks(detector, **options)]
     for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     out.mkdir(parents=True, exist_ok=True)
+    if order: return order_files(detector, files, failed, out, batch, **options)
     tally = _run(detector, files, failed, out, write, batch, **options)
     _report(tally, failed, out, time.time() - start)
 
@@ -103,6 +112,7 @@ def yolox_predict(
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
+    order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
     batch:int=8, # Images that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
