@@ -156,15 +156,15 @@ def choose_canvas(info:NetworkInfo, img_size=None) -> tuple: # Height and width
     raise ValueError(f'img_size={img_size}: {info.path} takes multiples of 32, {limits}')
 
 # %% ../../nbs/detection/00a_exported.ipynb #30e5bcc5
-_CANVAS_SIDES = range(1, 2**15) # A larger one is a typo or an attack
+_LENGTHS = range(1, 2**15) # A larger one is a typo or an attack
 
 def _is_share(v): return isinstance(v, int | float) and 0 <= v <= 1
 
 def _wrong_fields(info): # Names of those that `yolox_export` would not write
     C, shape, conf = info.num_classes, info.shape, info.conf
     if not (isinstance(C, int) and 0 < C <= MAX_CLASSES): return ['num_classes']
-    right = dict(names=isinstance(info.names, list | None), size=info.size in _CANVAS_SIDES, iou=_is_share(info.iou))
-    right['input'] = len(shape) == 4 and 3 in (shape[1], shape[3]) and all(n is None or n in _CANVAS_SIDES for n in shape)
+    right = dict(names=isinstance(info.names, list | None), size=info.size in _LENGTHS, iou=_is_share(info.iou))
+    right['input'] = len(shape) == 4 and 3 in (shape[1], shape[3]) and all(n is None or n in _LENGTHS for n in shape)
     right['strides'] = all(isinstance(s, int) and s > 0 for s in info.strides)
     right['conf'] = len(conf) == C and all(map(_is_share, conf)) if isinstance(conf, list) else _is_share(conf)
     right['notes'] = are_notes(info.notes, C)
