@@ -148,7 +148,7 @@ def test_images_that_training_held_out_are_measured(shapes, tmp_path, capsys):
     weights = load_weights(shapes/'nano.safetensors')
     changed = "trained on 'val' of other data, or of this before it changed: metrics may be too high"
     for trained_on, images, warning in [
-        (fingerprint(rest), f'a tenth of val: {len(held)} images', ''),
+        (fingerprint(rest), f'a tenth of val: {len(held)} image', ''),
         (fingerprint(only), 'val: 6 images', 'trained on all of these images: metrics may be too high'),
         (fingerprint(only.take([0])), 'val: 6 images', changed),
         (None, 'val: 6 images', "trained on 'val' of unknown data: metrics may be too high")]:
