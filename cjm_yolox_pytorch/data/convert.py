@@ -14,7 +14,7 @@ from os.path import splitext
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import CONTROL, printable, raise_listing, wrap_lines
+from ..commands.messages import CONTROL, counted, printable, raise_listing, wrap_lines
 from .annotations import Annotations, relabel
 from .checks import check
 from .label_files import common_root, is_class_list, label_files
@@ -85,7 +85,7 @@ def _remarks_on(split, a, allow_missing):
     missing = [f.text for f in check(a, True) if f.kind == 'missing data']
     cure = 'To convert anyway, pass --allow-missing'
     if missing and not allow_missing: raise ValueError(f'{split}: {missing[0]}. {cure}')
-    dropped = [f'{len(a.dropped)} boxes without a visible area are left out'] if a.dropped else []
+    dropped = [f'{counted(len(a.dropped), "box")} without a visible area left out'] if a.dropped else []
     return [*a.notes, *missing, *dropped]
 
 # %% ../../nbs/data/14_convert.ipynb #0fe68e8c
@@ -190,10 +190,12 @@ def convert(
         write_files(partial, files)
     old = [(relative_name(p, folder_of[p]), n) for s, a in splits.items() for p, n in zip(a.paths, names[s])]
     renamed = [f'{a} to {b}' for a, b in old if a != b]
-    return losses(format, named) + note(renamed, 'images are renamed')
+    return losses(format, named) + note(renamed, 'image', 'renamed')
 
 # %% ../../nbs/data/14_convert.ipynb #67d74b7e
-def _contents(a): return f'{len(a)} images, {int((~a.crowd).sum())} objects of {(a.counts > 0).sum()} classes'
+def _contents(a):
+    objects = counted(a.counts.sum(), 'object')
+    return f'{counted(len(a), "image")}, {objects} of {counted((a.counts > 0).sum(), "class")}'
 
 def _check_choices(to, out, link):
     if to not in _IMAGES_OF: raise ValueError(f'to={to!r}: choose one of {list(_IMAGES_OF)}')

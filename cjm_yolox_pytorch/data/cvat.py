@@ -11,7 +11,7 @@ from collections import namedtuple
 from functools import partial
 from xml.etree.ElementTree import Element, indent, SubElement, tostring
 
-from ..commands.messages import raise_listing
+from ..commands.messages import counted, raise_listing
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .coco import find_images, folders_of_split, image_places
 from .split_names import notes_and_stops, split_name
@@ -68,7 +68,7 @@ def _cvat_shapes(path, image): # Those of an <image>
 
 def _shape_notes(shapes): # Notes and stops
     polygons = sum(s.kind == 'polygon' for s in shapes)
-    bounds = [f'{polygons} boxes are the bounds of polygons'] if polygons else []
+    bounds = [f'{counted(polygons, "polygon")} read as the box around'] if polygons else []
     lost = [f'a {s.kind} of {s.label}' for s in shapes if s.corners is None]
     notes, stops = notes_and_stops((lost, len(shapes), 'shapes are left out', 'Draw boxes or polygons instead'))
     return bounds + notes, stops

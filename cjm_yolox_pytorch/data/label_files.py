@@ -13,7 +13,7 @@ from os.path import splitext
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
 
-from ..commands.messages import raise_listing, shorten
+from ..commands.messages import counted, raise_listing, shorten
 from .annotations import Annotations
 from .coco import coco_truth
 from .cvat import cvat_files, number_text, xml_text
@@ -175,8 +175,8 @@ def losses(format, splits) -> list: # Lines of text about what the files do not 
     crowds = sum(int(a.crowd.sum()) for a in splits.values())
     outlines = sum(int((~np.isclose(a.areas, (a.boxes[:, 2:] - a.boxes[:, :2]).prod(1), 1e-3)).sum())
         for a in map(without_crowds, splits.values()))
-    lost = [(crowds, 'crowd regions are left out'), (outlines, 'areas of outlines become those of boxes')]
-    return [f'{n} {what}, since {format} does not know them' for n, what in lost if n]
+    lost = [(crowds, 'crowd region', 'left out'), (outlines, 'outline', 'reduced to boxes')]
+    return [f'{counted(n, what)} {how}, since {format} does not know them' for n, what, how in lost if n]
 
 # %% ../../nbs/data/12_label_files.ipynb #f27d0b19
 def check_free(out, files, overwrite=False):

@@ -12,7 +12,7 @@ from functools import partial
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree.ElementTree import Element, SubElement
 
-from ..commands.messages import raise_listing, repeated, shorten
+from ..commands.messages import counted, raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .coco import find_images, folders_of_split, image_places
 from .cvat import turned_bounds, xml_text
@@ -75,7 +75,7 @@ _WITHOUT_BOX = {'keypointlabels', 'brushlabels', 'ellipselabels', 'vectorlabels'
 def _region_notes(tasks, regions, key): # Notes and stops; `regions` of each task, or None
     kept = [r for found in regions for r in found or []]
     polygons = sum(r.kind == 'polygonlabels' for r in kept)
-    notes = [f'{polygons} boxes are the bounds of polygons'] if polygons else []
+    notes = [f'{counted(polygons, "polygon")} read as the box around'] if polygons else []
     if key == 'predictions': notes.append('nobody has annotated anything yet, so the boxes are predictions')
     lost = [f'{r.kind} of {r.label}' for r in kept if r.corners is None or r.kind in _WITHOUT_BOX]
     bare = [_task_image(task) for task, found in zip(tasks, regions) if found is None]

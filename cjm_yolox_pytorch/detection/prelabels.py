@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..commands.messages import raise_listing
+from ..commands.messages import counted, raise_listing
 from ..data.annotations import Annotations, build_annotations
 from ..data.label_files import check_free, check_label_classes, common_root
 from ..data.label_files import label_files, relative_name, write_files
@@ -64,7 +64,7 @@ def close(self:LabelWriter):
     if not self.images: return
     a = self.annotations()
     write_files(self.out, label_files(self.format, dict(all=a), self.model), self.overwrite)
-    self.said = [f'labels of {len(a)} images for {self.format}, by names below {self.root}']
-    dropped = f'{len(a.dropped)} boxes are left out: they lie outside their image, or have no area'
+    self.said = [f'labels of {counted(len(a), "image")} for {self.format}, by names below {self.root}']
+    dropped = f'{counted(len(a.dropped), "box")} left out, outside the image or without area'
     if a.dropped: self.said.append(dropped)
     if self.format == 'yolo': self.said.append('scores are not written, since yolo has no place for them')

@@ -202,7 +202,7 @@ def test_boxes_drawn_on_a_lying_image_are_turned(turn, tmp_path):
 def test_crowds_are_left_out_and_said(shared, tmp_path, capsys):
     yolox_convert(str(shared/'data/coco_ccby'), 'yolo', str(tmp_path/'out'))
     said = capsys.readouterr().out
-    assert '6 crowd regions are left out, since yolo does not know them' in said and 'areas of outlines' in said
+    assert '6 crowd regions left out, since yolo does not know them' in said and 'outlines reduced to boxes' in said
     assert len(read_all(tmp_path/'out')['train'].labels) == 399
 
 
