@@ -6,7 +6,7 @@
 __all__ = ['OPENING', 'SILENCE', 'Stream', 'as_stream', 'read_stream', 'fetch_image']
 
 # %% ../../nbs/files/05b_streams.ipynb #3d97af4a
-import base64, io, queue, re, sys, threading, time
+import base64, errno, io, queue, re, sys, threading, time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
@@ -108,7 +108,9 @@ class _Reader(threading.Thread):
     def run(self):
         try:
             with _open(self.stream) as video: self._read(video)
-        except Exception as e: self.error = e
+        except Exception as e:
+            closed = self.live and getattr(e, 'errno', None) == errno.EIO # So the server ended it
+            if not closed: self.error = e
         finally: self._put(None)
 
     def _read(self, video):
