@@ -19,6 +19,7 @@ from .inputs import find_inputs, is_video, left_out, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, Tally
 from .selection import describe_thresholds
 from .tracking import check_tracked, track_frames, tracking_conf
+from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
 from ..utils import check_between
 
@@ -39,7 +40,7 @@ def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame n
         for (*about, _), d in zip(group, found): yield *about, d
 
 # %% ../../nbs/detection/05_predict.ipynb #5a8f3c11
-def _run(detector, files, failed, out, write, batch, track, every, **options): # -> `Tally`
+def _run(detector, files, failed, out, write, track, every, batch, **options): # -> `Tally`
     from tqdm import tqdm
     conf = detector.conf if options['conf'] is None else options['conf']
     if track: options['conf'] = tracking_conf(conf)
@@ -71,13 +72,21 @@ def _report(tally, failed, out, seconds):
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
 # %% ../../nbs/detection/05_predict.ipynb #2b94c0fe
-def _check_options(write, img_size, bit_depth, batch, every, conf, iou, max_detections, **_):
+def _check_options(write, img_size, bit_depth, every, batch, conf, iou, max_detections, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
-    check_between(batch=(batch, 1, math.inf), every=(every, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
+    check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
+    check_between(every=(every, 1, math.inf))
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
 
-# %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
+# %% ../../nbs/detection/05_predict.ipynb #ead5ce3c
+def _check_places(files, out, write, order, track, conf): # What would be written
+    if track: check_tracked(files)
+    if order: return check_order(order, files, conf, out/'order.csv')
+    if write != 'json': check_overwrite(drawn for _, drawn in files)
+    if write != 'pictures': check_overwrite([out/'detections.json'])
+
+# %% ../../nbs/detection/05_predict.ipynb #4d338e71
 def _remarks(detector, track, conf, iou, **_): # Lines of text
     yield from remarks(detector.model, detector.conf if conf is None else conf, iou)
     chosen = conf is None and detector.notes.get('thresholds')
@@ -85,20 +94,22 @@ def _remarks(detector, track, conf, iou, **_): # Lines of text
     if track: yield 'boxes of lower scores, down to 0.1, are kept where they continue a track'
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
-def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, device, network, **options):
-    _check_options(write, img_size, bit_depth, **options)
+# %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
+def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, device, order, network, track,
+    every, **options):
+    _check_options(write, img_size, bit_depth, every, **options)
     names, out = parse_names(names), Path(out)
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out, network)
-    if write != 'json': check_overwrite(drawn for _, drawn in files)
-    if options['track']: check_tracked(files)
-    if write != 'pictures': check_overwrite([out/'detections.json'])
+    _check_places(files, out, write, order, track, options['conf'])
+    if order: options.update(conf=LOWEST)
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
-    said = [*left_out(inputs, files), *_remarks(detector, **options)]
+    said = [*left_out(inputs, files), *_remarks(detector, track, **options)]
     for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    tally = _run(detector, files, failed, out, write, **options)
+    if order: return order_files(detector, files, failed, out, **options)
+    tally = _run(detector, files, failed, out, write, track, every, **options)
     _report(tally, failed, out, time.time() - start)
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13
@@ -119,6 +130,7 @@ def yolox_predict(
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
+    order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
     batch:int=8, # Images that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
     network:bool=False, # Read INPUTS that are addresses of http, https or rtsp

@@ -104,12 +104,13 @@ def test_address_that_turns_out_to_be_live_is_read_last(use, root, tmp_path):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_live_stream_stays_live_and_ends_on_a_signal(use, tmp_path, capsys, number):
     "A detector that is slower than the stream"
+    pytest.importorskip('trackers')
     calls = []
     def slow():
         calls.append(time.sleep(.15))
         if len(calls) == 8: os.kill(os.getpid(), number)
     use(ColorDetector(slow))
-    with serve(live()) as root: run(root, out=tmp_path/'out', network=True)
+    with serve(live()) as root: run(root, out=tmp_path/'out', network=True, track=True)
     images, printed = record(tmp_path/'out')['images'], ' '.join(capsys.readouterr().out.split())
     assert len(images) == 8 and {i['file_name'] for i in images} == {root}
     steps = np.diff([i['frame'] for i in images])
@@ -119,6 +120,7 @@ def test_live_stream_stays_live_and_ends_on_a_signal(use, tmp_path, capsys, numb
         printed).groups())
     assert 150 <= half <= most and half < 400 and skipped == sum(steps - 1)
     clip, = (tmp_path/'out').glob('*.mp4')
+    assert clip.with_suffix('.tracks.txt').exists() and len([*(tmp_path/'out').iterdir()]) == 3
     times = [t for _, t in read_video(clip)]
     assert np.diff(times) == pytest.approx(steps/25, abs=.01)
 
