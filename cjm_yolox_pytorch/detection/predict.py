@@ -40,7 +40,7 @@ def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame n
         for (*about, _), d in zip(group, found): yield *about, d
 
 # %% ../../nbs/detection/05_predict.ipynb #5a8f3c11
-def _run(detector, files, failed, out, write, track, every, batch, **options): # -> `Tally`
+def _find_all(detector, files, failed, out, write, track, every, batch, **options): # -> `Tally`
     from tqdm import tqdm
     conf = detector.conf if options['conf'] is None else options['conf']
     if track: options['conf'] = tracking_conf(conf)
@@ -109,7 +109,7 @@ def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixe
     for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     out.mkdir(parents=True, exist_ok=True)
     if order: return order_files(detector, files, failed, out, **options)
-    tally = _run(detector, files, failed, out, write, track, every, **options)
+    tally = _find_all(detector, files, failed, out, write, track, every, **options)
     _report(tally, failed, out, time.time() - start)
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13

@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 from fastcore.basics import patch
 from PIL import ImageDraw
 
-from .detections import Detections, draw_boxes
+from .detections import Detections, draw_labeled
 from .inputs import is_video
 from .outputs import check_overwrite
 from .selection import least_scores
@@ -55,7 +55,7 @@ def draw(self:TrackedDetections):
     from matplotlib import colors
     ids = self.track_ids.tolist()
     texts = [f'{f"#{n} " if n else ""}{self.name(i)} {self.scores[i]:.2f}' for i, n in enumerate(ids)]
-    drawn = draw_boxes(self.image, self.boxes, self.track_ids, texts)
+    drawn = draw_labeled(self.image, self.boxes, self.track_ids, texts)
     canvas, width = ImageDraw.Draw(drawn), max(round(max(drawn.size)/320), 1)
     for n, points in (self.trails or {}).items():
         if len(points) > 1: canvas.line(points, fill=colors.to_hex(f'C{n % 10}'), width=width, joint='curve')

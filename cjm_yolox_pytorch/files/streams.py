@@ -56,7 +56,8 @@ def as_stream(given:str, exists:bool, network:bool): # -> `Stream`, or None for 
 def _camera(number): # -> name and format, as FFmpeg has them, and options
     if sys.platform == 'darwin': return f'{number}:none', 'avfoundation', dict(framerate='30')
     if sys.platform != 'win32': return f'/dev/video{number}', 'v4l2', {}
-    devices = [d for d in import_av().enumerate_input_devices('dshow') if 'video' in getattr(d, 'media_types', ['video'])]
+    devices = import_av().enumerate_input_devices('dshow')
+    devices = [d for d in devices if 'video' in getattr(d, 'media_types', ['video'])]
     if int(number) >= len(devices): raise OSError(f'there are {len(devices)} cameras, and the first is 0')
     return f'video={devices[int(number)].name}', 'dshow', {}
 
