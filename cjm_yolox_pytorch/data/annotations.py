@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..commands.messages import describe_box, raise_listing, repeated, shorten
+from ..commands.messages import counted, describe_box, raise_listing, repeated, shorten
 from .box_layouts import are_fractions, box_layout, LAYOUTS
 from ..files.class_names import check_class_names
 from ..files.images import MAX_SIDE, read_image, stored_sizes
@@ -37,8 +37,8 @@ class Annotations:
 
     def __len__(self): return len(self.paths)
     def __repr__(self):
-        objects = f'{len(self.labels)} objects of {len(self.names)} classes'
-        return f'Annotations({len(self)} images, {objects}, {len(self.dropped)} dropped)'
+        objects = f'{counted(len(self.labels), "object")} of {counted(len(self.names), "class")}'
+        return f'Annotations({counted(len(self), "image")}, {objects}, {len(self.dropped)} dropped)'
 
 # %% ../../nbs/data/01_annotations.ipynb #a8f3d25f
 @patch

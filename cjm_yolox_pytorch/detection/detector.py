@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..commands.command import choose_device
+from ..commands.messages import counted
 from .backends import check_multi_label, load_exported_network, load_program, run_on_tensors
 from .detections import Detections
 from .exported import ExportedNetwork
@@ -182,5 +183,5 @@ def load_detector(
 def __repr__(self:Detector) -> str:
     kept = f'{describe_conf(self.conf)}, since the weights have no thresholds'
     if self.notes.get('thresholds'): kept = describe_thresholds(self.notes)
-    return f'Detector of {self.num_classes} classes at {self.spec.img_size}: {kept}'
+    return f'Detector of {counted(self.num_classes, "class")} at {self.spec.img_size}: {kept}'
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import printable, wrap_lines
+from ..commands.messages import counted, printable, wrap_lines
 from .backends import remarks
 from .detector import load_detector
 from .inputs import find_inputs, is_video, left_out, read_inputs
@@ -62,12 +62,13 @@ def _find_all(detector, files, failed, out, write, track, every, batch, **option
 # %% ../../nbs/detection/05_predict.ipynb #8c1e5a27
 def _report(tally, failed, out, seconds):
     common = ', '.join(f'{name} {k}' for name, k in tally.most_common(8))
-    total = f'{tally.images} images, {tally.objects.total()} objects'
-    print(total + (f'; most frequent: {printable(common)}' if common else ''))
-    print(f'{tally.images/seconds:.1f} images/s, including reading and writing; written to {out}', flush=True)
+    total = f'{counted(tally.images, "image")}, {counted(tally.objects.total(), "object")}'
+    if tally.images: print(total + (f'; most frequent: {printable(common)}' if common else ''))
+    speed = f'{tally.images/seconds:.1f} images/s, including reading and writing'
+    if tally.images: print(f'{speed}; written to {out}', flush=True)
     if live := tally.describe_live(): print(*wrap_lines(live), sep='\n', flush=True)
-    most = tally.max_detections
-    if tally.full: print(f'{tally.full} images have {most} objects or more: for more of them, raise --max-detections')
+    most, full = tally.max_detections, counted(tally.full, 'image')
+    if tally.full: print(f'{full} with {counted(most, "object")} or more: for more of them, raise --max-detections')
     errors = '\n'.join(map(printable, failed.values()))
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 

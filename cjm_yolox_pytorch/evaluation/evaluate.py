@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import printable, repeated, shorten, wrap_lines
+from ..commands.messages import counted, printable, repeated, shorten, wrap_lines
 from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
@@ -229,8 +229,8 @@ def _evaluate(loaded, split, a, img_size, out, batch, workers, device, scores, *
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #35347d4f
 def _count(a): # Text
-    crowds = f' and {a.crowd.sum()} crowds' if a.crowd.any() else ''
-    return f'{len(a)} images, {a.counts.sum()} objects{crowds}'
+    crowds = f' and {counted(a.crowd.sum(), "crowd")}' if a.crowd.any() else ''
+    return f'{counted(len(a), "image")}, {counted(a.counts.sum(), "object")}{crowds}'
 
 def _show_one(weights, loaded, split, a, **options):
     metrics, a, found = _evaluate(loaded, split, a, **options)
@@ -258,14 +258,14 @@ def _compare(weights, loaded, split, annotations, out, **options): # Several net
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
 @command
 def yolox_eval(
-    weights:list, # File of weights (.safetensors, .pth) or exported file (.onnx, .xml, .pt2); or several, to compare
+    weights:list, # Weights (file, address, or a size such as yolox_s), or exported files; several to compare them
     data:str, # Folder of a dataset, or a COCO file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc, yolo or csv; detected by default
     images:str=None, # Folder of images that are not at one of the usual places
-    bit_depth:int=None, # Bits that the pixels of 16-bit files use; by default as in training, or 16
-    names:str=None, # Class names of the weights: cat,dog or a file with one name per line; by default those they have
-    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed by default
+    bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
+    names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
+    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     allow_missing:bool=False, # Evaluate although many images or labels are missing
     img_size:int=None, # Side of the canvas in pixels; by default that of training (published nano and tiny: 416)
     conf:float=.001, # Minimum score for average precision; a larger value lowers AP
@@ -273,13 +273,13 @@ def yolox_eval(
     thresholds:bool=False, # Also find the scores with the best F1 on this split, for all classes and each
     precision:float=None, # Also find the least scores on this split with this precision, such as .9
     classes:str=None, # Measure only these classes, such as car,person
-    iou:float=.65, # Of boxes of a class that overlap by more, the best is kept
-    max_detections:int=300, # Maximum number of detections per image; COCO counts 100 of each class
+    iou:float=.65, # Of boxes of a class that overlap by more, keep the best
+    max_detections:int=300, # Most detections per image; for average precision, COCO counts 100 of each class
     multi_label:bool=False, # Let a box have several classes; raises AP a little where there are many
     out:str=None, # Folder for metrics.json, figures (*.png), and COCO files of truth and detections
     batch:int=16, # Images per batch
     workers:int=0, # Processes that load images
-    device:str=None, # cpu, cuda, ...; by default the fastest
+    device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Measure how good WEIGHTS are on a split of DATA"
     settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
