@@ -18,6 +18,7 @@ from .detector import load_detector
 from .inputs import find_inputs, is_video, left_out, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, Tally
 from .selection import describe_thresholds
+from .tiled import choose_tiling, tile_remarks
 from .tracking import check_tracked, track_frames, tracking_conf
 from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
@@ -73,12 +74,13 @@ def _report(tally, failed, out, seconds):
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
 # %% ../../nbs/detection/05_predict.ipynb #2b94c0fe
-def _check_options(write, img_size, bit_depth, every, batch, conf, iou, max_detections, **_):
+def _check_options(write, img_size, bit_depth, every, batch, conf, iou, max_detections, tile=None, overlap=None, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
     check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
     check_between(every=(every, 1, math.inf))
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
+    choose_tiling(tile, overlap)
 
 # %% ../../nbs/detection/05_predict.ipynb #ead5ce3c
 def _check_places(files, out, write, order, track, conf): # What would be written
@@ -88,8 +90,9 @@ def _check_places(files, out, write, order, track, conf): # What would be writte
     if write != 'pictures': check_overwrite([out/'detections.json'])
 
 # %% ../../nbs/detection/05_predict.ipynb #4d338e71
-def _remarks(detector, track, conf, iou, **_): # Lines of text
+def _remarks(detector, track, conf, iou, tile, overlap, **_): # Lines of text
     yield from remarks(detector.model, detector.conf if conf is None else conf, iou)
+    yield from tile_remarks(detector.notes, **choose_tiling(tile, overlap))
     chosen = conf is None and detector.notes.get('thresholds')
     if chosen: yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
     if track: yield 'boxes of lower scores, down to 0.1, are kept where they continue a track'
@@ -126,13 +129,15 @@ def yolox_predict(
     class_agnostic:bool=False, # Let boxes suppress those of other classes, too
     multi_label:bool=False, # Let a box have several classes
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
+    tile:int=None, # Cut images into tiles of so many pixels, for small objects in large images
+    overlap:float=None, # Share of a tile that neighbours have in common; .2 unless given
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
-    batch:int=8, # Images that go through the network together
+    batch:int=8, # Images, or tiles, that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
     network:bool=False, # Read INPUTS that are addresses of http, https or rtsp
     every:int=1, # Of a video, read one frame in so many; live streams also skip what they have no time for
