@@ -1,11 +1,11 @@
 """Objects in large pictures: our tiles, whole pictures, supervision.InferenceSlicer and SAHI, with the same weights.
 
     python benchmarks/tiles.py WEIGHTS DATA [--scenes 3] [--side 4] [--tile 640] [--only ours whole] [--out FOLDER]
-    python benchmarks/tiles.py --shapes 12 [--epochs 30]
+    python benchmarks/tiles.py WEIGHTS --shapes 4 --tile 160 [--epochs 10]
 
 The first puts photos of DATA side by side at their native resolution: `side` times `side` in a scene, in random order.
-The second trains a yolox_nano on single drawn shapes of 15 to 50 pixels, and looks for 150 of them in pictures of 2,000
-pixels. SAHI and supervision get our detector as their model, and tiles in batches as large as ours.
+The second fine-tunes a yolox_nano on drawn shapes of 15 to 50 pixels, on the same tiles, and looks for 150 of them in
+pictures of 2,000 pixels. SAHI and supervision get our detector as their model, and tiles in batches as large as ours.
 """
 import argparse
 import json
@@ -170,31 +170,30 @@ def compare(detector, scenes, names, args):
     (Path(args.out)/f'{name}.md').write_text('\n'.join(table(rows)) + '\n')
 
 
-def train_on_shapes(folder, epochs):
-    "Weights of a yolox_nano, trained on crops of 320 pixels of other scenes"
+def train_on_shapes(initial, folder, tile, epochs):
+    "Weights of a yolox_nano, trained on tiles of other scenes"
     from cjm_yolox_pytorch.data.shapes import SHAPES
+    from cjm_yolox_pytorch.files.checkpoints import load_weights
+    from cjm_yolox_pytorch.training.recipe import Recipe
     from cjm_yolox_pytorch.training.train import fit
     from cjm_yolox_pytorch.training.trainer import Trainer
-    from cjm_yolox_pytorch.training.recipe import Recipe
     splits = []
-    for split, seeds in dict(train=range(100, 140), val=range(140, 144)).items():
+    for split, seeds in dict(train=range(1000, 1016), val=range(2000, 2004)).items():
         scenes = [shape_scene(seed, 640, 20) for seed in seeds]
-        a = as_annotations(SHAPES, scenes)
         paths = [str(folder/f'{split}{i}.png') for i in range(len(scenes))]
         for path, (image, *_) in zip(paths, scenes): Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-        splits.append(replace(a, paths=np.array(paths)))
-    recipe = Recipe('yolox_nano', img_size=320, epochs=epochs, tile=320, eval_interval=max(epochs, 1))
-    trainer = Trainer(recipe, *splits)
-    fit(trainer, folder/'run')
+        splits.append(replace(as_annotations(SHAPES, scenes), paths=np.array(paths)))
+    recipe = Recipe('yolox_nano', img_size=tile, epochs=epochs, batch=16, tile=tile, eval_interval=epochs)
+    fit(Trainer(recipe, *splits, load_weights(initial), 'cpu'), folder/'run')
     return folder/'run/best.safetensors'
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('weights', nargs='?')
+    parser.add_argument('weights')
     parser.add_argument('data', nargs='?')
     parser.add_argument('--shapes', type=int, default=0)
-    parser.add_argument('--epochs', type=int, default=30)
+    parser.add_argument('--epochs', type=int, default=10)
     for name, value in dict(scenes=3, side=4, tile=640, rounds=3, seed=3, img_size=None).items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=value)
     parser.add_argument('--only', nargs='+', choices=METHODS)
@@ -202,7 +201,8 @@ def main():
     parser.add_argument('--out')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        weights = args.weights or train_on_shapes(Path(folder), args.epochs)
+        weights = args.weights
+        if args.shapes: weights = train_on_shapes(weights, Path(folder), args.tile, args.epochs)
         detector = load_detector(weights, args.device, args.img_size)
     if args.shapes: return compare(detector, [shape_scene(seed) for seed in range(args.shapes)], detector.names, args)
     truth = relabel(next(iter(find_splits(args.data).values()))(), detector.names)

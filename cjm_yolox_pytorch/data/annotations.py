@@ -39,9 +39,12 @@ class Annotations:
     crops:np.ndarray = None # [N, 6] for tiles: height and width of the whole image, and the tile xyxy
 
     def __len__(self): return len(self.paths)
-    def __repr__(self):
-        objects = f'{counted(len(self.labels), "object")} of {counted(len(self.names), "class")}'
-        return f'Annotations({counted(len(self), "image")}, {objects}, {len(self.dropped)} dropped)'
+
+# %% ../../nbs/data/01_annotations.ipynb #02df237c
+@patch
+def __repr__(self:Annotations) -> str:
+    objects = f'{counted(len(self.labels), "object")} of {counted(len(self.names), "class")}'
+    return f'Annotations({counted(len(self), "image")}, {objects}, {len(self.dropped)} dropped)'
 
 # %% ../../nbs/data/01_annotations.ipynb #a8f3d25f
 @patch

@@ -21,6 +21,8 @@ from .detections import Detections
 from .exported import ExportedNetwork
 from .selection import conf_of_classes, describe_conf, describe_thresholds, stored_conf
 from .tiled import choose_tiling, find_in_tiles, settings_of_tiles
+
+# %% ../../nbs/detection/01_detector.ipynb #0ce54dfd
 from ..files.checkpoints import download, load_weights, Weights
 from ..files.class_names import class_numbers
 from ..files.images import as_image

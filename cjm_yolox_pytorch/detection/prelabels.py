@@ -8,7 +8,6 @@ __all__ = ['LabelWriter']
 # %% ../../nbs/detection/03b_prelabels.ipynb #5b0d02a2
 import numpy as np
 from dataclasses import replace
-from pathlib import Path
 
 from fastcore.basics import patch
 
@@ -28,7 +27,7 @@ class LabelWriter:
         overwrite:bool=False, # Replace files that exist
         model:str='' # What finds the objects, for formats that keep it
     ):
-        videos = [str(f) for f in files if is_video(Path(f))]
+        videos = [str(f) for f in files if is_video(f)]
         raise_listing('videos cannot have label files', videos, 'Leave them out, or extract their frames as images')
         self.format, self.out, self.overwrite, self.model = format, out, overwrite, model
         self.root, self.names, self.said = common_root(files), [], []
