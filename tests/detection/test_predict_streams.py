@@ -137,6 +137,21 @@ def test_files_are_not_skipped_unless_asked(use, tmp_path, capsys):
     with pytest.raises(ValueError, match='every=0: must be at least 1'): run(clip, out=tmp_path/'out', every=0)
 
 
+def test_interrupted_video_keeps_its_tracks(use, tmp_path):
+    pytest.importorskip('trackers')
+    calls = []
+    def interrupt():
+        calls.append(0)
+        if len(calls) == 10: os.kill(os.getpid(), signal.SIGINT)
+    use(ColorDetector(interrupt))
+    clip, out = film(tmp_path/'clip.mp4', seconds=1.), tmp_path/'out'
+    with pytest.raises(KeyboardInterrupt): run(clip, out=out, track=True, batch=1)
+    assert {p.name for p in out.iterdir()} == {'clip.mp4', 'clip.tracks.txt', 'detections.json'}
+    lines = (out/'clip.tracks.txt').read_text().splitlines()
+    assert len(record(out)['images']) == len(list(read_video(out/'clip.mp4'))) == 9
+    assert {int(line.partition(',')[0]) for line in lines} == {*range(2, 10)}
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_command_on_a_live_stream(file, tmp_path, number):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
