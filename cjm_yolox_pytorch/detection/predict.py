@@ -17,6 +17,7 @@ from .backends import remarks
 from .detector import load_detector
 from .inputs import find_inputs, is_video, left_out, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, Tally
+from .prelabels import LabelWriter
 from .selection import describe_thresholds
 from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
@@ -29,18 +30,19 @@ def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame n
         for (*about, _), d in zip(group, found): yield *about, d
 
 # %% ../../nbs/detection/05_predict.ipynb #5a8f3c11
-def _run(detector, files, failed, out, write, batch, **options): # -> `Tally`
+def _run(detector, files, failed, out, write, batch, labels=None, **options): # -> `Tally`
     from tqdm import tqdm
     found = _detections(detector, read_inputs(files, failed, detector.bit_depth), batch, **options)
     total = None if any(is_video(f) for f, _ in files) else len(files)
     bar = tqdm(found, total=total, unit=' images', ncols=80, disable=None)
     names = detector.names or range(detector.num_classes)
     tally = Tally(names, options['max_detections'])
-    with nullcontext() if write == 'pictures' else closing(CocoWriter(out/'detections.json', names)) as record:
+    record = CocoWriter(out/'detections.json', names) if write in ('json', 'both') else labels
+    with closing(record) if record else nullcontext():
         for (path, drawn), frames in groupby(bar, lambda frame: frame[:2]):
             with closing(Drawing(drawn, failed)) as drawing:
                 for *_, about, d in frames:
-                    if write != 'json': drawing.add(d, about.get('seconds'))
+                    if write in ('pictures', 'both'): drawing.add(d, about.get('seconds'))
                     if record: record.add(path, d, about)
                     tally.add(d)
     return tally
@@ -57,8 +59,11 @@ def _report(tally, failed, out, seconds):
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
 # %% ../../nbs/detection/05_predict.ipynb #2b94c0fe
-def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections, **_):
+def _check_options(write, labels, overwrite, order, img_size, batch, bit_depth, conf, iou, max_detections, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
+    if labels and write != 'both': raise ValueError(f'write={write!r}: with --labels, only labels are written')
+    if labels and order: raise ValueError(f'order={order!r}: choose it or --labels')
+    if overwrite and not labels: raise ValueError('overwrite=True: it is for the label files of --labels')
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
     check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
@@ -66,8 +71,8 @@ def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections,
 # %% ../../nbs/detection/05_predict.ipynb #ead5ce3c
 def _check_places(files, out, write, order, conf): # What would be written
     if order: return check_order(order, files, conf, out/'order.csv')
-    if write != 'json': check_overwrite(drawn for _, drawn in files)
-    if write != 'pictures': check_overwrite([out/'detections.json'])
+    if write in ('pictures', 'both'): check_overwrite(drawn for _, drawn in files)
+    if write in ('json', 'both'): check_overwrite([out/'detections.json'])
 
 # %% ../../nbs/detection/05_predict.ipynb #4d338e71
 def _remarks(detector, conf, iou, **_): # Lines of text
@@ -76,21 +81,28 @@ def _remarks(detector, conf, iou, **_): # Lines of text
     if chosen: yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
+def _say(*lists): # Of lines
+    for line in (line for lines in lists for line in lines): print(*wrap_lines(printable(line)), sep='\n', flush=True)
+
 # %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
-def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, order, **options):
-    _check_options(write, img_size, batch, bit_depth, **options)
+def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit_depth, names, pixels, batch, device,
+    order, **options):
+    _check_options(write, labels, overwrite, order, img_size, batch, bit_depth, **options)
     names, out = parse_names(names), Path(out)
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out)
+    if labels: write = 'labels'
+    labels = LabelWriter(labels, [f for f, _ in files], out, overwrite, Path(weights).stem) if labels else None
     _check_places(files, out, write, order, options['conf'])
     if order: options.update(conf=LOWEST)
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
-    said = [*left_out(inputs, files), *_remarks(detector, **options)]
-    for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
+    if labels: labels.set_names(detector.names or range(detector.num_classes))
+    _say(left_out(inputs, files), _remarks(detector, **options))
     out.mkdir(parents=True, exist_ok=True)
     if order: return order_files(detector, files, failed, out, batch, **options)
-    tally = _run(detector, files, failed, out, write, batch, **options)
+    tally = _run(detector, files, failed, out, write, batch, labels, **options)
+    if labels: _say(labels.said)
     _report(tally, failed, out, time.time() - start)
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13
@@ -98,8 +110,10 @@ def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixe
 def yolox_predict(
     weights:str, # Weights (file, address, or a size such as yolox_s), or an exported .onnx, .xml or .pt2 file
     inputs:list, # Images, folders, patterns such as "photos/*.jpg", and videos
-    out:str='runs/predict', # Folder for drawn images and detections.json
+    out:str='runs/predict', # Folder for drawn images and detections.json, or for labels
     write:str='both', # pictures, json or both
+    labels:str=None, # Write labels for a labeling tool instead: yolo, voc, coco, labelstudio or cvat
+    overwrite:bool=False, # Replace label files that exist
     conf:float=None, # Keep detections with a higher score; the one chosen in training unless given, or .25
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best
     max_detections:int=300, # Most detections per image

@@ -261,7 +261,7 @@ def yolox_eval(
     weights:list, # File of weights (.safetensors, .pth) or exported file (.onnx, .xml, .pt2); or several, to compare
     data:str, # Folder of a dataset, or a COCO file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
-    format:str=None, # coco, voc, yolo or csv; detected by default
+    format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of images that are not at one of the usual places
     bit_depth:int=None, # Bits that the pixels of 16-bit files use; by default as in training, or 16
     names:str=None, # Class names of the weights: cat,dog or a file with one name per line; by default those they have
