@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FOLDER', 'suggested_labels', 'labeling_task']
 
-# %% ../../nbs/evaluation/03d_labeling_task.ipynb #983fc329
+# %% ../../nbs/evaluation/03d_labeling_task.ipynb #5a5b427d
 import numpy as np
 
-from ..data.annotations import Annotations, build_annotations
+from ..data.annotations import build_annotations
 from ..data.label_files import label_files, losses
 from ..detection.prelabels import common_root, relative_name
 from ..files.images import stored_sizes
 
-# %% ../../nbs/evaluation/03d_labeling_task.ipynb #d57625a1
+# %% ../../nbs/evaluation/03d_labeling_task.ipynb #8bbe543b
 def _suggest(a, i, disagreements): # Rows of image `i`: label, xyxy, crowd flag, area, score
     boxes, labels, crowd = (column.copy() for column in a.objects(i))
     scores, added = np.ones(len(labels)), []
@@ -25,7 +25,7 @@ def _suggest(a, i, disagreements): # Rows of image `i`: label, xyxy, crowd flag,
     rows = [*zip(labels, *boxes.T, crowd, scores), *added]
     return [(label, x1, y1, x2, y2, flag, (x2 - x1)*(y2 - y1), score) for label, x1, y1, x2, y2, flag, score in rows]
 
-# %% ../../nbs/evaluation/03d_labeling_task.ipynb #3c622633
+# %% ../../nbs/evaluation/03d_labeling_task.ipynb #21d9fac2
 def _places(splits): # Path -> split and index
     return {str(path): (split, i) for split, a in splits.items() for i, path in enumerate(a.paths)}
 
@@ -33,7 +33,7 @@ def _lying(splits, places, paths): # Those whose boxes are for pixels as they ar
     sizes = [tuple(splits[split].sizes[i]) for split, i in map(places.get, paths)]
     return {p for p, hw, upright in zip(paths, sizes, stored_sizes('labels', paths)) if tuple(upright) != hw}
 
-# %% ../../nbs/evaluation/03d_labeling_task.ipynb #edd31315
+# %% ../../nbs/evaluation/03d_labeling_task.ipynb #242b46e5
 def suggested_labels(
     splits:dict, # Split -> `Annotations`, with the same class names
     disagreements:list # Not empty
@@ -51,7 +51,7 @@ def suggested_labels(
     said = [f'{len(lying)} images are not in the labeling task, since their boxes are for photos on their side']
     return found, root, said if lying else []
 
-# %% ../../nbs/evaluation/03d_labeling_task.ipynb #58dd0b8d
+# %% ../../nbs/evaluation/03d_labeling_task.ipynb #4c92b048
 FOLDER = 'labels_to_check' # Below the output folder
 
 def labeling_task(
