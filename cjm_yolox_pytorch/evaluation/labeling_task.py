@@ -8,6 +8,7 @@ __all__ = ['FOLDER', 'suggested_labels', 'labeling_task']
 # %% ../../nbs/evaluation/03d_labeling_task.ipynb #5a5b427d
 import numpy as np
 
+from ..commands.messages import counted
 from ..data.annotations import build_annotations
 from ..data.label_files import label_files, losses
 from ..detection.prelabels import common_root, relative_name
@@ -48,7 +49,7 @@ def suggested_labels(
     rows = [(n, *row) for n, (p, at) in enumerate(zip(kept, where)) for row in _suggest(*at, mine[p])]
     names, paths = next(iter(splits.values())).names, [relative_name(p, root) for p in kept]
     found = build_annotations('labels', names, paths, sizes, rows, fractions=True)
-    said = [f'{len(lying)} images are not in the labeling task, since their boxes are for photos on their side']
+    said = [f'{counted(len(lying), "image")} not in the labeling task, with boxes for a photo on its side']
     return found, root, said if lying else []
 
 # %% ../../nbs/evaluation/03d_labeling_task.ipynb #4c92b048
@@ -65,5 +66,6 @@ def labeling_task(
         files = label_files('labelstudio', dict(all=found), 'yolox_doctor')
     except ValueError as e: return {}, [f'no labeling task is written: {e}']
     said += losses('labelstudio', dict(all=found))
-    said.append(f'{FOLDER}/tasks.json has {len(found)} images to correct in Label Studio, by names below {root}')
+    count = counted(len(found), 'image')
+    said.append(f'{FOLDER}/tasks.json has {count} to correct in Label Studio, by names below {root}')
     return {f'{FOLDER}/{path}': text for path, text in files.items()}, said

@@ -207,7 +207,7 @@ def test_classes_are_compared_by_name(splits, weights, oracle):
     own = oracle(['moon', *weights.names[::-1]])
     c = compare_labels(splits, replace(weights, names=own, num_classes=6), 'cpu')
     assert c.disagreements == []
-    assert c.remarks == ['detections not compared: those of 1 classes that the data does not have (moon)']
+    assert c.remarks == ['detections not compared: those of 1 class that the data does not have (moon)']
 
 
 def test_splits_may_number_classes_differently(splits, weights, oracle):
@@ -393,4 +393,4 @@ def test_crowds_are_not_in_the_task_and_photos_on_their_side_are_left_out(tmp_pa
     files, said = labeling_task(dict(val=a), find_disagreements(dict(val=a), dict(val=found)))
     [task] = json.loads(files['labels_to_check/tasks.json'])
     assert len(task['predictions'][0]['result']) == 1
-    assert said[0].startswith('1 images are not in the labeling task') and '1 crowd regions are left out' in said[1]
+    assert said[0].startswith('1 image not in the labeling task') and '1 crowd region left out' in said[1]
