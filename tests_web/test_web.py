@@ -120,7 +120,8 @@ def found(tab):
 
 def predicted(weights, files, out):
     "The same by `yolox_predict`, by name of the file"
-    yolox_predict(os.fspath(weights), [os.fspath(f) for f in files], out=os.fspath(out/'found'), write='json', device='cpu')
+    files, folder = [os.fspath(f) for f in files], os.fspath(out/'found')
+    yolox_predict(os.fspath(weights), files, out=folder, write='json', device='cpu')
     coco = json.loads((out/'found/detections.json').read_text())
     def rows(image): return [a for a in coco['annotations'] if a['image_id'] == image['id']]
     def arrays(rows):
@@ -170,7 +171,8 @@ def small_page(tmp_path_factory):
         torch.nn.init.constant_(conv.bias, .5)
     names = ['disc', '</script><b>triangle</b>', 'ünï "quoted"', 'star', 'cross']
     notes = dict(thresholds=dict(score=.3, classes=[.3, .3, .3, .3, .7]))
-    weights = Weights(model.state_dict(), 'yolox_nano', 5, **NORM_STATS['yolox_nano'], names=names, size=96, notes=notes)
+    about = dict(**NORM_STATS['yolox_nano'], names=names, size=96, notes=notes)
+    weights = Weights(model.state_dict(), 'yolox_nano', len(names), **about)
     page = tmp_path_factory.mktemp('small')/'page'
     export_web(weights, page, RUNTIME)
     return page
@@ -203,7 +205,10 @@ def test_photos_are_turned_as_exif_says(open_tab, serve, coco_page, nano, photos
     assert_same(look_at(open_tab(serve(coco_page)), turned), predicted(nano, [turned], tmp_path)['turned.jpg'])
 
 
-@pytest.mark.parametrize('size', [(640, 480), (427, 640), (416, 416), (50, 31), (1, 1), (3000, 7), (5, 900), (832, 208)])
+SIZES = [(640, 480), (427, 640), (416, 416), (50, 31), (1, 1), (3000, 7), (5, 900), (832, 208)]
+
+
+@pytest.mark.parametrize('size', SIZES)
 def test_pixels_are_those_of_letterbox(open_tab, small, tmp_path, size):
     "Bit for bit, however large the image is"
     file = tmp_path/'noise.png'
@@ -241,6 +246,10 @@ def test_webgpu_computes_the_same(open_tab, small, drawing):
     if 'WebAssembly' in wait_for(tab, 'Ready, with'): pytest.skip('this browser has no WebGPU in software')
     assert_same(look_at(tab, drawing), plain)
     assert 'WebGPU' in tab.locator('#status').text_content()
+
+
+def test_webassembly_where_webgpu_fails(open_tab, small):
+    assert 'WebAssembly' in wait_for(open_tab(f'{small}?backend=webgpu', loaded=False), 'Ready, with')
 
 
 def test_several_threads_compute_the_same(open_tab, serve, small_page, small, drawing):
@@ -329,11 +338,11 @@ def test_camera(open_tab, small, drawing):
 
 def test_keyboard(open_tab, small, drawing):
     tab = open_tab(small)
+    tab.on('filechooser', lambda chooser: chooser.set_files(drawing)) # Early, since it takes effect after a while
     tab.keyboard.press('Tab')
     assert tab.evaluate('document.activeElement.id') == 'file'
     assert tab.evaluate('getComputedStyle(document.activeElement.parentElement).outlineStyle') == 'solid'
-    with tab.expect_file_chooser() as chooser: tab.keyboard.press('Enter')
-    chooser.value.set_files(drawing)
+    tab.keyboard.press('Enter')
     wait_for(tab, ' ms with ')
     tab.keyboard.press('Tab')
     assert tab.evaluate('document.activeElement.id') == 'camera'
@@ -392,7 +401,9 @@ def test_phones_and_dark_mode(open_tab, small, drawing, width, scheme, tmp_path)
     tab = open_tab(small, viewport=dict(width=width, height=844), color_scheme=scheme)
     look_at(tab, drawing)
     assert tab.evaluate('document.documentElement.scrollWidth') <= width
-    def light(name): return sum(map(int, re.findall(r'\d+', tab.evaluate(f'getComputedStyle(document.body).{name}'))[:3]))
+    def light(name):
+        color = tab.evaluate(f'getComputedStyle(document.body).{name}')
+        return sum(map(int, re.findall(r'\d+', color)[:3]))
     dark, bright = sorted([light('backgroundColor'), light('color')])
     assert dark < 150 < 600 < bright and (light('color') == bright) == (scheme == 'dark')
     for button in tab.locator('.button').all(): assert button.bounding_box()['height'] >= 40 # For fingers

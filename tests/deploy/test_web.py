@@ -2,23 +2,17 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from networks import decisive_model
 
 from cjm_yolox_pytorch.deploy import web
-from cjm_yolox_pytorch.deploy.export import yolox_export
 from cjm_yolox_pytorch.deploy.web import PAGE, export_web, file_hash
 from cjm_yolox_pytorch.detection.detector import load_detector
-from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
+from cjm_yolox_pytorch.files.checkpoints import Weights
 from cjm_yolox_pytorch.model import NORM_STATS
 
 onnx, onnxruntime = (pytest.importorskip(name) for name in ('onnx', 'onnxruntime'))

@@ -233,7 +233,8 @@ function draw() {
   for (const d of [...kept].reverse()) drawBox(context, d, unit) // The best on top
   const counts = new Map()
   for (const {label} of kept) counts.set(label, (counts.get(label) ?? 0) + 1)
-  const objects = [...counts].map(([label, n]) => nameOf(label) + (n > 1 ? ` × ${n}` : '')).join(', ') || 'Nothing found'
+  const texts = [...counts].map(([label, n]) => nameOf(label) + (n > 1 ? ` × ${n}` : ''))
+  const objects = texts.join(', ') || 'Nothing found'
   canvas.ariaLabel = `The picture, with boxes around what was found: ${objects}`
   say(`${objects} (${Math.round(shown.ms)} ms with ${BACKENDS[network.backend]})`)
   $('found').replaceChildren(...kept.map(listed))
