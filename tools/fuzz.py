@@ -46,7 +46,7 @@ from cjm_yolox_pytorch.model import VARIANTS
 from cjm_yolox_pytorch.data.checks import check, check_splits
 from cjm_yolox_pytorch.data.splits import find_splits
 from cjm_yolox_pytorch.files.images import stored_sizes
-from cjm_yolox_pytorch.detection.predict import find_inputs
+from cjm_yolox_pytorch.detection.inputs import find_inputs
 from cjm_yolox_pytorch.files.images import read_image
 from cjm_yolox_pytorch.commands.command import _message
 

@@ -47,6 +47,8 @@ def conf_of_classes(
     chosen:list=None # Numbers of the classes to keep; all if None
 ): # As `conf`, with 1 for the other classes
     "Leave out all but the `chosen` classes."
+    if np.ndim(conf) and len(conf) != num_classes:
+        raise ValueError(f'conf: {len(conf)} scores for {num_classes} classes: give one score, or one for each class')
     if chosen is None: return conf
     kept = np.isin(np.arange(num_classes), chosen)
     return np.where(kept, conf, 1.).tolist()

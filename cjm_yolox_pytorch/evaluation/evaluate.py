@@ -22,7 +22,7 @@ from ..data.splits import find_splits, hold_out
 # %% ../../nbs/evaluation/02_evaluate.ipynb #0066f6fd
 from ..detection.backends import check_multi_label, remarks
 from ..detection.detections import Detections
-from ..detection.detector import box_pairs, load_network, network_like
+from ..detection.detector import box_pairs, load_network, local_file, network_like
 from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from .metrics import check_names, coco_results
@@ -33,7 +33,6 @@ from ..files.class_names import class_numbers, parse_names
 from ..files.letterbox import InputSpec, letterbox, unletterbox
 from ..files.paths import atomic, check_output_folder
 from ..inference import nms
-from ..model import MODEL_TYPES, pretrained_file
 from ..utils import check_between
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #dbc9b2b1
@@ -201,8 +200,10 @@ def _only(a, chosen): # Numbers of classes -> `Annotations` with objects of thes
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a6f16214
 def _print_thresholds(a, found, split, precision): # The best F1 if there is no precision to reach
     which = 'the score with the best F1' if precision is None else f'the least score with precision {precision:g}'
-    title = f'{which} on {split} ({RESAMPLES} resamples)'
-    print(title, *threshold_lines(find_thresholds(match_by_score(a, found), precision)), sep='\n', flush=True)
+    lines = threshold_lines(find_thresholds(match_by_score(a, found), precision), mark=precision is None)
+    print(f'{which} on {split} ({RESAMPLES} resamples)', *lines, sep='\n', flush=True)
+    own = 'own: clear, and unlike that of all classes, which a training would write for the others'
+    if any(line.endswith(' own') for line in lines): print(*wrap_lines(own), sep='\n', flush=True)
 
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
@@ -240,7 +241,7 @@ def _show_one(weights, loaded, split, a, **options):
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #188185a7
 def _megabytes(file): # On the disk; OpenVINO's have their numbers in another file
-    path = Path(pretrained_file(file) if file in MODEL_TYPES else file)
+    path = local_file(file)
     numbers = [path.with_suffix('.bin')] if path.suffix == '.xml' else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
 
@@ -284,7 +285,8 @@ def yolox_eval(
     settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
     _check_eval_options(img_size, batch, workers, conf, working_conf, precision, **settings)
     weights = [os.fspath(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
-    if len(weights) > 1 and (thresholds or precision): raise ValueError('thresholds and precision need a single file')
+    searched = thresholds or precision is not None
+    if len(weights) > 1 and searched: raise ValueError('thresholds and precision need a single file')
     if out: _check_out(out, weights, data)
     reading = dict(format=format, images=images, bit_depth=bit_depth, img_size=img_size, pixels=pixels)
     loaded, split, a = _load(weights, data, split, names, allow_missing, **reading)
@@ -293,4 +295,4 @@ def yolox_eval(
     if len(weights) > 1: return _compare(weights, loaded, split, a, **settings)
     shown = _show_one(weights[0], loaded[0], split, a[0], **settings)
     if thresholds: _print_thresholds(*shown, split, None)
-    if precision: _print_thresholds(*shown, split, precision)
+    if precision is not None: _print_thresholds(*shown, split, precision)

@@ -4,7 +4,7 @@ import pytest
 from fuzz import pixels
 from hostile import armed, root # noqa: F401
 
-from cjm_yolox_pytorch.detection.predict import find_inputs
+from cjm_yolox_pytorch.detection.inputs import find_inputs
 
 
 def test_output_links_that_lead_elsewhere(root):
