@@ -42,7 +42,7 @@ def _are_thresholds(found, num_classes): # A score for all classes, and one for 
     return len(scores) == num_classes + 1 and all(isinstance(s, float) and 0 <= s <= 1 for s in scores)
 
 # %% ../../nbs/files/05a_network_kinds.ipynb #1b6e24bf
-def import_extra(module):
-    "Import a package of the extra `export`."
+def import_extra(module, extra='export'):
+    "Import a package of an extra."
     try: return importlib.import_module(module)
-    except ImportError as e: raise ImportError(f"{module} is missing: pip install 'cjm-yolox-pytorch[export]'") from e
+    except ImportError as e: raise ImportError(f"{module} is missing: pip install 'cjm-yolox-pytorch[{extra}]'") from e

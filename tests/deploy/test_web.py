@@ -2,6 +2,9 @@
 import json
 import os
 import re
+import signal
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +13,10 @@ import pytest
 from networks import decisive_model
 
 from cjm_yolox_pytorch.deploy import web
+from cjm_yolox_pytorch.deploy.export import yolox_export
 from cjm_yolox_pytorch.deploy.web import PAGE, export_web, file_hash
 from cjm_yolox_pytorch.detection.detector import load_detector
-from cjm_yolox_pytorch.files.checkpoints import Weights
+from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
 from cjm_yolox_pytorch.model import NORM_STATS
 
 onnx, onnxruntime = (pytest.importorskip(name) for name in ('onnx', 'onnxruntime'))
@@ -164,3 +168,52 @@ def test_page_loads_nothing_but_its_script():
     script = (PAGE/'detector.js').read_text(encoding='utf-8')
     assert {*re.findall(r"\$\('([\w-]+)'\)", script)} <= ids
     assert len(script.splitlines()) < 300 and max(map(len, script.splitlines())) <= 120
+
+
+# ---- The command
+
+@pytest.fixture
+def file(weights, tmp_path):
+    save_weights(weights, tmp_path/'nano.safetensors')
+    return tmp_path/'nano.safetensors'
+
+
+def test_command_writes_beside_the_weights_or_where_it_is_told(file, tmp_path, capsys):
+    yolox_export(str(file), format='web')
+    yolox_export(str(file), format='web', out=str(tmp_path/'new/page'), names='one,two,three')
+    assert f'python -m http.server --directory {tmp_path/"nano.web"}' in capsys.readouterr().out
+    assert about_page(tmp_path/'nano.web')['names'] == NAMES
+    assert about_page(tmp_path/'new/page')['names'] == ['one', 'two', 'three']
+    with pytest.raises(FileExistsError, match='exists: choose another folder'): yolox_export(str(file), format='web')
+
+
+@pytest.mark.parametrize('option', ['raw', 'camera', 'static', 'suppress', 'half', 'int8'])
+def test_command_refuses_what_a_page_cannot_use(file, tmp_path, option):
+    with pytest.raises(ValueError, match=f'{option} cannot be chosen with --format web'):
+        yolox_export(str(file), format='web', **{option: True})
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_command_refuses_a_runtime_for_other_formats(file, package):
+    with pytest.raises(ValueError, match='runtime has no effect without --format web'):
+        yolox_export(str(file), runtime=str(package))
+
+
+@pytest.mark.parametrize('sent, status', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
+@pytest.mark.parametrize('step', ['_write_model', '_fill_in'])
+def test_stopped_command_leaves_nothing(file, tmp_path, monkeypatch, step, sent, status):
+    if not hasattr(signal, sent): pytest.skip(f'no {sent} here')
+    def stop(*args):
+        assert len([*tmp_path.glob('nano.web*.partial')]) == 1
+        signal.raise_signal(getattr(signal, sent))
+        time.sleep(9)
+    monkeypatch.setattr(web, step, stop)
+    monkeypatch.setattr(sys, 'argv', ['yolox_export', str(file), '--format', 'web', '--out', str(tmp_path/'nano.web')])
+    with pytest.raises(SystemExit) as end: yolox_export()
+    assert end.value.code == status and [*tmp_path.iterdir()] == [file]
+
+
+def test_page_in_the_site_loads_the_same_runtime():
+    about = json.loads((ROOT/'docs/try/about.json').read_text(encoding='utf-8'))
+    assert about['runtime'] == web._describe_runtime(web._CDN, web._HASHES)
+    assert about['model'] == 'model.onnx' and (ROOT/'docs/try/model.onnx').stat().st_size < 2**20
