@@ -24,20 +24,22 @@ PAGE = files('cjm_yolox_pytorch')/'deploy/web_page' # Folder of index.html and d
 ONNXRUNTIME_WEB = '1.30.0'
 _CDN = f'https://cdn.jsdelivr.net/npm/onnxruntime-web@{ONNXRUNTIME_WEB}/dist/'
 
-def _parts(script, stem): return dict(script=script, module=f'{stem}.mjs', wasm=f'{stem}.wasm')
+def _runtime_parts(script, stem): return dict(script=script, module=f'{stem}.mjs', wasm=f'{stem}.wasm')
 
-_RUNTIMES = dict(webgpu=_parts('ort.webgpu.min.js', 'ort-wasm-simd-threaded.asyncify'),
-                 wasm=_parts('ort.wasm.min.js', 'ort-wasm-simd-threaded'))
+_RUNTIMES = dict(
+    webgpu=_runtime_parts('ort.webgpu.min.js', 'ort-wasm-simd-threaded.asyncify'),
+    wasm=_runtime_parts('ort.wasm.min.js', 'ort-wasm-simd-threaded'))
 _RUNTIME_FILES = [name for parts in _RUNTIMES.values() for name in parts.values()]
 
 # %% ../../nbs/deploy/04a_web.ipynb #27a5990f
-_HASHES = dict(zip(_RUNTIME_FILES, (
-    'sha384-6BOUZhMpgaXRZBIj89pTWET0c7xcMe1yHACreuaBy2kUZwLd2tzCmv7MzwZccHYH',
-    'sha384-qViEcCGzsR/m8nlQwIsbYh7afN4thuraqFYDQY6huvmoLVoZq/eYawQ1wrv8nnhA',
-    'sha384-EPVDLTxuO663dkZO/pcKJF6vOyyfq/5z9FY1oksN0UWFX2ABH4wDDZQHeNoUleWR',
-    'sha384-Bw6URI+Gvoadw0do7/QrSHUC9D1vCYYK5OSqChFyhyV5mzPL4oe2rOAFljAnS8Sq',
-    'sha384-XcXA/MtAf0WpB8e023xQH9CM7RIjiugakT7x99DIwpFf7k56BIFFcAPerIF7FDad',
-    'sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM')))
+_HASHES = dict(zip(_RUNTIME_FILES, '''
+    sha384-6BOUZhMpgaXRZBIj89pTWET0c7xcMe1yHACreuaBy2kUZwLd2tzCmv7MzwZccHYH
+    sha384-qViEcCGzsR/m8nlQwIsbYh7afN4thuraqFYDQY6huvmoLVoZq/eYawQ1wrv8nnhA
+    sha384-EPVDLTxuO663dkZO/pcKJF6vOyyfq/5z9FY1oksN0UWFX2ABH4wDDZQHeNoUleWR
+    sha384-Bw6URI+Gvoadw0do7/QrSHUC9D1vCYYK5OSqChFyhyV5mzPL4oe2rOAFljAnS8Sq
+    sha384-XcXA/MtAf0WpB8e023xQH9CM7RIjiugakT7x99DIwpFf7k56BIFFcAPerIF7FDad
+    sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM
+'''.split()))
 
 def file_hash(path) -> str: # sha384-...
     "Hash a file as the `integrity` of a page states it."
@@ -53,9 +55,8 @@ def _runtime_folder(runtime): # Where the files of an unpacked npm package are
     raise FileNotFoundError(f'{runtime} has no {missing[0]}, which is part of ONNX Runtime Web: run {cure}')
 
 def _describe_runtime(address, hashes): # For index.html
-    described = {backend: {part: [name, hashes[name]] for part, name in parts.items()}
-                 for backend, parts in _RUNTIMES.items()}
-    return dict(folder=address, **described)
+    def described(parts): return {part: [name, hashes[name]] for part, name in parts.items()}
+    return dict(folder=address) | {backend: described(parts) for backend, parts in _RUNTIMES.items()}
 
 def _copy_runtime(runtime, page): # The same, for files that are now in the folder `page`
     folder, copies = _runtime_folder(runtime), page/'onnxruntime-web'
@@ -107,13 +108,14 @@ def export_web(
     runtime=None # Folder of an unpacked npm package onnxruntime-web, to copy; None to load it from a public server
 ) -> float: # Largest difference from PyTorch in pixels
     "Write a folder with a page that finds objects. On failure nothing is left."
-    if runtime: _runtime_folder(runtime)
+    if runtime is not None: _runtime_folder(runtime)
     if Path(out).exists(): raise FileExistsError(f'{out} exists: choose another folder with --out, or remove it')
     with drafted(Path(out)) as page:
         page.mkdir()
         difference, means = _write_model(weights, page/'model.onnx')
         about = _describe_network(weights, means)
-        about['runtime'] = _copy_runtime(runtime, page) if runtime else _describe_runtime(_CDN, _HASHES)
+        from_cdn = runtime is None
+        about['runtime'] = _describe_runtime(_CDN, _HASHES) if from_cdn else _copy_runtime(runtime, page)
         template = (PAGE/'index.html').read_text(encoding='utf-8')
         (page/'index.html').write_text(_fill_in(template, about), encoding='utf-8')
         shutil.copyfile(PAGE/'detector.js', page/'detector.js')
