@@ -24,11 +24,11 @@ PAGE = files('cjm_yolox_pytorch')/'deploy/web_page' # Folder of index.html and d
 ONNXRUNTIME_WEB = '1.30.0'
 _CDN = f'https://cdn.jsdelivr.net/npm/onnxruntime-web@{ONNXRUNTIME_WEB}/dist/'
 
-def _runtime_parts(script, stem): return dict(script=script, module=f'{stem}.mjs', wasm=f'{stem}.wasm')
+def _runtime_parts(name, kind=''):
+    stem = f'ort-wasm-simd-threaded{kind}'
+    return dict(script=f'ort.{name}.min.js', module=f'{stem}.mjs', wasm=f'{stem}.wasm')
 
-_RUNTIMES = dict(
-    webgpu=_runtime_parts('ort.webgpu.min.js', 'ort-wasm-simd-threaded.asyncify'),
-    wasm=_runtime_parts('ort.wasm.min.js', 'ort-wasm-simd-threaded'))
+_RUNTIMES = dict(webgpu=_runtime_parts('webgpu', '.asyncify'), wasm=_runtime_parts('wasm'))
 _RUNTIME_FILES = [name for parts in _RUNTIMES.values() for name in parts.values()]
 
 # %% ../../nbs/deploy/04a_web.ipynb #27a5990f
