@@ -68,7 +68,8 @@ def as_table(rows):
     for strategy in dict.fromkeys(r['strategy'] for r in rows):
         mine = [r for r in rows if r['strategy'] == strategy]
         mean = [f'{statistics.mean(r[k] for r in mine):.3f}' for k in ('AP', 'AP50')]
-        gains = [f'{r["AP"] - at_random[r["seed"]]:+.3f}' for r in mine if r['seed'] in at_random]
+        compared = strategy not in ('start', 'random') and at_random
+        gains = [f'{r["AP"] - at_random[r["seed"]]:+.3f}' for r in mine if compared]
         boxes = f'{statistics.mean(r["boxes"] for r in mine):.0f}'
         each = ' '.join(f'{r["AP"]:.3f}' for r in mine)
         cells.append([strategy, str(mine[0]['images']), boxes, *mean, each, ' '.join(gains)])
@@ -83,11 +84,11 @@ def parse_arguments():
     option('--weights', 'weights to start from (default: random)', type=Path)
     option('--model', 'default: yolox_nano', default='yolox_nano')
     option('--img-size', 'canvas side in pixels (default: 256)', type=int, default=256)
-    option('--epochs', 'default: 15', type=int, default=15)
+    option('--epochs', 'default: 25', type=int, default=25)
     option('--start', 'labeled images at the start (default: 20)', type=int, default=20)
     option('--chosen', 'images that are chosen (default: 60)', type=int, default=60)
     option('--seeds', 'number of seeds (default: 3)', type=int, default=3)
-    option('--only', 'default: random sum', nargs='+', default=['random', 'sum'], choices=STRATEGIES)
+    option('--only', 'default: random sum max', nargs='+', default=['random', 'sum', 'max'], choices=STRATEGIES)
     option('--device', 'default: cpu', default='cpu')
     option('--out', 'folder for active.md and active.json', type=Path)
     return parser.parse_args()

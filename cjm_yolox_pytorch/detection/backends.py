@@ -102,6 +102,7 @@ def check_multi_label(network, multi_label=False, **_):
     if network.info.output not in ('raw', 'centers'):
         raise ValueError(f'multi_label: {network.info.path} gives the best class only; export it again with --raw')
 
+# %% ../../nbs/detection/00c_backends.ipynb #d9b5928a
 def remarks(network, conf, iou, **_): # Lines of text
     "Say what was guessed about a file, and where it decides more than `conf` and `iou`."
     if not isinstance(network, ExportedNetwork): return

@@ -15,10 +15,14 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..commands.command import choose_device
+from ..commands.messages import counted
 from .backends import check_multi_label, load_exported_network, load_program, run_on_tensors
 from .detections import Detections
 from .exported import ExportedNetwork
 from .selection import conf_of_classes, describe_conf, describe_thresholds, stored_conf
+from .tiled import choose_tiling, find_in_tiles, settings_of_tiles
+
+# %% ../../nbs/detection/01_detector.ipynb #0ce54dfd
 from ..files.checkpoints import download, load_weights, Weights
 from ..files.class_names import class_numbers
 from ..files.images import as_image
@@ -118,17 +122,21 @@ class Detector:
 @patch
 def __call__(self:Detector,
     images, # Anything that `as_image` takes, or a list of such
-    batch:int=8, # Images that go through the network together
+    batch:int=8, # Images, or tiles, that go through the network together
     conf:float=None, # Minimum score, or [C]; that of the weights if None
     classes=None, # Names of the classes to keep: a list, or text such as `car,person`; all if None
+    tile:int=None, # Side in pixels of the tiles that images are cut into; None: whole images
+    overlap:float=None, # Share of a tile that neighbours have in common; .2 if None
     **kwargs # Of `predict` and `nms`: mirrored, iou, class_agnostic, multi_label, ...
 ): # -> `Detections`, or a list of them
-    if not isinstance(images, (list, tuple)): return self([images], batch, conf, classes, **kwargs)[0]
+    options = dict(batch=batch, conf=conf, classes=classes, tile=tile, overlap=overlap, **kwargs)
+    if not isinstance(images, (list, tuple)): return self([images], **options)[0]
     conf = conf_of_classes(self.conf if conf is None else conf, self.num_classes, class_numbers(classes, self.names))
-    found, numbered = [], list(enumerate(images))
+    found, numbered, tiling = [], list(enumerate(images)), choose_tiling(tile, overlap)
+    def find(some): return predict(self.model, some, self.spec, conf=conf, **settings_of_tiles(tile, **kwargs))
     for start in range(0, len(images), batch):
         group = [_read(i, image, self.bit_depth) for i, image in numbered[start:start + batch]]
-        some = predict(self.model, group, self.spec, conf=conf, **kwargs)
+        some = find_in_tiles(find, group, batch=batch, **tiling, **kwargs)
         found += [replace(d, names=self.names, image=image) for image, d in zip(group, some)]
     return found
 
@@ -182,5 +190,5 @@ def load_detector(
 def __repr__(self:Detector) -> str:
     kept = f'{describe_conf(self.conf)}, since the weights have no thresholds'
     if self.notes.get('thresholds'): kept = describe_thresholds(self.notes)
-    return f'Detector of {self.num_classes} classes at {self.spec.img_size}: {kept}'
+    return f'Detector of {counted(self.num_classes, "class")} at {self.spec.img_size}: {kept}'
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
-from ..commands.messages import shorten
+from ..commands.messages import counted, shorten
 from ..files.class_names import check_class_names, COCO_NAMES, MAX_CLASSES
 from ..files.network_kinds import are_notes
 
@@ -61,7 +61,7 @@ def _scores_of(labels, probabilities, info): # [N], [N] -> [N, C] scores
     labels = labels.astype(int)
     if labels.size and not 0 <= labels.min() <= labels.max() < info.num_classes:
         found = f'found a class {labels.min() if labels.min() < 0 else labels.max()}'
-        raise ValueError(f'{info.path} {found}, but has {info.num_classes} classes. Are there more --names?')
+        raise ValueError(f'{info.path} {found}, but has {counted(info.num_classes, "class")}. Are there more --names?')
     scores = np.zeros((len(labels), info.num_classes), np.float32)
     scores[np.arange(len(labels)), labels] = probabilities
     return scores
@@ -105,7 +105,7 @@ _KEPT = dict(suppressed=_from_suppressed, kept=_from_kept)
 OUTPUT_LAYOUTS = dict(decoded=_from_decoded, raw=_from_raw, centers=_from_centers, **_KEPT)
 
 # %% ../../nbs/detection/00a_exported.ipynb #b71aa4ad
-def _run(run, images, info): # [B, 3, H, W] uint8 RGB -> list of arrays
+def _run_program(run, images, info): # [B, 3, H, W] uint8 RGB -> list of arrays
     x = network_input(images, info)
     try: return run(x)
     except MemoryError: raise
@@ -131,7 +131,7 @@ class ExportedNetwork:
         for start in range(0, len(images), max(n, 1)):
             part = images[start:start + n]
             full = np.concatenate([part, np.repeat(part[-1:], n - len(part), 0)])
-            outputs = [o.astype(np.float32) for o in _run(self.run, full, self.info)]
+            outputs = [o.astype(np.float32) for o in _run_program(self.run, full, self.info)]
             found += [*OUTPUT_LAYOUTS[self.info.output](outputs, self.info, full)][:len(part)]
         return found
 
@@ -156,15 +156,15 @@ def choose_canvas(info:NetworkInfo, img_size=None) -> tuple: # Height and width
     raise ValueError(f'img_size={img_size}: {info.path} takes multiples of 32, {limits}')
 
 # %% ../../nbs/detection/00a_exported.ipynb #30e5bcc5
-_SIDES = range(1, 2**15) # A larger one is a typo or an attack
+_LENGTHS = range(1, 2**15) # A larger one is a typo or an attack
 
 def _is_share(v): return isinstance(v, int | float) and 0 <= v <= 1
 
 def _wrong_fields(info): # Names of those that `yolox_export` would not write
     C, shape, conf = info.num_classes, info.shape, info.conf
     if not (isinstance(C, int) and 0 < C <= MAX_CLASSES): return ['num_classes']
-    right = dict(names=isinstance(info.names, list | None), size=info.size in _SIDES, iou=_is_share(info.iou))
-    right['input'] = len(shape) == 4 and 3 in (shape[1], shape[3]) and all(n is None or n in _SIDES for n in shape)
+    right = dict(names=isinstance(info.names, list | None), size=info.size in _LENGTHS, iou=_is_share(info.iou))
+    right['input'] = len(shape) == 4 and 3 in (shape[1], shape[3]) and all(n is None or n in _LENGTHS for n in shape)
     right['strides'] = all(isinstance(s, int) and s > 0 for s in info.strides)
     right['conf'] = len(conf) == C and all(map(_is_share, conf)) if isinstance(conf, list) else _is_share(conf)
     right['notes'] = are_notes(info.notes, C)
@@ -188,6 +188,7 @@ def _read_metadata(path, text): # Of `yolox_export`
     if wrong: raise ValueError(f'wrong type or range of {", ".join(wrong)}')
     return info if info.names is None else with_names(info, info.names)
 
+# %% ../../nbs/detection/00a_exported.ipynb #e9336498
 def info_of_ours(path, metadata:str, names=None) -> NetworkInfo: # `names` instead of those of the file
     "Read what `yolox_export` wrote about a file."
     try: info = _read_metadata(path, metadata)
@@ -199,7 +200,9 @@ def info_of_ours(path, metadata:str, names=None) -> NetworkInfo: # `names` inste
 def with_names(info, names): # The same with these names of classes
     check_class_names(names, info.path)
     C = info.num_classes or len(names)
-    if len(names) != C: raise ValueError(f'{info.path}: {len(names)} names for {C} classes: each class needs a name')
+    if len(names) != C:
+        counts = f'{counted(len(names), "name")} for {counted(C, "class")}'
+        raise ValueError(f'{info.path}: {counts}: each class needs a name')
     info.names, info.num_classes = names, C
     return info
 
@@ -241,7 +244,7 @@ def _guess_layout(info, names, outputs, hw):
 def _recognize(program, info, names=None, img_size=None): # -> `ExportedNetwork`
     hw = choose_canvas(info, img_size)
     gray = np.full((info.shape[0] or 1, 3, *hw), 114, np.uint8)
-    outputs, run = _run(program.run, gray, info), program.run
+    outputs, run = _run_program(program.run, gray, info), program.run
     info.output = _guess_layout(info, program.outputs, outputs, hw)
     if info.output in ('raw', 'centers'): info.num_classes = outputs[0].shape[2] - 5
     if info.output == 'kept':

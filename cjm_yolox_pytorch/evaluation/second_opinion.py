@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Comparison', 'compare_labels', 'comparison_lines']
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #513f06b5
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #e5241a60
 import torch, numpy as np
 from dataclasses import asdict, dataclass
 
@@ -20,12 +20,12 @@ from .disagreements import find_disagreements, KINDS, LIKELY
 from .evaluate import detect
 from .metrics import confusion_matrix, displaced_classes, match_detections
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #44b25f42
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #6cb070a5
 def _with_common_names(splits): # Split -> `Annotations` with the same class names
     names = [*dict.fromkeys(name for a in splits.values() for name in a.names)]
     return {split: relabel(a, names) for split, a in splits.items()}, names
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #9095127b
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #48a83e7c
 def _names_of(network, names): # Class names of a network, and remarks
     C = network.num_classes
     if network.names: return network.names, []
@@ -35,7 +35,7 @@ def _names_of(network, names): # Class names of a network, and remarks
     counts = f'{C} classes without names, but the data has {len(names)}: {shorten(", ".join(names))}'
     raise ValueError(f'the weights have {counts}. Name those of the weights with --names')
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #4ba2b463
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #ddaed094
 def _numbers_in(names, own): # [C] number in `names` of each class of the network, or -1
     order = [names.index(n) if n in names else -1 for n in own]
     if max(order, default=-1) >= 0: return torch.tensor(order)
@@ -46,7 +46,7 @@ def _renumber(d, order): # `Detections` of classes that the data has
     labels = order.to(d.labels.device)[d.labels]
     return Detections(d.boxes[labels >= 0], d.scores[labels >= 0], labels[labels >= 0])
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #4d40610c
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #f1fbea92
 def _class_remarks(splits, names, own):
     unknown = [n for n in names if n not in own]
     count = sum(int(a.counts[names.index(n)]) for a in splits.values() for n in unknown)
@@ -56,7 +56,7 @@ def _class_remarks(splits, names, own):
     what = f'{len(extra)} classes that the data does not have ({shorten(", ".join(extra), 90)})'
     if extra: yield f'detections not compared: those of {what}'
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #0a8c1144
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #92008770
 def _was_trained_on(split, a, notes): # `a` as it was read
     known = notes.get('fingerprint')
     if known is None: return notes.get('training') == split
@@ -69,7 +69,13 @@ def _training_remarks(splits, notes):
     cure = 'Weights trained on other images show more'
     if trained: yield f'the weights were trained on {" and ".join(trained)}: {learned}. {cure}'
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #3cd5e49f
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #80f1a834
+def _depth_remarks(splits, notes):
+    trained, read = notes.get('bit_depth', 16), {a.bit_depth for a in splits.values()}
+    known = f'the weights were trained with a bit depth of {trained}'
+    if read != {trained}: yield f'{known}: if the data has 16-bit images, give --bit-depth {trained}'
+
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #9d582b09
 def _count_confusions(splits, found): # [C+1, C+1]
     results = {s: [match_detections(*a.objects(i), d) for i, d in enumerate(found[s])] for s, a in splits.items()}
     return sum(confusion_matrix(a, found[s], results[s]) for s, a in splits.items())
@@ -82,7 +88,7 @@ def _quality_remarks(matrix, names):
     order = 'their classes may be in another order: give it with --names'
     if swapped: yield f'the weights find {shorten(", ".join(swapped), 90)}: {order}'
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #3a561c38
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #6e289997
 @dataclass
 class Comparison:
     "The opinion of a network on the labels of a dataset"
@@ -94,7 +100,7 @@ class Comparison:
         counts = {kind: sum(d.kind == kind for d in self.disagreements) for kind in KINDS}
         return dict(counts=counts, remarks=self.remarks, disagreements=[asdict(d) for d in self.disagreements])
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #8623c25d
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #a6819e0c
 _LOW = .01 # Score from which detections are compared
 
 def _several_classes(network): # Whether a box may have several
@@ -107,7 +113,7 @@ def _detect_all(splits, network, device, order, progress): # Split -> `Detection
     said = [*remarks(model, 1., 0.)] # Nothing about scores, which were not asked for
     return {split: [_renumber(d, order) for d in some] for split, some in found.items()}, said
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #2a7057bd
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #92ea8a54
 def compare_labels(
     splits:dict, # Split -> `Annotations`
     network, # `Weights` or `ExportedNetwork`
@@ -123,11 +129,11 @@ def compare_labels(
     order = _numbers_in(names, own)
     found, more = _detect_all(read, network, device, order, progress)
     said += [*more, *_class_remarks(read, names, own), *_training_remarks(splits, network.notes)]
-    said += _quality_remarks(_count_confusions(read, found), names)
+    said += [*_depth_remarks(splits, network.notes), *_quality_remarks(_count_confusions(read, found), names)]
     known = np.isin(np.arange(len(names)), order)
     return Comparison(read, find_disagreements(read, found, least, known), said)
 
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #50da830c
+# %% ../../nbs/evaluation/03c_second_opinion.ipynb #2d2f2e33
 def comparison_lines(c:Comparison):
     "Describe the disagreements of labels and a network in lines of text."
     yield f'labels that the weights contradict, worst first: {len(c.disagreements)}'

@@ -10,6 +10,7 @@ import hashlib, json, os, safetensors.torch, socket, torch
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..commands.messages import counted
 from .class_names import check_class_names, COCO_NAMES, MAX_CLASSES
 from .families import CLASSES, COLUMN_MAJOR, convert_stem, FAMILIES, guess_focus
 from .families import guess_max_pixel, PixelFormat, ROW_MAJOR, STEM, STEM_VARIANCE, unpack
@@ -79,7 +80,8 @@ def _convert(weights, pixels, names): # To our order and range of pixels
     if names is not None:
         check_class_names(names, 'names')
         if len(names) != weights.num_classes:
-            raise ValueError(f'{len(names)} names for {weights.num_classes} classes: each class needs a name')
+            counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
+            raise ValueError(f'{counts}: each class needs a name')
     state = weights.state | {STEM: convert_stem(weights.state[STEM], pixels)}
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
     return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
@@ -123,7 +125,7 @@ def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `re
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)
     if (known.model_type, known.num_classes) != found:
-        said = f'{known.model_type} with {known.num_classes} classes'
+        said = f'{known.model_type} with {counted(known.num_classes, "class")}'
         raise ValueError(f'metadata do not match the tensors: {said}, not {found[0]} with {found[1]}')
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))

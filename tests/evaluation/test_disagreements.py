@@ -330,3 +330,12 @@ def test_lines_are_short(splits, weights, oracle):
     oracle(weights.names[:1])
     c = compare_labels(splits, replace(weights, names=['disc'], num_classes=1), 'cpu')
     assert max(map(len, comparison_lines(c))) <= 80
+
+
+def test_another_bit_depth_is_said(splits, weights, oracle):
+    oracle(weights.names)
+    deep = {s: replace(a, bit_depth=12) for s, a in splits.items()}
+    notes = dict(bit_depth=12)
+    assert compare_labels(deep, replace(weights, notes=notes), 'cpu').remarks == []
+    [remark] = compare_labels(splits, replace(weights, notes=notes), 'cpu').remarks
+    assert remark.endswith('give --bit-depth 12')
