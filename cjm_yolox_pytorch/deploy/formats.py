@@ -55,11 +55,11 @@ def _write_onnx(program, path, metadata, half=False):
     onnx.model.metadata_props['cjm_yolox_pytorch'] = metadata
     onnx.save(str(path))
 
-# %% ../../nbs/deploy/01_formats.ipynb #d9f1b36e
 def _write_pt2(program, path, metadata, half=False):
     files = {'cjm_yolox_pytorch.json': metadata}
     torch.export.save(program, str(path), extra_files=files)
 
+# %% ../../nbs/deploy/01_formats.ipynb #d9f1b36e
 def convert_to_openvino(onnx, path, metadata, half=False):
     openvino = import_extra('openvino')
     model = openvino.convert_model(str(onnx))
@@ -72,9 +72,9 @@ def _write_openvino(program, path, metadata, half=False):
     convert_to_openvino(onnx, path, metadata, half)
     onnx.unlink()
 
+# %% ../../nbs/deploy/01_formats.ipynb #7ff0e3db
 _WRITERS = {'.onnx': _write_onnx, '.pt2': _write_pt2, '.xml': _write_openvino}
 
-# %% ../../nbs/deploy/01_formats.ipynb #7ff0e3db
 def write_draft(module, path, metadata, size, camera, static, half=False):
     if half and path.suffix == '.onnx': module = halved(module)
     with warnings.catch_warnings():
@@ -104,8 +104,8 @@ def check_output(path, size, static, half=False, int8=False):
     if path.suffix != '.pt2': return
     if half: raise ValueError(f'{path}: half is for ONNX and OpenVINO; run a pt2 file under torch.autocast instead')
     if int8: raise ValueError(f'{path}: int8 is for ONNX and OpenVINO, not for pt2')
-    if size < 64 and not static:
-        raise ValueError(f'size={size}: a pt2 file of any size needs 64 or more. Export to ONNX, or with --static')
+    if size >= 64 or static: return
+    raise ValueError(f'size={size}: a pt2 file of any size needs 64 or more. Export to ONNX, or with --static')
 
 # %% ../../nbs/deploy/01_formats.ipynb #330898b2
 @contextmanager

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from cjm_yolox_pytorch.data.shapes import draw_shapes
-from cjm_yolox_pytorch.deploy.export import load_exported
+from cjm_yolox_pytorch.deploy.formats import load_exported
 from cjm_yolox_pytorch.deploy.web import _means, _pattern, export_web
 from cjm_yolox_pytorch.files.checkpoints import load_weights
 
