@@ -144,7 +144,7 @@ def load_network(
     pixels:str=None # For exported networks of other programs: order and range of pixels, a key of `PIXELS`
 ): # -> `Weights` or `ExportedNetwork`
     "Load a network of any kind."
-    exported = os.path.isfile(source) and network_kind(source) != 'weights'
+    exported = os.path.exists(source) and network_kind(source) != 'weights'
     if exported: return load_exported_network(source, names, img_size, pixels)
     if pixels: raise ValueError(f'pixels={pixels!r}: {source} is a file of weights, not an exported network')
     return load_weights(source, names=names)

@@ -239,9 +239,9 @@ def _show_one(weights, loaded, split, a, **options):
     return a, found
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #188185a7
-def _megabytes(file): # On the disk; OpenVINO's have their numbers in another file
+def _megabytes(file): # On the disk; OpenVINO and NCNN have the numbers in another file
     path = Path(pretrained_file(file) if file in MODEL_TYPES else file)
-    numbers = [path.with_suffix('.bin')] if path.suffix == '.xml' else []
+    numbers = [path.with_suffix('.bin')] if path.suffix in ('.xml', '.param') else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
 
 def _compare(weights, loaded, split, annotations, out, **options): # Several networks in one table
@@ -257,7 +257,7 @@ def _compare(weights, loaded, split, annotations, out, **options): # Several net
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
 @command
 def yolox_eval(
-    weights:list, # File of weights (.safetensors, .pth) or exported file (.onnx, .xml, .pt2); or several, to compare
+    weights:list, # File of weights (.safetensors, .pth) or exported file (.onnx, .xml, .tflite, ...); or several, to compare
     data:str, # Folder of a dataset, or a COCO file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc, yolo or csv; detected by default
