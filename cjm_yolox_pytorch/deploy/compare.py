@@ -12,6 +12,7 @@ from itertools import product
 
 from torchvision import ops
 
+from .catalog import checked_in, format_name
 from .formats import load_exported, load_opencv, trial_images
 from .graph import least_score, WithNMS
 from ..inference import scored_boxes
@@ -72,11 +73,10 @@ def _compare_kept(rows, module, x, t=TOLERANCE): # Largest difference of boxes f
 
 # %% ../../nbs/deploy/02_compare.ipynb #5e90b3d8
 TRIAL_SHAPES = [(64, 64), (96, 160), (416, 320)] # Height and width
-_PROGRAMS = {'.onnx': 'ONNX Runtime', '.pt2': 'PyTorch', '.xml': 'OpenVINO'}
 
-def _loaders(suffix, suppress=False, static=False): # By the name of the program
-    opencv = static and not suppress and suffix == '.onnx'
-    return {_PROGRAMS[suffix]: load_exported} | ({'OpenCV': load_opencv} if opencv else {})
+def _loaders(format, suppress=False, static=False): # By the name of the program
+    opencv = static and not suppress and format == 'onnx'
+    return {checked_in(format): load_exported} | ({'OpenCV': load_opencv} if opencv else {})
 
 def trials(size, static): # Pairs of height and width, and number of images
     if static: return [((size, size), 1)]
@@ -90,7 +90,7 @@ def try_file(file, module, size, camera, static, t=TOLERANCE): # Largest differe
     check = _compare_kept if suppress else compare_rows
     batches = [trial_images(*trial, camera) for trial in trials(size, static)]
     worst = 0.
-    for name, load in _loaders(file.suffix, suppress, static).items():
+    for name, load in _loaders(format_name(file), suppress, static).items():
         try:
             run = load(file)
             worst = max(worst, *(check(run(x), module, x, t) for x in batches))
@@ -98,8 +98,8 @@ def try_file(file, module, size, camera, static, t=TOLERANCE): # Largest differe
     return worst
 
 # %% ../../nbs/deploy/02_compare.ipynb #b2685350
-def describe_trials(suffix, size, suppress, static):
+def describe_trials(format, size, suppress, static):
     sizes, counts = zip(*trials(size, static))
     sides = ', '.join(dict.fromkeys(f'{w}x{h}' for h, w in sizes))
     batches = ' and '.join(map(str, sorted({*counts})))
-    return f'tried in {" and ".join(_loaders(suffix, suppress, static))} on images of {sides} in batches of {batches}'
+    return f'tried in {" and ".join(_loaders(format, suppress, static))} on images of {sides} in batches of {batches}'

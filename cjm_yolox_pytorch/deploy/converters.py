@@ -41,7 +41,7 @@ def quietly(name): # Of the converter
             raise RuntimeError(f'{name} cannot convert the network: {lines[0][:240]}') from e
 
 # %% ../../nbs/deploy/00b_converters.ipynb #2ce4ede0
-def write_litert(program, path, metadata):
+def write_litert(program, path, metadata, half=False):
     "Write a traced network as a file of LiteRT."
     with quietly('litert-torch'):
         converter = import_extra('litert_torch', 'litert')
@@ -49,7 +49,7 @@ def write_litert(program, path, metadata):
     with zipfile.ZipFile(path, 'a') as archive: archive.writestr(f'{METADATA}.json', metadata)
 
 # %% ../../nbs/deploy/00b_converters.ipynb #697cf126
-def write_executorch(program, path, metadata):
+def write_executorch(program, path, metadata, half=False):
     "Write a traced network as a file of ExecuTorch, for XNNPACK."
     with quietly('executorch'):
         exir = import_extra('executorch.exir', 'executorch')
@@ -59,25 +59,25 @@ def write_executorch(program, path, metadata):
     path.write_bytes(lowered.buffer)
 
 # %% ../../nbs/deploy/00b_converters.ipynb #9982b916
-def _run_pnnx(program, folder): # -> the graph and the numbers
+def _run_pnnx(program, folder, half): # -> the graph and the numbers
     pnnx, (x,) = import_extra('pnnx', 'ncnn'), program.example_inputs[0]
     torch.jit.trace(program.module(), x, check_trace=False).save(f'{folder}/net.pt')
     shape = ','.join(map(str, x.shape))
-    command = [pnnx.EXEC_PATH, 'net.pt', f'inputshape=[{shape}]', 'fp16=0']
+    command = [pnnx.EXEC_PATH, 'net.pt', f'inputshape=[{shape}]', f'fp16={int(half)}']
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     files = [os.path.join(folder, f'net.ncnn.{part}') for part in ('param', 'bin')]
     if all(map(os.path.exists, files)): return files
     raise RuntimeError(f'pnnx ended with code {done.returncode} {done.stderr[-200:]}')
 
-def write_ncnn(program, path, metadata):
+def write_ncnn(program, path, metadata, half=False):
     "Write a traced network as files of NCNN."
     with tempfile.TemporaryDirectory() as folder, quietly('pnnx'):
-        for file, suffix in zip(_run_pnnx(program, folder), ('.param', '.bin')):
+        for file, suffix in zip(_run_pnnx(program, folder, half), ('.param', '.bin')):
             with open(file, 'rb') as f: path.with_suffix(suffix).write_bytes(f.read())
     path.with_suffix('.json').write_text(metadata, encoding='utf-8')
 
 # %% ../../nbs/deploy/00b_converters.ipynb #36e07844
-def write_coreml(program, path, metadata):
+def write_coreml(program, path, metadata, half=False):
     "Write a traced network as a package of Core ML."
     with quietly('coremltools'):
         ct = import_extra('coremltools', 'coreml')

@@ -12,7 +12,7 @@ import pytest
 import torch
 from networks import decisive_model
 
-from cjm_yolox_pytorch.deploy import coreml, export
+from cjm_yolox_pytorch.deploy import coreml, formats
 from cjm_yolox_pytorch.deploy.catalog import FORMATS, fit_options, format_lines
 from cjm_yolox_pytorch.deploy.export import export_weights
 from cjm_yolox_pytorch.detection.backends import load_exported_network, load_program
@@ -111,6 +111,13 @@ def test_phones_give_images_as_bytes(sure, tmp_path, format):
     assert len(load_detector(file)(photos()[0], multi_label=True)) > 3
 
 
+def test_half_of_ncnn_is_half_the_size(written, sure, tmp_path):
+    full, half = written('ncnn'), tmp_path/'half.ncnn.param'
+    assert 0 < export_weights(sure, half, half=True) < 1
+    sizes = [file.with_suffix('.bin').stat().st_size for file in (full, half)]
+    assert sizes[1] < .6*sizes[0] and json.loads(load_program(half).metadata)['precision'] == 'fp16'
+
+
 # ---- Core ML, which does not run here
 
 def test_coreml_package_is_complete(written):
@@ -126,13 +133,13 @@ def test_coreml_numbers_are_checked(written, sure, tmp_path, monkeypatch):
     package = tmp_path/'nano.mlpackage'
     shutil.copytree(written('coreml'), package)
     before = (package/'Manifest.json').read_text()
-    def write(program, path, metadata):
+    def write(program, path, metadata, half):
         shutil.copytree(package, path)
         file = path/'Data/com.apple.CoreML/weights/weight.bin'
         numbers = np.fromfile(file, np.float32)
         numbers[1000] += 1
         numbers.tofile(file)
-    monkeypatch.setitem(export._WRITERS, 'coreml', write)
+    monkeypatch.setitem(formats._WRITERS, 'coreml', write)
     with pytest.raises(RuntimeError, match=r'PyTorch \(not in Core ML\): the (boxes|labels|probabilities) .* differ'):
         export_weights(sure, package)
     assert (package/'Manifest.json').read_text() == before and len(list(tmp_path.iterdir())) == 1
@@ -141,7 +148,8 @@ def test_coreml_numbers_are_checked(written, sure, tmp_path, monkeypatch):
 def test_coreml_package_replaces_another(written, sure, tmp_path, monkeypatch):
     for name in 'ab': shutil.copytree(written('coreml'), tmp_path/f'{name}.mlpackage')
     (tmp_path/'b.mlpackage/older').touch()
-    monkeypatch.setitem(export._WRITERS, 'coreml', lambda program, path, _: shutil.copytree(tmp_path/'a.mlpackage', path))
+    def copy(program, path, metadata, half): shutil.copytree(tmp_path/'a.mlpackage', path)
+    monkeypatch.setitem(formats._WRITERS, 'coreml', copy)
     export_weights(sure, tmp_path/'b.mlpackage')
     assert not (tmp_path/'b.mlpackage/older').exists() and len(list(tmp_path.iterdir())) == 2
 
@@ -179,6 +187,13 @@ def test_options_that_a_format_cannot_have_are_refused(sure, tmp_path, format, o
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('format', ['litert', 'executorch', 'coreml', 'pt2'])
+def test_formats_without_half_say_which_have_it(sure, tmp_path, format):
+    with pytest.raises(ValueError, match=f'half is for onnx, openvino, ncnn, not for {format}'):
+        export_weights(sure, tmp_path/f'nano{FORMATS[format].suffix}', half=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_folders_are_not_replaced(sure, tmp_path):
     (tmp_path/'a.mlpackage').mkdir()
     with pytest.raises(ValueError, match='a.mlpackage is a folder: choose another name'):
@@ -194,7 +209,7 @@ def test_numbers_of_ncnn_never_replace_those_of_openvino(sure, tmp_path):
 # ---- The table
 
 def test_table_of_formats_says_what_the_code_does():
-    assert {*FORMATS} == {*export._WRITERS} == {*EXPORTED_KINDS}
+    assert {*FORMATS} == {*formats._WRITERS} == {*EXPORTED_KINDS}
     for f in FORMATS.values():
         assert fit_options(f'a{f.suffix}')['static'] == (not f.any_size)
         assert re.search(rf'^{f.extra}_requirements = ', SETTINGS, re.M)
