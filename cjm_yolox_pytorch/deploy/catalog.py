@@ -28,7 +28,7 @@ class Format:
 
 # %% ../../nbs/deploy/00a_catalog.ipynb #e44cf7dc
 _PHONE = dict(any_size=False, nms=False)
-FORMATS = dict(
+FORMATS = dict( # Suffix, programs, extra, and what differs from the defaults
     onnx=Format('.onnx', 'ONNX Runtime, OpenCV', half=True, int8=True),
     openvino=Format('.xml', 'OpenVINO', half=True, int8=True),
     pt2=Format('.pt2', 'PyTorch'),
@@ -76,9 +76,11 @@ def check_folder(path):
     if format_name(path) == network_kind(path) == 'coreml': return
     raise ValueError(f'{path} is a folder: choose another name for the file')
 
+# %% ../../nbs/deploy/00a_catalog.ipynb #ce5a41e7
 def check_precision(path, half=False, int8=False):
     "Refuse a precision that the format of `path` does not have."
     name, asked = format_name(path), dict(half=half, int8=int8)
     for precision, wanted in asked.items():
         able = [other for other, f in FORMATS.items() if getattr(f, precision)]
-        if wanted and name not in able: raise ValueError(f'{path}: {precision} is for {", ".join(able)}, not for {name}')
+        if not wanted or name in able: continue
+        raise ValueError(f'{path}: {precision} is for {", ".join(able)}, not for {name}')

@@ -26,6 +26,7 @@ def _no_output(sink): # Both of Python and of C++; a file
             os.dup2(file, n)
             os.close(file)
 
+# %% ../../nbs/deploy/00b_converters.ipynb #b5419c56
 @contextmanager
 def quietly(name): # Of the converter
     "Silence a converter, and explain it if it fails."
@@ -37,8 +38,8 @@ def quietly(name): # Of the converter
             with _no_output(sink): yield
         except (ImportError, KeyboardInterrupt): raise
         except Exception as e: # Of many types
-            lines = [*str(e).splitlines(), type(e).__name__]
-            raise RuntimeError(f'{name} cannot convert the network: {lines[0][:240]}') from e
+            first = [*str(e).splitlines(), type(e).__name__][0][:240]
+            raise RuntimeError(f'{name} cannot convert the network: {first}') from e
 
 # %% ../../nbs/deploy/00b_converters.ipynb #2ce4ede0
 def write_litert(program, path, metadata, half=False):

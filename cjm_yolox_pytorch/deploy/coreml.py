@@ -23,6 +23,7 @@ def _same_ends(pad): # Padding of each side of the image
 def _conv(x, weight, strides, pad, dilations, groups, bias=None, **_):
     return F.conv2d(x, weight, bias, strides, _same_ends(pad), dilations, groups)
 
+# %% ../../nbs/deploy/00c_coreml.ipynb #4164ce8d
 def _max_pool(x, kernel_sizes, strides, pad, **_): return F.max_pool2d(x, kernel_sizes, strides, _same_ends(pad))
 def _upsample(x, scale_factor_height, scale_factor_width):
     return F.interpolate(x, scale_factor=(scale_factor_height, scale_factor_width), mode='nearest')
@@ -30,23 +31,25 @@ def _upsample(x, scale_factor_height, scale_factor_width):
 # %% ../../nbs/deploy/00c_coreml.ipynb #f6a1daec
 def _slice(x, begin, end, begin_mask=None, end_mask=None, **_):
     none = [False]*len(begin)
-    limits = zip(begin, end, begin_mask or none, end_mask or none)
-    return x[tuple(slice(None if all_before else b, None if all_after else e) for b, e, all_before, all_after in limits)]
+    first = [None if free else n for n, free in zip(begin, begin_mask or none)]
+    last = [None if free else n for n, free in zip(end, end_mask or none)]
+    return x[tuple(map(slice, first, last))]
 
 def _squeeze(x, axes):
     for axis in sorted((axis % x.dim() for axis in axes), reverse=True): x = x.squeeze(axis)
     return x
 
 # %% ../../nbs/deploy/00c_coreml.ipynb #c0a258ca
-_OPERATIONS = dict(conv=_conv, max_pool=_max_pool, upsample_nearest_neighbor=_upsample, slice_by_index=_slice,
-    squeeze=_squeeze, silu=lambda x: F.silu(x), sigmoid=lambda x: x.sigmoid(), exp=lambda x: x.exp(),
-    add=lambda x, y: x + y, sub=lambda x, y: x - y, mul=lambda x, y: x*y,
-    concat=lambda values, axis, **_: torch.cat(values, axis), stack=lambda values, axis: torch.stack(values, axis),
-    split=lambda x, split_sizes, axis, **_: torch.split(x, split_sizes, axis),
-    reshape=lambda x, shape, **_: x.reshape(shape), transpose=lambda x, perm: x.permute(perm),
-    reduce_max=lambda x, axes, keep_dims: x.amax(axes, keep_dims),
-    reduce_argmax=lambda x, axis, keep_dims, **_: x.argmax(axis, keep_dims),
-    cast=lambda x, dtype: x.to(dict(fp32=torch.float32, int32=torch.int32)[dtype]))
+_OPERATIONS = dict(conv=_conv, max_pool=_max_pool, upsample_nearest_neighbor=_upsample)
+_OPERATIONS |= dict(slice_by_index=_slice, squeeze=_squeeze, silu=lambda x: F.silu(x), sigmoid=lambda x: x.sigmoid())
+_OPERATIONS |= dict(add=lambda x, y: x + y, sub=lambda x, y: x - y, mul=lambda x, y: x*y, exp=lambda x: x.exp())
+_OPERATIONS |= dict(reshape=lambda x, shape, **_: x.reshape(shape), transpose=lambda x, perm: x.permute(perm))
+_OPERATIONS['concat'] = lambda values, axis, **_: torch.cat(values, axis)
+_OPERATIONS['stack'] = lambda values, axis: torch.stack(values, axis)
+_OPERATIONS['split'] = lambda x, split_sizes, axis, **_: torch.split(x, split_sizes, axis)
+_OPERATIONS['reduce_max'] = lambda x, axes, keep_dims: x.amax(axes, keep_dims)
+_OPERATIONS['reduce_argmax'] = lambda x, axis, keep_dims, **_: x.argmax(axis, keep_dims)
+_OPERATIONS['cast'] = lambda x, dtype: x.to(dict(fp32=torch.float32, int32=torch.int32)[dtype])
 
 # %% ../../nbs/deploy/00c_coreml.ipynb #0923b391
 def _read_package(path): # -> its description, and the program

@@ -115,6 +115,7 @@ def _move_files(folder, out):
         if (out/file.name).is_dir(): os.replace(out/file.name, folder/f'{file.name}.old') # A package of Core ML
         os.replace(file, out/file.name)
 
+# %% ../../nbs/deploy/01_formats.ipynb #040f97a9
 @contextmanager
 def drafted(path): # -> path of a draft, which replaces `path` at the end
     "Write a file, and those that belong to it, as a whole or not at all."

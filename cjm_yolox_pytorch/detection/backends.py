@@ -68,12 +68,12 @@ def pt2_program(path) -> Program:
     return Program(run, {}, ['detections'], metadata)
 
 # %% ../../nbs/detection/00c_backends.ipynb #73981b6f
-def _coreml_program(path):
-    raise ValueError(f'{path} runs on the systems of Apple only: predict and evaluate with the weights')
+def _coreml_program(path): raise ValueError(f"{path} runs on Apple's systems only: use the weights here")
 
 _PROGRAMS_BY_KIND = dict(onnx=onnx_program, openvino=openvino_program, pt2=pt2_program, ncnn=ncnn_program,
     litert=litert_program, executorch=executorch_program, coreml=_coreml_program)
 
+# %% ../../nbs/detection/00c_backends.ipynb #fa10aa39
 def load_program(path) -> Program:
     "Load an exported network of any kind."
     if not os.path.exists(path): raise FileNotFoundError(f'{path}: no such file')

@@ -20,6 +20,10 @@ def _read_appended(path): # Text of `yolox_export`, or None
         with zipfile.ZipFile(path) as archive: return archive.read(f'{METADATA}.json').decode()
     except (KeyError, ValueError, zipfile.BadZipFile): return None
 
+def _unloadable(path, name, reason):
+    return ValueError(f'{path} cannot be loaded by {name}, or was cut off ({str(reason).splitlines()[0][:240]})')
+
+# %% ../../nbs/detection/00ba_devices.ipynb #4876e14e
 def litert_program(path) -> Program:
     "Load a file of LiteRT on the CPU."
     runtime = import_extra('ai_edge_litert.interpreter', 'litert')
@@ -35,8 +39,6 @@ def litert_program(path) -> Program:
     inputs = {port['name']: (tuple(map(int, port['shape'])), np.dtype(port['dtype']).name) for port in takes}
     return Program(run, inputs, [port['name'] for port in gives], _read_appended(path))
 
-def _unloadable(path, name, reason):
-    return ValueError(f'{path} cannot be loaded by {name}, or was cut off ({str(reason).splitlines()[0][:240]})')
 
 # %% ../../nbs/detection/00ba_devices.ipynb #0a5a16b2
 def _executorch_port(about): # Shape and dtype of an input
@@ -71,6 +73,7 @@ def _ncnn_net(path, numbers):
     if net.load_param(str(path)) == net.load_model(str(numbers)) == 0: return net
     raise _unloadable(path, 'NCNN', f'or {numbers.name} belongs to another network')
 
+# %% ../../nbs/detection/00ba_devices.ipynb #b9b68f5c
 def ncnn_program(path) -> Program:
     "Load files of NCNN on the CPU."
     ncnn, (numbers, about) = import_extra('ncnn', 'ncnn'), _ncnn_files(Path(path))

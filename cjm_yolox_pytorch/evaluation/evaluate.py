@@ -257,7 +257,7 @@ def _compare(weights, loaded, split, annotations, out, **options): # Several net
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
 @command
 def yolox_eval(
-    weights:list, # File of weights (.safetensors, .pth) or exported file (.onnx, .xml, .tflite, ...); or several, to compare
+    weights:list, # File of weights (.safetensors, .pth) or exported file (.onnx, .tflite, ...); or several, to compare
     data:str, # Folder of a dataset, or a COCO file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc, yolo or csv; detected by default

@@ -37,7 +37,8 @@ def need(format):
 def sure():
     "Weights of a random network that finds several things in every image"
     model, notes = decisive_model(3), dict(bit_depth=12)
-    return Weights(model.state_dict(), 'yolox_nano', 3, (.1, .05, 0.), (1., .9, 1.1), names=NAMES, size=SIZE, notes=notes)
+    about = dict(names=NAMES, size=SIZE, notes=notes)
+    return Weights(model.state_dict(), 'yolox_nano', 3, (.1, .05, 0.), (1., .9, 1.1), **about)
 
 
 @pytest.fixture(scope='module')
