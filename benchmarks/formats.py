@@ -18,7 +18,7 @@ from loss import first_line, installed, machine, markdown, save_results
 
 from cjm_yolox_pytorch.data.annotations import read_annotated, relabel
 from cjm_yolox_pytorch.data.splits import find_splits
-from cjm_yolox_pytorch.deploy.catalog import FORMATS
+from cjm_yolox_pytorch.deploy.catalog import FILE_FORMATS
 from cjm_yolox_pytorch.deploy.export import export_weights, load_exported
 from cjm_yolox_pytorch.deploy.graph import exportable
 from cjm_yolox_pytorch.detection.detector import load_network, prepare_network
@@ -63,7 +63,7 @@ def decoded(run, wrapper): # Files of raw boxes, as others
 
 
 def write(weights, format, folder):
-    file = folder/f'network{FORMATS[format].suffix}'
+    file = folder/f'network{FILE_FORMATS[format].suffix}'
     start = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()): export_weights(weights, file, static=True)
     return file, time.perf_counter() - start
@@ -72,10 +72,10 @@ def write(weights, format, folder):
 def measure(weights, format, folder, annotations, canvases):
     file, seconds = write(weights, format, folder)
     module, run = exportable(weights), load_exported(file)
-    rows = decoded(run, module) if FORMATS[format].raw_only else run
+    rows = decoded(run, module) if FILE_FORMATS[format].raw_only else run
     pixels, scores = difference(rows, module, canvases)
     row = dict(format=format, pixels=pixels, scores=scores, MB=megabytes(file), written_in_s=seconds)
-    if not FORMATS[format].run_here: return row | dict(AP=None, remark='not run in Core ML'), None
+    if not FILE_FORMATS[format].run_here: return row | dict(AP=None, remark='not run in Core ML'), None
     return row | dict(AP=score(load_network(file), annotations)), run
 
 
@@ -101,7 +101,7 @@ def main():
     parser.add_argument('weights')
     parser.add_argument('data')
     parser.add_argument('--split')
-    parser.add_argument('--only', nargs='+', default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument('--only', nargs='+', default=list(FILE_FORMATS), choices=list(FILE_FORMATS))
     parser.add_argument('--limit', type=int, help='number of images')
     parser.add_argument('--out', type=Path, help='folder for formats.md and formats.json')
     args = parser.parse_args()

@@ -78,6 +78,7 @@ def _compute(function, known): # Adds the results of all operations to `known`, 
                 raise RuntimeError(f'{output.name} is of {tuple(value.shape)}, and the package says {output.shape}')
             known[output.name] = value
 
+# %% ../../nbs/deploy/00c_coreml.ipynb #30d0f3d8
 def coreml_reference(path): # -> function from an image to rows, both tensors
     "Load a package of Core ML, to compute with PyTorch what its program says."
     with quietly('coremltools'): spec, function = _read_package(path)

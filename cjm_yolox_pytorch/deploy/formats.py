@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .catalog import check_folder, check_precision, format_name, FORMATS
+from .catalog import check_target, check_precision, format_name, FILE_FORMATS
 from .converters import write_coreml, write_executorch, write_litert, write_ncnn
 from .coreml import coreml_reference
 from ..detection.backends import load_program
@@ -50,7 +50,7 @@ def halved(module):
     return module
 
 # %% ../../nbs/deploy/01_formats.ipynb #961dd81c
-EXPORT_FORMATS = {name: f.suffix for name, f in FORMATS.items()}
+EXPORT_FORMATS = {name: f.suffix for name, f in FILE_FORMATS.items()}
 
 def _write_onnx(program, path, metadata, half=False):
     import_extra('onnxscript')
@@ -105,7 +105,7 @@ def load_opencv(path): # The same with OpenCV
 # %% ../../nbs/deploy/01_formats.ipynb #0c3223ef
 def check_output(path, size, static, half=False, int8=False):
     check_precision(path, half, int8)
-    check_folder(path)
+    check_target(path)
     if path.suffix == '.pt2' and size < 64 and not static:
         raise ValueError(f'size={size}: a pt2 file of any size needs 64 or more. Export to ONNX, or with --static')
 

@@ -13,7 +13,7 @@ import torch
 from networks import decisive_model
 
 from cjm_yolox_pytorch.deploy import coreml, formats
-from cjm_yolox_pytorch.deploy.catalog import FORMATS, fit_options, format_lines
+from cjm_yolox_pytorch.deploy.catalog import FILE_FORMATS, fit_options, format_lines
 from cjm_yolox_pytorch.deploy.export import export_weights
 from cjm_yolox_pytorch.detection.backends import load_exported_network, load_program
 from cjm_yolox_pytorch.detection.detector import load_detector
@@ -23,7 +23,7 @@ from cjm_yolox_pytorch.files.network_kinds import EXPORTED_KINDS, network_kind
 SIZE, NAMES = 64, ['cat', 'dog', 'owl']
 DEVICES = ['ncnn', 'litert', 'executorch', 'coreml']
 SETTINGS = (Path(__file__).resolve().parents[2]/'settings.ini').read_text(encoding='utf-8')
-RUN_HERE = [name for name in DEVICES if FORMATS[name].run_here]
+RUN_HERE = [name for name in DEVICES if FILE_FORMATS[name].run_here]
 PACKAGES = dict(ncnn=('ncnn', 'pnnx'), litert=('litert_torch', 'ai_edge_litert'), executorch=('executorch',),
                 coreml=('coremltools',))
 
@@ -48,7 +48,7 @@ def written(sure, tmp_path_factory):
     def write(format):
         need(format)
         if format not in made:
-            made[format] = tmp_path_factory.mktemp(format)/f'nano{FORMATS[format].suffix}'
+            made[format] = tmp_path_factory.mktemp(format)/f'nano{FILE_FORMATS[format].suffix}'
             assert export_weights(sure, made[format]) < 1e-2
         return made[format]
     return write
@@ -90,7 +90,7 @@ def test_files_that_were_cut_off_are_refused(written, tmp_path, format, share):
     for part in file.parent.iterdir(): shutil.copy(part, tmp_path)
     cut = tmp_path/('nano.ncnn.bin' if format == 'ncnn' else file.name)
     cut.write_bytes(cut.read_bytes()[:int(share*cut.stat().st_size)])
-    with pytest.raises(ValueError, match=f'cannot be loaded by {FORMATS[format].runs_in}, or was cut off'):
+    with pytest.raises(ValueError, match=f'cannot be loaded by {FILE_FORMATS[format].runs_in}, or was cut off'):
         load_detector(tmp_path/file.name)
 
 
@@ -105,7 +105,7 @@ def test_ncnn_needs_all_three_files(written, tmp_path, missing):
 @pytest.mark.parametrize('format', ['litert', 'executorch'])
 def test_phones_give_images_as_bytes(sure, tmp_path, format):
     need(format)
-    file = tmp_path/f'nano{FORMATS[format].suffix}'
+    file = tmp_path/f'nano{FILE_FORMATS[format].suffix}'
     assert export_weights(sure, file, camera=True, raw=True) < 1e-2
     ((shape, dtype),) = load_program(file).inputs.values()
     assert (shape, dtype) == ((1, SIZE, SIZE, 3), 'uint8')
@@ -165,8 +165,8 @@ def forget_packages(monkeypatch, format):
 @pytest.mark.parametrize('format', DEVICES)
 def test_missing_package_is_named_and_nothing_is_left(sure, tmp_path, monkeypatch, format):
     forget_packages(monkeypatch, format)
-    file = tmp_path/f'nano{FORMATS[format].suffix}'
-    message = rf"is missing: pip install 'cjm-yolox-pytorch\[{FORMATS[format].extra}\]'"
+    file = tmp_path/f'nano{FILE_FORMATS[format].suffix}'
+    message = rf"is missing: pip install 'cjm-yolox-pytorch\[{FILE_FORMATS[format].extra}\]'"
     with pytest.raises(ImportError, match=message): export_weights(sure, file)
     assert not list(tmp_path.iterdir())
 
@@ -184,14 +184,14 @@ def test_missing_package_is_named_when_a_file_is_read(tmp_path, monkeypatch, for
 @pytest.mark.parametrize('format', ['ncnn', 'coreml'])
 def test_options_that_a_format_cannot_have_are_refused(sure, tmp_path, format, options, message):
     with pytest.raises(ValueError, match=message):
-        export_weights(sure, tmp_path/f'nano{FORMATS[format].suffix}', **options)
+        export_weights(sure, tmp_path/f'nano{FILE_FORMATS[format].suffix}', **options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('format', ['litert', 'executorch', 'coreml', 'pt2'])
 def test_formats_without_half_say_which_have_it(sure, tmp_path, format):
     with pytest.raises(ValueError, match=f'half is for onnx, openvino, ncnn, not for {format}'):
-        export_weights(sure, tmp_path/f'nano{FORMATS[format].suffix}', half=True)
+        export_weights(sure, tmp_path/f'nano{FILE_FORMATS[format].suffix}', half=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -210,8 +210,8 @@ def test_numbers_of_ncnn_never_replace_those_of_openvino(sure, tmp_path):
 # ---- The table
 
 def test_table_of_formats_says_what_the_code_does():
-    assert {*FORMATS} == {*formats._WRITERS} == {*EXPORTED_KINDS}
-    for f in FORMATS.values():
+    assert {*FILE_FORMATS} == {*formats._WRITERS} == {*EXPORTED_KINDS}
+    for f in FILE_FORMATS.values():
         assert fit_options(f'a{f.suffix}')['static'] == (not f.any_size)
         assert re.search(rf'^{f.extra}_requirements = ', SETTINGS, re.M)
 
@@ -221,7 +221,7 @@ def test_list_is_printed_without_weights():
     code += 'from cjm_yolox_pytorch.deploy.export import yolox_export; yolox_export()'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.splitlines()) == (0, [*format_lines()])
-    assert len(done.stdout.splitlines()) == len(FORMATS) + 1 and max(map(len, done.stdout.splitlines())) <= 80
+    assert len(done.stdout.splitlines()) == len(FILE_FORMATS) + 1 and max(map(len, done.stdout.splitlines())) <= 80
 
 
 @pytest.mark.slow
@@ -230,9 +230,9 @@ def test_real_weights_score_the_same(shared, tmp_path, format):
     "Published nano: the check of the export with its own image, and photos"
     need(format)
     weights = load_weights(shared/'weights/yolox_nano_coco.pth')
-    file = tmp_path/f'nano{FORMATS[format].suffix}'
+    file = tmp_path/f'nano{FILE_FORMATS[format].suffix}'
     assert export_weights(weights, file) < 1e-2
-    if not FORMATS[format].run_here: return
+    if not FILE_FORMATS[format].run_here: return
     images = sorted((shared/'data/coco_ccby/images').rglob('*.jpg'))[:3]
     for got, want in zip(load_detector(file)(images), load_detector(weights, 'cpu')(images), strict=True):
         assert len(got) == len(want)
