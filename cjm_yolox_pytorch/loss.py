@@ -286,6 +286,11 @@ class YOLOXLoss(PerImageMethods, nn.Module):
         super().__init_subclass__(**kwargs)
         refuse_overrides(cls, YOLOXLoss, PER_IMAGE_METHODS, ['forward', '__call__'])
 
+    def __setattr__(self, name, value):
+        if name in PER_IMAGE_METHODS and type(self).forward is YOLOXLoss.forward:
+            raise TypeError(f'{name} of a loss is never called: override forward in a class of your own')
+        super().__setattr__(name, value)
+
     def __init__(self,
         num_classes:int, # C
         bbox_loss_weight:float=5.0, # Factor of the box loss. Larger: boxes matter more

@@ -61,3 +61,29 @@ def test_inference_benchmark(tmp_path):
     assert [(r['batch'], r['failed']) for r in rows] == [(1, None), (2, None)]
     assert all(r['images_per_s'] > 0 for r in rows)
     assert '| yolox_nano, 416 | 2 | ours |' in printed
+
+
+def test_active_learning_benchmark(tmp_path):
+    from cjm_yolox_pytorch.data.shapes import write_shapes
+    write_shapes(tmp_path/'shapes', train=24, val=0, test=4, size=64)
+    short = ['--img-size', '64', '--epochs', '1', '--seeds', '1', '--start', '8', '--chosen', '8']
+    printed = run('active.py', tmp_path/'shapes', *short, '--only', 'random', 'sum', '--out', tmp_path)
+    rows = json.loads((tmp_path/'active.json').read_text())['rows']
+    assert [(r['strategy'], r['images']) for r in rows] == [('start', 8), ('random', 16), ('sum', 16)]
+    assert '| chosen by | images |' in printed
+
+
+def test_sample_of_missing_labels(tmp_path):
+    from cjm_yolox_pytorch.data.shapes import SHAPES, write_shapes
+    from cjm_yolox_pytorch.files.checkpoints import save_weights, Weights
+    from cjm_yolox_pytorch.model import build_model
+    write_shapes(tmp_path/'shapes', train=4, val=4, test=0, size=64)
+    state = build_model('yolox_nano', 5, pretrained=False).state_dict()
+    for level in range(3):
+        for branch in ('cls', 'obj'): state[f'bbox_head.multi_level_conv_{branch}.{level}.bias'] += 4
+    weights = Weights(state, 'yolox_nano', 5, (0., 0., 0.), (1., 1., 1.), names=[*SHAPES], size=64)
+    save_weights(weights, tmp_path/'w.safetensors')
+    args = ['--count', '2', '--least', '.01', '--out', tmp_path/'out']
+    printed = run('missing_labels.py', tmp_path/'w.safetensors', tmp_path/'shapes', *args)
+    assert len(json.loads((tmp_path/'out/sample.json').read_text())) == 2 and '2 drawn at random' in printed
+    assert (tmp_path/'out/sample.png').exists()

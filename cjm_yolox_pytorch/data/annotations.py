@@ -6,14 +6,15 @@
 __all__ = ['Annotations', 'build_annotations', 'read_annotated', 'class_names_and_labels', 'relabel', 'fingerprint']
 
 # %% ../../nbs/data/01_annotations.ipynb #fe2844f0
-import hashlib, json, numpy as np
+import hashlib, json, os, numpy as np
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..commands.messages import describe_box, raise_listing, repeated, shorten
+from ..commands.messages import counted, describe_box, raise_listing, repeated, shorten
 from .box_layouts import are_fractions, box_layout, LAYOUTS
 from ..files.class_names import check_class_names
 from ..files.images import MAX_SIDE, read_image, stored_sizes
@@ -34,11 +35,12 @@ class Annotations:
     notes:list = field(default_factory=list) # Remarks of the reader
     stops:list = field(default_factory=list) # Losses too large to train on unless allowed: sentences of the reader
     bit_depth:int = 16 # Bits that the pixels of 16-bit files use
+    crops:np.ndarray = None # [N, 6] for tiles: height and width of the whole image, and the tile xyxy
 
     def __len__(self): return len(self.paths)
     def __repr__(self):
-        objects = f'{len(self.labels)} objects of {len(self.names)} classes'
-        return f'Annotations({len(self)} images, {objects}, {len(self.dropped)} dropped)'
+        objects = f'{counted(len(self.labels), "object")} of {counted(len(self.names), "class")}'
+        return f'Annotations({counted(len(self), "image")}, {objects}, {len(self.dropped)} dropped)'
 
 # %% ../../nbs/data/01_annotations.ipynb #a8f3d25f
 @patch
@@ -65,7 +67,8 @@ def take(self:Annotations, indices) -> Annotations: # `indices` [K] of images
     kept = {*paths.tolist()}
     dropped = [d for d in self.dropped if d[0] in kept]
     columns = {name: getattr(self, name)[rows] for name in ('boxes', 'labels', 'crowd', 'areas')}
-    return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, dropped=dropped, **columns)
+    crops = None if self.crops is None else self.crops[indices]
+    return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, dropped=dropped, crops=crops, **columns)
 
 # %% ../../nbs/data/01_annotations.ipynb #4595398f
 def _complete_sizes(where, paths, sizes): # [N, 2]
@@ -151,14 +154,20 @@ def read_annotated(
     i:int # Index of an image
 ) -> Tensor: # [3, H, W] uint8 RGB, of the size in `annotations`
     "Read image `i`, turned as it was when it was annotated."
-    path = annotations.paths[i]
-    size = tuple(annotations.sizes[i].tolist())
-    depth = annotations.bit_depth
+    path, depth, crops = annotations.paths[i], annotations.bit_depth, annotations.crops
+    if crops is None: return _read_turned(path, tuple(annotations.sizes[i].tolist()), depth)
+    height, width, x1, y1, x2, y2 = crops[i].tolist()
+    return _read_once(path, (height, width), depth, os.stat(path).st_mtime_ns)[:, y1:y2, x1:x2]
+
+def _read_turned(path, size, depth):
     image = read_image(path, True, depth)
     if image.shape[1:] == size[::-1] != size: image = read_image(path, False, depth)
     if image.shape[1:] == size: return image
     sizes = f'{image.shape[2]}x{image.shape[1]} pixels, but its boxes are for {size[1]}x{size[0]}'
     raise ValueError(f'{path} is {sizes}. Annotate it again')
+
+@lru_cache(1) # Tiles of an image often follow each other
+def _read_once(path, size, depth, changed): return _read_turned(path, size, depth)
 
 # %% ../../nbs/data/01_annotations.ipynb #0ad86562
 def class_names_and_labels(where, classes): # Names in the order of their numbers, and labels by number

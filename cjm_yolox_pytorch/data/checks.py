@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..commands.messages import describe_box, file_name, printable, shorten
+from ..commands.messages import counted, describe_box, file_name, printable, shorten
 from .annotations import Annotations
-from .box_layouts import box_layout, misfits, SLACK
+from .box_layouts import are_percents, box_layout, misfits, SLACK
 from .split_names import MISSING_SHARE
 
 # %% ../../nbs/data/08_checks.ipynb #d4ad348e
@@ -34,7 +34,8 @@ def fault_lines(faults:list): # `Fault`s
     for f in faults: groups.setdefault((f.kind, f.text if f.kind in TOLD_APART else ''), []).append(f.text)
     for (kind, alone), texts in groups.items():
         more = ' ...' if len(texts) > 1 and not alone else ''
-        yield printable(f'{kind} ({len(texts)}): {texts[0]}{more}')
+        count = f' ({len(texts)})' if len(texts) > 1 else ''
+        yield printable(f'{kind}{count}: {texts[0]}{more}')
 
 # %% ../../nbs/data/08_checks.ipynb #3f4a1be8
 def _beyond_border(a): return a.image[misfits(a.boxes, a.sizes[a.image])] # Image of each such box
@@ -52,11 +53,14 @@ def _missing_faults(a, allowed): # Stop unless allowed
     return [Fault('missing data', '', f'{text.rstrip(".")}{cure}', stops=not allowed) for text in texts]
 
 # %% ../../nbs/data/08_checks.ipynb #0db48896
+_PERCENTS = 'no box ends beyond pixel 100, as if these were percent of the image. If they are, convert them to pixels'
+
 def _layout_faults(a):
     place = {path: i for i, path in enumerate(a.paths.tolist())} if a.dropped else {}
     boxes = np.concatenate([a.boxes, np.array([box for _, box, _ in a.dropped]).reshape(-1, 4)])
     sizes = a.sizes[np.append(a.image, [place[path] for path, *_ in a.dropped]).astype(int)]
     layout = box_layout(boxes, sizes)
+    if are_percents(boxes, sizes): return [Fault('other box layout', '', _PERCENTS)]
     if not layout: return []
     found = f'{misfits(boxes, sizes, SLACK).sum()} of {len(boxes)} boxes cross the border of their image'
     why = 'so they may be for images of another size. If they are meant, cut them at the border'
@@ -85,7 +89,7 @@ def check(
     faults += _box_faults(a, 'box beyond border', _beyond_border(a), 'extend beyond the border')
     faults += _box_faults(a, 'duplicate box', _repeated(a), 'are duplicates')
     if a.crowd.all():
-        text = f'{len(a)} images, {len(a.labels)} crowd regions, no objects'
+        text = f'{counted(len(a), "image")}, {counted(len(a.labels), "crowd region")}, no objects'
         return faults + [Fault('nothing to learn', '', text, stops=True)]
     absent = [name for name, n in zip(a.names, a.counts) if not n]
     return faults + [Fault('class without objects', name, f'{name} has no objects') for name in absent]

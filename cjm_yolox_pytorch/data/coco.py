@@ -12,7 +12,7 @@ from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path, PureWindowsPath
 
-from ..commands.messages import raise_listing, repeated, shorten
+from ..commands.messages import counted, raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .split_names import by_split, note, split_name, SPLITS
 from ..files.paths import check_files_exist, files_in, IMAGE_SUFFIXES, path_inside, read_text, subfolder
@@ -70,7 +70,7 @@ def _bounds(outline): # [left, top, width, height] of polygons [[x1, y1, x2, y2,
 
 def _count_bounds(objects): # Notes
     count = sum('segmentation' in a for a in objects)
-    return [f'{count} boxes are the bounds of polygons, since annotations have no bbox'] if count else []
+    return [f'{counted(count, "box")} taken from polygons, since annotations have no bbox'] if count else []
 
 # %% ../../nbs/data/03_coco.ipynb #2f9c9f18
 def _image_places(path): # Folders near the COCO file at `path` where its images may be
@@ -110,7 +110,7 @@ def _find_images(path, names, places): # Paths, and notes
     found = [paths for p in places if (paths := _existing(p, plain))]
     if len(found) != 1 or repeated(plain): raise type(error)(f'{error}. {_tried(plain, places, found)}') from None
     pairs = [f'{path} for {shorten(n)}' for path, n, p in zip(found[0], names, plain) if n != p]
-    return found[0], note(pairs, 'images are found by the name of their file alone')
+    return found[0], note(pairs, 'image', 'found by file name alone')
 
 # %% ../../nbs/data/03_coco.ipynb #f54c7156
 def _tried(plain, places, found): # Where images of these plain names were looked for
@@ -128,7 +128,7 @@ def _tried(plain, places, found): # Where images of these plain names were looke
 def _image_sizes(images): # Height and width, 0 if unknown, and notes
     sizes = [(i.get('height') or 0, i.get('width') or 0) for i in images]
     unknown = sum(0 in size for size in sizes)
-    note = f'{unknown} images have no width and height in the JSON file: read from the image files'
+    note = f'{counted(unknown, "image")} without width and height in the JSON file: read from the image files'
     return sizes, [note] if unknown else []
 
 # %% ../../nbs/data/03_coco.ipynb #30889108
@@ -204,7 +204,7 @@ def _coco_files(path): # Split -> file, and notes
     missing = {*SPLITS} - {split_name(name) for name, _ in exports}
     others = [p for p in files if not p.name.startswith('instances_')]
     used = [p for p in others if not exports or split_name(p.stem) in missing]
-    notes = note([p.name for p in others if p not in used], 'other JSON files with annotations are not read')
+    notes = note([p.name for p in others if p not in used], 'other JSON file', 'with annotations, not read')
     return by_split(path, exports + [(p.stem, p) for p in used]), notes
 
 # %% ../../nbs/data/03_coco.ipynb #141e8e3a

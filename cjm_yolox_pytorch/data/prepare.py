@@ -8,7 +8,7 @@ __all__ = ['prepare_splits']
 # %% ../../nbs/data/11_prepare.ipynb #2c9a51e7
 import numpy as np
 
-from ..commands.messages import wrap_lines
+from ..commands.messages import counted, wrap_lines
 from .checks import check, check_splits, fault_lines, same_split
 from .splits import choose_splits, find_splits, hold_out
 
@@ -26,8 +26,8 @@ def _by_role(read): # Name and `Annotations` for training and for validation
 def _print_split(role, name, split):
     names = ', '.join(split.names[:8]) + (' ...' if len(split.names) > 8 else '')
     empty = (np.diff(split.starts) == 0).sum()
-    images = f'{len(split)} images' + (f' ({empty} without objects)' if empty else '')
-    contents = f'{images}, {len(split.labels)} objects of {len(split.names)} classes'
+    images = counted(len(split), 'image') + (f' ({empty} without objects)' if empty else '')
+    contents = f'{images}, {counted(len(split.labels), "object")} of {counted(len(split.names), "class")}'
     print(*wrap_lines(f'{role} on {name}: {contents}: {names}'), sep='\n', flush=True)
 
 def _print_faults(faults, indent=''): # Those that do not stop; the others become an error

@@ -9,7 +9,7 @@ __all__ = ['SPLITS', 'MISSING_SHARE', 'split_name', 'by_split', 'split_folders',
 # %% ../../nbs/data/02_split_names.ipynb #9442adca
 import re
 
-from ..commands.messages import raise_listing, repeated
+from ..commands.messages import counted, raise_listing, repeated
 from ..files.paths import files_below, IMAGE_SUFFIXES, nfc
 
 # %% ../../nbs/data/02_split_names.ipynb #7cda08a6
@@ -52,8 +52,8 @@ def has_labels(folder, suffix, images=None): # Whether a file with `suffix` is n
     return any({nfc(p.stem), nfc(p.name)} & stems for p in found)
 
 # %% ../../nbs/data/02_split_names.ipynb #8d20f4b6
-def note(found, what): # For the `notes` of annotations
-    return [f'{len(found)} {what}, such as {found[0]}'] if found else []
+def note(found, noun, what): # For the `notes` of annotations
+    return [f'{counted(len(found), noun)} {what}, such as {found[0]}'] if found else []
 
 # %% ../../nbs/data/02_split_names.ipynb #21ddb42e
 MISSING_SHARE = .1 # Slips of annotators stay well below it; a lost class or a failed export does not
@@ -62,7 +62,7 @@ def notes_and_stops(*missing): # For `build_annotations`, of (files, count of al
     notes, stops = [], []
     for files, total, what, cure in missing:
         large = len(files) >= MISSING_SHARE*total
-        text = note(files, f'of {total} {what}')
+        text = [f'{len(files)} of {total} {what}, such as {files[0]}'] if files else []
         if large: stops += [f'{t}. {cure}' for t in text]
         else: notes += text
     return notes, stops

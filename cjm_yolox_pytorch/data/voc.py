@@ -12,7 +12,7 @@ from os.path import splitext
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ..commands.messages import raise_listing, shorten
+from ..commands.messages import counted, raise_listing, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .split_names import by_split, choose_layout, has_labels
 from .split_names import notes_and_stops, resolve_split, split_folders
@@ -133,7 +133,8 @@ def _check_part(root, parts, part):
     raise_listing(f'{part.where}: names that lack an XML file in {root}', no_xml, 'Add the files or remove the names')
     fix = 'Add the images, or tell where they are with --images'
     if bare := _without_xml(part, parts):
-        fix = f'If they belong to the {len(bare)} images without an XML file, such as {bare[0]}, name them alike'
+        count = counted(len(bare), 'image')
+        fix = f'If they belong to the {count} without an XML file, such as {bare[0]}, name them alike'
     raise_listing(f'{part.where}: XML files that lack an image in {root}', no_image, fix)
 
 def _without_xml(part, parts): # Stems of images

@@ -13,9 +13,9 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from ..commands.messages import raise_listing, shorten
+from ..commands.messages import counted, raise_listing, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
-from .split_names import notes_and_stops
+from .split_names import MISSING_SHARE, notes_and_stops
 from .voc import parse_float
 from ..files.class_names import MAX_CLASSES
 from ..files.images import stored_sizes
@@ -148,8 +148,11 @@ def missing_files(bare, images, orphans, labels): # Notes and stops; `images` an
     alone = orphans, labels, 'label files have no image in a format that is read', 'Add or convert the images'
     if not 0 < many <= 2*few: return notes_and_stops(unlabeled, alone)
     image, label = map(with_form, _most_similar(bare, orphans))
-    text = f'{len(bare)} images have no label file, and {len(orphans)} label files have no image'
-    return [], [f'{text}, such as {image} and {label}. Name each label file like its image']
+    images_alone, labels_alone = counted(len(bare), 'image'), counted(len(orphans), 'label file')
+    text = f'{images_alone} without a label file and {labels_alone} without an image'
+    found = [f'{text}, such as {image} and {label}. Name each label file like its image']
+    large = len(bare) >= MISSING_SHARE*images or len(orphans) >= MISSING_SHARE*labels
+    return ([], found) if large else (found, [])
 
 # %% ../../nbs/data/05_yolo.ipynb #05134a09
 def _to_pixels(rows, sizes): # [T, 6]

@@ -29,7 +29,7 @@ def _configured_splits(path, config):
     where, root, names, entries = _read_config(path, config)
     top = root.parent if path.is_file() and root.name.lower() == 'images' else root
     others = [p.name for p in files_in(path, *_CONFIGS) if p != config and _is_config(p)]
-    notes = note(others, 'other files that describe a dataset are not read')
+    notes = note(others, 'other file', 'describing a dataset, not read')
     def read(entry):
         images = _images_of(where, root, entry)
         folders = {labels for p in {image.parent for image in images} for labels in label_folders(p, top)}
@@ -241,7 +241,7 @@ def _splits_elsewhere(path, folder):
     if not used and not config: return {}
     if not used: raise FileNotFoundError(f'{config}: {folder} has none of its images')
     unused = sorted({p for found in images.values() for p in found} - used)
-    notes = note(unused, f'images in {folder} have no label file and are left out')
+    notes = note(unused, 'image', f'in {folder} without a label file, left out')
     def read(pairs): return replace(a := _read_pairs(path, names, root, pairs), notes=a.notes + notes)
     return {split: lambda p=found: read(p) for split, found in pairs.items()}
 

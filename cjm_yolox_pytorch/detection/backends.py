@@ -14,31 +14,37 @@ from .devices import executorch_program, litert_program, ncnn_program
 from .exported import exported_network, ExportedNetwork, Program
 from .onnx import onnx_program
 from .selection import describe_conf
-from ..files.network_kinds import EXPORTED_KINDS, import_extra, network_kind
+from ..commands.messages import shorten
+from ..files.network_kinds import import_extra, network_kind
 
 # %% ../../nbs/detection/00c_backends.ipynb #97e76b00
-def _openvino_model(path): # As openvino reads it
+def _openvino_model(path): # As openvino reads it, and ready to run
     root = re.search(rb'<[^?!][^\s>]*', path.read_bytes()[:10**6])
     if not root or root[0] != b'<net':
         begins = root[0].decode(errors='replace')[:40] + '>' if root else 'nothing'
         raise ValueError(f'{path} is not a network of OpenVINO: its XML begins with {begins}, not with <net>')
     numbers = path.with_suffix('.bin')
     if not numbers.exists(): raise FileNotFoundError(f'{path} needs {numbers.name} beside it: copy both files')
-    try: return import_extra('openvino').Core().read_model(os.fspath(path))
+    openvino = import_extra('openvino')
+    try:
+        model = openvino.Core().read_model(os.fspath(path))
+        return model, openvino.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
     except RuntimeError as e: # Over many lines, the last of which says what is wrong
         raise ValueError(f'{path} cannot be loaded by OpenVINO, or was cut off ({_last_line(e)})') from e
 
-def _last_line(e): return [*map(str.strip, str(e).splitlines()), type(e).__name__][-2][:240]
+def _last_line(e): return [type(e).__name__, *filter(None, map(str.strip, str(e).splitlines()))][-1][:240]
 
 # %% ../../nbs/detection/00c_backends.ipynb #1106c7cd
+_OPENVINO_DTYPES = dict(f32='float32', f16='float16', u8='uint8')
+
 def _openvino_port(port): # Shape, None where any number is possible; and dtype
     shape = tuple(d.get_length() if d.is_static else None for d in port.partial_shape)
-    return shape, port.element_type.to_dtype().name
+    dtype = port.element_type.get_type_name()
+    return shape, _OPENVINO_DTYPES.get(dtype, dtype)
 
 def openvino_program(path) -> Program:
     "Load a file of OpenVINO on the CPU."
-    model = _openvino_model(Path(path))
-    network = import_extra('openvino').compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    model, network = _openvino_model(Path(path))
     def run(x):
         found = network(x)
         return [found[i].copy() for i in range(len(network.outputs))]
@@ -79,7 +85,7 @@ def load_program(path) -> Program:
     if not os.path.exists(path): raise FileNotFoundError(f'{path}: no such file')
     kind = network_kind(path)
     if kind in _PROGRAMS_BY_KIND: return _PROGRAMS_BY_KIND[kind](path)
-    raise ValueError(f'{path} is not an exported network of one of {list(EXPORTED_KINDS)}')
+    raise ValueError(f'{path} is not an exported network: load_detector and load_weights take files of weights')
 
 def load_exported_network(
     path, # Of one of `EXPORTED_KINDS`; some need other files beside it
@@ -101,6 +107,7 @@ def check_multi_label(network, multi_label=False, **_):
     if network.info.output not in ('raw', 'centers'):
         raise ValueError(f'multi_label: {network.info.path} gives the best class only; export it again with --raw')
 
+# %% ../../nbs/detection/00c_backends.ipynb #d9b5928a
 def remarks(network, conf, iou, **_): # Lines of text
     "Say what was guessed about a file, and where it decides more than `conf` and `iou`."
     if not isinstance(network, ExportedNetwork): return
@@ -108,6 +115,10 @@ def remarks(network, conf, iou, **_): # Lines of text
     if info.model_type is None:
         yield f'{info.path} is of another program: it seems to take {info.pixels} (--pixels) and to give {info.output}'
     if info.output == 'kept': yield f'{info.path} drops low scores and overlapping boxes itself'
+    conf, inside = np.broadcast_arrays(conf, info.conf)
+    found = np.flatnonzero(inside < 1) if inside.ndim else [] # Other classes are left out
+    names = [info.names[c] if info.names else str(c) for c in found]
+    if 0 < len(found) < inside.size: yield f'{info.path} finds only {shorten(", ".join(names))}'
     kept = describe_conf(info.conf)
-    if np.less(conf, info.conf).any(): yield f'{info.path} keeps only boxes of {kept}, whatever --conf says'
+    if (conf < inside)[inside < 1].any(): yield f'{info.path} keeps only boxes of {kept}, whatever --conf says'
     if iou > info.iou: yield f'{info.path} drops boxes that overlap by more than {info.iou} itself, whatever --iou says'

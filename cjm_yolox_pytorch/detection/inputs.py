@@ -10,6 +10,7 @@ import glob, os
 from contextlib import suppress
 from pathlib import Path
 
+from ..commands.messages import counted
 from ..files.images import as_image, open_image
 from ..files.paths import files_below, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ..files.video import open_video, read_video
@@ -38,7 +39,8 @@ def _check_drawn_files(pairs, out):
     for f, drawn in pairs:
         place, other = os.path.realpath(drawn), sources.setdefault(drawn, f)
         if other != f: raise ValueError(f'{other} and {f} would both be drawn as {drawn}: rename one of them')
-        if place in inputs: raise ValueError(f'{place} is an input and would be overwritten: choose another --out')
+        what = 'a link to an input, which' if os.path.islink(drawn) else 'an input and'
+        if place in inputs: raise ValueError(f'{drawn} is {what} would be overwritten: choose another --out')
         if not _is_inside(drawn, out): raise ValueError(f'{drawn} is a link that leads out of {out}: remove it')
 
 # %% ../../nbs/detection/02_inputs.ipynb #05c2a440
@@ -68,9 +70,10 @@ def _has_more(path): # Than the one image or stream that is read
 def left_out(inputs, files): # Lines of text
     for folder in (p for given in inputs for p in _expand(given) if p.is_dir()):
         skipped = files_below(folder, *_OTHER_FORMATS)
-        if skipped: yield f'{folder}: {len(skipped)} images such as {skipped[0].name} skipped: convert them to JPEG'
+        count = counted(len(skipped), 'image')
+        if skipped: yield f'{folder}: {count} such as {skipped[0].name} skipped: convert them to JPEG'
     several = [f for f, _ in files if _has_more(f)]
-    if several: yield f'only the first image or stream is used of {len(several)} files such as {several[0]}'
+    if several: yield f'only the first image or stream is used of {counted(len(several), "file")} such as {several[0]}'
 
 # %% ../../nbs/detection/02_inputs.ipynb #bd4c89b9
 def read_inputs(files, failed, bit_depth=16): # Input, drawn file, frame number and time of a video, and image

@@ -10,7 +10,7 @@ import os, cv2, numpy as np
 from PIL import Image, ImageOps
 
 from .exported import exported_network, Program
-from .selection import least_scores, stored_conf
+from .selection import conf_of_classes, least_scores, stored_conf
 from ..files.network_kinds import import_extra
 
 # %% ../../nbs/detection/00b_onnx.ipynb #8cf90b8d
@@ -23,6 +23,7 @@ def _onnx_input(port): # Shape, None where any number is possible; and dtype
 def onnx_program(path) -> Program:
     "Load an ONNX file on the CPU."
     runtime = import_extra('onnxruntime')
+    if not os.path.isfile(path): raise FileNotFoundError(f'{path}: no such file')
     try: session = runtime.InferenceSession(os.fspath(path), providers=['CPUExecutionProvider'])
     except Exception as e: # It has types of its own
         reason = str(e).rpartition(' : ')[2].splitlines()[0][:240]
@@ -87,6 +88,7 @@ class OnnxDetector:
         canvas, scale = _onto_canvas(image, self.network.canvas_hw)
         boxes, scores = self.network(canvas[None])[0]
         conf = stored_conf(self.network.notes) if conf is None else conf
+        conf = conf_of_classes(conf, self.network.num_classes) # Raises an error if it has another number of scores
         boxes, scores, labels = _keep_best(boxes, scores, conf, iou, max_detections)
         limits = np.float32([*image.shape[1::-1]]*2)
         return (boxes/scale).clip(0, limits), scores, labels

@@ -80,7 +80,8 @@ def _write(self:CocoWriter, kind, entry):
 
 @patch
 def close(self:CocoWriter):
-    "Put the file together."
+    "Put the file together, unless there are no images."
+    if not self.num_images: return self.images.close(), self.annotations.close()
     with self.images, self.annotations, atomic(self.path) as partial, open(partial, 'w') as f:
         f.write(json.dumps(dict(info=dict(description=MARK)))[:-1])
         for kind in ('images', 'annotations'):

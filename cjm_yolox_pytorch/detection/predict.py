@@ -12,12 +12,14 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import printable, wrap_lines
+from ..commands.messages import counted, printable, wrap_lines
 from .backends import remarks
 from .detector import load_detector
 from .inputs import find_inputs, is_video, left_out, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, Tally
 from .selection import describe_thresholds
+from .tiled import choose_tiling, tile_remarks
+from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
 from ..utils import check_between
 
@@ -47,40 +49,51 @@ def _run(detector, files, failed, out, write, batch, **options): # -> `Tally`
 # %% ../../nbs/detection/05_predict.ipynb #8c1e5a27
 def _report(tally, failed, out, seconds):
     common = ', '.join(f'{name} {k}' for name, k in tally.most_common(8))
-    total = f'{tally.images} images, {tally.objects.total()} objects'
-    print(total + (f'; most frequent: {printable(common)}' if common else ''))
-    print(f'{tally.images/seconds:.1f} images/s, including reading and writing; written to {out}', flush=True)
-    most = tally.max_detections
-    if tally.full: print(f'{tally.full} images have {most} objects or more: for more of them, raise --max-detections')
+    total = f'{counted(tally.images, "image")}, {counted(tally.objects.total(), "object")}'
+    if tally.images: print(total + (f'; most frequent: {printable(common)}' if common else ''))
+    speed = f'{tally.images/seconds:.1f} images/s, including reading and writing'
+    if tally.images: print(f'{speed}; written to {out}', flush=True)
+    most, full = tally.max_detections, counted(tally.full, 'image')
+    if tally.full: print(f'{full} with {counted(most, "object")} or more: for more of them, raise --max-detections')
     errors = '\n'.join(map(printable, failed.values()))
     if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
 
 # %% ../../nbs/detection/05_predict.ipynb #2b94c0fe
-def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections, **_):
+def _check_options(write, img_size, batch, bit_depth, conf, iou, max_detections, tile=None, overlap=None, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
     check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
+    choose_tiling(tile, overlap)
 
-# %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
-def _remarks(detector, conf, iou, **_): # Lines of text
+# %% ../../nbs/detection/05_predict.ipynb #ead5ce3c
+def _check_places(files, out, write, order, conf): # What would be written
+    if order: return check_order(order, files, conf, out/'order.csv')
+    if write != 'json': check_overwrite(drawn for _, drawn in files)
+    if write != 'pictures': check_overwrite([out/'detections.json'])
+
+# %% ../../nbs/detection/05_predict.ipynb #4d338e71
+def _remarks(detector, conf, iou, tile, overlap, **_): # Lines of text
     yield from remarks(detector.model, detector.conf if conf is None else conf, iou)
+    yield from tile_remarks(detector.notes, **choose_tiling(tile, overlap))
     chosen = conf is None and detector.notes.get('thresholds')
     if chosen: yield f'keeping boxes of {describe_thresholds(detector.notes)}; --conf overrides'
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
-def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, **options):
+# %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
+def _predict_files(weights, inputs, out, write, img_size, bit_depth, names, pixels, batch, device, order, **options):
     _check_options(write, img_size, batch, bit_depth, **options)
     names, out = parse_names(names), Path(out)
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out)
-    if write != 'json': check_overwrite(drawn for _, drawn in files)
-    if write != 'pictures': check_overwrite([out/'detections.json'])
+    _check_places(files, out, write, order, options['conf'])
+    if order: options.update(conf=LOWEST)
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
     said = [*left_out(inputs, files), *_remarks(detector, **options)]
     for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     out.mkdir(parents=True, exist_ok=True)
+    if order: return order_files(detector, files, failed, out, batch, **options)
     tally = _run(detector, files, failed, out, write, batch, **options)
     _report(tally, failed, out, time.time() - start)
 
@@ -97,12 +110,15 @@ def yolox_predict(
     class_agnostic:bool=False, # Let boxes suppress those of other classes, too
     multi_label:bool=False, # Let a box have several classes
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
+    tile:int=None, # Cut images into tiles of so many pixels, for small objects in large images
+    overlap:float=None, # Share of a tile that neighbours have in common; .2 unless given
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
-    batch:int=8, # Images that go through the network together
+    order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
+    batch:int=8, # Images, or tiles, that go through the network together
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Find objects in INPUTS with WEIGHTS"

@@ -8,6 +8,8 @@ __all__ = ['stored_conf', 'describe_conf', 'describe_thresholds', 'least_scores'
 # %% ../../nbs/detection/00a_selection.ipynb #3fa0ae7d
 import numpy as np
 
+from ..commands.messages import counted
+
 # %% ../../nbs/detection/00a_selection.ipynb #4e6b88b7
 def stored_conf(
     known:dict # Notes of `Weights`, or metadata of an exported file
@@ -47,6 +49,9 @@ def conf_of_classes(
     chosen:list=None # Numbers of the classes to keep; all if None
 ): # As `conf`, with 1 for the other classes
     "Leave out all but the `chosen` classes."
+    if np.ndim(conf) and len(conf) != num_classes:
+        counts = f'{counted(len(conf), "score")} for {counted(num_classes, "class")}'
+        raise ValueError(f'conf: {counts}: give one, or one for each')
     if chosen is None: return conf
     kept = np.isin(np.arange(num_classes), chosen)
     return np.where(kept, conf, 1.).tolist()

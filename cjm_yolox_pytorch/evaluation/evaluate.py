@@ -11,29 +11,32 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import printable, repeated, shorten, wrap_lines
+from ..commands.messages import counted, printable, repeated, shorten, wrap_lines
 from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
 from ..data.coco import coco_truth
 from ..data.split_names import resolve_split
 from ..data.splits import find_splits, hold_out
+from ..data.tiling import tile_annotations
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #0066f6fd
 from ..detection.backends import check_multi_label, remarks
 from ..detection.detections import Detections
-from ..detection.detector import box_pairs, load_network, network_like
+from ..detection.detector import box_pairs, load_network, local_file, network_like
 from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
+from ..detection.tiled import choose_tiling, find_in_tiles, merge_by_image
+from ..detection.tiled import settings_of_tiles, tile_remarks
 from .metrics import check_names, coco_results
 from .report import report, table
 from .thresholds import find_thresholds, images_fingerprint
 from .thresholds import match_by_score, RESAMPLES, threshold_lines
+from .tile_gain import tile_lines
 from ..files.class_names import class_numbers, parse_names
 from ..files.letterbox import InputSpec, letterbox, unletterbox
 from ..files.paths import atomic, check_output_folder
 from ..inference import nms
-from ..model import MODEL_TYPES, pretrained_file
 from ..utils import check_between
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #dbc9b2b1
@@ -48,24 +51,38 @@ def detect(
     progress=iter, # Wraps the batches, as tqdm does
     watch=lambda outputs, batch: None, # Called for each batch, for instance to compute a loss
     conf:float=.001, # Detections of a higher score are kept
+    tile:int=None, # Side in pixels of the tiles that images are cut into; None: whole images
+    overlap:float=.2, # Share of a tile that neighbours have in common
     **settings # Other arguments of `nms`
 ) -> list: # One `Detections` per image
     "Run `model` on the images of a split."
     check_multi_label(model, **settings)
-    device, found = network_like(model).device.type, []
-    loader = make_loader(DetectionDataset(annotations, spec.img_size), batch_size, workers=workers)
+    device, found, parts = network_like(model).device.type, [], tile_annotations(annotations, tile, overlap)
+    each = settings_of_tiles(tile, **settings)
+    loader = make_loader(DetectionDataset(parts, spec.img_size), batch_size, workers=workers)
     for batch in progress(loader):
         images = prepare_input(model, batch.images, spec)
         with torch.autocast(device, amp_dtype, enabled=amp_dtype is not None): outputs = run_network(model, images)
         watch(outputs, batch)
-        found += [Detections(*nms(b, s, conf, **settings)) for b, s in box_pairs(model, outputs, spec)]
-    for d, hw in zip(found, annotations.sizes.tolist()): d.boxes = unletterbox(d.boxes, hw, spec.canvas_hw)
-    return found
+        found += [Detections(*nms(b, s, conf, **each)) for b, s in box_pairs(model, outputs, spec)]
+    for d, hw in zip(found, parts.sizes.tolist()): d.boxes = unletterbox(d.boxes, hw, spec.canvas_hw)
+    return merge_by_image(found, annotations.sizes.tolist(), tile, overlap, **settings) if tile else found
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #ebe774c5
 def _now(device): # In seconds, once the device has finished
     if device.type != 'cpu': torch.accelerator.synchronize()
     return time.perf_counter()
+
+def _timed_find(model, spec, times, **settings): # Function for `find_in_tiles` that adds to the last of `times`
+    device, hw = network_like(model).device, spec.canvas_hw
+    def find(images):
+        batch = prepare_input(model, torch.stack([letterbox(image, hw) for image in images]), spec)
+        before = _now(device)
+        outputs = run_network(model, batch)
+        times[-1][1] += _now(device) - before
+        found = [Detections(*nms(*pair, **settings)) for pair in box_pairs(model, outputs, spec)]
+        return [replace(d, boxes=unletterbox(d.boxes, i.shape[1:], hw)) for d, i in zip(found, images)]
+    return find
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #ebe774c7
 @torch.no_grad()
@@ -73,19 +90,16 @@ def latency(
     model, # With the outputs of `YOLOX`, in evaluation mode; or an `ExportedNetwork`
     annotations:Annotations, # Images to time; twelve are read, some of them again if there are fewer
     spec:InputSpec, # Canvas, normalization and strides
+    tile:int=None, overlap:float=.2, # As in `detect`
     **settings # Arguments of `nms`
 ) -> dict: # `total` and `network` in ms, and the name of the `device`
     "Measure the median time of one image, from file to boxes, and of the network alone."
     device, times = network_like(model).device, []
+    find = _timed_find(model, spec, times, **settings_of_tiles(tile, **settings))
     for i in np.arange(12) % len(annotations):
-        start = _now(device)
-        image = letterbox(read_annotated(annotations, i), spec.canvas_hw)
-        images = prepare_input(model, image[None], spec)
-        before = _now(device)
-        outputs = run_network(model, images)
-        after = _now(device)
-        nms(*box_pairs(model, outputs, spec)[0], **settings)
-        times.append((_now(device) - start, after - before))
+        times.append([_now(device), 0.])
+        find_in_tiles(find, [read_annotated(annotations, i)], tile, overlap, **settings)
+        times[-1][0] = _now(device) - times[-1][0]
     name = torch.cuda.get_device_name() if device.type == 'cuda' else device.type
     return dict(zip(('total', 'network'), (np.median(times[2:], axis=0)*1000).tolist()), device=name)
 
@@ -201,46 +215,65 @@ def _only(a, chosen): # Numbers of classes -> `Annotations` with objects of thes
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a6f16214
 def _print_thresholds(a, found, split, precision): # The best F1 if there is no precision to reach
     which = 'the score with the best F1' if precision is None else f'the least score with precision {precision:g}'
-    title = f'{which} on {split} ({RESAMPLES} resamples)'
-    print(title, *threshold_lines(find_thresholds(match_by_score(a, found), precision)), sep='\n', flush=True)
+    lines = threshold_lines(find_thresholds(match_by_score(a, found), precision), mark=precision is None)
+    print(f'{which} on {split} ({RESAMPLES} resamples)', *lines, sep='\n', flush=True)
+    own = 'own: clear, and unlike that of all classes, which a training would write for the others'
+    if any(line.endswith(' own') for line in lines): print(*wrap_lines(own), sep='\n', flush=True)
 
 
-# %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
+# %% ../../nbs/evaluation/02_evaluate.ipynb #8ac3ce7b
 def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C] of them; and objects of `classes`
     chosen = class_numbers(classes, a.names)
     if working_conf is None: working_conf = _working_conf(loaded.notes, a)
     working_conf = np.maximum(conf, working_conf).tolist()
     return conf_of_classes(conf, len(a.names), chosen), working_conf, _only(a, chosen) if chosen else a
 
+# %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
 def _evaluate(loaded, split, a, img_size, out, batch, workers, device, scores, **settings):
     "Return metrics, the images with the objects that count, and what was found."
     from tqdm import tqdm
     conf, working_conf, a = _choose_scores(loaded, a, **scores)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
     model, spec = prepare_network(loaded, device, img_size)
-    for line in remarks(model, conf, **settings): print(printable(line), flush=True)
+    said = [*remarks(model, conf, **settings), *tile_remarks(loaded.notes, settings['tile'], settings['overlap'])]
+    for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
+    start = time.time()
     found = detect(model, a, spec, batch, workers, progress=bar, conf=conf, **settings)
-    more = dict(split=split, size=spec.img_size, latency=latency(model, a, spec, **settings))
+    more = dict(images_per_s=len(a)/(time.time() - start), latency=latency(model, a, spec, **settings))
+    more |= dict(split=split, size=spec.img_size)
     metrics = report(a, found, out, working_conf, **more)
     if out: write_coco(a, found, out)
     return metrics, a, found
 
+# %% ../../nbs/evaluation/02_evaluate.ipynb #44e38143
+def _compare_with_whole(loaded, a, metrics, img_size, batch, workers, device, scores, tile, overlap, out, **settings):
+    "Describe the gain of tiles."
+    (model, spec), score = prepare_network(loaded, device, img_size), metrics['in_use']['score']
+    conf = conf_of_classes(scores['conf'], len(a.names), class_numbers(scores['classes'], a.names))
+    start, cut = time.time(), int((a.sizes > tile).any(1).sum())
+    if not cut: return tile_lines(metrics, metrics, tile, cut)
+    found = detect(model, a, spec, batch, workers, conf=conf, **settings)
+    speed = len(a)/(time.time() - start)
+    whole = report(a, found, None, [*score.values()] if isinstance(score, dict) else score, images_per_s=speed)
+    return tile_lines(metrics, whole, tile, cut)
+
 # %% ../../nbs/evaluation/02_evaluate.ipynb #35347d4f
 def _count(a): # Text
-    crowds = f' and {a.crowd.sum()} crowds' if a.crowd.any() else ''
-    return f'{len(a)} images, {a.counts.sum()} objects{crowds}'
+    crowds = f' and {counted(a.crowd.sum(), "crowd")}' if a.crowd.any() else ''
+    return f'{counted(len(a), "image")}, {counted(a.counts.sum(), "object")}{crowds}'
 
 def _show_one(weights, loaded, split, a, **options):
     metrics, a, found = _evaluate(loaded, split, a, **options)
     title = getattr(loaded, 'model_type', Path(weights).name)
     print(f'{title} at {metrics["size"]} on {split}: {_count(a)}', *table(metrics), sep='\n', flush=True)
+    if options['tile']: print(*_compare_with_whole(loaded, a, metrics, **options), sep='\n', flush=True)
     if options['out']: print(f'written to {options["out"]}', flush=True)
     return a, found
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #188185a7
 def _megabytes(file): # On the disk; OpenVINO and NCNN have the numbers in another file
-    path = Path(pretrained_file(file) if file in MODEL_TYPES else file)
+    path = local_file(file)
     numbers = [path.with_suffix('.bin')] if path.suffix in ('.xml', '.param') else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
 
@@ -257,14 +290,14 @@ def _compare(weights, loaded, split, annotations, out, **options): # Several net
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
 @command
 def yolox_eval(
-    weights:list, # File of weights (.safetensors, .pth) or exported file (.onnx, .tflite, ...); or several, to compare
+    weights:list, # Weights (file, address, or a size such as yolox_s), or exported files; several to compare them
     data:str, # Folder of a dataset, or a COCO file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc, yolo or csv; detected by default
     images:str=None, # Folder of images that are not at one of the usual places
-    bit_depth:int=None, # Bits that the pixels of 16-bit files use; by default as in training, or 16
-    names:str=None, # Class names of the weights: cat,dog or a file with one name per line; by default those they have
-    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed by default
+    bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
+    names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
+    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     allow_missing:bool=False, # Evaluate although many images or labels are missing
     img_size:int=None, # Side of the canvas in pixels; by default that of training (published nano and tiny: 416)
     conf:float=.001, # Minimum score for average precision; a larger value lowers AP
@@ -272,19 +305,23 @@ def yolox_eval(
     thresholds:bool=False, # Also find the scores with the best F1 on this split, for all classes and each
     precision:float=None, # Also find the least scores on this split with this precision, such as .9
     classes:str=None, # Measure only these classes, such as car,person
-    iou:float=.65, # Of boxes of a class that overlap by more, the best is kept
-    max_detections:int=300, # Maximum number of detections per image; COCO counts 100 of each class
+    iou:float=.65, # Of boxes of a class that overlap by more, keep the best
+    max_detections:int=300, # Most detections per image; for average precision, COCO counts 100 of each class
     multi_label:bool=False, # Let a box have several classes; raises AP a little where there are many
+    tile:int=None, # Cut images into tiles of so many pixels, and say whether that helps
+    overlap:float=None, # Share of a tile that neighbours have in common; .2 by default
     out:str=None, # Folder for metrics.json, figures (*.png), and COCO files of truth and detections
-    batch:int=16, # Images per batch
+    batch:int=16, # Images, or tiles, per batch
     workers:int=0, # Processes that load images
-    device:str=None, # cpu, cuda, ...; by default the fastest
+    device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Measure how good WEIGHTS are on a split of DATA"
     settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
     _check_eval_options(img_size, batch, workers, conf, working_conf, precision, **settings)
+    settings |= choose_tiling(tile, overlap)
     weights = [os.fspath(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
-    if len(weights) > 1 and (thresholds or precision): raise ValueError('thresholds and precision need a single file')
+    searched = thresholds or precision is not None
+    if len(weights) > 1 and searched: raise ValueError('thresholds and precision need a single file')
     if out: _check_out(out, weights, data)
     reading = dict(format=format, images=images, bit_depth=bit_depth, img_size=img_size, pixels=pixels)
     loaded, split, a = _load(weights, data, split, names, allow_missing, **reading)
@@ -293,4 +330,4 @@ def yolox_eval(
     if len(weights) > 1: return _compare(weights, loaded, split, a, **settings)
     shown = _show_one(weights[0], loaded[0], split, a[0], **settings)
     if thresholds: _print_thresholds(*shown, split, None)
-    if precision: _print_thresholds(*shown, split, precision)
+    if precision is not None: _print_thresholds(*shown, split, precision)

@@ -9,6 +9,7 @@ __all__ = ['plot_precision_recall', 'plot_confusion', 'show_worst', 'show_detect
 import json, math, textwrap, numpy as np
 from pathlib import Path
 
+from ..commands.messages import counted
 from ..data.annotations import Annotations, read_annotated
 from ..detection.selection import describe_conf, describe_thresholds, least_scores
 from .metrics import BACKGROUND_NAME, Evaluation
@@ -108,7 +109,8 @@ def _draw_match(left, right, e, i): # Truth and detections of image `i`
         draw_box(right, d.boxes[n].tolist(), text, color, lw=1 if r.correct[n] else 1.5)
     file = escape_mathtext(Path(e.annotations.paths[i]).name[-30:])
     left.set_title(f'{file}: {r.missed.sum()} missed', fontsize=8)
-    right.set_title(f'{r.false_positive.sum()} false positives, {r.wrong_class.sum()} wrong class', fontsize=8)
+    false = counted(r.false_positive.sum(), 'false positive')
+    right.set_title(f'{false}, {r.wrong_class.sum()} wrong class', fontsize=8)
 
 # %% ../../nbs/evaluation/01_report.ipynb #48068fcf
 def show_worst(
@@ -184,16 +186,17 @@ _LINES = '''AP   {AP}  AP50 {AP50}  AP75 {AP75}  small {AP_small}  medium {AP_me
 AR   {AR_100}  AR10 {AR_10}  AR1  {AR_1}  small {AR_small}  medium {AR_medium}  large {AR_large}
 Pascal VOC: AP50 {VOC_AP50}, 11-point interpolation {VOC_AP50_11}
 {score}: precision {precision}, recall {recall}, F1 {f1}
-{right} correct, {confused} wrong class, {false} false positives, {missed} missed'''
+{right} correct, {confused} wrong class, {false}, {missed} missed'''
 _LATENCY = 'latency: {total:.1f} ms per image, of which network {network:.1f} ms ({device})'
 
 def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 characters
     "Format metrics as text."
     values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
+    values['false'] = counted(values['false'], 'false positive')
     score = metrics['in_use']['score']
     values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
     lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
-    lines += _class_order(metrics.get('class_order', {}), [*metrics['classes']])
+    lines += _class_order(metrics.get('class_order', {}), metrics['confusion'], [*metrics['classes']])
     if 'thresholds' in metrics: lines.append(f'yolox_predict will keep boxes of {describe_thresholds(metrics)}')
     if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
     classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
@@ -218,9 +221,10 @@ def _most_confused(confusion): # A line, if there are any
     pairs = sorted((p for p in pairs if BACKGROUND_NAME not in p), key=lambda p: -p[0])
     if pairs: yield 'most often confused: ' + ', '.join(f'{a} as {b} ({n})' for n, a, b in pairs[:3])
 
-def _class_order(order, names): # True names by detected names; names of all classes
+def _class_order(order, confusion, names): # True names by detected names; names of all classes
     if not order: return
-    pairs = ', '.join(f'{true} is detected as {said}' for said, true in [*order.items()][:3])
+    most = sorted(order.items(), key=lambda pair: -confusion[pair[1]][pair[0]])
+    pairs = ', '.join(f'{true} is detected as {said}' for said, true in most[:3])
     yield f'the class names of the weights may be in the wrong order: {pairs}'
     fitting = [order.get(name, name) for name in names]
     if len({*fitting}) == len(names) <= 20: yield f'names that would fit the weights: {",".join(fitting)}'

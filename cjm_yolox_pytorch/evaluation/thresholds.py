@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'RESAMPLES', 'MAX_WIDTH', 'MIN_IMAGES', 'ScoredMatches', 'match_by_score', 'Threshold', 'find_thresholds',
-           'class_scores', 'threshold_lines', 'choose_thresholds', 'images_fingerprint', 'plot_thresholds']
+           'has_own_score', 'class_scores', 'threshold_lines', 'choose_thresholds', 'images_fingerprint',
+           'plot_thresholds']
 
 # %% ../../nbs/evaluation/00a_thresholds.ipynb #1073dc85
-import numpy as np
-from dataclasses import dataclass, replace
+import hashlib, json, os, numpy as np
+from dataclasses import dataclass
+from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..data.annotations import Annotations, fingerprint
+from ..data.annotations import Annotations
 from .metrics import match_detections
 from ..detection.selection import describe_conf
 from ..files.drawing import save_figure, shorten_name
@@ -136,15 +138,20 @@ MAX_WIDTH, MIN_IMAGES = .2, 10
 @patch(as_prop=True)
 def clear(self:Threshold) -> bool: return self.images >= MIN_IMAGES and self.high - self.low <= MAX_WIDTH
 
+def has_own_score(t:Threshold, whole:Threshold) -> bool: # Of a class, and of all classes
+    return t.score < 1 and t.clear and not t.low <= whole.score <= t.high
+
 def class_scores(thresholds:list) -> list: # C+1 `Threshold` -> C scores to use
     "Take the scores of classes where they are clear and differ, and that of all classes elsewhere."
     whole, *classes = thresholds
-    own = [t.clear and not t.low <= whole.score <= t.high for t in classes]
-    return [t.score if o else whole.score for t, o in zip(classes, own)]
+    return [(t if has_own_score(t, whole) else whole).score for t in classes]
 
 
 # %% ../../nbs/evaluation/00a_thresholds.ipynb #f626b518
-def threshold_lines(thresholds:list) -> list: # C+1 `Threshold` -> lines of at most 80 characters
+def threshold_lines(
+    thresholds:list, # C+1 `Threshold`
+    mark:bool=False # Mark classes that get their own score
+) -> list: # Lines of at most 80 characters
     "Format scores with their intervals as text."
     shown = [thresholds[0], *(t for t in thresholds[1:] if t.objects)][:len(thresholds) if len(thresholds) > 2 else 1]
     lines = [f'{"":20} {"score":>6} {"90% interval":>15} {"precision":>9} {"recall":>6} {"F1":>6} {"objects":>7}']
@@ -152,6 +159,7 @@ def threshold_lines(thresholds:list) -> list: # C+1 `Threshold` -> lines of at m
         rates = f'{t.precision:9.3f} {t.recall:6.3f} {t.f1:6.3f}' if t.score < 1 else f'{"-":>9} {"-":>6} {"-":>6}'
         score = f'{t.score:6.3f}' if t.score < 1 else f'{"none":>6}'
         lines.append(f'{shorten_name(t.name, 20):20} {score} {t.low:6.3f} to {t.high:.3f} {rates} {t.objects:7}')
+        if mark and has_own_score(t, thresholds[0]): lines[-1] += ' own'
     return lines
 
 
@@ -167,8 +175,10 @@ def choose_thresholds(
     chosen_on = dict(split=split, fingerprint=images_fingerprint(annotations), resamples=RESAMPLES)
     return dict(score=whole.score, interval=[whole.low, whole.high], classes=class_scores(found), **chosen_on)
 
-def images_fingerprint(annotations): # Whatever the classes are called
-    return fingerprint(replace(annotations, names=[]))
+def images_fingerprint(annotations) -> str: # 16 letters and digits
+    "Hash names and sizes of the image files, whatever their labels and order are."
+    files = sorted((Path(p).name, os.path.getsize(p) if os.path.exists(p) else 0) for p in annotations.paths)
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 # %% ../../nbs/evaluation/00a_thresholds.ipynb #e146b585

@@ -10,10 +10,11 @@ import hashlib, json, os, safetensors.torch, socket, torch
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..commands.messages import counted
 from .class_names import check_class_names, COCO_NAMES, MAX_CLASSES
 from .families import CLASSES, COLUMN_MAJOR, convert_stem, FAMILIES, guess_focus
 from .families import guess_max_pixel, PixelFormat, ROW_MAJOR, STEM, STEM_VARIANCE, unpack
-from .network_kinds import EXPORTED_KINDS, network_kind
+from .network_kinds import are_notes, EXPORTED_KINDS, network_kind
 from .paths import atomic
 from .pickles import read_file
 from ..model import MODEL_TYPES, pretrained_file, VARIANTS
@@ -79,7 +80,8 @@ def _convert(weights, pixels, names): # To our order and range of pixels
     if names is not None:
         check_class_names(names, 'names')
         if len(names) != weights.num_classes:
-            raise ValueError(f'{len(names)} names for {weights.num_classes} classes: each class needs a name')
+            counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
+            raise ValueError(f'{counts}: each class needs a name')
     state = weights.state | {STEM: convert_stem(weights.state[STEM], pixels)}
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
     return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
@@ -111,14 +113,7 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     numbers = all(isinstance(v, int|float) and abs(v) < 1e6 for v in [*w.mean, *w.std])
     shapes = len(w.mean) == len(w.std) == 3 and w.left_over == []
     size = w.size is None or w.size in range(1, 2**15)
-    depth = w.notes.get('bit_depth', 16) in range(8, 17)
-    scores = w.notes.get('thresholds') is None or _are_thresholds(w.notes['thresholds'], w.num_classes)
-    return numbers and shapes and size and depth and scores and 0 not in w.std
-
-def _are_thresholds(found, num_classes): # A score for all classes, and one for each
-    if not isinstance(found, dict) or not isinstance(found.get('classes'), list): return False
-    scores = [found.get('score'), *found['classes']]
-    return len(scores) == num_classes + 1 and all(isinstance(s, float) and 0 <= s <= 1 for s in scores)
+    return numbers and shapes and size and are_notes(w.notes, w.num_classes) and 0 not in w.std
 
 # %% ../../nbs/files/08_checkpoints.ipynb #0e4ef30d
 def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognize`
@@ -130,7 +125,7 @@ def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `re
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)
     if (known.model_type, known.num_classes) != found:
-        said = f'{known.model_type} with {known.num_classes} classes'
+        said = f'{known.model_type} with {counted(known.num_classes, "class")}'
         raise ValueError(f'metadata do not match the tensors: {said}, not {found[0]} with {found[1]}')
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))
@@ -170,8 +165,12 @@ def _download_to(url, path, digest):
     finally: socket.setdefaulttimeout(timeout)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #83887ddf
-def download(url:str, folder=None) -> Path: # In `folder`, or the cache of torch.hub if None
-    "Download weights unless they are there, or raise an `OSError`."
+def download(
+    url:str,
+    folder=None, # The cache of torch.hub if None
+    check=load_weights # Raises an error if the file is bad
+) -> Path: # In `folder`
+    "Download a file unless it is there, or raise an `OSError`."
     if folder is None: # Other addresses may have files of the same name
         folder = Path(torch.hub.get_dir())/'checkpoints'/hashlib.sha256(url.encode()).hexdigest()[:12]
     path = Path(folder)/url.partition('?')[0].rpartition('/')[2]
@@ -180,7 +179,7 @@ def download(url:str, folder=None) -> Path: # In `folder`, or the cache of torch
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     try:
         _download_to(url, partial, torch.hub.HASH_REGEX.search(path.name))
-        load_weights(partial)
+        check(partial)
         os.replace(partial, path)
     except (OSError, RuntimeError, ValueError) as e:
         raise OSError(f'{url} could not be downloaded ({e}). Download it elsewhere and put it at {path}') from e

@@ -27,7 +27,7 @@ def yolox_demo(
     out:str='runs/demo', # Folder for all files; those of an earlier demo are replaced
     images:int=2400, # Training images to draw
     epochs:int=6, # Passes over them
-    device:str=None, # cpu, cuda, ...; by default the fastest
+    device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Train and evaluate on a dataset of drawn shapes, as a first try"
     check_between(images=(images, 1, math.inf))

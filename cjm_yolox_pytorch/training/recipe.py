@@ -17,6 +17,7 @@ import torch, numpy as np
 from fastcore.basics import store_attr
 from torch import nn
 
+from ..files.tiles import check_tiling
 from ..loss import BOX_LOSSES
 from ..model import MODEL_TYPES, VARIANTS
 from ..utils import check_between
@@ -62,6 +63,8 @@ class Recipe:
     hsv_s:Annotated[float, 0, 255] = 30. # Maximum change of saturation, out of 255
     hsv_v:Annotated[float, 0, 255] = 30. # Maximum change of brightness, out of 255
     flip_lr:Fraction = .5 # Probability of a horizontal flip
+    tile:Natural = 0 # Cut images into tiles of so many pixels, as in prediction; 0: whole images
+    overlap:Fraction = .2 # Share of a tile that neighbours have in common
     min_size:Natural = 0 # Smallest side in multi-scale training, a multiple of 32; 0 for a fixed size
     max_size:Natural = 0 # Largest side in multi-scale training
 
@@ -92,6 +95,8 @@ def _check_recipe(r):
         elif limits: check_choice(f.name, value, limits[0])
     if r.min_scale > r.max_scale: raise ValueError(f'min_scale={r.min_scale} is more than max_scale={r.max_scale}')
     if r.batch % r.grad_accum: raise ValueError(f'batch={r.batch} is not a multiple of grad_accum={r.grad_accum}')
+    if r.tile: check_tiling(r.tile, r.overlap)
+    elif r.overlap != .2: raise ValueError(f'overlap={r.overlap:g} is that of tiles: give their side, too (--tile)')
     low, high = r.min_size, r.max_size
     if bool(low) != bool(high) or low > high or low % 32 or high % 32:
         raise ValueError(f'min_size={low}, max_size={high}: give both, as multiples of 32, the smaller first')

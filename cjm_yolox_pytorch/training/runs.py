@@ -184,7 +184,7 @@ _MAY_CHANGE = {'workers', 'eval_interval', 'patience', 'grad_accum', 'clip_grad_
 def _check_same_run(trainer, state):
     _check_keys('state', state, {*_stateful(trainer), 'random', 'counts', 'data', 'recipe'})
     old = {OLD_NAMES.get(k, k): v for k, v in state['recipe'].items()}
-    recipe = _changes('recipe', old, asdict(trainer.recipe))
+    recipe = _changes('recipe', dict(tile=0, overlap=.2) | old, asdict(trainer.recipe)) # Older states lack these
     refused = [text for k, text in recipe.items() if k not in _MAY_CHANGE]
     if refused: raise ValueError(f'another recipe, {", ".join(refused)}')
     new = _describe_start(trainer)

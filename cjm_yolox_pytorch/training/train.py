@@ -168,7 +168,7 @@ def _explain_death(e): # RuntimeError -> clear error if another process ended, e
 def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO or CSV), or its JSON, YAML or CSV file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
-    names:str=None, # Class names of the initial weights: cat,dog or a text file with one per line
+    names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
     recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below) or paper
     format:str=None, # coco, voc, yolo or csv; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
@@ -179,7 +179,7 @@ def yolox_train(
     out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
     resume:bool=False, # Resume the interrupted training in the folder
     logger:str=None, # Also send metrics to tensorboard or wandb
-    device:str=None, # cpu, cuda, ...; by default the fastest
+    device:str=None, # cpu, cuda, ...; the fastest unless given
     workers:int=None, # Processes that load images; by default half of the cores, at most 8
     **changes # Other fields of `Recipe`, such as epochs=50
 ):
@@ -239,6 +239,7 @@ def _fit_or_explain(trainer, out, resume, loggers):
 def _print_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
     if t.loaded: print(*wrap_lines(f'weights: {t.loaded}'), sep='\n', flush=True)
+    if t.recipe.tile: print(f'training on {len(t.samples)} tiles of {t.recipe.tile} pixels', flush=True)
     before = initial.notes.get('bit_depth') if initial else None
     if before and before != t.train.bit_depth:
         print(f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}', flush=True)

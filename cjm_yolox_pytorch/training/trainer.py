@@ -18,8 +18,11 @@ from ..commands.command import choose_device
 from ..data.annotations import Annotations, relabel
 from ..data.augment import yolox_transforms
 from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
+from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
+
+# %% ../../nbs/training/01_trainer.ipynb #a5a26034
 from ..files.checkpoints import Weights
 from ..files.letterbox import InputSpec, normalize
 from ..files.matching import load_matching
@@ -58,6 +61,7 @@ class Trainer:
         transforms:list=None # Transforms of the training images; those of `recipe` if None
     ):
         store_attr('recipe,train,transforms')
+        self.samples = tile_annotations(train, recipe.tile, recipe.overlap)
         self.val = relabel(val, train.names)
         self.device = choose_device(device)
         self.rank, self.world = rank_and_world()
@@ -114,7 +118,7 @@ def _start(self:Trainer):
     self.ema = EMA(self.model, r.ema_decay, r.ema_tau)
     self.dtype = amp_dtype(r.amp, self.device, r.model == 'yolox_nano')
     self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-    self.batches = EpochBatches(len(self.train), r.batch, r.seed, self.rank, self.world)
+    self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world)
     self.scheduler = make_scheduler(self.optimizer, r, len(self.batches))
     self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For objects in main memory
     self.epoch = self.done = 0 # Completed epochs, and completed steps of the current one
@@ -183,7 +187,7 @@ def start_epoch(self:Trainer):
     if self.loader is None or self.loss_func.use_l1 != self.no_aug:
         ts = recipe_transforms(self.recipe) if self.transforms is None else self.transforms
         if self.no_aug and not callable(ts): ts = [t for t in ts if not getattr(t, 'draws', False)]
-        dataset = DetectionDataset(self.train, self.recipe.img_size, ts)
+        dataset = DetectionDataset(self.samples, self.recipe.img_size, ts)
         self.loader = train_loader(dataset, self.batches, self.recipe.workers)
     self.loss_func.use_l1 = self.no_aug
 
@@ -214,7 +218,7 @@ def check_finite(self:Trainer,
     "Raise a `FloatingPointError` if a loss is not finite."
     losses = read()
     if all(map(math.isfinite, losses.values())): return
-    paths = [str(self.train.paths[i]) for sources in batch.sources for i in sources]
+    paths = [str(self.samples.paths[i]) for sources in batch.sources for i in sources]
     text = f'epoch {self.epoch + 1}, step {step}: the losses are {losses}. The batch has {", ".join(sorted({*paths}))}.'
     if self.out:
         path = self.out/(f'bad-batch-{self.rank}.pt' if self.rank else 'bad-batch.pt')
@@ -276,11 +280,13 @@ def validate(self:Trainer) -> tuple: # Metrics with losses, and a `Detections` p
         val = val.take(range(self.rank, len(val), self.world))
     def watch(outputs, batch):
         losses = self.loss_func(*outputs, batch.boxes, batch.labels, ground_truth_bboxes_ignore=batch.crowds)
-        _add_losses(sums, {k: v.item()*len(batch.images) for k, v in losses.items()})
+        n = len(batch.images)
+        _add_losses(sums, dict({k: v.item()*n for k, v in losses.items()}, images=n))
     found = self.predict(val, watch=watch) if len(val) else []
     if self.world > 1: found, sums = self._gather(found, sums)
     if self.rank: return None, None
-    losses = {f'val_{k[5:]}': v/len(self.val) for k, v in sums.items()}
+    images = sums.pop('images') # Or tiles
+    losses = {f'val_{k[5:]}': v/images for k, v in sums.items()}
     return {**average_precision(self.val, found), **losses}, found
 
 # %% ../../nbs/training/01_trainer.ipynb #2b40c519
@@ -289,7 +295,8 @@ def predict(self:Trainer, annotations:Annotations, **kwargs) -> list:
     "Run the averaged weights over the images of `annotations`: a `Detections` for each; `kwargs` are for `detect`."
     r = self.recipe
     batch_size = r.batch//r.grad_accum//self.world
-    return detect(self.ema.module, annotations, self.spec, batch_size, r.workers, self.dtype, **kwargs)
+    tiling = dict(tile=r.tile or None, overlap=r.overlap)
+    return detect(self.ema.module, annotations, self.spec, batch_size, r.workers, self.dtype, **tiling, **kwargs)
 
 # %% ../../nbs/training/01_trainer.ipynb #c1e7cca9
 @patch

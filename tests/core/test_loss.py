@@ -544,3 +544,15 @@ def test_ignored_regions_are_checked():
         for regions in ([torch.zeros(1, 4), torch.tensor([bad])], torch.tensor([[[0., 0, 0, 0]], [bad]])):
             with pytest.raises(ValueError, match=f'image 1, row 0: region {message}'):
                 YOLOXLoss(C)(*maps, boxes, labels, ground_truth_bboxes_ignore=regions)
+
+
+@pytest.mark.parametrize('name', ['bbox_decode', 'flatten_and_concat', 'get_l1_target', 'get_target_single', 'sample'])
+def test_method_for_one_image_set_on_a_loss_is_refused(name):
+    "In 0.2 the loss of a batch was computed with it; it would be ignored"
+    with pytest.raises(TypeError, match=f'{name} of a loss is never called: override forward'):
+        setattr(YOLOXLoss(2), name, lambda *args: None)
+    class Own(YOLOXLoss):
+        def forward(self, *args): return getattr(self, name)(*args)
+    loss = Own(2)
+    setattr(loss, name, lambda *args: 7)
+    assert loss() == 7

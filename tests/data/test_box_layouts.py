@@ -1,11 +1,13 @@
 "What boxes are that look odd everywhere, by the whole set and not one by one."
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from layouts import write
 from PIL import Image
 
-from cjm_yolox_pytorch.data.box_layouts import LAYOUTS, are_fractions, box_layout
-from cjm_yolox_pytorch.data.checks import check
+from cjm_yolox_pytorch.data.box_layouts import LAYOUTS, are_fractions, are_percents, box_layout
+from cjm_yolox_pytorch.data.checks import _layout_faults, check
 from cjm_yolox_pytorch.data.coco import read_coco
 from cjm_yolox_pytorch.data.prepare import prepare_splits
 from cjm_yolox_pytorch.data.shapes import write_shapes
@@ -152,3 +154,15 @@ def test_box_layout_of_real_data(name, shared):
     assert box_layout(boxes + np.hstack([half, half]), sizes) == CENTER
     assert box_layout(boxes - np.hstack([half, half]), sizes) == CORNER
     assert box_layout(boxes[:, [1, 0, 3, 2]], sizes) == EXCHANGED
+
+
+@pytest.mark.parametrize('count, factor, told', [(20, 100, True), (19, 100, False), (20, 50, False), (20, 110, False)])
+def test_percents_are_worth_a_look(count, factor, told):
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, .6, (count, 2))
+    boxes = factor*np.hstack([corner, corner + .3])
+    boxes[0, 2:] = .99*factor
+    sizes = np.full((count, 2), 480)
+    assert are_percents(boxes, sizes) == told and not are_percents(boxes, sizes*0 + 199)
+    a = SimpleNamespace(boxes=boxes, image=np.arange(count), sizes=sizes, paths=np.array([]), dropped=[])
+    assert [f.stops for f in _layout_faults(a)] == ([False] if told else [])

@@ -39,7 +39,7 @@ def test_coco_reads_other_json_for_splits_that_exports_lack(tmp_path):
     for name in ('val', 'captions_val'): write(tmp_path/f'annotations/{name}.json', coco(['c']))
     assert {s: stems(read()) for s, read in find_splits(tmp_path).items()} == dict(train=['a'], val=['c'])
     note, = read_split(tmp_path, 'train').notes
-    assert note == '1 other JSON files with annotations are not read, such as captions_val.json'
+    assert note == '1 other JSON file with annotations, not read, such as captions_val.json'
 
 
 def test_coco_notes_json_that_it_does_not_read(tmp_path):
@@ -48,7 +48,7 @@ def test_coco_notes_json_that_it_does_not_read(tmp_path):
     write(tmp_path/'test.json', '{}') # Of another program
     found = find_splits(tmp_path)
     assert 'val' in found and 'test' not in found
-    assert found['val']().notes[-1:] == ['1 other JSON files with annotations are not read, such as val.json']
+    assert found['val']().notes[-1:] == ['1 other JSON file with annotations, not read, such as val.json']
 
 
 def test_coco_area_that_is_not_known_is_that_of_the_box(tmp_path):
@@ -116,7 +116,7 @@ def test_coco_takes_the_bounds_of_polygons_without_boxes(tmp_path):
     write(tmp_path/FILE, file)
     a = read_split(tmp_path, 'all')
     assert a.boxes.tolist() == boxes.tolist()
-    assert a.notes == ['2 boxes are the bounds of polygons, since annotations have no bbox']
+    assert a.notes == ['2 boxes taken from polygons, since annotations have no bbox']
 
 
 NO_POLYGONS = dict(mask=dict(counts=[9, 9], size=[60, 80]), packed=dict(counts='PPYo0', size=[60, 80]),
@@ -145,7 +145,7 @@ def test_coco_reads_sizes_that_it_lacks_from_the_images(size, tmp_path):
     write(tmp_path/FILE, file)
     a = read_split(tmp_path, 'all')
     assert a.sizes.tolist() == [[HEIGHT, WIDTH]]*3
-    assert a.notes == ['2 images have no width and height in the JSON file: read from the image files']
+    assert a.notes == ['2 images without width and height in the JSON file: read from the image files']
 
 
 # Where images are
@@ -158,7 +158,7 @@ def test_coco_finds_images_by_the_name_of_their_file_alone(stored, tmp_path):
     a = read_split(tmp_path, 'all')
     assert [Path(p) for p in a.paths] == [tmp_path/f'images/{name}.png' for name in EVERYTHING]
     note, = a.notes
-    alone = '3 images are found by the name of their file alone'
+    alone = '3 images found by file name alone'
     assert note == f'{alone}, such as {tmp_path/"images/a.png"} for {stored}a.png'
 
 

@@ -90,7 +90,7 @@ def test_yolo_stops_where_images_and_labels_have_different_names(tmp_path):
     a = read_yolo(tmp_path/'images', ['ant'])
     assert a.notes == []
     pair = f'such as {tmp_path}/images/frame-01.png and {tmp_path}/labels/frame_01.txt. Name each label file like its'
-    assert len(a.stops) == 1 and '2 images have no label file, and 3 label files have no image' in a.stops[0]
+    assert len(a.stops) == 1 and '2 images without a label file and 3 label files without an image' in a.stops[0]
     assert pair in a.stops[0]
 
 
@@ -323,3 +323,11 @@ def test_yolo_classes_without_names_are_numbers(tmp_path):
     write_layout('yolo roboflow', tmp_path)
     (tmp_path/'data.yaml').unlink()
     assert [read_split(tmp_path, split).names for split in SPLITS] == [['0', '1'], ['0']]
+
+
+def test_yolo_notes_one_image_and_one_label_file_of_many(tmp_path):
+    "An orphan beside a bare image stopped a set of any size"
+    write_images(tmp_path, LETTERS, bare='y', orphans='z')
+    a = read_yolo(tmp_path/'images', ['ant'])
+    assert a.stops == [] and len(a.notes) == 1
+    assert a.notes[0].startswith('1 image without a label file and 1 label file without an image, such as')

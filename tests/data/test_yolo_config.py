@@ -142,7 +142,7 @@ def test_yaml_says_that_others_are_not_read(tmp_path):
     write(tmp_path/'args.yaml', 'task: detect')
     write(tmp_path/'birds.yaml', f'train: valid/images\n{NAMED}')
     notes = read_split(tmp_path, 'train').notes
-    assert notes == ['1 other files that describe a dataset are not read, such as birds.yaml']
+    assert notes == ['1 other file describing a dataset, not read, such as birds.yaml']
     assert read_split(tmp_path/'birds.yaml', 'train').notes == []
 
 
@@ -288,7 +288,7 @@ def test_images_elsewhere_without_labels_are_left_out(tmp_path):
     apart('yolo label studio', tmp_path)
     write_image(tmp_path/'pictures/new', 'x')
     a = read_split(tmp_path/'data', 'all', images=tmp_path/'pictures')
-    message = f'1 images in {tmp_path}/pictures have no label file and are left out, such as '
+    message = f'1 image in {tmp_path}/pictures without a label file, left out, such as '
     assert (len(a), a.notes) == (3, [f'{message}{tmp_path}/pictures/new/x.png'])
 
 

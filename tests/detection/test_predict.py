@@ -93,7 +93,7 @@ def test_links_keep_their_names(file, film, images, tmp_path):
     run(file, images, out=tmp_path/'out')
     assert drawn(tmp_path/'out') == ['b.png.jpg', 'deep/a.jpg', 'deep/clip.mp4', 'p.jpg', 'q.jpg']
     assert len(list(read_video(tmp_path/'out/deep/clip.mp4'))) == 12
-    with pytest.raises(ValueError, match='store/abc123 is an input'): run(file, images/'p.jpg', out=images)
+    with pytest.raises(ValueError, match='p.jpg is a link to an input, which'): run(file, images/'p.jpg', out=images)
 
 
 # ---- What is assumed
@@ -156,7 +156,7 @@ def test_what_is_left_out_is_told(file, film, images, tmp_path, capsys):
 
 def test_images_with_as_many_objects_as_possible_are_told(file, images, tmp_path, capsys):
     run(file, images, out=tmp_path/'out', conf=0., max_detections=4)
-    assert '3 images have 4 objects or more: for more of them, raise --max-detections' in capsys.readouterr().out
+    assert '3 images with 4 objects or more: for more of them, raise --max-detections' in capsys.readouterr().out
 
 
 def test_one_input_need_not_be_in_a_list(file, images, tmp_path):
@@ -248,6 +248,20 @@ def test_unreadable_inputs_are_told_at_the_end(file, images, tmp_path):
     assert str(end.value).startswith('3 of the inputs could not be read or drawn:')
     for part in ('c.jpg', 'd.png', 'nowhere.jpg: no such file, and no match'): assert part in str(end.value)
     assert len(drawn(tmp_path/'out')) == 3
+
+
+def test_no_readable_input_writes_nothing(file, tmp_path, capsys):
+    "An empty detections.json would look like a result"
+    (tmp_path/'d.png').write_text('text')
+    with pytest.raises(SystemExit, match='1 of the inputs could not be read'): run(file, tmp_path, out=tmp_path/'out')
+    assert not [p for p in (tmp_path/'out').rglob('*')] and 'written to' not in capsys.readouterr().out
+
+
+def test_link_to_an_input_is_named_and_not_its_target(file, images, tmp_path):
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out/a.jpg').symlink_to(images/'a.jpg')
+    with pytest.raises(ValueError, match='out/a.jpg is a link to an input, which would be overwritten'):
+        run(file, images, out=tmp_path/'out')
 
 
 def test_images_that_cannot_be_written_lose_nothing_else(file, images, tmp_path):

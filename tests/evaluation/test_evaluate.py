@@ -112,7 +112,8 @@ def test_command_writes_and_prints(shapes, tmp_path, command):
     assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
     assert {p.name for p in (tmp_path/'out').iterdir()} == FIGURES | {'metrics.json', 'truth.json', 'detections.json'}
     metrics, found, truth = (read_json(tmp_path/f'out/{name}.json') for name in ('metrics', 'detections', 'truth'))
-    assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', 'in_use', 'confusion', 'split', 'size', 'latency'}
+    assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', 'in_use', 'confusion', 'split', 'size', 'latency',
+                            'images_per_s'}
     assert set(metrics['classes']['disc']) == {*METRICS, *VOC_METRICS, 'objects', 'precision', 'recall'}
     assert set(metrics['in_use']) == {'score', 'right', 'confused', 'missed', 'false', 'precision', 'recall', 'f1'}
     assert metrics['in_use']['score'] == .2 and metrics['in_use']['false'] > 0
@@ -148,7 +149,7 @@ def test_images_that_training_held_out_are_measured(shapes, tmp_path, capsys):
     weights = load_weights(shapes/'nano.safetensors')
     changed = "trained on 'val' of other data, or of this before it changed: metrics may be too high"
     for trained_on, images, warning in [
-        (fingerprint(rest), f'a tenth of val: {len(held)} images', ''),
+        (fingerprint(rest), f'a tenth of val: {len(held)} image', ''),
         (fingerprint(only), 'val: 6 images', 'trained on all of these images: metrics may be too high'),
         (fingerprint(only.take([0])), 'val: 6 images', changed),
         (None, 'val: 6 images', "trained on 'val' of unknown data: metrics may be too high")]:
@@ -261,7 +262,7 @@ def test_missing_data_stop_an_evaluation_unless_allowed(shapes, perfect, monkeyp
         monkeypatch.setattr(evaluate, 'find_splits', changed)
     found(stops=['4 of 12 images are missing'])
     code, printed, _ = command(shapes/'nano.safetensors', shapes)
-    assert 'yolox_eval: error: missing data (1): 4 of 12 images are missing' in code and 'AP' not in printed
+    assert 'yolox_eval: error: missing data: 4 of 12 images are missing' in code and 'AP' not in printed
     code, printed, _ = command(shapes/'nano.safetensors', shapes, '--allow-missing')
     assert code == 0 and '4 of 12 images are missing' in printed and 'AP   ' in printed
     found(notes=['this is a note', 'and another'])
@@ -269,7 +270,7 @@ def test_missing_data_stop_an_evaluation_unless_allowed(shapes, perfect, monkeyp
     assert code == 0 and 'this is a note' in printed and 'and another' in printed
     odd = Fault('other box layout', '', 'corners', stops=True)
     monkeypatch.setattr(evaluate, 'check', lambda *args: [odd])
-    assert 'other box layout (1): corners' in command(shapes/'nano.safetensors', shapes, '--allow-missing')[0]
+    assert 'other box layout: corners' in command(shapes/'nano.safetensors', shapes, '--allow-missing')[0]
 
 
 def test_data_are_read_with_the_options_of_the_command(shapes, perfect, tmp_path, monkeypatch, command):

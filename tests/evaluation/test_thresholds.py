@@ -83,11 +83,15 @@ def test_lines_fit_a_terminal():
 
 @pytest.mark.parametrize('changes, own', [
     ({}, True), (dict(images=9), False), (dict(high=.72), False), (dict(low=.45, high=.55, score=.5), False),
-    (dict(score=1., low=1., high=1., images=0), False)], ids=['clear', 'few', 'wide', 'same', 'none'])
+    (dict(score=1., low=1., high=1., images=0), False), (dict(score=1., low=1., high=1.), False)],
+    ids=['clear', 'few', 'wide', 'same', 'none', 'never correct'])
 def test_class_has_its_own_score_only_if_that_is_clear(changes, own):
     whole = Threshold('all', .5, .45, .55, .8, .8, .8, 300, 90)
     one = replace(Threshold('rare', .61, .51, .7, .8, .8, .8, 40, 30), **changes)
     assert class_scores([whole, one]) == [one.score if own else .5]
+    marked = [line.endswith(' own') for line in threshold_lines([whole, one, one], mark=True)]
+    assert marked == [False, False, own, own]
+    assert max(map(len, threshold_lines([whole, one, one], mark=True))) <= 80
 
 
 def test_too_few_images_choose_nothing():
@@ -146,11 +150,20 @@ def test_eval_reports_at_the_scores_of_the_weights(measure, capsys):
     assert 'best F1' not in capsys.readouterr().out
 
 
-def test_eval_does_not_report_scores_where_they_were_chosen(measure, capsys):
+def test_eval_does_not_report_scores_where_they_were_chosen(measure, shapes, capsys):
     assert measure(split='val')['in_use']['score'] == .25
     assert 'the score in the weights was chosen on these images' in capsys.readouterr().out
     names = 'a,b,c,d,e' # A new name for a class does not hide it
     with pytest.raises(ValueError, match='are not among'): measure(split='val', names=names)
+    swapped = ','.join(reversed(read_split(shapes, 'val').names))
+    assert measure(split='val', names=swapped)['in_use']['score'] == .25
+
+
+def test_corrected_labels_and_another_order_are_the_same_images():
+    truth = random_split(8, 2, images=6)
+    other = truth.take([5, 3, 1, 0, 2, 4])
+    other = replace(other, boxes=other.boxes + 1, labels=1 - other.labels, names=['x', 'y'])
+    assert images_fingerprint(other) == images_fingerprint(truth) != images_fingerprint(truth.take(range(5)))
 
 
 def test_eval_tells_its_own_best_score_only_if_asked(measure, capsys):
@@ -163,6 +176,9 @@ def test_eval_tells_its_own_best_score_only_if_asked(measure, capsys):
     assert printed.count('all classes') == 2
     assert all(len(line) <= 80 for line in printed.splitlines() if 'written to' not in line)
     with pytest.raises(ValueError, match='precision=90: must be from 0 to 1'): measure(precision=90)
+    measure(precision=0)
+    assert 'the least score with precision 0 on test' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='precision=nan'): measure(precision=float('nan'))
 
 
 def test_eval_of_some_classes_counts_only_these(measure, shapes, tmp_path):

@@ -231,7 +231,7 @@ def test_options_leave_the_rest_of_our_own_files(options, tmp_path):
 
 
 @pytest.mark.parametrize('names, message', [
-    (['cat'], '1 names for 2 classes'), (['cat', 'cat'], 'several classes have the same name: cat'),
+    (['cat'], '1 name for 2 classes'), (['cat', 'cat'], 'several classes have the same name: cat'),
     (['a\n', 'b'], 'control characters')])
 def test_bad_names_as_options(names, message, tmp_path):
     save_weights(small(), tmp_path/'a.safetensors')
