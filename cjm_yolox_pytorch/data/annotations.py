@@ -35,12 +35,16 @@ class Annotations:
     notes:list = field(default_factory=list) # Remarks of the reader
     stops:list = field(default_factory=list) # Losses too large to train on unless allowed: sentences of the reader
     bit_depth:int = 16 # Bits that the pixels of 16-bit files use
+    scores:np.ndarray = None # [T] float32 from 0 to 1, if these are predictions
     crops:np.ndarray = None # [N, 6] for tiles: height and width of the whole image, and the tile xyxy
 
     def __len__(self): return len(self.paths)
-    def __repr__(self):
-        objects = f'{counted(len(self.labels), "object")} of {counted(len(self.names), "class")}'
-        return f'Annotations({counted(len(self), "image")}, {objects}, {len(self.dropped)} dropped)'
+
+# %% ../../nbs/data/01_annotations.ipynb #02df237c
+@patch
+def __repr__(self:Annotations) -> str:
+    objects = f'{counted(len(self.labels), "object")} of {counted(len(self.names), "class")}'
+    return f'Annotations({counted(len(self), "image")}, {objects}, {len(self.dropped)} dropped)'
 
 # %% ../../nbs/data/01_annotations.ipynb #a8f3d25f
 @patch
@@ -66,7 +70,8 @@ def take(self:Annotations, indices) -> Annotations: # `indices` [K] of images
     paths = self.paths[indices]
     kept = {*paths.tolist()}
     dropped = [d for d in self.dropped if d[0] in kept]
-    columns = {name: getattr(self, name)[rows] for name in ('boxes', 'labels', 'crowd', 'areas')}
+    names = ['boxes', 'labels', 'crowd', 'areas'] + ([] if self.scores is None else ['scores'])
+    columns = {name: getattr(self, name)[rows] for name in names}
     crops = None if self.crops is None else self.crops[indices]
     return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, dropped=dropped, crops=crops, **columns)
 
@@ -77,13 +82,14 @@ def _complete_sizes(where, paths, sizes): # [N, 2]
     sizes[unknown] = stored_sizes(where, [paths[i] for i in unknown])
     return sizes
 
-def _columns(rows): # image, labels, boxes, crowd and areas [T]
+def _columns(rows): # image, labels, boxes, crowd, areas and perhaps scores [T]
     rows = np.array(rows, dtype=np.float64) if len(rows) else np.zeros((0, 8))
     image, labels = rows[:, :2].T.astype(np.int64)
     with np.errstate(over='ignore', invalid='ignore'): # What is too large for float32 is infinite, and refused
         boxes = rows[:, 2:6].astype(np.float32)
-        areas = rows[:, 7].astype(np.float32) if rows.shape[1] == 8 else (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return image, labels, boxes, rows[:, 6:7].any(1), areas
+        areas = rows[:, 7].astype(np.float32) if rows.shape[1] > 7 else (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    scores = rows[:, 8].astype(np.float32) if rows.shape[1] > 8 else None
+    return image, labels, boxes, rows[:, 6:7].any(1), areas, scores
 
 # %% ../../nbs/data/01_annotations.ipynb #bece68e8
 _REASONS = '', 'has no area', 'is outside the image of {}x{}', 'is too thin in the image of {}x{}'
@@ -108,7 +114,7 @@ def build_annotations(
     names, # [C] class names
     paths, # [N] image files
     sizes, # [N, 2] height and width in pixels; those below 1 are unknown, and read from the files
-    rows, # [T, 6 to 8] index of the image, label, xyxy in pixels, and perhaps crowd flag and area
+    rows, # [T, 6 to 9] index of the image, label, xyxy in pixels, and perhaps crowd flag, area and score
     notes=(), # Remarks of the reader
     stops=(), # Losses too large to train on unless allowed
     fractions=False # The file holds fractions of the image, so boxes below two pixels are meant
@@ -116,13 +122,13 @@ def build_annotations(
     "Check the `rows` of a split, sort them by image, and leave out boxes without a visible area."
     paths = [str(p) for p in paths]
     sizes = _complete_sizes(where, paths, sizes)
-    image, labels, boxes, crowd, areas = _columns(rows)
+    image, labels, boxes, crowd, areas, scores = _columns(rows)
     _check_columns(where, paths, sizes, image, boxes, areas, fractions)
     sizes = sizes.astype(np.int64)
     kept, dropped = _visible(paths, image, boxes, sizes[image][:, ::-1])
     starts = np.append(0, np.bincount(image[kept], minlength=len(paths)).cumsum())
     return Annotations(list(names), np.array(paths, dtype=str), sizes, starts, boxes[kept], labels[kept],
-        crowd[kept], areas[kept], dropped, list(notes), list(stops))
+        crowd[kept], areas[kept], dropped, list(notes), list(stops), scores=None if scores is None else scores[kept])
 
 # %% ../../nbs/data/01_annotations.ipynb #524fa24c
 def _check_columns(where, paths, sizes, image, boxes, areas, fractions):

@@ -13,11 +13,11 @@ from itertools import islice
 # %% ../../nbs/data/02a_foreign.ipynb #e58ca71f
 _Format = namedtuple('_Format', 'name pattern words cure') # All of the `words` are in the file
 _FORMATS = [_Format(*map(str.strip, line.split('; '))) for line in r'''
-CVAT's own XML; \.xml; <annotations> <(image|track)\b; In CVAT, export it as COCO 1.0 instead
+a video of CVAT; \.xml; <annotations> <track\b; In CVAT, export it as COCO 1.0 instead
 labelme JSON; \.json; "shapes" "imagePath"; Convert it to COCO, for example with labelme2coco
 a project of VIA; \.(json|csv); shape_attributes; In VIA, choose Annotation > Export Annotations (COCO format)
 a project of Supervisely; \.json; "classTitle"; Export it with its app Export to COCO
-JSON of Label Studio; \.json; "from_name" "to_name"; In Label Studio, export it as COCO or YOLO instead
+JSON-MIN of Label Studio; \.json; "original_width" "original_height"; In Label Studio, export it as JSON instead
 TFRecord; \.(tfrecords?|record)(-.*)?; ; Convert it to COCO with FiftyOne, from TFObjectDetectionDataset
 Darknet without obj.data; \.names; ; Write obj.data with train, valid and names, and put label files beside the images
 '''.strip().splitlines()]

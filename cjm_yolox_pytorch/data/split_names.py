@@ -20,7 +20,7 @@ _STANDARD = {'training': 'train', 'valid': 'val', 'validation': 'val', 'testing'
 def split_name(name): # Its standard name; unknown ones stay as they are
     short = name.removeprefix('instances_').lower()
     short = re.sub(r'^(train|val|test)\d{4}$', r'\1', short)
-    return short if short in SPLITS else _STANDARD.get(short, name)
+    return short if short in SPLITS else _STANDARD.get(short, name.removeprefix('instances_'))
 
 # %% ../../nbs/data/02_split_names.ipynb #f6817a9e
 def by_split(where, pairs): # (name, thing) pairs as a dict, with standard names

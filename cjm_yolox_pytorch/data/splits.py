@@ -14,20 +14,25 @@ from pathlib import Path
 from .annotations import Annotations
 from .coco import find_coco_splits
 from .csv import CSV_HEADER, find_csv_splits
+from .cvat import find_cvat_splits
 from .foreign import describe_foreign
+from .labelstudio import find_labelstudio_splits
 from .split_names import resolve_split
 from .voc import find_voc_splits
 from .yolo_config import find_yolo_splits
 
 # %% ../../nbs/data/07_splits.ipynb #741a3bc0
-FORMATS = dict(coco=find_coco_splits, voc=find_voc_splits, yolo=find_yolo_splits, csv=find_csv_splits)
+FORMATS = dict(coco=find_coco_splits, voc=find_voc_splits, yolo=find_yolo_splits, csv=find_csv_splits,
+    cvat=find_cvat_splits, labelstudio=find_labelstudio_splits)
+_LAST = 'csv', 'cvat', 'labelstudio' # Looked for only where nothing else is
 LOOKED_FOR = dict(coco='*.json, */*.json', yolo='data.yaml, obj.data, *.txt named like images',
-    voc='ImageSets/Main/*.txt, *.xml named like images', csv=f'*.csv with {CSV_HEADER}')
+    voc='ImageSets/Main/*.txt, *.xml named like images', csv=f'*.csv with {CSV_HEADER}',
+    cvat="CVAT's annotations.xml for images", labelstudio='JSON of Label Studio')
 
 def _find_readers(path, formats, images): # Split -> function that reads it, of the only format that fits
     found = {}
     for format in formats:
-        if found and format == 'csv': continue
+        if found and format in _LAST: continue
         if splits := FORMATS[format](path, images): found[format] = splits
     if len(found) == 1: return found.popitem()[1]
     if found: raise ValueError(f'{path}: looks like {" and like ".join(found)}. Choose one with format (--format)')
@@ -38,7 +43,7 @@ def _find_readers(path, formats, images): # Split -> function that reads it, of 
 # %% ../../nbs/data/07_splits.ipynb #67343555
 def find_splits(
     path, # Folder of a dataset, or its file in COCO's JSON, YOLO's YAML or CSV
-    format:str=None, # coco, voc, yolo or csv; the one that fits if None
+    format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; the one that fits if None
     images=None, # Folder of the images, where it is not one of the usual places
     bit_depth:int=16 # Bits that the pixels of 16-bit files use
 ) -> dict: # Split -> function that reads it

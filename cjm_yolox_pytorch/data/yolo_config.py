@@ -222,21 +222,27 @@ def _images_by_name(folder): # With and without suffix, in NFC
         for name in (nfc(p.stem), nfc(p.name)): found.setdefault(name, []).append(p)
     return found
 
-def _image_of(label, images): # Path, or None
+def _image_of(label, images, folder): # Path, or None; `images` by name, all in `folder`
     found = images.get(nfc(label.name)) or images.get(nfc(label.stem), [])
     if len(found) < 2: return found[0] if found else None
     def shared(p): return len(os.path.commonprefix([[*map(nfc, q.parent.parts[::-1])] for q in (p, label)]))
     best = max(map(shared, found))
     found = [p for p in found if shared(p) == best]
+    found = [p for p in found if _mirrors(label, p, folder)] or found
     if len(found) > 1: raise_listing(f'{label}: several images fit', [*map(with_form, found)], 'Keep one of them')
     return found[0]
+
+def _mirrors(label, image, folder): # As `labels/day/a.txt` does `day/a.jpg` in `folder`
+    inside, above = ([*map(nfc, p.parent.parts)] for p in (image.relative_to(folder), label))
+    top = len(above) - len(inside)
+    return top > 0 and above[top:] == inside and above[top - 1].lower() in ('labels', 'images')
 
 # %% ../../nbs/data/06_yolo_config.ipynb #f77378ac
 def _splits_elsewhere(path, folder):
     config = _find_config(path)
     names, root, files = _listed_in_config(path, config) if config else (None, path, _labels_by_split(path))
     images = _images_by_name(folder)
-    pairs = {split: [(p, _image_of(p, images)) for p in found] for split, found in files.items()}
+    pairs = {split: [(p, _image_of(p, images, folder)) for p in found] for split, found in files.items()}
     used = {image for found in pairs.values() for _, image in found} - {None}
     if not used and not config: return {}
     if not used: raise FileNotFoundError(f'{config}: {folder} has none of its images')

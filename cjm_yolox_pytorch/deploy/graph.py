@@ -86,7 +86,7 @@ def _describe_output(weights, raw, suppress, static):
     return f'[{shape}, 6] x0, y0, width, height, label, probability'
 
 # %% ../../nbs/deploy/00_graph.ipynb #63345a32
-def file_metadata(weights:Weights, raw=False, suppress=False, camera=False, static=False, conf=None, iou=.65, classes=None):
+def file_metadata(weights, raw=False, suppress=False, camera=False, static=False, conf=None, iou=.65, classes=None):
     letterbox = 'scale the image until it fits, put it into the top left corner, and fill the rest with 114'
     known = dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names)
     known |= dict(size=padded_size(weights), input=_describe_input(weights, camera, static))

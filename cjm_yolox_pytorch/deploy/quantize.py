@@ -78,6 +78,8 @@ class _Reader: # As ONNX Runtime's quantizer wants it
     def get_next(self): return next(({self.name: x} for x in self.left), None)
 
 # %% ../../nbs/deploy/03_quantize.ipynb #beb72ed7
+_TYPES = ['Conv', 'Concat', 'MaxPool', 'Resize', 'Add']
+
 def quantize_onnx(
     file, # ONNX in fp32
     out, # File to write
@@ -85,11 +87,11 @@ def quantize_onnx(
     kept, # Names of nodes that stay in fp32
     metadata:str # JSON of `yolox_export`
 ):
-    "Quantize the convolutions of an ONNX file but those `kept`."
+    "Quantize the convolutions of an ONNX file, and what only passes values on, but the nodes `kept`."
     onnx, q = import_extra('onnx'), import_extra('onnxruntime.quantization')
     model = fuse_silu(onnx.load(file))
     reader, extra = _Reader(images, model.graph.input[0].name), dict(CalibMovingAverage=True)
-    types = dict(activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, op_types_to_quantize=['Conv'])
+    types = dict(activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, op_types_to_quantize=_TYPES)
     options = dict(types, per_channel=True, nodes_to_exclude=sorted(kept), extra_options=extra)
     with _silent(): q.quantize_static(model, str(out), reader, quant_format=q.QuantFormat.QDQ, **options)
     _compact_onnx(out, metadata)

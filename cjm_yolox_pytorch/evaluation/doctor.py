@@ -243,8 +243,8 @@ def report_lines(report:Report):
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6890
 @command
 def yolox_doctor(
-    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO or CSV), or its JSON, YAML or CSV file
-    format:str=None, # coco, voc, yolo or csv; detected by default
+    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
+    format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     train:str=None, # Training split; by default train
     val:str=None, # Validation split; by default val, or test if there is no val, or a tenth of the training split
     images:str=None, # Folder of the images, if it is not in a usual place

@@ -293,7 +293,7 @@ def yolox_eval(
     weights:list, # Weights (file, address, or a size such as yolox_s), or exported files; several to compare them
     data:str, # Folder of a dataset, or a COCO file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
-    format:str=None, # coco, voc, yolo or csv; detected by default
+    format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of images that are not at one of the usual places
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given

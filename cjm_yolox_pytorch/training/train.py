@@ -166,11 +166,11 @@ def _explain_death(e): # RuntimeError -> clear error if another process ended, e
 @command
 @recipe_options
 def yolox_train(
-    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO or CSV), or its JSON, YAML or CSV file
+    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
     recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below) or paper
-    format:str=None, # coco, voc, yolo or csv; detected by default
+    format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
     allow_missing:bool=False, # Train even if a tenth of the images or labels, or more, is missing

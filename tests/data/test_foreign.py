@@ -13,9 +13,8 @@ SUPERVISELY = dict(size=dict(height=60, width=80), objects=[dict(classTitle='ant
 CVAT = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
 VIDEO = CVAT + '<track id="0" label="ant"></track></annotations>'
 FOREIGN = { # Files, and what is said
-    'cvat': ({'annotations.xml': CVAT + '<image id="0" name="a.png"></image></annotations>'},
-             "annotations.xml looks like CVAT's own XML, which is not read. In CVAT, export it as COCO 1.0"),
-    'cvat video': ({'annotations.xml': VIDEO}, "CVAT's own XML"),
+    'cvat video': ({'annotations.xml': VIDEO},
+                   'annotations.xml looks like a video of CVAT, which is not read. In CVAT, export it as COCO 1.0'),
     'labelme': ({'images/a.json': LABELME}, 'images/a.json looks like labelme JSON.* labelme2coco'),
     'via': ({'via_region_data.json': {'a.png9': dict(size=9, regions=[REGION])}}, 'VIA.*Export Annotations .COCO'),
     'via project': ({'via.json': {'_via_settings': {}, '_via_img_metadata': {'a': dict(regions=[REGION])}}}, 'VIA'),
@@ -43,9 +42,11 @@ def test_foreign_file_can_be_given(suffix, tmp_path):
     assert 'which is not read' in describe_foreign(tmp_path/f'a.{suffix}')
 
 
-def test_json_of_label_studio_is_named(tmp_path):
-    write(tmp_path/'project-1.json', [dict(annotations=[dict(result=[dict(from_name='label', to_name='image')])])])
-    assert 'looks like JSON of Label Studio, which is not read' in describe_foreign(tmp_path)
+def test_json_min_of_label_studio_is_named(tmp_path):
+    region = dict(x=1, y=2, width=3, height=4, rectanglelabels=['ant'], original_width=80, original_height=60)
+    write(tmp_path/'project-1.json', [dict(image='a.png', id=1, label=[region])])
+    message = 'looks like JSON-MIN of Label Studio, which is not read. In Label Studio, export it as JSON'
+    assert message in describe_foreign(tmp_path)
 
 
 @pytest.mark.parametrize('name', LAYOUTS)
