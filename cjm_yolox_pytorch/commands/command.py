@@ -29,7 +29,7 @@ def parser_of(func) -> argparse.ArgumentParser: # The help is in comments, or in
         option.update(_ARGUMENTS.get(p.annotation) or dict(type=p.annotation), help=about.replace('%', '%%'))
         parser.add_argument(f'--{name.replace("_", "-")}' if 'dest' in option else name, **option)
     for name, (lines, about) in getattr(func, 'shows', {}).items():
-        parser.add_argument(f'--{name}', nargs=0, const=lines, action=_Show, help=about)
+        parser.add_argument(f'--{name}', nargs=0, const=lines, action=_Show, help=about, dest=argparse.SUPPRESS)
     return parser
 
 

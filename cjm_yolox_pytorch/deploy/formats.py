@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .catalog import check_target, check_precision, format_name, FILE_FORMATS
+from .catalog import check_precision, check_target, FILE_FORMATS, format_name
 from .converters import write_coreml, write_executorch, write_litert, write_ncnn
 from .coreml import coreml_reference
 from ..detection.backends import load_program
@@ -58,11 +58,11 @@ def _write_onnx(program, path, metadata, half=False):
     onnx.model.metadata_props['cjm_yolox_pytorch'] = metadata
     onnx.save(str(path))
 
-# %% ../../nbs/deploy/01_formats.ipynb #d9f1b36e
 def _write_pt2(program, path, metadata, half=False):
     files = {'cjm_yolox_pytorch.json': metadata}
     torch.export.save(program, str(path), extra_files=files)
 
+# %% ../../nbs/deploy/01_formats.ipynb #d9f1b36e
 def convert_to_openvino(onnx, path, metadata, half=False):
     openvino = import_extra('openvino')
     model = openvino.convert_model(str(onnx))
@@ -75,10 +75,10 @@ def _write_openvino(program, path, metadata, half=False):
     convert_to_openvino(onnx, path, metadata, half)
     onnx.unlink()
 
-_WRITERS = dict(onnx=_write_onnx, openvino=_write_openvino, pt2=_write_pt2, ncnn=write_ncnn, litert=write_litert,
-    executorch=write_executorch, coreml=write_coreml)
-
 # %% ../../nbs/deploy/01_formats.ipynb #7ff0e3db
+_WRITERS = dict(onnx=_write_onnx, openvino=_write_openvino, pt2=_write_pt2, ncnn=write_ncnn, litert=write_litert)
+_WRITERS |= dict(executorch=write_executorch, coreml=write_coreml)
+
 def write_draft(module, path, metadata, size, camera, static, half=False):
     if half and path.suffix == '.onnx': module = halved(module)
     with warnings.catch_warnings():
@@ -106,8 +106,8 @@ def load_opencv(path): # The same with OpenCV
 def check_output(path, size, static, half=False, int8=False):
     check_precision(path, half, int8)
     check_target(path)
-    if path.suffix == '.pt2' and size < 64 and not static:
-        raise ValueError(f'size={size}: a pt2 file of any size needs 64 or more. Export to ONNX, or with --static')
+    if size >= 64 or static or path.suffix != '.pt2': return
+    raise ValueError(f'size={size}: a pt2 file of any size needs 64 or more. Export to ONNX, or with --static')
 
 # %% ../../nbs/deploy/01_formats.ipynb #330898b2
 def _move_files(folder, out):
@@ -115,7 +115,7 @@ def _move_files(folder, out):
         if (out/file.name).is_dir(): os.replace(out/file.name, folder/f'{file.name}.old') # A package of Core ML
         os.replace(file, out/file.name)
 
-# %% ../../nbs/deploy/01_formats.ipynb #040f97a9
+# %% ../../nbs/deploy/01_formats.ipynb #47f06c6c
 @contextmanager
 def drafted(path): # -> path of a draft, which replaces `path` at the end
     "Write a file, and those that belong to it, as a whole or not at all."

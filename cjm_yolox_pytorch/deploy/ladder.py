@@ -131,6 +131,14 @@ def _climb(full, measured, draft, images, validation, max_drop, watch, metadata)
             return step
     raise ValueError(f'not written, since AP drops by more than {max_drop:g} (--max-drop), whatever is left in fp32')
 
+# %% ../../nbs/deploy/04_ladder.ipynb #394e7d0b
+def _draft_int8(module, draft, metadata, about, images, max_drop, watch): # -> `Step`
+    with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
+        files = _write_full(module, Path(folder), draft.suffix, json.dumps(metadata), *about)
+        step = _climb(*files, draft, *images, max_drop, watch, dict(metadata, precision='int8'))
+    _check_runs(draft, *about)
+    return step
+
 # %% ../../nbs/deploy/04_ladder.ipynb #4071d137
 @torch.no_grad()
 def quantize_weights(
@@ -149,9 +157,4 @@ def quantize_weights(
     module = exportable(weights, camera=camera, **options)
     metadata = file_metadata(weights, camera=camera, static=static, **options)
     about = size, camera, static
-    with drafted(path) as draft:
-        with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
-            files = _write_full(module, Path(folder), path.suffix, json.dumps(metadata), *about)
-            step = _climb(*files, draft, *images, max_drop, watch, dict(metadata, precision='int8'))
-        _check_runs(draft, *about)
-    return step
+    with drafted(path) as draft: return _draft_int8(module, draft, metadata, about, images, max_drop, watch)

@@ -24,7 +24,7 @@ def _beyond_convs(nodes, inputs, outputs): # Names of nodes that no convolution 
         if behind or node.op_type == 'Conv': reached.update(outputs(node))
     return names
 
-def _groups(conv): return next((a.i for a in conv.attribute if a.name == 'group'), 1)
+def _conv_groups(conv): return next((a.i for a in conv.attribute if a.name == 'group'), 1)
 
 # %% ../../nbs/deploy/03_quantize.ipynb #17374e1b
 def graph_parts(model) -> dict: # Part of an ONNX model -> names of its nodes
@@ -32,7 +32,7 @@ def graph_parts(model) -> dict: # Part of an ONNX model -> names of its nodes
     nodes, into, out = [*model.graph.node], attrgetter('input'), attrgetter('output')
     convs = [n for n in nodes if n.op_type == 'Conv']
     ends = _beyond_convs(nodes, into, out) | _beyond_convs(nodes[::-1], out, into)
-    depthwise = {n.name for n in convs if _groups(n) > 1}
+    depthwise = {n.name for n in convs if _conv_groups(n) > 1}
     return dict(ends=ends, depthwise=depthwise, head={n.name for n in convs if 'bbox_head' in n.input[1]})
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bb25a600
@@ -73,12 +73,21 @@ def _silent():
         with contextlib.redirect_stdout(io.StringIO()): yield
     finally: logging.disable(before)
 
-class _Reader: # As ONNX Runtime's quantizer wants it
+class _CalibrationReader: # As ONNX Runtime's quantizer wants it
     def __init__(self, images, name): self.left, self.name = iter(images), name
     def get_next(self): return next(({self.name: x} for x in self.left), None)
 
+# %% ../../nbs/deploy/03_quantize.ipynb #db0d5baa
+def _compact_onnx(file, metadata): # Without what nobody reads of a quantized graph, and with these metadata
+    onnx = import_extra('onnx')
+    model = onnx.load(file)
+    for node in model.graph.node: del node.metadata_props[:] # Where in our code it comes from
+    del model.graph.value_info[:], model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(cjm_yolox_pytorch=metadata))
+    onnx.save(model, file)
+
 # %% ../../nbs/deploy/03_quantize.ipynb #beb72ed7
-_TYPES = ['Conv', 'Concat', 'MaxPool', 'Resize', 'Add']
+_OP_TYPES = ['Conv', 'Concat', 'MaxPool', 'Resize', 'Add']
 
 def quantize_onnx(
     file, # ONNX in fp32
@@ -90,20 +99,11 @@ def quantize_onnx(
     "Quantize the convolutions of an ONNX file, and what only passes values on, but the nodes `kept`."
     onnx, q = import_extra('onnx'), import_extra('onnxruntime.quantization')
     model = fuse_silu(onnx.load(file))
-    reader, extra = _Reader(images, model.graph.input[0].name), dict(CalibMovingAverage=True)
-    types = dict(activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, op_types_to_quantize=_TYPES)
+    reader, extra = _CalibrationReader(images, model.graph.input[0].name), dict(CalibMovingAverage=True)
+    types = dict(activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, op_types_to_quantize=_OP_TYPES)
     options = dict(types, per_channel=True, nodes_to_exclude=sorted(kept), extra_options=extra)
     with _silent(): q.quantize_static(model, str(out), reader, quant_format=q.QuantFormat.QDQ, **options)
     _compact_onnx(out, metadata)
-
-# %% ../../nbs/deploy/03_quantize.ipynb #db0d5baa
-def _compact_onnx(file, metadata): # Without what nobody reads of a quantized graph, and with these metadata
-    onnx = import_extra('onnx')
-    model = onnx.load(file)
-    for node in model.graph.node: del node.metadata_props[:] # Where in our code it comes from
-    del model.graph.value_info[:], model.metadata_props[:]
-    onnx.helper.set_model_props(model, dict(cjm_yolox_pytorch=metadata))
-    onnx.save(model, file)
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bde26545
 def quantize_openvino(file, out, images, kept, metadata): # As `quantize_onnx`, but `out` is XML

@@ -110,14 +110,15 @@ def test_int8_file_has_integer_convolutions_but_at_its_ends(int8):
     nodes = [*onnx.load(int8[0]).graph.node]
     makers = {o: n for n in nodes for o in n.output}
     convs = [n for n in nodes if n.op_type == 'Conv']
-    whole = [n for n in convs if makers.get(n.input[1]) is not None and makers[n.input[1]].op_type == 'DequantizeLinear']
+    whole = [n for n in convs if getattr(makers.get(n.input[1]), 'op_type', '') == 'DequantizeLinear']
     assert len(whole) > .6*len(convs) and convs[0] not in whole
     assert not any(n.output[0].startswith('detections') for n in nodes if n.op_type == 'DequantizeLinear')
 
 
 def test_int8_file_keeps_names_thresholds_and_notes(int8, weights):
     detector = load_detector(int8[0])
-    assert detector.names == weights.names and detector.notes == NOTES and detector.conf == NOTES['thresholds']['classes']
+    assert detector.names == weights.names and detector.notes == NOTES
+    assert detector.conf == NOTES['thresholds']['classes']
     props = onnxruntime.InferenceSession(int8[0]).get_modelmeta().custom_metadata_map
     about = json.loads(props['cjm_yolox_pytorch'])
     assert about['precision'] == 'int8' and about['kept_in_fp32'] in LADDER and about['size'] == 96
