@@ -125,7 +125,7 @@ def test_coreml_package_is_complete(written):
     package = written('coreml')
     about = json.loads(coreml.coreml_metadata(package))
     assert (about['names'], about['size'], about['notes']) == (NAMES, SIZE, dict(bit_depth=12))
-    with pytest.raises(ValueError, match='nano.mlpackage runs on the systems of Apple only'): load_detector(package)
+    with pytest.raises(ValueError, match='nano.mlpackage runs on Apple.s systems only'): load_detector(package)
 
 
 def test_coreml_numbers_are_checked(written, sure, tmp_path, monkeypatch):
