@@ -52,8 +52,7 @@ def yolo_files(splits, model='') -> dict: # Path -> text; without splits, all im
 def _voc_xml(a, i, model):
     height, width = map(str, a.sizes[i])
     root = Element('annotation', first_pixel='0')
-    SubElement(root, 'folder').text = os.path.dirname(a.paths[i])
-    SubElement(root, 'filename').text = os.path.basename(a.paths[i])
+    SubElement(root, 'filename').text = str(a.paths[i])
     SubElement(SubElement(root, 'source'), 'annotation').text = model
     size = SubElement(root, 'size')
     for name, value in dict(width=width, height=height, depth='3').items(): SubElement(size, name).text = value

@@ -10,12 +10,12 @@ import json, os, re
 from collections import namedtuple
 from functools import partial
 from urllib.parse import parse_qs, quote, unquote, urlsplit
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import Element, indent, SubElement, tostring
 
 from ..commands.messages import counted, raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .coco import find_images, folders_of_split, image_places
-from .cvat import turned_bounds, xml_text
+from .cvat import turned_bounds
 from .split_names import notes_and_stops, split_name
 from ..files.paths import files_in, IMAGE_SUFFIXES, read_text
 
@@ -175,4 +175,6 @@ def labelstudio_files(
     choices = SubElement(view, 'RectangleLabels', name='label', toName='image')
     for name in names: SubElement(choices, 'Label', value=name)
     tasks = [_task(a, i, split, model) for split, a in splits.items() for i in range(len(a))]
-    return {'tasks.json': json.dumps(tasks, ensure_ascii=False), 'label_config.xml': xml_text(view)}
+    indent(view)
+    config = tostring(view, encoding='unicode') # Label Studio refuses a declaration of the encoding
+    return {'tasks.json': json.dumps(tasks, ensure_ascii=False), 'label_config.xml': f'{config}\n'}

@@ -11,7 +11,7 @@ import csv, os, sys, numpy as np
 from itertools import islice
 
 from ..boxes import box_iou
-from ..commands.messages import printable
+from ..commands.messages import counted, printable
 from .detections import Detections
 from .inputs import is_video, read_inputs
 from ..files.paths import atomic
@@ -82,7 +82,7 @@ def check_order(order, files, conf, path): # Before anything is written; `files`
 
 # %% ../../nbs/detection/03a_uncertainty.ipynb #d0a15d80
 def _report_order(rows, failed, path):
-    print(f'{len(rows)} images, the least sure first; written to {path}')
+    print(f'{counted(len(rows), "image")}, the least sure first; written to {path}')
     for file, value, _ in rows[:10]: print(f'{value:8.3f}  {printable(file)}')
     if len(rows) > 10: print(f'          and {len(rows) - 10} more')
     sys.stdout.flush()

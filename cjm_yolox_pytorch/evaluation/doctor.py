@@ -16,10 +16,12 @@ from ..commands.command import command
 from ..commands.messages import printable
 from ..data.annotations import read_annotated
 from ..data.checks import check, check_difficulty, check_splits, Fault, same_split, TOLD_APART
+from ..data.label_files import write_files
 from ..data.splits import choose_splits, find_splits, hold_out
 from ..detection.detector import load_network
 from .dataset_figure import draw_dataset
 from .disagreement_sheet import draw_disagreements
+from .labeling_task import labeling_task
 from .second_opinion import compare_labels, comparison_lines
 from ..files.class_names import parse_names
 from ..files.images import BitDepthError, open_image
@@ -289,14 +291,22 @@ def _bar(images, what='images'):
 def _to_json(report): return json.dumps(summary(report), indent=1)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #0af66606
+def _labeling_files(report): # Path -> text; with remarks for the report
+    c = report.comparison
+    files, said = labeling_task(c.splits, c.disagreements) if c else ({}, [])
+    if c: c.remarks += said
+    return files
+
 def _publish(report, as_json, out): # Print, and write into a folder if one is given
+    files = _labeling_files(report) if out else {}
     lines = [_to_json(report)] if as_json else map(printable, report_lines(report))
     print(*lines, sep='\n', flush=True)
-    if out: _write_report(report, Path(out))
+    if out: _write_report(report, Path(out), files)
 
-def _write_report(report, out):
+def _write_report(report, out, files):
     out.mkdir(parents=True, exist_ok=True)
     with atomic(out/'doctor.json') as partial: partial.write_text(_to_json(report))
     draw_dataset(report.splits, report.faults, report.img_size, out/'doctor.png')
     found = report.comparison
     if found: draw_disagreements(found.splits, found.disagreements, out/'disagreements.png')
+    write_files(out, files, overwrite=True) # Its own, of an earlier run

@@ -9,7 +9,7 @@ __all__ = ['Comparison', 'compare_labels', 'comparison_lines']
 import torch, numpy as np
 from dataclasses import asdict, dataclass
 
-from ..commands.messages import printable, shorten, wrap_lines
+from ..commands.messages import counted, printable, shorten, wrap_lines
 from ..data.annotations import fingerprint, relabel
 from ..data.splits import hold_out
 from ..detection.backends import remarks
@@ -50,10 +50,10 @@ def _renumber(d, order): # `Detections` of classes that the data has
 def _class_remarks(splits, names, own):
     unknown = [n for n in names if n not in own]
     count = sum(int(a.counts[names.index(n)]) for a in splits.values() for n in unknown)
-    what = f'{len(unknown)} classes that the weights do not have ({shorten(", ".join(unknown), 90)})'
-    if unknown: yield f'labels not compared: {count} objects of {what}'
+    what = f'{counted(len(unknown), "class")} that the weights do not have ({shorten(", ".join(unknown), 90)})'
+    if unknown: yield f'labels not compared: {counted(count, "object")} of {what}'
     extra = [n for n in own if n not in names]
-    what = f'{len(extra)} classes that the data does not have ({shorten(", ".join(extra), 90)})'
+    what = f'{counted(len(extra), "class")} that the data does not have ({shorten(", ".join(extra), 90)})'
     if extra: yield f'detections not compared: those of {what}'
 
 # %% ../../nbs/evaluation/03c_second_opinion.ipynb #92008770

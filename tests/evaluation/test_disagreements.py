@@ -19,6 +19,7 @@ from cjm_yolox_pytorch.evaluation import second_opinion
 from cjm_yolox_pytorch.evaluation.disagreement_sheet import draw_disagreements
 from cjm_yolox_pytorch.evaluation.disagreements import find_disagreements, KINDS
 from cjm_yolox_pytorch.evaluation.doctor import yolox_doctor
+from cjm_yolox_pytorch.evaluation.labeling_task import labeling_task
 from cjm_yolox_pytorch.evaluation.second_opinion import compare_labels, comparison_lines
 from cjm_yolox_pytorch.files.checkpoints import save_weights, Weights
 from cjm_yolox_pytorch.model import build_model
@@ -206,7 +207,7 @@ def test_classes_are_compared_by_name(splits, weights, oracle):
     own = oracle(['moon', *weights.names[::-1]])
     c = compare_labels(splits, replace(weights, names=own, num_classes=6), 'cpu')
     assert c.disagreements == []
-    assert c.remarks == ['detections not compared: those of 1 classes that the data does not have (moon)']
+    assert c.remarks == ['detections not compared: those of 1 class that the data does not have (moon)']
 
 
 def test_splits_may_number_classes_differently(splits, weights, oracle):
@@ -339,3 +340,57 @@ def test_another_bit_depth_is_said(splits, weights, oracle):
     assert compare_labels(deep, replace(weights, notes=notes), 'cpu').remarks == []
     [remark] = compare_labels(splits, replace(weights, notes=notes), 'cpu').remarks
     assert remark.endswith('give --bit-depth 12')
+
+
+# The task for a labeling tool
+
+def test_the_task_is_the_labels_as_the_network_suggests(folder, splits, file, oracle, tmp_path, monkeypatch, capsys):
+    "With an oracle, reading it back gives the true labels"
+    rng = np.random.default_rng(0)
+    spoiled = {s: spoil(a, rng, .15)[0] for s, a in splits.items()}
+    own = oracle(splits['train'].names)
+    by_path = {path: a.objects(i) for a in splits.values() for i, path in enumerate(a.paths)}
+    c = compare_labels(spoiled, Weights({}, 'yolox_nano', 5, (0., 0., 0.), (1., 1., 1.), names=own, size=96))
+    files, said = labeling_task(c.splits, c.disagreements)
+    assert said[-1].endswith(f'by names below {folder}')
+    (tmp_path/'tasks').mkdir()
+    (tmp_path/'tasks/tasks.json').write_text(files['labels_to_check/tasks.json'])
+    read = find_splits(tmp_path/'tasks', images=str(folder))['all']()
+    assert [*read.paths] == [*dict.fromkeys(d.path for d in c.disagreements)]
+    for i, path in enumerate(read.paths):
+        boxes, labels, _ = read.objects(i)
+        true_boxes, true_labels, _ = by_path[path]
+        order, true = (np.lexsort(np.round(b[:, ::-1]).T) for b in (boxes, true_boxes))
+        assert len(boxes) == len(true_boxes) and np.abs(boxes[order] - true_boxes[true]).max() < 15
+        assert [read.names[n] for n in labels[order]] == [splits['train'].names[n] for n in true_labels[true]]
+
+
+def test_doctor_writes_the_task(folder, splits, file, oracle, tmp_path, monkeypatch, capsys):
+    oracle(splits['train'].names, {s: replace(a, boxes=a.boxes + 25) for s, a in splits.items()})
+    options = folder, '--weights', file, '--device', 'cpu', '--out', tmp_path/'out'
+    for _ in range(2): # It replaces its own
+        status, text, _ = run(monkeypatch, capsys, *options)
+        assert status == 0 and 'labels_to_check/tasks.json has ' in text and str(folder) in text
+    tasks = json.loads((tmp_path/'out/labels_to_check/tasks.json').read_text())
+    worst = json.loads((tmp_path/'out/doctor.json').read_text())['comparison']['disagreements'][0]
+    assert worst['path'].endswith(tasks[0]['data']['image'].partition('d=')[2])
+    assert {p.name for p in (tmp_path/'out/labels_to_check').iterdir()} == {'tasks.json', 'label_config.xml'}
+
+
+def test_names_that_tools_cannot_hold_leave_the_report(splits):
+    names = [' disc', *splits['train'].names[1:]]
+    renamed = {s: replace(a, names=names) for s, a in splits.items()}
+    found = {s: [detections([(5, 5, 60, 60, 1, .9)])]*len(a) for s, a in splits.items()}
+    oddly = find_disagreements(renamed, found)
+    files, [said] = labeling_task(renamed, oddly)
+    assert files == {} and 'no labeling task is written: class names that are empty, or begin' in said
+
+
+def test_crowds_are_not_in_the_task_and_photos_on_their_side_are_left_out(tmp_path):
+    a = tiny_split(tmp_path, [(60, 80)]*2, [[(5, 5, 40, 40, 0)]]*2, ['a'])
+    a = replace(a, crowd=np.array([True, False]), sizes=np.array([[60, 80], [80, 60]]))
+    found = [detections([(45, 10, 75, 40, 0, .9)]), detections([(5, 42, 40, 79, 0, .9)])]
+    files, said = labeling_task(dict(val=a), find_disagreements(dict(val=a), dict(val=found)))
+    [task] = json.loads(files['labels_to_check/tasks.json'])
+    assert len(task['predictions'][0]['result']) == 1
+    assert said[0].startswith('1 image not in the labeling task') and '1 crowd region left out' in said[1]
