@@ -9,7 +9,8 @@ __all__ = ['export_weights', 'yolox_export', 'EXPORT_FORMATS', 'exportable']
 import json, torch
 from pathlib import Path
 
-from ..commands.command import command
+from ..commands.command import command, showing
+from .catalog import fit_options, format_lines, format_name
 from .compare import describe_trials, HALF_TOLERANCE, TOLERANCE, try_file
 from .formats import check_output, drafted, EXPORT_FORMATS, write_draft
 from .graph import exportable, file_metadata, kept_scores, padded_size
@@ -26,17 +27,15 @@ _all_ = ['EXPORT_FORMATS', 'exportable'] # Of the rooms below
 @torch.no_grad()
 def export_weights(
     weights:Weights,
-    path, # File to write, with a suffix of `EXPORT_FORMATS`; an .xml file comes with a .bin file
-    camera:bool=False, # Images are uint8 [B, H, W, 3]
-    static:bool=False, # For one image of the size of the training, as OpenCV needs; instead of any size and batch
+    path, # File to write, with a suffix of `EXPORT_FORMATS`; some formats need other files beside it
     half:bool=False, # In fp16, but for input and output
-    **options # raw, suppress, conf, iou and classes of `yolox_export`
+    **options # raw, suppress, camera, static, conf, iou and classes of `yolox_export`
 ) -> float: # Largest difference from PyTorch in pixels
     "Write `weights` for other programs. If the file differs, raise a `RuntimeError` and keep what was there."
-    path, size = Path(path), padded_size(weights)
+    path, size, options = Path(path), padded_size(weights), fit_options(path, **options)
+    metadata, static = file_metadata(weights, **options), options.pop('static')
     check_output(path, size, static, half)
-    module = exportable(weights, camera=camera, **options)
-    metadata = file_metadata(weights, camera=camera, static=static, **options)
+    module, camera = exportable(weights, **options), options['camera']
     if half: metadata['precision'] = 'fp16'
     with drafted(path) as draft:
         write_draft(module, draft, json.dumps(metadata), size, camera, static, half)
@@ -49,14 +48,15 @@ def _output_file(weights, out, format, precision=''): # `precision`: half or int
     if out is None:
         beside = weights.rpartition('/')[2] if '://' in weights else weights
         return Path(beside).with_suffix(f'.{precision}{suffix}' if precision else suffix)
-    if format and Path(out).suffix != suffix: raise ValueError(f'{out}: files of {format} end in {suffix}')
+    if format and not str(out).endswith(suffix): raise ValueError(f'{out}: files of {format} end in {suffix}')
     return Path(out)
 
 # %% ../../nbs/deploy/05_export.ipynb #d4bc9f80
 def _export(weights, path, options):
+    options = fit_options(path, **options)
     difference, unit = export_weights(weights, path, **options), 'cells' if options['raw'] else 'pixels'
     print(f'written to {path}: equal to PyTorch within {difference:.1e} {unit},')
-    print(describe_trials(path.suffix, padded_size(weights), options['suppress'], options['static']))
+    print(describe_trials(format_name(path), padded_size(weights), options['suppress'], options['static']))
 
 def _export_int8(weights, path, data, max_drop, options):
     *images, text = choose_images(weights, data)
@@ -95,10 +95,11 @@ def _export_web(weights, file, out, runtime): # `file` as the user gave it
 
 # %% ../../nbs/deploy/05_export.ipynb #500140dd
 @command
+@showing('list', format_lines, 'Print a table of all formats')
 def yolox_export(
     weights:str, # File or address of weights, or a size such as yolox_s for published weights
-    out:str=None, # File (or folder of the page) to write; beside WEIGHTS unless given
-    format:str=None, # onnx, pt2, openvino, or web for a page; unless given, that of the suffix of OUT, or onnx
+    out:str=None, # File, or folder of a page, to write; beside WEIGHTS unless given
+    format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml, web: see --list; by default as OUT, or onnx
     raw:bool=False, # Give raw boxes, objectness and all probabilities, not decoded
     suppress:bool=False, # Suppress overlapping boxes (NMS) in the file
     camera:bool=False, # Take images as a camera gives them: uint8, [batch, height, width, 3]
