@@ -166,7 +166,7 @@ def load_network(
 ): # -> `Weights` or `ExportedNetwork`
     "Load a network of any kind."
     path = local_file(source)
-    exported = os.path.isfile(path) and network_kind(path) != 'weights'
+    exported = os.path.exists(path) and network_kind(path) != 'weights'
     if exported: return load_exported_network(path, names, img_size, pixels)
     if pixels: raise ValueError(f'pixels={pixels!r}: {source} is a file of weights, not an exported network')
     return load_weights(path, names=names)

@@ -272,9 +272,9 @@ def _show_one(weights, loaded, split, a, **options):
     return a, found
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #188185a7
-def _megabytes(file): # On the disk; OpenVINO's have their numbers in another file
+def _megabytes(file): # On the disk; OpenVINO and NCNN have the numbers in another file
     path = local_file(file)
-    numbers = [path.with_suffix('.bin')] if path.suffix == '.xml' else []
+    numbers = [path.with_suffix('.bin')] if path.suffix in ('.xml', '.param') else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
 
 def _compare(weights, loaded, split, annotations, out, **options): # Several networks in one table
