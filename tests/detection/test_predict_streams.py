@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_length_of_a_video(use, tmp_path):
     finally:
         tracemalloc.stop()
         gc.unfreeze()
-    early, late = min(held[8:14]), min(held[-6:]) # The lowest, once Python's free lists are full: what is kept remains
+    early, late = min(held[8:14]), min(held[-6:]) # The lowest, once Python's free lists are full
     assert len(held) == 30 and late < early + 60_000, held # Of 1,300 frames: an empty dict for each has 80,000
     coco = record(tmp_path/'out')
     assert len(coco['images']) == len(coco['annotations']) == 2400
@@ -234,7 +234,9 @@ def test_memory_does_not_grow_with_the_length_of_a_video(use, tmp_path):
 
 def test_large_images_go_through_the_network_in_small_groups(monkeypatch):
     monkeypatch.setattr(predict, '_MOST_BYTES', 1000)
-    def sizes(*sides): return [len(g) for g in predict._groups([('a', 'b', {}, torch.zeros(3, n, n)) for n in sides], 4)]
+    def sizes(*sides):
+        frames = [('a', 'b', {}, torch.zeros(3, n, n)) for n in sides]
+        return [len(group) for group in predict._groups(frames, 4)]
     assert sizes(5, 5, 5, 5, 5, 5) == [4, 2]
     assert sizes(40, 40, 5, 40, 5) == [1, 1, 2, 1]
     assert sizes() == []
