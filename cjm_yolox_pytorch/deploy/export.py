@@ -99,7 +99,7 @@ def _export_web(weights, file, out, runtime): # `file` as the user gave it
 def yolox_export(
     weights:str, # File or address of weights, or a size such as yolox_s for published weights
     out:str=None, # File, or folder of a page, to write; beside WEIGHTS unless given
-    format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml, web: see --list; by default as OUT, or onnx
+    format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml, web: see --list; default: as OUT, or onnx
     raw:bool=False, # Give raw boxes, objectness and all probabilities, not decoded
     suppress:bool=False, # Suppress overlapping boxes (NMS) in the file
     camera:bool=False, # Take images as a camera gives them: uint8, [batch, height, width, 3]
