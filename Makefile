@@ -38,6 +38,7 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -W ignore benchmarks/train_step.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/loader.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/inference.py --out runs/bench
+	.venv-bench/bin/python -W ignore benchmarks/deploy.py --out runs/bench
 
 # README.md from nbs/index.ipynb
 readme: .venv/installed-dev
@@ -85,7 +86,7 @@ clean:
 # Peers are installed one by one; the tables name those that cannot be
 .venv-bench/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/$(PIP) --editable '.[export]'
+	.venv-bench/bin/$(PIP) --editable '.[export,int8]'
 	for peer in $$(sed -n 's/^bench_requirements = //p' settings.ini); do \
 		.venv-bench/bin/$(PIP) "$$peer" || echo "$$peer could not be installed"; done
 	@touch $@

@@ -13,8 +13,9 @@ raw = f"{cfg['git_url']}/raw/{cfg['branch']}/"
 readme = re.sub(r'\]\((?!http)', f']({raw}', Path('README.md').read_text(encoding='utf-8'))
 
 extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
+extras['mobile'] = [p for name in ('ncnn', 'litert', 'executorch', 'coreml') for p in extras[name]]
 # Tests exercise every feature, so `dev` holds what each extra of the library itself needs
-extras['dev'] = [*extras['dev'], *extras['export'], *extras['video'], *extras['track'], *extras['log']]
+extras['dev'] = [*extras['dev'], *extras['export'], *extras['int8'], *extras['video'], *extras['track'], *extras['log']]
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

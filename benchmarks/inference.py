@@ -19,7 +19,8 @@ from loader import alternating, ratio, result_cells, timed, write_photos
 from loss import first_line, machine, markdown, save_results
 
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights
-from cjm_yolox_pytorch.deploy.export import export_weights, load_exported
+from cjm_yolox_pytorch.deploy.export import export_weights
+from cjm_yolox_pytorch.deploy.formats import load_exported
 from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.detection.detector import Detector
 from cjm_yolox_pytorch.files.images import as_image

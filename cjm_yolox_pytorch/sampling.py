@@ -32,8 +32,7 @@ class SamplingResult:
         assignment_result:AssignResult,
         ground_truth_flags:Tensor # [A] 1 where a cell's box is itself an object
     ):
-        objects = ground_truth_bboxes.reshape(-1, 4)
-        on = positive_indices
+        on, objects = positive_indices, ground_truth_bboxes.reshape(-1, 4)
         if len(on) and not len(objects): raise ValueError(f'{len(on)} positives need objects, but there are none')
         self.positive_indices, self.negative_indices = on, negative_indices
         self.positive_bboxes, self.negative_bboxes = bboxes[on], bboxes[negative_indices]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -61,6 +63,18 @@ def test_inference_benchmark(tmp_path):
     assert [(r['batch'], r['failed']) for r in rows] == [(1, None), (2, None)]
     assert all(r['images_per_s'] > 0 for r in rows)
     assert '| yolox_nano, 416 | 2 | ours |' in printed
+
+
+@pytest.mark.slow
+def test_deploy_benchmark(tmp_path):
+    pytest.importorskip('nncf')
+    printed = run('deploy.py', '--models', 'yolox_nano', '--rounds', '1', '--out', tmp_path)
+    rows = json.loads((tmp_path/'deploy.json').read_text())['rows']
+    kinds = [(r['program'], r['precision']) for r in rows]
+    programs = ('ONNX Runtime', 'OpenVINO')
+    assert kinds == [('PyTorch', 'fp32'), *((p, precision) for p in programs for precision in ('fp32', 'int8'))]
+    assert all(r['images_per_s'] > 0 and r['AP'] is None for r in rows)
+    assert '| yolox_nano, 416 | OpenVINO | int8 |' in printed
 
 
 def test_active_learning_benchmark(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from networks import decisive_model
 
-from cjm_yolox_pytorch.deploy import export
-from cjm_yolox_pytorch.deploy.export import EXPORT_FORMATS, exportable, export_weights, load_exported, yolox_export
+from cjm_yolox_pytorch.deploy import compare, export, formats, graph
+from cjm_yolox_pytorch.deploy.export import exportable, export_weights, yolox_export
+from cjm_yolox_pytorch.deploy.formats import load_exported
 from cjm_yolox_pytorch.files import checkpoints
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
 from cjm_yolox_pytorch.files.letterbox import letterbox, unletterbox
@@ -21,13 +22,13 @@ from cjm_yolox_pytorch.inference import YOLOXInferenceWrapper, nms
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
 
 onnx, onnxruntime, openvino = (pytest.importorskip(name) for name in ('onnx', 'onnxruntime', 'openvino'))
-SUFFIXES = list(EXPORT_FORMATS.values())
+SUFFIXES = ['.onnx', '.pt2', '.xml'] # The others have tests of their own
 
 
 @pytest.fixture(scope='module', autouse=True)
 def traced_once():
     "Most of the time goes into tracing and ONNX: modules of the same kind share these"
-    traces, graphs, trace, write = {}, {}, export._trace, export._write_onnx
+    traces, graphs, trace, write = {}, {}, formats.trace, formats._write_onnx
     def trace_once(module, size, camera, static):
         inner, state = getattr(module, 'wrapper', module), module.state_dict()
         total = sum(t.double().sum().item() for t in state.values())
@@ -35,14 +36,14 @@ def traced_once():
         key = type(module), total, options, size, camera, static
         if key not in traces: traces[key] = trace(module, size, camera, static)
         return traces[key]
-    def write_once(program, path, metadata):
+    def write_once(program, path, metadata, half=False):
         if metadata in graphs: return path.write_bytes(graphs[metadata])
         write(program, path, metadata)
         graphs[metadata] = path.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, '_trace', trace_once)
-        patch.setattr(export, '_write_onnx', write_once)
-        patch.setitem(export._WRITERS, '.onnx', write_once)
+        patch.setattr(formats, 'trace', trace_once)
+        patch.setattr(formats, '_write_onnx', write_once)
+        patch.setitem(formats._WRITERS, 'onnx', write_once)
         yield
 
 
@@ -179,7 +180,7 @@ def test_raw_file_has_all_probabilities(tmp_path):
 
 def test_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     (tmp_path/'nano.pt2').write_text('what was there')
-    monkeypatch.setattr(export, 'load_exported', lambda path: lambda x: torch.zeros(len(x), 5, 6))
+    monkeypatch.setattr(compare, 'load_exported', lambda path: lambda x: torch.zeros(len(x), 5, 6))
     with pytest.raises(RuntimeError, match='boxes from the file differ'): export_weights(made_up(), tmp_path/'nano.pt2')
     assert (tmp_path/'nano.pt2').read_text() == 'what was there' and len(list(tmp_path.iterdir())) == 1
 
@@ -192,7 +193,8 @@ def test_published_weights_are_exported_by_their_name(tmp_path, monkeypatch, cap
     yolox_export('yolox_nano', format='openvino', suppress=True, conf=.4)
     ((weights, path), choices), = asked
     assert weights.names == made_up().names and str(path) == 'yolox_nano.xml'
-    assert choices == dict(raw=False, suppress=True, camera=False, static=False, conf=.4, iou=.65, classes=None)
+    usual = dict(raw=False, camera=False, static=False, half=False, iou=.65, classes=None)
+    assert choices == dict(usual, suppress=True, conf=.4)
     assert 'written to yolox_nano.xml' in capsys.readouterr().out
 
 
@@ -216,16 +218,17 @@ def test_options_of_suppression_need_it(option):
 
 
 @pytest.mark.parametrize('sent, status', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
-@pytest.mark.parametrize('step', ['_trace', '_try_file'])
-def test_stopped_command_leaves_no_temporary_folder(tmp_path, monkeypatch, capsys, step, sent, status):
+@pytest.mark.parametrize('step', [(formats, 'trace'), (export, 'try_file')])
+def test_stopped_command_leaves_no_folder(tmp_path, monkeypatch, capsys, step, sent, status):
     if not hasattr(signal, sent): pytest.skip(f'no {sent} here')
     save_weights(made_up(), tmp_path/'nano.safetensors')
     def stop(*args):
-        assert len([*tmp_path.glob('nano.onnx*.partial')]) == 1
+        assert len([*tmp_path.glob('new/deep/nano.onnx*.partial')]) == 1
         signal.raise_signal(getattr(signal, sent))
         time.sleep(9)
-    monkeypatch.setattr(export, step, stop)
-    monkeypatch.setattr(sys, 'argv', ['yolox_export', str(tmp_path/'nano.safetensors')])
+    monkeypatch.setattr(*step, stop)
+    out = ['--out', str(tmp_path/'new/deep/nano.onnx')] # Folders that do not exist yet
+    monkeypatch.setattr(sys, 'argv', ['yolox_export', str(tmp_path/'nano.safetensors'), *out])
     with pytest.raises(SystemExit) as end: yolox_export()
     assert end.value.code == status and [p.name for p in tmp_path.iterdir()] == ['nano.safetensors']
 
@@ -264,7 +267,7 @@ def test_static_file_says_its_shape(tmp_path):
 
 
 def test_static_file_that_opencv_computes_differently_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, '_load_opencv', lambda path: lambda x: torch.zeros(1, 189, 6))
+    monkeypatch.setattr(compare, 'load_opencv', lambda path: lambda x: torch.zeros(1, 189, 6))
     with pytest.raises(RuntimeError, match='OpenCV: the boxes from the file differ'):
         export_weights(made_up(size=96), tmp_path/'nano.onnx', static=True)
     assert not [*tmp_path.iterdir()]
@@ -286,16 +289,16 @@ def test_command_says_on_what_it_was_tried(tmp_path, monkeypatch, capsys, static
 def test_check_of_suppression_sees_a_row_that_is_there_twice(iou):
     boxes, scores = torch.tensor([[0., 0, 9, 9], [30, 30, 39, 39]]), torch.tensor([[.9], [.8]])
     right = torch.tensor([[0., 0, 9, 9, 0, .9], [30, 30, 9, 9, 0, .8]])
-    export._check_nms(right, boxes, scores, .25, iou, 64)
+    compare._check_nms(right, boxes, scores, .25, iou, 64)
     nan = torch.tensor([[float('nan')]*4 + [0, .9]])
     for rows in (right[[0, 1, 0]], torch.cat([right, nan])):
-        with pytest.raises(RuntimeError, match='the 3 boxes'): export._check_nms(rows, boxes, scores, .25, iou, 64)
+        with pytest.raises(RuntimeError, match='the 3 boxes'): compare._check_nms(rows, boxes, scores, .25, iou, 64)
 
 
 def test_nms_in_a_program_takes_few_rows():
     "None, or one, is what a camera mostly sees; the program of `nms` is made for two and more"
     rows = torch.rand(2, 84, 6)*torch.tensor([60, 60, 20, 20, 2.9, 1])
-    module = export.WithNMS(torch.nn.Identity(), num_classes=3, conf=.25, iou=.65, side=1280.)
+    module = graph.WithNMS(torch.nn.Identity(), num_classes=3, conf=.25, iou=.65, side=1280.)
     shapes = dict(x={0: torch.export.Dim('batch', min=1), 1: torch.export.Dim('cells', min=2)})
     run = torch.export.export(module, (rows,), dynamic_shapes=shapes).module()
     for n in (0, 1, 2, 84):
@@ -309,7 +312,7 @@ def test_nms_in_a_program_is_that_of_each_image():
     g, box = torch.Generator().manual_seed(0), torch.tensor([60, 60, 20, 20, 6.99, 1])
     rows = torch.rand(3, 300, 6, generator=g)*box
     rows[..., 4] = rows[..., 4].floor()
-    found = export.WithNMS(torch.nn.Identity(), num_classes=7, conf=.3, iou=.5, side=1280.)(rows)
+    found = graph.WithNMS(torch.nn.Identity(), num_classes=7, conf=.3, iou=.5, side=1280.)(rows)
     for i, one in enumerate(rows):
         scores = torch.zeros(300, 7).scatter(1, one[:, 4:5].long(), one[:, 5:])
         boxes, scores, labels = nms(corners(one), scores, .3, .5, max_detections=300)
@@ -322,7 +325,7 @@ def test_nms_does_not_depend_on_the_place_in_a_batch():
     torch.manual_seed(0)
     size = torch.rand(300, 2)*6 + 4
     corner, label, score = torch.rand(300, 2)*60 + 50 - size/2, torch.full((300, 1), 75.), torch.rand(300, 1)*.7 + .28
-    module = export.WithNMS(torch.nn.Identity(), num_classes=80, conf=.25, iou=.65, side=1280.)
+    module = graph.WithNMS(torch.nn.Identity(), num_classes=80, conf=.25, iou=.65, side=1280.)
     for images in (1, 8, 32, 256):
         batch = torch.zeros(images, 300, 6)
         batch[0] = batch[-1] = torch.cat([corner, size, label, score], 1)
@@ -381,10 +384,10 @@ def test_thresholds_are_kept_and_used_in_the_file(tmp_path):
 
 def test_threshold_in_the_file_is_that_given_or_chosen_and_classes_are_left_out():
     tuned = replace(made_up(), notes=dict(thresholds=dict(score=.4, classes=[.4]*3)))
-    def kept(**options): return export._metadata(tuned, suppress=True, **options)['conf']
+    def kept(**options): return graph.file_metadata(tuned, suppress=True, **options)['conf']
     assert (kept(), kept(conf=.25), kept(conf=0.)) == (.4, .25, 0.)
-    assert kept(classes='class 1') == [1., .4, 1.] and export._metadata(made_up(), suppress=True)['conf'] == .25
-    assert 'conf' not in export._metadata(tuned) and export._metadata(tuned)['notes']['thresholds']['score'] == .4
+    assert kept(classes='class 1') == [1., .4, 1.] and graph.file_metadata(made_up(), suppress=True)['conf'] == .25
+    assert 'conf' not in graph.file_metadata(tuned) and graph.file_metadata(tuned)['notes']['thresholds']['score'] == .4
     with pytest.raises(ValueError, match="'class' .similar: class 2, class 1, class 0"): kept(classes='class')
     found = export.exportable(tuned, suppress=True, classes='class 1')(blotches(2, 64, 64))
     assert {*found[:, 5].tolist()} == {1.} and found[:, 6].min() > .4
