@@ -19,7 +19,8 @@ from loss import first_line, installed, machine, markdown, save_results
 from cjm_yolox_pytorch.data.annotations import read_annotated, relabel
 from cjm_yolox_pytorch.data.splits import find_splits
 from cjm_yolox_pytorch.deploy.catalog import FILE_FORMATS
-from cjm_yolox_pytorch.deploy.export import export_weights, load_exported
+from cjm_yolox_pytorch.deploy.export import export_weights
+from cjm_yolox_pytorch.deploy.formats import load_exported
 from cjm_yolox_pytorch.deploy.graph import exportable
 from cjm_yolox_pytorch.detection.detector import load_network, prepare_network
 from cjm_yolox_pytorch.evaluation.evaluate import detect

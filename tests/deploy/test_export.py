@@ -154,7 +154,7 @@ def test_file_for_a_camera_with_nms_keeps_what_nms_keeps(tmp_path, suffix):
 
 
 def test_camera_images_are_those_of_other_files():
-    "Channels last and whole numbers, of the same colours"
+    "Channels last and whole numbers, of the same colors"
     x = blotches(2, 64, 96, camera=True)
     with torch.no_grad():
         rows = exportable(made_up(), camera=True)(x)
