@@ -13,6 +13,7 @@ raw = f"{cfg['git_url']}/raw/{cfg['branch']}/"
 readme = re.sub(r'\]\((?!http)', f']({raw}', Path('README.md').read_text(encoding='utf-8'))
 
 extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
+extras['mobile'] = [p for name in ('ncnn', 'litert', 'executorch', 'coreml') for p in extras[name]]
 # Tests exercise every feature, so `dev` holds what each extra of the library itself needs
 extras['dev'] = [*extras['dev'], *extras['export'], *extras['int8'], *extras['video'], *extras['track'], *extras['log']]
 
@@ -21,7 +22,7 @@ setup(
     author=cfg['author'], url=cfg['git_url'], license='Apache-2.0',
     long_description=readme, long_description_content_type='text/markdown',
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
-    package_data={cfg['lib_path']: ['py.typed']},
+    package_data={cfg['lib_path']: ['py.typed', 'deploy/web_page/*']},
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points=dict(console_scripts=cfg['console_scripts'].split(),
                       nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]),

@@ -1,6 +1,6 @@
 """Measure exported files in fp32 and int8: images per second from file to boxes, one at a time, ms, MB and AP.
 
-Each file is measured in turn, round by round, so that all meet the same machine. AP needs trained weights and labelled
+Each file is measured in turn, round by round, so that all meet the same machine. AP needs trained weights and labeled
 images: --weights for the model they belong to, --data for images. Without --data, calibration and AP are left out, and
 int8 files are calibrated on drawn images; without weights, a model has random ones, whose speed is the same.
 """

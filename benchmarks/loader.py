@@ -1,6 +1,6 @@
 """Measure training images per second and core with YOLOX's full augmentation, and compare with pixeltable-yolox.
 
-Mosaic, affine transform, MixUp, colour jitter and flip with the paper's values, in batches of 8. Both take turns in
+Mosaic, affine transform, MixUp, color jitter and flip with the paper's values, in batches of 8. Both take turns in
 one process, on one thread. `make bench` runs all benchmarks in a separate environment.
 """
 import argparse

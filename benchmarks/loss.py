@@ -61,12 +61,12 @@ def random_objects(side, C, least, most, g):
 def half_trained(corners, C, boxes, labels, g):
     "Return predictions [A, C + 4 + 1] that are right inside the objects, with noise."
     A = len(corners)
-    centres = cell_centers(corners)[:, :2]
+    centers = cell_centers(corners)[:, :2]
     raw = torch.randn(A, 4, generator=g)*.3
     obj = torch.randn(A, generator=g) - 3
     cls = torch.randn(A, C, generator=g) - 3
     for box, label in zip(boxes, labels):
-        inside = ((centres > box[:2]) & (centres < box[2:])).all(1).nonzero()[:, 0]
+        inside = ((centers > box[:2]) & (centers < box[2:])).all(1).nonzero()[:, 0]
         raw[inside] = encode(box, corners[inside]) + torch.randn(len(inside), 4, generator=g)*.25
         cls[inside, label] += 3
         obj[inside] += 2.5

@@ -128,12 +128,12 @@ def write_files(root, files):
         else: write_image((root/path).parent, Path(path).name)
 
 
-def labelled(*paths, text=lambda name: LINE, suffix='.txt'):
+def labeled(*paths, text=lambda name: LINE, suffix='.txt'):
     "Images, and a file beside each"
     return {p: t for path in paths for p, t in [(path, None), (path + suffix, text(Path(path).name))]}
 
 
-def labelled_voc(*paths): return labelled(*paths, text=voc, suffix='.xml')
+def labeled_voc(*paths): return labeled(*paths, text=voc, suffix='.xml')
 
 
 def for_each_split(path, text):

@@ -101,3 +101,19 @@ def test_sample_of_missing_labels(tmp_path):
     printed = run('missing_labels.py', tmp_path/'w.safetensors', tmp_path/'shapes', *args)
     assert len(json.loads((tmp_path/'out/sample.json').read_text())) == 2 and '2 drawn at random' in printed
     assert (tmp_path/'out/sample.png').exists()
+
+
+def test_formats_benchmark(tmp_path):
+    from networks import decisive_model
+
+    from cjm_yolox_pytorch.data.shapes import SHAPES, write_shapes
+    from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
+    write_shapes(tmp_path/'shapes', train=2, val=0, test=2, size=64)
+    state, C = decisive_model(len(SHAPES)).state_dict(), len(SHAPES)
+    save_weights(Weights(state, 'yolox_nano', C, (0,)*3, (1,)*3, names=[*SHAPES], size=64), tmp_path/'w.safetensors')
+    paths = [tmp_path/'w.safetensors', tmp_path/'shapes']
+    printed = run('formats.py', *paths, '--split', 'test', '--only', 'pt2', 'ncnn', '--out', tmp_path)
+    weights, pt2, ncnn = json.loads((tmp_path/'formats.json').read_text())['rows']
+    assert weights['AP'] == pt2['AP'] and pt2['pixels'] < 1e-2 and pt2['ms'] > 0 and pt2['MB'] > 1
+    if not installed('ncnn'): assert ncnn['remark'].startswith('ImportError: ncnn is missing') or 'pnnx' in ncnn['remark']
+    assert '| format | AP | pixels |' in printed

@@ -192,7 +192,10 @@ def find_coco_splits(path, images=None) -> dict: # Split -> function that reads 
     def read(split, p): return replace(a := _read_file(p, places(split, p)), notes=a.notes + notes)
     return {split: partial(read, split, p) for split, p in files.items()}
 
-def _single_file(path): return dict(all=path) if path.suffix.lower() == '.json' else {}
+def _single_file(path): return dict(all=path) if path.suffix.lower() == '.json' and not _is_list(path) else {}
+
+def _is_list(path): # As Label Studio's JSON is
+    with open(path, 'rb') as f: return bool(re.match(rb'(\xef\xbb\xbf)?\s*\[', f.read(99)))
 
 # %% ../../nbs/data/03_coco.ipynb #e3a07fb5
 def _coco_files(path): # Split -> file, and notes

@@ -144,21 +144,25 @@ def _image_folder(format, split):
 @contextmanager
 def whole_folder(out): # -> path of another folder to fill
     "Write a folder as a whole or not at all."
-    out = Path(out)
+    out = Path(os.path.abspath(out)) # "." has no name
     taken = os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()))
     if taken: raise FileExistsError(f'{out} exists: choose another --out')
-    partial = out.with_name(f'{out.name}.partial')
+    given = out.is_dir() # Perhaps the current one, or a mounted disk: it has to stay
+    partial = out/'.partial' if given else out.with_name(f'{out.name}.partial')
     if os.path.lexists(partial): raise FileExistsError(f'{partial} is left from an earlier run: remove it')
     partial.mkdir(parents=True)
     try:
         yield partial
-        if out.is_dir(): out.rmdir()
-        partial.rename(out)
+        for p in [*partial.iterdir()] if given else []: p.rename(out/p.name)
+        if not given: partial.rename(out)
     finally: shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../../nbs/data/14_convert.ipynb #8ddd54b3
 def _copy(source, target): shutil.copyfile(source, target)
-def _link_hard(source, target): os.link(os.path.realpath(source), target)
+def _link_hard(source, target):
+    try: os.link(os.path.realpath(source), target)
+    except OSError as e: raise OSError(f'{source}: no hard link: {e.strerror}. Choose --link soft, or copies') from e
+
 def _link_soft(source, target): os.symlink(os.path.abspath(source), target)
 
 _TRANSFER = {None: _copy, 'hard': _link_hard, 'soft': _link_soft}
@@ -210,7 +214,10 @@ def _convert_dataset(data, to, out, split, seed, link, allow_missing, **reading)
         if given and Path(given).is_dir(): check_output_folder(out, given, below=True)
     splits, said = _read_every_split(data, allow_missing, **reading)
     folder_of = _folder_of_each(splits)
+    total = sum(map(len, splits.values()))
     if shares: splits = _split_again(splits, shares, seed)
+    repeats = total - sum(map(len, splits.values()))
+    if repeats: said.append(f'{counted(repeats, "image")} of several splits, kept once with the labels of the first')
     said += convert(splits, to, out, folder_of, link)
     said += [f'{split}: {_contents(a)}' for split, a in splits.items()]
     said.append(f'written to {out}; check it with yolox_doctor')

@@ -16,17 +16,22 @@ from ..commands.messages import counted, raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .coco import find_images, folders_of_split, image_places
 from .cvat import turned_bounds
-from .split_names import notes_and_stops, split_name
+from .split_names import note, notes_and_stops, split_name
 from ..files.paths import files_in, IMAGE_SUFFIXES, read_text
 
 # %% ../../nbs/data/06c_labelstudio.ipynb #44e6092e
+def _path_in(address):
+    url = urlsplit(address)
+    if url.path.endswith('/local-files/'): return parse_qs(url.query).get('d', [''])[0]
+    return unquote(url.path).removeprefix('/data/')
+
 def _task_image(task): # Relative path
-    values = [v for v in task['data'].values() if isinstance(v, str)]
-    paths = [parse_qs(url.query)['d'][0] if 'd=' in url.query else unquote(url.path) for url in map(urlsplit, values)]
+    paths = [_path_in(v) for v in task['data'].values() if isinstance(v, str)]
     images = [p for p in paths if os.path.splitext(p)[1].lower() in IMAGE_SUFFIXES]
-    if len(images) == 1: return images[0].lstrip('/').removeprefix('data/')
+    if len(images) == 1: return images[0].lstrip('/')
     raise ValueError(f'{len(images)} images instead of one in {shorten(task["data"])}')
 
+# %% ../../nbs/data/06c_labelstudio.ipynb #13de0be6
 def _without_prefix(name): return re.sub(r'(^|(?<=/))[0-9a-f]{8}-(?=[^/]+$)', '', name)
 
 def _find_task_images(path, names, places): # Paths, and notes
@@ -76,6 +81,8 @@ def _region_notes(tasks, regions, key): # Notes and stops; `regions` of each tas
     kept = [r for found in regions for r in found or []]
     polygons = sum(r.kind == 'polygonlabels' for r in kept)
     notes = [f'{counted(polygons, "polygon")} read as the box around'] if polygons else []
+    several = [_task_image(task) for task in tasks if key == 'annotations' and len(_finished(task)) > 1]
+    notes += note(several, 'task', 'with several annotations, of which the last is read')
     if key == 'predictions': notes.append('nobody has annotated anything yet, so the boxes are predictions')
     lost = [f'{r.kind} of {r.label}' for r in kept if r.corners is None or r.kind in _WITHOUT_BOX]
     bare = [_task_image(task) for task, found in zip(tasks, regions) if found is None]

@@ -24,34 +24,34 @@ def tile_objects(
     boxes:np.ndarray, # [G, 4] xyxy in pixels of the picture
     hw:tuple, # Height and width of the picture
     tile:int, overlap:float # As in `tile_grid`
-) -> tuple: # [P] number of the object and of the tile, [P, 4] xyxy in pixels of the tile, [P] bool: to be learnt
-    "List which objects are in which tile, and where they are to be learnt."
+) -> tuple: # [P] number of the object and of the tile, [P, 4] xyxy in pixels of the tile, [P] bool: to be learned
+    "List which objects are in which tile, and where they are to be learned."
     tiles, border = tile_grid(hw, tile, overlap), np.tile([hw[1], hw[0]], 2)
     boxes = boxes.clip(0, border)
     n, t, visible = _pieces(boxes, tiles)
     whole, somewhere = whole_in_tile(boxes[n], tiles[t], hw, tile), whole_somewhere(boxes, hw, tile, overlap)
-    learnt = whole & ((t < len(tiles) - 1) == somewhere[n]) if len(tiles) > 1 else whole
-    seen = learnt | (visible[:, 2:] - visible[:, :2] >= 1).all(1)
+    learned = whole & ((t < len(tiles) - 1) == somewhere[n]) if len(tiles) > 1 else whole
+    seen = learned | (visible[:, 2:] - visible[:, :2] >= 1).all(1)
     order = np.argsort(t[seen], kind='stable')
-    n, t, visible, learnt = (v[seen][order] for v in (n, t, visible, learnt))
-    return n, t, visible - tiles[t][:, [0, 1, 0, 1]], learnt
+    n, t, visible, learned = (v[seen][order] for v in (n, t, visible, learned))
+    return n, t, visible - tiles[t][:, [0, 1, 0, 1]], learned
 
 # %% ../../nbs/data/09a_tiling.ipynb #f9de0704
 def _tiles_of_image(a, i, tile, overlap): # Crops [T, 6]; image [P] and the other columns of objects
     hw, (boxes, labels, crowd) = tuple(a.sizes[i].tolist()), a.objects(i)
     tiles = tile_grid(hw, tile, overlap)
-    if len(tiles) == 1: n, t, inside, learnt = np.arange(len(boxes)), np.zeros(len(boxes), int), boxes, ~crowd
-    else: n, t, inside, learnt = tile_objects(boxes, hw, tile, overlap)
+    if len(tiles) == 1: n, t, inside, learned = np.arange(len(boxes)), np.zeros(len(boxes), int), boxes, ~crowd
+    else: n, t, inside, learned = tile_objects(boxes, hw, tile, overlap)
     full, part = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes[n], inside))
     areas = a.areas[a.starts[i]:a.starts[i + 1]][n]*part/np.maximum(full, 1e-9)
     crops = np.concatenate([np.tile(hw, (len(tiles), 1)), tiles], 1)
-    return crops, np.bincount(t, minlength=len(tiles)), inside, labels[n], crowd[n] | ~learnt, areas
+    return crops, np.bincount(t, minlength=len(tiles)), inside, labels[n], crowd[n] | ~learned, areas
 
 # %% ../../nbs/data/09a_tiling.ipynb #63c6b83d
 def tile_annotations(
     annotations:Annotations,
     tile:int=None, # Side of the tiles in pixels; None or 0: whole images
-    overlap:float=.2 # Share of a tile that neighbours have in common
+    overlap:float=.2 # Share of a tile that neighbors have in common
 ) -> Annotations: # One image per tile
     "Cut all images of a split into tiles."
     a = annotations

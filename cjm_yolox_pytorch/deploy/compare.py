@@ -12,6 +12,7 @@ from itertools import product
 
 from torchvision import ops
 
+from .catalog import checked_in, format_name
 from .formats import load_exported, load_opencv, trial_images
 from .graph import least_score, WithNMS
 from ..inference import scored_boxes
@@ -25,9 +26,10 @@ class Tolerance:
     probability:float = 1e-4
     overlap:float = .02 # IoU, where suppression decides
     least:float = 0. # Boxes of lower probability may be anywhere
+    raw:float = 1e-2 # Of raw boxes, all of them, in cells and in logarithms
 
 TOLERANCE = Tolerance() # Of fp32
-HALF_TOLERANCE = Tolerance(pixels=4., relative=2e-2, probability=.05, overlap=.1, least=.05)
+HALF_TOLERANCE = Tolerance(pixels=4., relative=2e-2, probability=.05, overlap=.1, least=.05, raw=.3)
 
 # %% ../../nbs/deploy/02_compare.ipynb #b62f0d94
 def _check_close(name, got, want, atol, rtol=0):
@@ -39,9 +41,10 @@ def _scored_boxes(wrapper, x): return scored_boxes(wrapper.model(wrapper.preproc
 def compare_rows(rows, wrapper, x, t=TOLERANCE): # Largest difference of boxes from PyTorch
     want, first = wrapper(x), 4
     boxes, (_, scores) = rows[..., :4], _scored_boxes(wrapper, x)
-    if t.least: boxes = torch.where(scores.amax(-1, keepdim=True) < t.least, want[..., :4], boxes)
-    _check_close('boxes', boxes, want[..., :4], atol=t.pixels, rtol=t.relative)
-    if wrapper.run_box_and_prob_calculation:
+    decoded = wrapper.run_box_and_prob_calculation
+    if decoded and t.least: boxes = torch.where(scores.amax(-1, keepdim=True) < t.least, want[..., :4], boxes)
+    _check_close('boxes', boxes, want[..., :4], atol=t.pixels if decoded else t.raw, rtol=t.relative)
+    if decoded:
         chosen, first = scores.gather(-1, rows[..., 4:5].long()), 5
         _check_close('labels', chosen, want[..., 5:], atol=t.probability)
     _check_close('probabilities', rows[..., first:], want[..., first:], atol=t.probability)
@@ -74,11 +77,10 @@ def _compare_kept(rows, module, x, t=TOLERANCE): # Largest difference of boxes f
 
 # %% ../../nbs/deploy/02_compare.ipynb #5e90b3d8
 TRIAL_SHAPES = [(64, 64), (96, 160), (416, 320)] # Height and width
-_PROGRAMS = {'.onnx': 'ONNX Runtime', '.pt2': 'PyTorch', '.xml': 'OpenVINO'}
 
-def _loaders(suffix, suppress=False, static=False): # By the name of the program
-    opencv = static and not suppress and suffix == '.onnx'
-    return {_PROGRAMS[suffix]: load_exported} | ({'OpenCV': load_opencv} if opencv else {})
+def _loaders(format, suppress=False, static=False): # By the name of the program
+    opencv = static and not suppress and format == 'onnx'
+    return {checked_in(format): load_exported} | ({'OpenCV': load_opencv} if opencv else {})
 
 def trials(size, static): # Pairs of height and width, and number of images
     if static: return [((size, size), 1)]
@@ -92,7 +94,7 @@ def try_file(file, module, size, camera, static, t=TOLERANCE): # Largest differe
     check = _compare_kept if suppress else compare_rows
     batches = [trial_images(*trial, camera) for trial in trials(size, static)]
     worst = 0.
-    for name, load in _loaders(file.suffix, suppress, static).items():
+    for name, load in _loaders(format_name(file), suppress, static).items():
         try:
             run = load(file)
             worst = max(worst, *(check(run(x), module, x, t) for x in batches))
@@ -100,8 +102,8 @@ def try_file(file, module, size, camera, static, t=TOLERANCE): # Largest differe
     return worst
 
 # %% ../../nbs/deploy/02_compare.ipynb #b2685350
-def describe_trials(suffix, size, suppress, static):
+def describe_trials(format, size, suppress, static):
     sizes, counts = zip(*trials(size, static))
     sides = ', '.join(dict.fromkeys(f'{w}x{h}' for h, w in sizes))
     batches = ' and '.join(map(str, sorted({*counts})))
-    return f'tried in {" and ".join(_loaders(suffix, suppress, static))} on images of {sides} in batches of {batches}'
+    return f'tried in {" and ".join(_loaders(format, suppress, static))} on images of {sides} in batches of {batches}'

@@ -126,7 +126,7 @@ def __call__(self:Detector,
     conf:float=None, # Minimum score, or [C]; that of the weights if None
     classes=None, # Names of the classes to keep: a list, or text such as `car,person`; all if None
     tile:int=None, # Side in pixels of the tiles that images are cut into; None: whole images
-    overlap:float=None, # Share of a tile that neighbours have in common; .2 if None
+    overlap:float=None, # Share of a tile that neighbors have in common; .2 if None
     **kwargs # Of `predict` and `nms`: mirrored, iou, class_agnostic, multi_label, ...
 ): # -> `Detections`, or a list of them
     options = dict(batch=batch, conf=conf, classes=classes, tile=tile, overlap=overlap, **kwargs)
@@ -166,7 +166,7 @@ def load_network(
 ): # -> `Weights` or `ExportedNetwork`
     "Load a network of any kind."
     path = local_file(source)
-    exported = os.path.isfile(path) and network_kind(path) != 'weights'
+    exported = os.path.exists(path) and network_kind(path) != 'weights'
     if exported: return load_exported_network(path, names, img_size, pixels)
     if pixels: raise ValueError(f'pixels={pixels!r}: {source} is a file of weights, not an exported network')
     return load_weights(path, names=names)

@@ -106,8 +106,10 @@ def read_inputs(files, failed, bit_depth=16, every=1): # Input, drawn file, abou
             failed[path] = str(e) if str(path) in str(e) else f'{path}: {e}'
 
 def _read_frames(path, every, last): # Frame number, time in seconds, and Unix time of arrival if live; image
+    n = None
     if not isinstance(path, Stream):
         for n, (image, t) in enumerate(read_video(path, every)): yield dict(frame=n*every, seconds=t), image
-        return
-    for n, image, t, arrived in read_stream(path, every, endless=last):
-        yield dict(frame=n, seconds=t) | ({} if arrived is None else dict(arrived=round(arrived, 3))), image
+    else:
+        for n, image, t, arrived in read_stream(path, every, endless=last):
+            yield dict(frame=n, seconds=t) | ({} if arrived is None else dict(arrived=round(arrived, 3))), image
+    if n is None: raise ValueError('it has no frames that can be decoded')

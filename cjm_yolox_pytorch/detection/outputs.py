@@ -14,6 +14,7 @@ from tempfile import TemporaryFile
 
 from fastcore.basics import patch
 
+from ..commands.messages import counted
 from .inputs import is_video
 from ..files.images import open_image
 from ..files.paths import atomic
@@ -136,5 +137,6 @@ def _add_live(self:Tally, frame, arrived, **_):
 @patch
 def describe_live(self:Tally) -> str: # Empty if nothing was live
     if self.last is None: return ''
+    skipped = counted(self.skipped, 'frame')
     half, most = (f'{1000*self.delays.quantile(q):.0f} ms' for q in (.5, .95))
-    return f'from the arrival of a frame to its result {half} (median), {most} (95 %); {self.skipped} frames skipped'
+    return f'from the arrival of a frame to its result {half} (median), {most} (95 %); {skipped} skipped'

@@ -26,11 +26,14 @@ from ..files.class_names import class_numbers, parse_names
 from ..utils import check_between
 
 # %% ../../nbs/detection/05_predict.ipynb #c3d1b7aa
+_MOST_BYTES = 2**29 # Of the images in a group; aerial ones have a gigabyte each
+
 def _groups(frames, batch): # A live frame waits for no other
     group = []
     for frame in frames:
         group.append(frame)
-        if len(group) == batch or 'arrived' in frame[2]:
+        full = len(group) == batch or sum(image.numel() for *_, image in group) > _MOST_BYTES
+        if full or 'arrived' in frame[2]:
             yield group
             group = []
     if group: yield group
@@ -145,7 +148,7 @@ def yolox_predict(
     multi_label:bool=False, # Let a box have several classes
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
     tile:int=None, # Cut images into tiles of so many pixels, for small objects in large images
-    overlap:float=None, # Share of a tile that neighbours have in common; .2 unless given
+    overlap:float=None, # Share of a tile that neighbors have in common; .2 unless given
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given

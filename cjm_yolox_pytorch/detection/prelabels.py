@@ -16,6 +16,7 @@ from ..data.annotations import Annotations, build_annotations
 from ..data.label_files import check_free, check_label_classes, common_root
 from ..data.label_files import label_files, relative_name, write_files
 from .inputs import is_video
+from ..files.streams import Stream
 
 # %% ../../nbs/detection/03b_prelabels.ipynb #a1e457b9
 class LabelWriter:
@@ -27,6 +28,8 @@ class LabelWriter:
         overwrite:bool=False, # Replace files that exist
         model:str='' # What finds the objects, for formats that keep it
     ):
+        addresses = [str(f) for f in files if isinstance(f, Stream)]
+        raise_listing('addresses cannot have label files', addresses, 'Download the images, and give the files')
         videos = [str(f) for f in files if is_video(f)]
         raise_listing('videos cannot have label files', videos, 'Leave them out, or extract their frames as images')
         self.format, self.out, self.overwrite, self.model = format, out, overwrite, model

@@ -114,7 +114,7 @@ def find_in_tiles(
     find, # Function from a list of images [3, H, W] to a list of `Detections`
     images:list, # [3, H, W] each, of any sizes
     tile:int=None, # Side of the tiles in pixels; None: whole images
-    overlap:float=.2, # Share of a tile that neighbours have in common
+    overlap:float=.2, # Share of a tile that neighbors have in common
     batch:int=8, # Tiles that `find` gets at once
     **settings # Of `nms`: iou, class_agnostic, max_detections are used here, too
 ) -> list: # `Detections` per image

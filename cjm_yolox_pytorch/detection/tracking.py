@@ -24,7 +24,10 @@ from ..files.paths import atomic
 # %% ../../nbs/detection/04_tracking.ipynb #0970148c
 def import_trackers():
     try: import trackers
-    except ImportError as e: raise ImportError("tracking needs: pip install 'cjm-yolox-pytorch[track]'") from e
+    except ImportError as e:
+        alone = 'pip install --no-deps trackers, and pip install av supervision rich'
+        text = f"tracking needs: pip install 'cjm-yolox-pytorch[track]' (without a display: {alone})"
+        raise ImportError(f'{text}. It fails with: {e}') from e
     return trackers
 
 # %% ../../nbs/detection/04_tracking.ipynb #c0123714
@@ -128,4 +131,5 @@ def check_tracked(files): # Pairs of an input and its drawn file
     images = [f for f, _ in files if not is_video(f)]
     if not images: return
     cure = 'leave them out, or make a video of them, as with ffmpeg -framerate 30 -i %04d.jpg video.mp4'
-    raise ValueError(f'--track is for videos, and {len(images)} inputs are images, such as {images[0]}: {cure}')
+    found = '1 input is an image' if len(images) == 1 else f'{len(images)} inputs are images'
+    raise ValueError(f'--track is for videos, and {found}, such as {images[0]}: {cure}')

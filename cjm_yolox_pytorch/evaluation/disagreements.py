@@ -99,7 +99,7 @@ BORROWED = 10 # Objects of all classes that each class gets in addition
 
 @dataclass
 class Habits:
-    "How a network scores labelled objects, and how closely its boxes fit them"
+    "How a network scores labeled objects, and how closely its boxes fit them"
     every:np.ndarray # Scores of detections on labels of their class, sorted
     scores:list # C parts of them, by class
     fit:np.ndarray # [C] median IoU
@@ -157,7 +157,7 @@ def _contradictions(p, habits, names): # Of one image
     return [_disagreement(p, kind, *row, names) for kind, some in rows.items() for row in some]
 
 # %% ../../nbs/evaluation/03a_disagreements.ipynb #1a9998bd
-LIKELY = .5 # The network is as sure as of the median labelled object, and the label explains nothing
+LIKELY = .5 # The network is as sure as of the median labeled object, and the label explains nothing
 
 def find_disagreements(
     splits:dict, # Split -> `Annotations`, with the same class names

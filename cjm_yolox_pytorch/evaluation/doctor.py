@@ -21,7 +21,7 @@ from ..data.splits import choose_splits, find_splits, hold_out
 from ..detection.detector import load_network
 from .dataset_figure import draw_dataset
 from .disagreement_sheet import draw_disagreements
-from .labeling_task import labeling_task
+from .labeling_task import check_task, labeling_task
 from .second_opinion import compare_labels, comparison_lines
 from ..files.class_names import parse_names
 from ..files.images import BitDepthError, open_image
@@ -253,12 +253,13 @@ def yolox_doctor(
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
     allow_missing:bool=False, # Call the data ready even if a tenth of the images or labels, or more, is missing
     img_size:int=416, # Side of the canvas in training, in pixels
-    out:str=None, # Folder for what is found, as JSON, pictures and a labelling task; by default nothing is written
+    out:str=None, # Folder for what is found, as JSON, pictures and a labeling task; by default nothing is written
     json:bool=False, # Print JSON instead of text
     weights:str=None, # Also find labels that these contradict: weights, or an exported .onnx, .xml or .pt2 file
     names:str=None, # Class names of WEIGHTS: cat,dog or a file with one name per line; by default those they have
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     device:str=None, # For WEIGHTS: cpu, cuda, ...; the fastest unless given
+    overwrite:bool=False, # Replace the labeling task of an earlier run
 ):
     "Check whether the dataset DATA is ready to train on, and show what is in it"
     _run_doctor(**locals())
@@ -274,13 +275,18 @@ def _ask(report, network, device): # `Comparison` of the images that can be read
     return compare_labels(report.splits, network, device, broken, lambda batches: _bar(batches, 'weights'))
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #fdf20542
-def _run_doctor(data, img_size, bit_depth, out, json, weights, names, pixels, device, **reading):
+def _check_report(data, images, out, weights, overwrite): # What would be written
+    for given in filter(None, (data, images) if out else ()): check_output_folder(out, given, below=True)
+    if out and weights: return check_task(out, overwrite)
+    if overwrite: raise ValueError('overwrite=True: it is for the labeling task of --weights and --out')
+
+def _run_doctor(data, img_size, bit_depth, out, json, weights, names, pixels, device, overwrite, **reading):
     check_between(img_size=(img_size, 1, math.inf), bit_depth=(bit_depth, 8, 16))
-    if out: check_output_folder(out, data, below=True)
+    _check_report(data, reading['images'], out, weights, overwrite)
     network = _load_opinion(weights, names, pixels, device)
     report = examine(data, img_size, _bar, bit_depth=bit_depth, **reading)
     if network and report.splits: report.comparison = _ask(report, network, device)
-    _publish(report, json, out)
+    _publish(report, json, out, overwrite)
     if not report.ready: raise SystemExit(1)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6891
@@ -297,16 +303,16 @@ def _labeling_files(report): # Path -> text; with remarks for the report
     if c: c.remarks += said
     return files
 
-def _publish(report, as_json, out): # Print, and write into a folder if one is given
+def _publish(report, as_json, out, overwrite=False): # Print, and write into a folder if one is given
     files = _labeling_files(report) if out else {}
     lines = [_to_json(report)] if as_json else map(printable, report_lines(report))
     print(*lines, sep='\n', flush=True)
-    if out: _write_report(report, Path(out), files)
+    if out: _write_report(report, Path(out), files, overwrite)
 
-def _write_report(report, out, files):
+def _write_report(report, out, files, overwrite):
     out.mkdir(parents=True, exist_ok=True)
     with atomic(out/'doctor.json') as partial: partial.write_text(_to_json(report))
     draw_dataset(report.splits, report.faults, report.img_size, out/'doctor.png')
     found = report.comparison
     if found: draw_disagreements(found.splits, found.disagreements, out/'disagreements.png')
-    write_files(out, files, overwrite=True) # Its own, of an earlier run
+    write_files(out, files, overwrite)

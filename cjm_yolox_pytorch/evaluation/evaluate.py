@@ -52,7 +52,7 @@ def detect(
     watch=lambda outputs, batch: None, # Called for each batch, for instance to compute a loss
     conf:float=.001, # Detections of a higher score are kept
     tile:int=None, # Side in pixels of the tiles that images are cut into; None: whole images
-    overlap:float=.2, # Share of a tile that neighbours have in common
+    overlap:float=.2, # Share of a tile that neighbors have in common
     **settings # Other arguments of `nms`
 ) -> list: # One `Detections` per image
     "Run `model` on the images of a split."
@@ -272,9 +272,9 @@ def _show_one(weights, loaded, split, a, **options):
     return a, found
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #188185a7
-def _megabytes(file): # On the disk; OpenVINO's have their numbers in another file
+def _megabytes(file): # On the disk; OpenVINO and NCNN have the numbers in another file
     path = local_file(file)
-    numbers = [path.with_suffix('.bin')] if path.suffix == '.xml' else []
+    numbers = [path.with_suffix('.bin')] if path.suffix in ('.xml', '.param') else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
 
 def _compare(weights, loaded, split, annotations, out, **options): # Several networks in one table
@@ -285,6 +285,7 @@ def _compare(weights, loaded, split, annotations, out, **options): # Several net
         figures = f'{m["AP"]:7.3f} {m["AP50"]:7.3f} {m["latency"]["total"]:9.1f} {_megabytes(file):7.2f}'
         rows.append(f'{file[-width:]:{width}} {str(m["size"]):>5} {figures}')
     print(f'on {split}: {_count(annotations[0])}', *map(printable, rows), sep='\n', flush=True)
+    if options['tile']: print('all of them on tiles: give a single file to see whether tiles help', flush=True)
     if out: print(f'details written to folders in {out}', flush=True)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
@@ -309,7 +310,7 @@ def yolox_eval(
     max_detections:int=300, # Most detections per image; for average precision, COCO counts 100 of each class
     multi_label:bool=False, # Let a box have several classes; raises AP a little where there are many
     tile:int=None, # Cut images into tiles of so many pixels, and say whether that helps
-    overlap:float=None, # Share of a tile that neighbours have in common; .2 by default
+    overlap:float=None, # Share of a tile that neighbors have in common; .2 by default
     out:str=None, # Folder for metrics.json, figures (*.png), and COCO files of truth and detections
     batch:int=16, # Images, or tiles, per batch
     workers:int=0, # Processes that load images

@@ -82,7 +82,7 @@ def _count_confusions(splits, found): # [C+1, C+1]
 
 def _quality_remarks(matrix, names):
     objects, right = matrix[:-1].sum(), matrix.trace()
-    share = f'{right} of {objects} labelled objects'
+    share = f'{right} of {objects} labeled objects'
     if right < .5*objects: yield f'the weights find only {share}, so their opinion on labels is worth little'
     swapped = [f'{names[true]} as {names[said]}' for said, true in displaced_classes(matrix).items()]
     order = 'their classes may be in another order: give it with --names'

@@ -19,6 +19,7 @@ def _gain_row(name, m): # At most 80 characters
 
 # %% ../../nbs/evaluation/01a_tile_gain.ipynb #dc8343eb
 def _verdict(before, after, slower): # AP on whole images and on tiles
+    if math.isnan(before): return 'no objects to measure, so nothing is known about tiles'
     change, times = f'AP {before:.3f} -> {after:.3f}', f'{slower:.1f} times the time'
     if after > before + CLEAR: return f'tiles help on this data: {change}, for {times}'
     if after < before - CLEAR: return f'tiles do not help on this data: {change}. Leave out --tile, or try a larger one'

@@ -10,11 +10,14 @@ import importlib, re, zipfile
 from pathlib import Path
 
 # %% ../../nbs/files/05a_network_kinds.ipynb #772940a2
-EXPORTED_KINDS = dict(onnx='ONNX', openvino='OpenVINO', pt2='PT2 of PyTorch')
-_SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}
+EXPORTED_KINDS = dict(onnx='ONNX', openvino='OpenVINO', pt2='PT2 of PyTorch', ncnn='NCNN', litert='LiteRT',
+    executorch='ExecuTorch', coreml='Core ML')
+_SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2', '.param': 'ncnn', '.tflite': 'litert',
+    '.pte': 'executorch', '.mlpackage': 'coreml'}
 
 # %% ../../nbs/files/05a_network_kinds.ipynb #59502c51
 _PT2_ENTRIES = {'archive_format', 'serialized_exported_program.json'} # Of today, and before torch 2.8
+_FLATBUFFERS = {b'TFL3': 'litert', b'ET12': 'executorch'}
 
 def _archived_names(path): # Empty if the file is damaged (as reading it will say), or not an archive
     try:
@@ -22,9 +25,12 @@ def _archived_names(path): # Empty if the file is damaged (as reading it will sa
     except Exception: return set()
 
 def network_kind(path) -> str: # A key of `EXPORTED_KINDS`, or weights
-    "Tell what kind of network is in a file."
+    "Tell what kind of network is in a file, or in a package of Core ML."
+    if Path(path).is_dir(): return 'coreml' if Path(path, 'Manifest.json').is_file() else 'weights'
     with open(path, 'rb') as f: start = f.read(1024)
+    if start[4:8] in _FLATBUFFERS: return _FLATBUFFERS[start[4:8]]
     if start[8:9] == b'{': return 'weights' # Safetensors
+    if re.match(rb'7767517\s', start): return 'ncnn'
     if start.lstrip().startswith(b'<') and b'<net ' in start: return 'openvino'
     if names := _archived_names(path): return 'weights' if names.isdisjoint(_PT2_ENTRIES) else 'pt2'
     if re.match(rb'\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]', start): return 'onnx'
@@ -43,6 +49,6 @@ def _are_thresholds(found, num_classes): # A score for all classes, and one for 
 
 # %% ../../nbs/files/05a_network_kinds.ipynb #1b6e24bf
 def import_extra(module, extra='export'):
-    "Import a package of an extra."
+    "Import a package of an extra, such as `export`."
     try: return importlib.import_module(module)
     except ImportError as e: raise ImportError(f"{module} is missing: pip install 'cjm-yolox-pytorch[{extra}]'") from e

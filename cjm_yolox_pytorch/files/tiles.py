@@ -14,7 +14,7 @@ from numbers import Integral
 def check_tiling(tile, overlap):
     "Raise a `ValueError` if `tile` (pixels) and `overlap` (share of a tile) do not describe tiles."
     wrong_tile = f'tile={tile!r}: give the side of the tiles in pixels, at least 32'
-    wrong_overlap = f'overlap={overlap}: neighbours share from 0 to less than 1 of a tile, such as .2'
+    wrong_overlap = f'overlap={overlap}: neighbors share from 0 to less than 1 of a tile, such as .2'
     if not isinstance(tile, Integral) or tile < 32: raise ValueError(wrong_tile)
     if not 0 <= overlap < 1: raise ValueError(wrong_overlap)
 
@@ -22,7 +22,7 @@ def check_tiling(tile, overlap):
 def tile_intervals(
     length:int, # Side of the picture in pixels
     tile:int, # Side of the tiles in pixels
-    overlap:float # Share of a tile that neighbours have in common; larger: more tiles, fewer cut objects
+    overlap:float # Share of a tile that neighbors have in common; larger: more tiles, fewer cut objects
 ) -> np.ndarray: # [n, 2] int64 start and end
     "Cut one side of a picture into even intervals."
     check_tiling(tile, overlap)
@@ -36,7 +36,7 @@ def tile_intervals(
 def tile_grid(
     hw:tuple, # Height and width of the picture in pixels
     tile:int, # Side of the tiles in pixels
-    overlap:float # Share of a tile that neighbours have in common
+    overlap:float # Share of a tile that neighbors have in common
 ) -> np.ndarray: # [T, 4] xyxy, row by row; if there are several, the last is the whole picture
     "List the tiles of a picture."
     ys, xs = (tile_intervals(int(n), tile, overlap) for n in hw)

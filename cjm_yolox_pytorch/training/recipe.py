@@ -64,7 +64,7 @@ class Recipe:
     hsv_v:Annotated[float, 0, 255] = 30. # Maximum change of brightness, out of 255
     flip_lr:Fraction = .5 # Probability of a horizontal flip
     tile:Natural = 0 # Cut images into tiles of so many pixels, as in prediction; 0: whole images
-    overlap:Fraction = .2 # Share of a tile that neighbours have in common
+    overlap:Fraction = .2 # Share of a tile that neighbors have in common
     min_size:Natural = 0 # Smallest side in multi-scale training, a multiple of 32; 0 for a fixed size
     max_size:Natural = 0 # Largest side in multi-scale training
 

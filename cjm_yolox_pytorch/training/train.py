@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.docments import docments
 
 from ..commands.command import command
-from ..commands.messages import wrap_lines
+from ..commands.messages import counted, wrap_lines
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
@@ -239,7 +239,7 @@ def _fit_or_explain(trainer, out, resume, loggers):
 def _print_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
     if t.loaded: print(*wrap_lines(f'weights: {t.loaded}'), sep='\n', flush=True)
-    if t.recipe.tile: print(f'training on {len(t.samples)} tiles of {t.recipe.tile} pixels', flush=True)
+    if t.recipe.tile: print(f'training on {counted(len(t.samples), "tile")} of {t.recipe.tile} pixels', flush=True)
     before = initial.notes.get('bit_depth') if initial else None
     if before and before != t.train.bit_depth:
         print(f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}', flush=True)

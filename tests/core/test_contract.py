@@ -145,9 +145,9 @@ def test_per_image_methods_agree_with_the_loss():
     assert_close(losses['loss_bbox'], 5*loss.bbox_loss_func(decoded[0][foreground], box_targets)/count)
     assert_close(losses['loss_cls'], loss.class_loss_func(classes[0][foreground], class_targets)/count)
 
-    centres = torch.cat([corners[:, :2] + corners[:, 2:]/2, corners[:, 2:]], dim=1)
+    centers = torch.cat([corners[:, :2] + corners[:, 2:]/2, corners[:, 2:]], dim=1)
     scores = classes[0].sigmoid() * objectness[0][:, None].sigmoid()
-    assigned = loss.assigner.assign(scores, centres, decoded[0], boxes, labels, None, None)
+    assigned = loss.assigner.assign(scores, centers, decoded[0], boxes, labels, None, None)
     assert isinstance(assigned, AssignResult) and assigned.num_ground_truth_boxes == 2
     sampled = loss.sample(assigned, corners, boxes)
     assert isinstance(sampled, SamplingResult)

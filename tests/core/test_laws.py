@@ -59,7 +59,7 @@ class Problem:
         return YOLOXLoss(self.num_classes, use_l1=True, **dict(check=False) | kwargs) # Tiny boxes look like fractions
 
 
-# In eighths of a pixel, all of which have an exact sum in fp32: borders that touch centres do so exactly
+# In eighths of a pixel, all of which have an exact sum in fp32: borders that touch centers do so exactly
 SIDES = st.one_of(st.integers(1, 640).map(lambda n: n/8), st.sampled_from([2.**-10, 8., 16., 2.**13]))
 PLACES = st.integers(-100, 700)
 BOXES = st.builds(lambda x, y, w, h: [x/8, y/8, x/8 + w, y/8 + h], PLACES, PLACES, SIDES, SIDES)
@@ -108,7 +108,7 @@ def problems(draw, images=(1, 3), levels=(1, 5), classes=(1, 2, 5, 80), dtypes=(
 
 
 LOGITS = ['unsure', 'equal', 'saturated', 'some saturated']
-RAW = ['normal', 'learnt', 'learnt', 'equal', 'extreme']
+RAW = ['normal', 'learned', 'learned', 'equal', 'extreme']
 
 
 @st.composite
@@ -122,7 +122,7 @@ def predictions(draw, kind, seed, channels, B, sizes, boxes, strides):
     if kind == 'some saturated':
         flat[torch.rand(B, A, generator=g) < .3] = draw(st.sampled_from([-1e4, 1e4]))
     if kind == 'extreme': flat = 40*torch.rand(flat.shape, generator=g, dtype=DOUBLE) - 20
-    if kind == 'learnt': # Cells near an object predict its box, or nearly
+    if kind == 'learned': # Cells near an object predict its box, or nearly
         corners, noise = grid_priors(sizes, strides, dtype=DOUBLE), draw(st.sampled_from([0., .02, .3]))
         for b, own in enumerate(boxes):
             if not len(own): continue
@@ -168,9 +168,9 @@ def slow_choices(p, b):
     s = SimOTAAssigner(**p.assigner)
     loose, tiny = (2e-3, 2e-5) if p.precise == SINGLE else (1e-7, 1e-6)
     classes, raw, objectness = [flatten_levels(levels)[b].to(p.precise) for levels in p.maps]
-    boxes, centres = decode(raw, p.corners).tolist(), cell_centers(p.corners).tolist() # These have laws of their own
+    boxes, centers = decode(raw, p.corners).tolist(), cell_centers(p.corners).tolist() # These have laws of their own
     objects, labels = p.boxes[b].tolist(), p.labels[b].tolist()
-    A, G = range(len(centres)), range(len(objects))
+    A, G = range(len(centers)), range(len(objects))
 
     def sigmoid(x): return 1/(1 + math.exp(-x)) if x > -700 else 0.
     def log(x): return max(math.log(x), -100) if x > 0 else -100
@@ -183,7 +183,7 @@ def slow_choices(p, b):
         return shared/max((x2 - x1)*(y2 - y1) + (u2 - u1)*(v2 - v1) - shared, 1e-6)
 
     def prior(g, a): # Inside, near
-        (x1, y1, x2, y2), (x, y, stride, _) = objects[g], centres[a]
+        (x1, y1, x2, y2), (x, y, stride, _) = objects[g], centers[a]
         near = abs(x - (x1 + x2)/2) < s.center_radius*stride and abs(y - (y1 + y2)/2) < s.center_radius*stride
         return near if s.center_only else x1 < x < x2 and y1 < y < y2, near
     priors, ious = [[prior(g, a) for a in A] for g in G], [[iou(g, a) for a in A] for g in G]

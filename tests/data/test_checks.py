@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from layouts import (
-    CLASSES, LINE, NAMES, both, coco, every, labelled, write, write_files, write_image, write_layout, yolo)
+    CLASSES, LINE, NAMES, both, coco, every, labeled, write, write_files, write_image, write_layout, yolo)
 
 from cjm_yolox_pytorch.data import prepare
 from cjm_yolox_pytorch.data.checks import Fault, check, check_splits, fault_lines
@@ -138,7 +138,7 @@ def test_prepare_checks_a_split_before_a_tenth_is_held_out(tmp_path, capsys):
 
 
 def test_prepare_says_that_too_few_images_have_objects(tmp_path):
-    write_files(tmp_path, {**labelled('a', 'b', text=lambda _: ''), **labelled('c', text=lambda _: LINE)})
+    write_files(tmp_path, {**labeled('a', 'b', text=lambda _: ''), **labeled('c', text=lambda _: LINE)})
     message = 'only 1 of 3 images have objects, too few to hold some out. Give a validation split'
     with pytest.raises(ValueError, match=message): prepare_splits(tmp_path)
 

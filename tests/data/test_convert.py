@@ -273,6 +273,37 @@ def test_an_empty_folder_may_be_filled_and_links_are_links(tmp_path):
         yolox_convert(str(tmp_path/'data'), 'yolo', str(tmp_path/'left'))
 
 
+def test_the_current_folder_may_be_filled_and_stays(tmp_path, monkeypatch):
+    write_layout('coco one file', tmp_path/'data')
+    (tmp_path/'out').mkdir()
+    monkeypatch.chdir(tmp_path/'out')
+    for out in ('.', '../beside/'):
+        yolox_convert(str(tmp_path/'data'), 'coco', out)
+        assert sorted(p.name for p in Path(out).iterdir()) == ['annotations', 'images']
+    assert os.path.samefile('.', tmp_path/'out') and sorted(os.listdir(tmp_path)) == ['beside', 'data', 'out']
+
+
+def test_a_failed_hard_link_says_what_to_do(tmp_path, monkeypatch):
+    write_layout('coco one file', tmp_path/'data')
+    def link(*_): raise OSError(18, 'Invalid cross-device link')
+    monkeypatch.setattr(os, 'link', link)
+    with pytest.raises(OSError, match='no hard link: Invalid cross-device link. Choose --link soft, or copies'):
+        yolox_convert(str(tmp_path/'data'), 'yolo', str(tmp_path/'out'), link='hard')
+    assert sorted(os.listdir(tmp_path)) == ['data']
+
+
+def test_an_image_in_two_splits_is_kept_once_and_said(tmp_path, capsys):
+    for name in 'abcd': write_drawn(tmp_path/'images', name)
+    labels = {f'labels/{name}.txt': '0 .5 .5 .4 .4' for name in 'abcd'}
+    lists = dict(train='images/a.png\nimages/b.png\nimages/c.png', val='images/a.png\nimages/d.png')
+    config = 'train: train.txt\nval: val.txt\nnames: [ant]'
+    for place, text in {**labels, 'data.yaml': config, **{f'{s}.txt': v for s, v in lists.items()}}.items():
+        (tmp_path/place).parent.mkdir(exist_ok=True)
+        (tmp_path/place).write_text(text)
+    yolox_convert(str(tmp_path), 'coco', str(tmp_path.with_name(tmp_path.name + ' out')), '.5,.5')
+    assert '1 image of several splits, kept once with the labels of the first' in capsys.readouterr().out
+
+
 def test_help_fits_a_terminal_and_errors_are_one_line(tmp_path):
     if not os.path.exists(COMMAND): pytest.skip('the command is not installed')
     shown = subprocess.run([COMMAND, '--help'], capture_output=True, text=True, env=os.environ | dict(COLUMNS='80'))

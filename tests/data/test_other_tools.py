@@ -153,6 +153,28 @@ def test_what_label_studio_exports_after_that_is_read(tmp_path):
     assert '1 of 4 tasks are not annotated and are left out' in corrected.stops[0]
 
 
+@pytest.mark.parametrize('format, name', [('labelstudio', 'tasks.json'), ('cvat', 'annotations.xml')])
+def test_the_file_of_a_tool_is_read_like_its_folder(format, name, tmp_path):
+    written = write_sample(tmp_path/'data', format)
+    [read] = find_splits(tmp_path/'data'/name).values()
+    assert by_stem(read()) == by_stem(written)
+
+
+@pytest.mark.parametrize('address, path', [
+    ('/data/local-files/?d=data/a%20%2B%23.png', 'data/a +#.png'), ('/data/upload/1/0a1b2c3d-a.png', 'a.png'),
+    ('https://example.org/a.png?id=3&X-Amz-Credential=d=', 'a.png'), ('s3://data/sub/a.png', 'sub/a.png')])
+def test_images_of_label_studio_are_found_by_their_address(address, path, tmp_path):
+    for place in {path, 'a.png'}:
+        (tmp_path/'images'/place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (80, 60)).save(tmp_path/'images'/place)
+    tasks = [dict(data=dict(image=address), annotations=[dict(result=[]), dict(result=[])])]
+    (tmp_path/'tasks.json').write_text(json.dumps(tasks))
+    [read] = find_splits(tmp_path/'tasks.json').values()
+    found = read()
+    assert [*found.paths] == [str(tmp_path/'images'/path)]
+    assert '1 task with several annotations, of which the last is read' in found.notes[0]
+
+
 def test_a_project_of_cvat_with_subsets_is_read(tmp_path):
     scored = write_sample(tmp_path/'data', 'cvat')
     parts = dict(train=scored.take([0, 1]), val=scored.take([2, 3]))

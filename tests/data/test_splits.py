@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import CLASSES, EVERYTHING, LAYOUTS, NAMES, OBJECTS, both, every, csv, labelled, labelled_voc, pixels
+from layouts import CLASSES, EVERYTHING, LAYOUTS, NAMES, OBJECTS, both, every, csv, labeled, labeled_voc, pixels
 from layouts import stems, voc, write, write_files, write_image, write_layout, yolo
 
 from cjm_yolox_pytorch.data.annotations import read_annotated
@@ -75,23 +75,23 @@ def test_csv_file_beside_another_format_is_not_read_unless_asked(tmp_path):
 
 # Which folder is which split
 
-APART = {**labelled('images/train/a', 'images/val/c'), 'classes.txt': 'ant'}
+APART = {**labeled('images/train/a', 'images/val/c'), 'classes.txt': 'ant'}
 WHOLE = {'JPEGImages/a': None, 'Annotations/a.xml': voc('a')}
 PLACES = { # What is written, and the splits found there or the message
-    'training and validation': ({**labelled('training/a', 'validation/c'), 'classes.txt': 'ant'}, ['train', 'val']),
-    'training and validation, of images': (labelled('images/training/a', 'images/validation/c'), ['train', 'val']),
-    'training and testing in VOC': (labelled_voc('training/a', 'testing/c'), ['test', 'train']),
+    'training and validation': ({**labeled('training/a', 'validation/c'), 'classes.txt': 'ant'}, ['train', 'val']),
+    'training and validation, of images': (labeled('images/training/a', 'images/validation/c'), ['train', 'val']),
+    'training and testing in VOC': (labeled_voc('training/a', 'testing/c'), ['test', 'train']),
     'a test that has no labels': ({**APART, 'test/b': None}, ['train', 'val']),
-    'a test with labels': ({**APART, **labelled('test/b')},
+    'a test with labels': ({**APART, **labeled('test/b')},
                            'not belong together: .*/test/b.png; .*/images/train/a.png. Remove'),
-    'a val of predictions': ({**APART, **labelled('val/b')}, '/val/b.png; .*/images/train/a.png'),
-    'an empty train': ({**labelled('images/a'), 'train/x.md': ''}, ['all']),
-    'images around train': (labelled('train/a', 'b'), '/train/a.png; .*/b.png'),
-    'images around images': (labelled('images/a', 'b'), '/images/a.png; .*/b.png'),
-    'other images around images': ({**labelled('images/a'), 'b': None}, ['all']),
+    'a val of predictions': ({**APART, **labeled('val/b')}, '/val/b.png; .*/images/train/a.png'),
+    'an empty train': ({**labeled('images/a'), 'train/x.md': ''}, ['all']),
+    'images around train': (labeled('train/a', 'b'), '/train/a.png; .*/b.png'),
+    'images around images': (labeled('images/a', 'b'), '/images/a.png; .*/b.png'),
+    'other images around images': ({**labeled('images/a'), 'b': None}, ['all']),
     'VOC with a test that has no XML': ({**WHOLE, 'test/b': None}, ['all']),
-    'VOC with a test': ({**WHOLE, **labelled_voc('test/b')}, '/test/b.xml; .*/Annotations/a.xml'),
-    'VOC around train': (labelled_voc('train/a', 'b'), '/train/a.xml; .*/b.xml'),
+    'VOC with a test': ({**WHOLE, **labeled_voc('test/b')}, '/test/b.xml; .*/Annotations/a.xml'),
+    'VOC around train': (labeled_voc('train/a', 'b'), '/train/a.xml; .*/b.xml'),
     'VOC, train beside images/train': ({'train/a.xml': voc('a'), 'images/train/a': None}, ['train']),
 }
 
@@ -144,7 +144,7 @@ def test_json_of_other_programs_is_no_dataset(tmp_path):
 
 @pytest.mark.parametrize('split', ['val', 'test', 'validation'])
 def test_split_kept_for_the_end_is_trained_on_only_when_asked(split, tmp_path):
-    write_files(tmp_path, labelled(f'{split}/a', f'{split}/b'))
+    write_files(tmp_path, labeled(f'{split}/a', f'{split}/b'))
     splits = find_splits(tmp_path)
     with pytest.raises(ValueError, match='but no train. Choose with --train'): choose_splits(tmp_path, splits)
     assert choose_splits(tmp_path, splits, train=split)[0] == next(iter(splits))

@@ -33,21 +33,21 @@ def pictures(draw):
 
 
 @given(picture=pictures(), **TILINGS)
-def test_every_object_is_learnt_somewhere_and_always_whole(picture, tile, overlap):
+def test_every_object_is_learned_somewhere_and_always_whole(picture, tile, overlap):
     hw, boxes = picture
-    n, t, inside, learnt = tile_objects(boxes, hw, tile, overlap)
+    n, t, inside, learned = tile_objects(boxes, hw, tile, overlap)
     tiles = tile_grid(hw, tile, overlap)
-    assert {*n[learnt].tolist()} == {*range(len(boxes))}
+    assert {*n[learned].tolist()} == {*range(len(boxes))}
     moved = inside + tiles[t][:, [0, 1, 0, 1]]
-    np.testing.assert_allclose(moved[learnt], boxes[n[learnt]].clip(0, [*hw[::-1]]*2), atol=1e-3)
-    coarse = {*n[learnt & (t == len(tiles) - 1)].tolist()} if len(tiles) > 1 else set()
-    assert coarse.isdisjoint(n[learnt & (t < len(tiles) - 1)].tolist())
+    np.testing.assert_allclose(moved[learned], boxes[n[learned]].clip(0, [*hw[::-1]]*2), atol=1e-3)
+    coarse = {*n[learned & (t == len(tiles) - 1)].tolist()} if len(tiles) > 1 else set()
+    assert coarse.isdisjoint(n[learned & (t < len(tiles) - 1)].tolist())
 
 
 @given(picture=pictures(), **TILINGS)
 def test_boxes_lie_in_their_tiles_and_where_they_were(picture, tile, overlap):
     hw, boxes = picture
-    n, t, inside, learnt = tile_objects(boxes, hw, tile, overlap)
+    n, t, inside, learned = tile_objects(boxes, hw, tile, overlap)
     tiles = tile_grid(hw, tile, overlap)
     sides = (tiles[:, 2:] - tiles[:, :2])[t]
     assert (inside >= 0).all() and (inside[:, 2:] <= sides).all() and (inside[:, 2:] > inside[:, :2]).all()
@@ -58,14 +58,14 @@ def test_boxes_lie_in_their_tiles_and_where_they_were(picture, tile, overlap):
 
 
 @given(picture=pictures(), **TILINGS)
-def test_a_network_that_learnt_this_predicts_the_objects(picture, tile, overlap):
+def test_a_network_that_learned_this_predicts_the_objects(picture, tile, overlap):
     "Prediction makes of the objects of all tiles those of the picture, each once"
     hw, boxes = picture
     boxes = boxes.clip(0, [*hw[::-1]]*2)
     labels = np.arange(len(boxes)) # A class each, so that objects which overlap are left alone
-    n, t, inside, learnt = tile_objects(boxes, hw, tile, overlap)
+    n, t, inside, learned = tile_objects(boxes, hw, tile, overlap)
     def of(k):
-        rows = learnt & (t == k)
+        rows = learned & (t == k)
         part = torch.from_numpy(inside[rows]).float()
         return Detections(part, torch.full((len(part),), .5), torch.from_numpy(labels[n[rows]]))
     found = merge_tiles([of(k) for k in range(len(tile_grid(hw, tile, overlap)))], hw, tile, overlap)

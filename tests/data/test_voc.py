@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from layouts import EVERYTHING, OBJECTS, WIDTH, labelled, labelled_voc, stems, voc, write, write_files, write_image
+from layouts import EVERYTHING, OBJECTS, WIDTH, labeled, labeled_voc, stems, voc, write, write_files, write_image
 from layouts import HEIGHT, write_layout
 from PIL import Image
 
@@ -65,7 +65,7 @@ def test_voc_filename_tells_an_image_from_its_mask(tmp_path):
 @pytest.mark.parametrize('count, kind', [(10, 'stops'), (11, 'notes')])
 def test_voc_counts_images_without_a_file(count, kind, tmp_path):
     "A tenth stops"
-    write_files(tmp_path, labelled(*'abcdefghijkl'[:count - 1], text=lambda name: voc('a'), suffix='.xml'))
+    write_files(tmp_path, labeled(*'abcdefghijkl'[:count - 1], text=lambda name: voc('a'), suffix='.xml'))
     write_image(tmp_path, 'z')
     found = read_split(tmp_path, 'all')
     text = f'1 of {count} images have no XML file and are left out, such as {tmp_path}/z.png'
@@ -164,7 +164,7 @@ def test_voc_reads_the_bounds_of_an_outline(shape, tmp_path):
 
 
 def test_voc_outlines_do_not_tell_where_pixels_begin(tmp_path):
-    write_files(tmp_path, labelled_voc('a'))
+    write_files(tmp_path, labeled_voc('a'))
     write(tmp_path/'a.xml', voc('a').replace('</annotation>', outlined(FLAT.replace('>4<', '>0<'))[12:]))
     found = read_split(tmp_path, 'all')
     assert found.objects(0)[0].tolist() == [*BOXES_OF_A, [0, 6, 40, 30]] and not found.notes
@@ -183,7 +183,7 @@ def test_voc_strips_blanks_around_names(tmp_path):
 # Where XML files and images are
 
 def test_voc_refuses_several_xml_files_for_an_image(tmp_path):
-    write_files(tmp_path, {**labelled_voc('a'), 'a.XML': voc('b')})
+    write_files(tmp_path, {**labeled_voc('a'), 'a.XML': voc('b')})
     for other in ('a.XML', 'a.png.xml'):
         with pytest.raises(ValueError, match='XML files for the same image: .*a.xml.*. Leave one'):
             find_splits(tmp_path)

@@ -4,7 +4,7 @@ from unicodedata import normalize
 
 import numpy as np
 import pytest
-from layouts import LINE, SPLITS, every, labelled, write, write_files, write_image, write_layout, yolo
+from layouts import LINE, SPLITS, every, labeled, write, write_files, write_image, write_layout, yolo
 
 from cjm_yolox_pytorch.data.splits import find_splits, read_split
 from cjm_yolox_pytorch.data.yolo import read_yolo
@@ -33,9 +33,9 @@ def named(folder, name):
     (folder/'new').rmdir()
 
 
-def write_images(root, labelled, bare=(), orphans=()):
+def write_images(root, labeled, bare=(), orphans=()):
     "Images `i`, each with a label file `l` of the same name, without one, or the other way round"
-    for name in labelled: write_files(root, {f'images/{name}': None, f'labels/{name}.txt': LINE})
+    for name in labeled: write_files(root, {f'images/{name}': None, f'labels/{name}.txt': LINE})
     for name in bare: write_image(root/'images', name)
     for name in orphans: write(root/f'labels/{name}.txt', LINE)
 
@@ -196,7 +196,7 @@ def test_yolo_labels_without_permission_are_not_missing(tmp_path, monkeypatch):
 
 def test_yolo_labels_of_another_dataset_are_not_taken(tmp_path):
     root = tmp_path/'images/ds'
-    write_files(root, {**labelled('a'), 'classes.txt': 'ant'})
+    write_files(root, {**labeled('a'), 'classes.txt': 'ant'})
     write(tmp_path/'labels/ds/a.txt', '0 .1 .1 .1 .1')
     beside, elsewhere = [[32, 24, 48, 36]], [[4, 3, 12, 9]]
     assert read_split(root, 'all').boxes.tolist() == beside
@@ -208,7 +208,7 @@ def test_yolo_labels_of_another_dataset_are_not_taken(tmp_path):
 
 
 def test_yolo_images_do_not_share_a_label_file(tmp_path):
-    write_files(tmp_path, {**labelled('a'), 'a.jpg': b''})
+    write_files(tmp_path, {**labeled('a'), 'a.jpg': b''})
     with pytest.raises(ValueError, match='images that share a label file: .*a.jpg, .*a.png. Leave one image for each'):
         read_yolo(tmp_path, ['ant'])
 

@@ -1,6 +1,6 @@
 "data.yaml, obj.data and class lists of a YOLO dataset."
 import pytest
-from layouts import LINE, NAMES, SPLITS, every, labelled, stems, write, write_files, write_image, write_layout, yolo
+from layouts import LINE, NAMES, SPLITS, every, labeled, stems, write, write_files, write_image, write_layout, yolo
 
 from cjm_yolox_pytorch.data.splits import find_splits, read_split
 from cjm_yolox_pytorch.data.yolo_config import find_yolo_splits
@@ -71,7 +71,7 @@ DESCRIPTIONS = ['train: images', 'train:\n- images', 'val:\r\n  - images', 'trai
 
 @pytest.mark.parametrize('text', OTHERS + DESCRIPTIONS)
 def test_yaml_of_any_name_counts_if_it_says_where_images_are(text, tmp_path):
-    write_files(tmp_path, {**labelled('images/a'), 'a.yaml': text, 'b.yaml': f'train: images\n{NAMED}'})
+    write_files(tmp_path, {**labeled('images/a'), 'a.yaml': text, 'b.yaml': f'train: images\n{NAMED}'})
     if text in OTHERS: assert len(read_split(tmp_path, 'train')) == 1
     else: refused(tmp_path, 'several files describe a dataset')
 
@@ -148,7 +148,7 @@ def test_yaml_says_that_others_are_not_read(tmp_path):
 
 def test_yaml_numbers_may_have_gaps_between_them(tmp_path):
     "A class without a name is an error only where it is used"
-    write_files(tmp_path, {**labelled('images/a', text=lambda _: '2 .5 .5 .2 .2\n0 .5 .5 .2 .2')})
+    write_files(tmp_path, {**labeled('images/a', text=lambda _: '2 .5 .5 .2 .2\n0 .5 .5 .2 .2')})
     write(tmp_path/'data.yaml', 'train: images\nnames: {0: ant, 2: bee}')
     a = read_split(tmp_path, 'train')
     assert (a.names, a.labels.tolist()) == (['ant', 'bee'], [1, 0])
@@ -158,7 +158,7 @@ def test_yaml_numbers_may_have_gaps_between_them(tmp_path):
 
 @pytest.mark.parametrize('names', ['[" ant ", "bee  "]', '{0: "ant ", 1: " bee"}', '["ant\\t", bee]'])
 def test_class_names_lose_blanks_at_their_ends(names, tmp_path):
-    write_files(tmp_path, {**labelled('images/a'), 'data.yaml': f'train: images\nnames: {names}'})
+    write_files(tmp_path, {**labeled('images/a'), 'data.yaml': f'train: images\nnames: {names}'})
     assert read_split(tmp_path, 'train').names == NAMES
     write_files(tmp_path, {'data.yaml': 'train: images', 'classes.txt': ' ant \nbee\t\n'})
     assert read_split(tmp_path, 'train').names == NAMES
@@ -166,7 +166,7 @@ def test_class_names_lose_blanks_at_their_ends(names, tmp_path):
 
 @pytest.mark.parametrize('names', ['[ant, "ant "]', '{0: ant, 1: " ant"}'])
 def test_class_names_that_differ_in_blanks_are_the_same(names, tmp_path):
-    write_files(tmp_path, {**labelled('images/a'), 'data.yaml': f'train: images\nnames: {names}'})
+    write_files(tmp_path, {**labeled('images/a'), 'data.yaml': f'train: images\nnames: {names}'})
     refused(tmp_path, 'several classes have the same name: ant')
 
 
@@ -185,7 +185,7 @@ def test_each_folder_may_have_its_own_order_of_classes(tmp_path):
 
 @pytest.mark.parametrize('place', ['classes.txt', 'labels/classes.txt', 'labels/train/classes.txt', 'images/obj.names'])
 def test_class_lists_beside_labels_have_to_agree_with_the_yaml(place, tmp_path):
-    write_files(tmp_path, {**labelled('images/train/a'), 'data.yaml': f'train: images/train\n{NAMED}'})
+    write_files(tmp_path, {**labeled('images/train/a'), 'data.yaml': f'train: images/train\n{NAMED}'})
     (tmp_path/'labels/train').mkdir(parents=True)
     write(tmp_path/place, 'ant\nbee\n')
     assert read_split(tmp_path, 'train').names == NAMES
@@ -199,7 +199,7 @@ PLACES = ['images/classes.txt', 'Classes.txt', 'labels/CLASSES.TXT', 'images/tra
 
 @pytest.mark.parametrize('place', PLACES)
 def test_class_list_is_found_in(place, tmp_path):
-    write_files(tmp_path, {**labelled('images/train/a', 'images/val/c'), place: 'ant\nbee\n'})
+    write_files(tmp_path, {**labeled('images/train/a', 'images/val/c'), place: 'ant\nbee\n'})
     assert [read_split(tmp_path, split).names for split in SPLITS] == [NAMES]*2
     (tmp_path/place).unlink()
     note, = read_split(tmp_path, 'val').notes
@@ -207,7 +207,7 @@ def test_class_list_is_found_in(place, tmp_path):
 
 
 def test_class_list_of_another_split_comes_before_those_further_down(tmp_path):
-    write_files(tmp_path, {**labelled('images/train/a', 'images/val/c'), 'images/train/classes.txt': 'ant\nbee\n'})
+    write_files(tmp_path, {**labeled('images/train/a', 'images/val/c'), 'images/train/classes.txt': 'ant\nbee\n'})
     write_files(tmp_path, {'old/classes.txt': 'bee\nant', 'old/data.yaml': 'train: images'})
     assert read_split(tmp_path, 'val').names == NAMES
 
@@ -215,7 +215,7 @@ def test_class_list_of_another_split_comes_before_those_further_down(tmp_path):
 @pytest.mark.parametrize('text, message', [
     ('train: images', None), ('train: images\nnc: 2', None), ('train: images\nnc: 3', 'which is not a list of 3')])
 def test_class_list_completes_a_yaml_without_names(text, message, tmp_path):
-    write_files(tmp_path, {**labelled('images/a'), 'classes.txt': 'ant\nbee', 'data.yaml': text})
+    write_files(tmp_path, {**labeled('images/a'), 'classes.txt': 'ant\nbee', 'data.yaml': text})
     if message: refused(tmp_path, message)
     else: assert read_split(tmp_path, 'train').names == NAMES
 
@@ -237,7 +237,7 @@ def test_darknet_data_may_leave_names_empty(tmp_path):
 
 
 def test_class_names_may_hold_marks_of_direction(tmp_path):
-    write_files(tmp_path, {**labelled('images/train/a'), 'classes.txt': 'كلب\u200f\n'})
+    write_files(tmp_path, {**labeled('images/train/a'), 'classes.txt': 'كلب\u200f\n'})
     assert read_split(tmp_path, 'train').names == ['كلب\u200f']
 
 
@@ -248,7 +248,7 @@ def test_class_lists_below_a_parent_of_datasets_are_not_taken(tmp_path):
     for folder in ('one', 'two'):
         message = r'no class names, but datasets further down: .*/bees/(data.yaml|obj.data). Give the folder'
         with pytest.raises(ValueError, match=message): read_split(tmp_path/folder, 'all')
-    write_files(tmp_path/'three', {**labelled('day/a', 'night/c'), 'day/classes.txt': 'ant\nbee'})
+    write_files(tmp_path/'three', {**labeled('day/a', 'night/c'), 'day/classes.txt': 'ant\nbee'})
     assert read_split(tmp_path/'three', 'all').names == NAMES
     write(tmp_path/'three/night/classes.txt', 'bee\nant')
     with pytest.raises(ValueError, match='class lists differ'): read_split(tmp_path/'three', 'all')
@@ -343,7 +343,7 @@ def test_folder_of_images_that_fits_nothing(tmp_path):
 
 def test_runs_in_the_folder_of_the_data_add_nothing_to_it(tmp_path):
     "Their images would become images without objects, and the data others than those of a saved state"
-    write_files(tmp_path, labelled('a', 'c', text=lambda _: LINE))
+    write_files(tmp_path, labeled('a', 'c', text=lambda _: LINE))
     before = read_split(tmp_path, 'all').paths.tolist()
     training = [f'one/{name}' for name in ('state.pt', 'metrics.csv', 'worst.png', 'curves.png')]
     for name in [*training, 'test/metrics.json', 'test/worst.png']: write(tmp_path/'runs'/name, '')

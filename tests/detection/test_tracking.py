@@ -154,11 +154,14 @@ def test_images_have_no_tracks(detector, images, tmp_path):
     with pytest.raises(ValueError, match='--track is for videos, and 3 inputs are images, such as .*a.jpg: leave them'):
         yolox_predict('weights', [str(images)], out=str(tmp_path/'out'), track=True)
     assert not (tmp_path/'out').exists()
+    with pytest.raises(ValueError, match='and 1 input is an image, such as .*a.jpg'):
+        yolox_predict('weights', [str(images/'a.jpg')], out=str(tmp_path/'out'), track=True)
 
 
 def test_missing_package_is_named_before_anything_is_read(images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'trackers', None)
     with pytest.raises(ImportError, match=r"pip install 'cjm-yolox-pytorch\[track\]'"): import_trackers()
+    with pytest.raises(ImportError, match='without a display: pip install --no-deps trackers'): import_trackers()
     with pytest.raises(ImportError, match='track'):
         yolox_predict('no such weights', [str(images)], out=str(tmp_path/'out'), track=True)
 

@@ -368,13 +368,43 @@ def test_the_task_is_the_labels_as_the_network_suggests(folder, splits, file, or
 def test_doctor_writes_the_task(folder, splits, file, oracle, tmp_path, monkeypatch, capsys):
     oracle(splits['train'].names, {s: replace(a, boxes=a.boxes + 25) for s, a in splits.items()})
     options = folder, '--weights', file, '--device', 'cpu', '--out', tmp_path/'out'
-    for _ in range(2): # It replaces its own
-        status, text, _ = run(monkeypatch, capsys, *options)
+    for more in ([], ['--overwrite']):
+        status, text, _ = run(monkeypatch, capsys, *options, *more)
         assert status == 0 and 'labels_to_check/tasks.json has ' in text and str(folder) in text
     tasks = json.loads((tmp_path/'out/labels_to_check/tasks.json').read_text())
     worst = json.loads((tmp_path/'out/doctor.json').read_text())['comparison']['disagreements'][0]
     assert worst['path'].endswith(tasks[0]['data']['image'].partition('d=')[2])
     assert {p.name for p in (tmp_path/'out/labels_to_check').iterdir()} == {'tasks.json', 'label_config.xml'}
+
+
+def test_an_edited_task_survives_another_run(folder, splits, file, oracle, tmp_path, monkeypatch, capsys):
+    oracle(splits['train'].names, {s: replace(a, boxes=a.boxes + 25) for s, a in splits.items()})
+    task = tmp_path/'out/labels_to_check/tasks.json'
+    task.parent.mkdir(parents=True)
+    task.write_text('edited')
+    options = folder, '--weights', file, '--device', 'cpu', '--out', tmp_path/'out'
+    said, *_ = run(monkeypatch, capsys, *options)
+    assert f'label files that exist: {task}. Choose another --out' in said
+    assert task.read_text() == 'edited' and not (tmp_path/'out/doctor.json').exists()
+    assert run(monkeypatch, capsys, *options[:1], *options[-2:])[0] == 0 and task.read_text() == 'edited'
+    assert run(monkeypatch, capsys, *options, '--overwrite')[0] == 0 and task.read_text() != 'edited'
+
+
+def test_overwrite_is_for_a_task_and_pictures_do_not_become_data(folder, file, tmp_path, monkeypatch, capsys):
+    said = run(monkeypatch, capsys, folder, '--overwrite')[0]
+    assert 'it is for the labeling task of --weights and --out' in said
+    (tmp_path/'images').mkdir()
+    said = run(monkeypatch, capsys, folder, '--images', tmp_path/'images', '--out', tmp_path/'images/out')[0]
+    assert 'is in the folder of the data' in said and not (tmp_path/'images/out').exists()
+
+
+def test_an_image_of_two_splits_is_one_task_with_the_labels_of_the_first(tmp_path):
+    a = tiny_split(tmp_path, [(60, 80)], [[(5, 5, 40, 40, 0)]], ['a'])
+    splits = dict(train=a, other=a.take([]), val=replace(a, boxes=a.boxes + 10))
+    found = {s: [detections([(45, 10, 75, 40, 0, .9)])]*len(a) for s, a in splits.items()}
+    files, _ = labeling_task(splits, find_disagreements(splits, found))
+    [task] = json.loads(files['labels_to_check/tasks.json'])
+    assert [round(r['value']['x']*.8) for r in task['predictions'][0]['result']] == [5, 45]
 
 
 def test_names_that_tools_cannot_hold_leave_the_report(splits):

@@ -66,7 +66,7 @@ def ours(model_type, num_classes, max_pixel=1):
 
 
 def theirs(state, key, bgr255=True):
-    "The same network with their names, their order of pixels and their colours"
+    "The same network with their names, their order of pixels and their colors"
     stem = swap_focus(state[STEM])
     if bgr255: stem = stem.unflatten(1, (4, 3)).flip(2).flatten(1, 2) / 255
     variance = stem.flatten(1).square().sum(1) * (255**2 if bgr255 else 1)/12

@@ -53,7 +53,7 @@ def test_somewhere_means_in_one_of_the_tiles(hw, corners, tile, overlap):
 
 @pytest.mark.parametrize('tile, overlap, what', [
     (31, .2, 'tile=31: give the side of the tiles in pixels, at least 32'), (-640, .2, 'tile=-640'), (0, .2, 'tile=0'),
-    (64.5, .2, 'tile=64.5'), ('640', .2, "tile='640'"), (640, 1, 'overlap=1: neighbours share'),
+    (64.5, .2, 'tile=64.5'), ('640', .2, "tile='640'"), (640, 1, 'overlap=1: neighbors share'),
     (640, -.1, 'overlap=-0.1'), (640, 128, 'overlap=128'), (640, float('nan'), 'overlap=nan')])
 def test_options_of_no_use(tile, overlap, what):
     with pytest.raises(ValueError, match=what.replace('(', r'\(')): tile_intervals(1000, tile, overlap)

@@ -177,7 +177,7 @@ def test_state_of_version_0_3_is_resumed(shapes, resumable, tmp_path):
     with pytest.raises(ValueError, match=message): load_state(other, tmp_path/'state.pt')
 
 
-def test_recipe_may_change_where_nothing_learnt_depends_on_it(shapes, resumable):
+def test_recipe_may_change_where_nothing_learned_depends_on_it(shapes, resumable):
     changed = trainer(shapes, eval_interval=1, patience=3, grad_accum=2, clip_grad_norm=1., amp='bf16')
     load_state(changed, resumable[1])
     assert changed.steps == 4 and changed.recipe.clip_grad_norm == 1 != SMALL['clip_grad_norm']

@@ -1,4 +1,4 @@
-"One step, one epoch, one validation: what is learnt, and from what."
+"One step, one epoch, one validation: what is learned, and from what."
 from dataclasses import replace
 from functools import partial
 

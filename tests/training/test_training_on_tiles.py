@@ -8,6 +8,7 @@ import torch
 from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
+from cjm_yolox_pytorch.evaluation.tile_gain import _verdict
 from cjm_yolox_pytorch.files.checkpoints import load_weights
 from cjm_yolox_pytorch.files.tiles import tile_grid
 from cjm_yolox_pytorch.training.recipe import Recipe
@@ -79,6 +80,9 @@ def test_from_training_to_a_verdict(shapes, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'no image is larger than a tile of 128 pixels' in printed
     assert 'use --tile 64 --overlap 0.2' in ' '.join(printed.split())
+    files = [run/'best.safetensors', run/'last.safetensors']
+    yolox_eval(files, shapes, tile=64, device='cpu')
+    assert 'all of them on tiles: give a single file to see whether tiles help' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('options, what', [
@@ -104,3 +108,7 @@ def test_exported_networks_take_tiles(shapes, tmp_path, capsys):
     ours, exported = (each(picture, conf=1e-6, tile=64, iou=1.) for each in detectors)
     assert len(ours) > 100 and len(ours) == len(exported)
     torch.testing.assert_close(ours.scores, exported.scores, rtol=1e-3, atol=1e-7)
+
+
+def test_verdict_without_objects():
+    assert _verdict(float('nan'), float('nan'), 2.).startswith('no objects to measure')
