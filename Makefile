@@ -3,6 +3,7 @@
 # make test-all   every test, as CI does every night
 # make bench      timings beside other implementations
 # make docs       the site, into _docs/;  make docs-open shows it;  make test-docs checks it in a browser
+# make test-web   the pages of `yolox_export --format web`, in a browser
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := pip install --quiet --disable-pip-version-check
@@ -10,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q -o tmp_path_retention_policy=failed
 # Two workers share two cores: one thread each, or they wait for each other
 TWO := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-all style pages bench readme docs docs-open test-docs build clean
+.PHONY: demo test test-all style pages bench readme docs docs-open test-docs test-web build clean
 
 demo: .venv/installed
 	$(BIN)/yolox_demo --out runs/demo
@@ -54,8 +55,11 @@ docs: .venv-docs/installed
 docs-open: docs
 	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory _docs
 
-test-docs: docs .venv-docs/installed-browser
+test-docs: docs .venv-docs/installed-browser .venv-web/package
 	.venv-docs/bin/python -m pytest -rs tests_docs
+
+test-web: .venv/installed-browser .venv-web/package
+	$(PYTEST) -rs tests_web
 
 # The wheel and the source distribution, into dist/
 build: .venv/installed-dev
@@ -63,7 +67,7 @@ build: .venv/installed-dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf .venv .venv-style .venv-bench .venv-docs _proc _docs build dist
+	rm -rf .venv .venv-style .venv-bench .venv-docs .venv-web _proc _docs build dist
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, for example: make demo PYTHON=python3.12")'
@@ -100,3 +104,15 @@ clean:
 .venv-docs/installed-browser: .venv-docs/installed
 	.venv-docs/bin/$(PIP) $$(sed -n 's/^browser_requirements = //p' settings.ini)
 	@touch $@
+
+.venv/installed-browser: .venv/installed-dev
+	$(BIN)/$(PIP) $$(sed -n 's/^browser_requirements = //p' settings.ini)
+	@touch $@
+
+# ONNX Runtime as browsers load it; without npm, tests that need it are skipped
+.venv-web/package: cjm_yolox_pytorch/deploy/web.py
+	mkdir -p .venv-web
+	cd .venv-web && rm -rf package && npm pack --silent \
+		onnxruntime-web@$$(sed -n "s/^ONNXRUNTIME_WEB = '\(.*\)'/\1/p" ../cjm_yolox_pytorch/deploy/web.py) \
+		&& tar xzf onnxruntime-web-*.tgz && rm onnxruntime-web-*.tgz && touch package \
+		|| echo "ONNX Runtime Web could not be fetched with npm"

@@ -22,7 +22,7 @@ setup(
     author=cfg['author'], url=cfg['git_url'], license='Apache-2.0',
     long_description=readme, long_description_content_type='text/markdown',
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
-    package_data={cfg['lib_path']: ['py.typed']},
+    package_data={cfg['lib_path']: ['py.typed', 'deploy/web_page/*']},
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points=dict(console_scripts=cfg['console_scripts'].split(),
                       nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]),

@@ -1,5 +1,6 @@
 "The site that `make docs` builds: nbdev reads the notebooks, pages.py makes pages of them, Sphinx writes these"
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -75,4 +76,18 @@ def connect(app, doctree):
             link += literal
 
 
-def setup(app): app.connect('doctree-read', connect, priority=400) # Before Sphinx collects anchors
+def write_detector(app, error):
+    "The page of `yolox_export --format web`, with the network and the drawings in docs/try (see make.py there)"
+    page, parts, folder = cfg.lib_path/'deploy/web_page', Path(__file__).with_name('try'), Path(app.outdir)/'try'
+    folder.mkdir(exist_ok=True)
+    for file in (page/'detector.js', *parts.glob('*.onnx'), *parts.glob('*.js'), *parts.glob('*.jpg')):
+        shutil.copy(file, folder)
+    index, about = (p.read_text(encoding='utf-8') for p in (page/'index.html', parts/'about.json'))
+    own, more = '<script src="detector.js"></script>', '<script src="samples.js"></script>'
+    index = index.replace('json">{}<', f'json">{about}<').replace(own, f'{own}\n{more}')
+    (folder/'index.html').write_text(index, encoding='utf-8')
+
+
+def setup(app):
+    app.connect('doctree-read', connect, priority=400) # Before Sphinx collects anchors
+    app.connect('build-finished', write_detector)

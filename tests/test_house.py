@@ -139,7 +139,7 @@ def code_lines(path):
 
 def lines_of_code():
     "File, number and text of every line; nbdev wraps the generated `__all__` later than we do"
-    folders = [PACKAGE, 'tests', 'tests_docs', 'tools', 'benchmarks', 'docs']
+    folders = [PACKAGE, 'tests', 'tests_docs', 'tests_web', 'tools', 'benchmarks', 'docs']
     paths = [ROOT/'setup.py', *(p for folder in folders for p in (ROOT/folder).rglob('*.py'))]
     for path in (p for p in paths if p.stem != '_modidx'):
         source = re.sub(r'^__all__ = \[.*?\]', '', path.read_text(encoding='utf-8'), flags=re.S | re.M)

@@ -29,22 +29,25 @@ def built(tmp_path_factory):
 def modules(): return {p.relative_to(ROOT).as_posix() for p in (ROOT/PACKAGE).rglob('*.py')}
 
 
+def page_files(): return {f'{PACKAGE}/deploy/web_page/{name}' for name in ('index.html', 'detector.js')}
+
+
 def test_wheel_holds_the_package_alone(built):
     names = {*zipfile.ZipFile(built[0]).namelist()}
     inside = {name for name in names if '.dist-info/' not in name}
-    assert inside == {*modules(), f'{PACKAGE}/py.typed'}
+    assert inside == {*modules(), *page_files(), f'{PACKAGE}/py.typed'}
     assert any(name.endswith('/LICENSE') for name in names)
 
 
 def test_sdist_holds_sources_of_everything(built):
     with tarfile.open(built[1]) as archive: names = {name.partition('/')[2] for name in archive.getnames()}
-    for folder in ('nbs', 'tests', 'tools', 'benchmarks', 'docs'):
-        sources = [p for p in (ROOT/folder).rglob('*') if p.suffix in ('.ipynb', '.py', '.npz')]
+    for folder in ('nbs', 'tests', 'tests_web', 'tools', 'benchmarks', 'docs'):
+        sources = [p for p in (ROOT/folder).rglob('*') if p.suffix in ('.ipynb', '.py', '.npz', '.onnx', '.js')]
         tracked = [p.relative_to(ROOT).as_posix() for p in sources]
         expected = [p for p in tracked if '.ipynb_checkpoints' not in p and '/runs/' not in p]
         assert not {*expected} - names
     single = {'settings.ini', 'setup.py', 'pyproject.toml', 'LICENSE', 'README.md', 'CHANGELOG.md', 'Makefile'}
-    assert {*modules(), *single} <= names
+    assert {*modules(), *page_files(), *single} <= names
     assert not [name for name in names if name.startswith(('.venv', 'runs')) or '__pycache__' in name]
 
 

@@ -14,7 +14,9 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT/'_docs'
-PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob('*.html'))
+DETECTOR = 'try/index.html' # Written by yolox_export, not by Sphinx
+PAGES = sorted({p.relative_to(SITE).as_posix() for p in SITE.rglob('*.html')} - {DETECTOR})
+RUNTIME = Path(os.environ.get('ONNXRUNTIME_WEB', ROOT/'.venv-web/package'))
 BROWSER = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome', 'chrome'])), None)
 NO_BROWSER = 'needs a browser: apt-get install chromium, for example'
 if not BROWSER and not os.environ.get('CI'): pytest.skip(NO_BROWSER, allow_module_level=True)
@@ -151,3 +153,26 @@ def test_dark(browser, hosts):
         tab.close()
         return sum(map(int, colour.strip('rgb()').split(',')[:3]))
     assert background('dark') < 150 < 600 < background('light')
+
+
+@pytest.mark.skipif(not RUNTIME.exists(), reason='needs ONNX Runtime Web: make .venv-web/package')
+def test_shapes_are_detected(browser, hosts):
+    "With the files that the public server is to have; the browser checks their hashes"
+    def answer(route):
+        name, headers = route.request.url.rpartition('/')[2], {'Access-Control-Allow-Origin': '*'}
+        route.fulfill(path=RUNTIME/'dist'/name, headers=headers)
+    tab = browser.new_page()
+    tab.route('https://cdn.jsdelivr.net/npm/onnxruntime-web@*/dist/*', answer)
+    tab.goto(hosts['http'] + DETECTOR)
+    tab.get_by_role('button', name='Drawing 1').click()
+    tab.locator('#found li').first.wait_for()
+    kinds = {text.rpartition(' ')[0] for text in tab.locator('#found li').all_text_contents()}
+    assert kinds == {'disc', 'triangle', 'square', 'star', 'cross'} and not tab.locator('#problem').text_content()
+    tab.set_viewport_size(dict(width=390, height=844))
+    assert tab.evaluate('document.documentElement.scrollWidth') == 390
+    tab.close()
+
+
+def test_detector_is_linked(found):
+    links = [(page, href) for page, (_, hrefs) in found.items() for href in hrefs if href.endswith(DETECTOR)]
+    assert [page for page, _ in links] == ['deploy/web.html']

@@ -51,6 +51,7 @@ def format_lines(): # Text
         size, int8 = 'any' if f.any_size else 'fixed', 'yes' if f.int8 else 'no'
         checked = 'run' if f.run_here else 'not run'
         rows.append((name, f.suffix, f.runs_in, size, int8, checked, f.extra))
+    rows.append(('web', 'a folder', 'browsers', 'fixed', 'no', 'run', 'export')) # Its network is an ONNX file
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows: yield '  '.join(f'{cell:{width}}' for cell, width in zip(row, widths)).rstrip()
 

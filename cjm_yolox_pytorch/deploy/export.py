@@ -15,6 +15,7 @@ from .compare import describe_trials, HALF_TOLERANCE, TOLERANCE, try_file
 from .formats import check_output, drafted, EXPORT_FORMATS, write_draft
 from .graph import exportable, file_metadata, kept_scores, padded_size
 from .ladder import choose_images, quantize_weights, step_line, STEP_HEADER
+from .web import export_web
 from ..detection.selection import describe_conf
 from ..files.checkpoints import load_weights, Weights
 from ..files.class_names import parse_names
@@ -43,7 +44,7 @@ def export_weights(
 # %% ../../nbs/deploy/05_export.ipynb #3f6a91cd
 def _output_file(weights, out, format, precision=''): # `precision`: half or int8, for the name
     suffix = EXPORT_FORMATS.get(format or 'onnx')
-    if suffix is None: raise ValueError(f'format={format!r}: choose one of {list(EXPORT_FORMATS)}')
+    if suffix is None: raise ValueError(f'format={format!r}: choose one of {[*EXPORT_FORMATS, "web"]}')
     if out is None:
         beside = weights.rpartition('/')[2] if '://' in weights else weights
         return Path(beside).with_suffix(f'.{precision}{suffix}' if precision else suffix)
@@ -65,11 +66,18 @@ def _export_int8(weights, path, data, max_drop, options):
     print(f'written to {path}')
 
 # %% ../../nbs/deploy/05_export.ipynb #d77bedd2
+def _check_web(format, runtime, raw, camera, static, suppress, half, int8, **_):
+    given = dict(raw=raw, camera=camera, static=static, suppress=suppress, half=half, int8=int8)
+    useless = ', '.join(name for name, value in given.items() if value)
+    if format == 'web' and useless: raise ValueError(f'{useless} cannot be chosen with --format web: leave it out')
+    if format != 'web' and runtime: raise ValueError('runtime has no effect without --format web')
+
 def _describe_file(weights, suppress, conf, classes, **_):
     if suppress: print(f'it keeps boxes with a {describe_conf(kept_scores(weights, conf, classes))}')
     if not weights.names: print('the classes have no names, only numbers: to give them names, use --names')
 
-def _check_export_options(int8, half, data, max_drop, suppress, conf, iou, classes, **_):
+def _check_export_options(int8, half, data, max_drop, suppress, conf, iou, classes, **others):
+    _check_web(int8=int8, half=half, suppress=suppress, **others)
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_drop=(max_drop, 0, 1))
     if not suppress and (conf, iou, classes) != (None, .65, None):
         raise ValueError('conf, iou and classes have no effect without --suppress')
@@ -77,13 +85,21 @@ def _check_export_options(int8, half, data, max_drop, suppress, conf, iou, class
     if int8 and data is None: raise ValueError('int8 needs --data, to calibrate and to measure what is lost')
     if not int8 and (data, max_drop) != (None, .01): raise ValueError('data and max_drop have no effect without --int8')
 
+# %% ../../nbs/deploy/05_export.ipynb #ac349f35
+def _export_web(weights, file, out, runtime): # `file` as the user gave it
+    folder = Path(out) if out else _output_file(file, None, None).with_suffix('.web')
+    difference = export_web(weights, folder, runtime)
+    print(f'written to {folder}: equal to PyTorch within {difference:.1e} pixels')
+    print(f'to look at it: python -m http.server --directory {folder}, and open http://localhost:8000')
+    _describe_file(weights, suppress=False, conf=None, classes=None)
+
 # %% ../../nbs/deploy/05_export.ipynb #500140dd
 @command
 @showing('list', format_lines, 'Print a table of all formats')
 def yolox_export(
     weights:str, # File or address of weights, or a size such as yolox_s for published weights
-    out:str=None, # File to write; beside WEIGHTS unless given
-    format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch or coreml (see --list); by default as OUT, or onnx
+    out:str=None, # File, or folder of a page, to write; beside WEIGHTS unless given
+    format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml, web: see --list; default: as OUT, or onnx
     raw:bool=False, # Give raw boxes, objectness and all probabilities, not decoded
     suppress:bool=False, # Suppress overlapping boxes (NMS) in the file
     camera:bool=False, # Take images as a camera gives them: uint8, [batch, height, width, 3]
@@ -96,9 +112,11 @@ def yolox_export(
     int8:bool=False, # Write int8: a quarter of the size. AP is measured before and after, on DATA
     data:str=None, # With --int8: folder of the dataset of the training, or its JSON, YAML or CSV file
     max_drop:float=.01, # With --int8: largest loss of AP (from 0 to 1); if more is lost, nothing is written
+    runtime:str=None, # With --format web: folder of the npm package onnxruntime-web, to copy, not load from a CDN
 ):
     "Write WEIGHTS as a file for other programs, and check it"
     _check_export_options(**locals())
+    if format == 'web': return _export_web(load_weights(weights, names=parse_names(names)), weights, out, runtime)
     path = _output_file(weights, out, format, 'int8' if int8 else 'half' if half else '')
     options = dict(raw=raw, suppress=suppress, camera=camera, static=static, conf=conf, iou=iou, classes=classes)
     loaded = load_weights(weights, names=parse_names(names))
