@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from operator import attrgetter
 
 from ..data.annotations import read_annotated
+from .formats import unreported
 from ..detection.exported import network_input
 from ..files.letterbox import letterbox
 from ..files.network_kinds import import_extra
@@ -108,12 +109,14 @@ def quantize_onnx(
 # %% ../../nbs/deploy/03_quantize.ipynb #bde26545
 def quantize_openvino(file, out, images, kept, metadata): # As `quantize_onnx`, but `out` is XML
     "Quantize an ONNX file for OpenVINO, but the nodes `kept`."
-    nncf, openvino = import_extra('nncf', 'int8'), import_extra('openvino')
-    model = openvino.convert_model(str(file))
+    with unreported():
+        nncf, openvino = import_extra('nncf', 'int8'), import_extra('openvino')
+        model = openvino.convert_model(str(file))
     names = [op.get_friendly_name() for op in model.get_ops()]
     names = [name for name in names if name.removesuffix('/WithoutBiases') in kept]
     ignored = nncf.IgnoredScope(names=names, validate=False)
-    with _silent(): model = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), ignored_scope=ignored)
+    options = dict(subset_size=len(images), ignored_scope=ignored)
+    with _silent(), unreported(): model = nncf.quantize(model, nncf.Dataset(images), **options)
     model.set_rt_info(metadata, ['cjm_yolox_pytorch'])
     openvino.save_model(model, str(out), compress_to_fp16=False)
     out.write_text(re.sub(r'>\s+<', '><', out.read_text(encoding='utf-8')), encoding='utf-8')

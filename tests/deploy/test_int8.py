@@ -138,6 +138,21 @@ def test_int8_openvino_file_comes_with_its_numbers(weights, images, full, tmp_pa
     assert load_detector(tmp_path/'shapes.xml').notes == NOTES
 
 
+@pytest.mark.parametrize('before', [None, 'false'])
+def test_openvino_and_nncf_do_not_report_their_use(monkeypatch, before):
+    telemetry = pytest.importorskip('openvino_telemetry.utils.opt_in_checker')
+    monkeypatch.setattr(telemetry.os, 'environ', {} if before is None else dict(CI=before))
+    monkeypatch.setattr(formats.os, 'environ', telemetry.os.environ)
+    checker = telemetry.OptInChecker()
+    declined = telemetry.ConsentCheckResult.DECLINED
+    monkeypatch.setattr(checker, 'consent_file', lambda: '/nowhere')
+    assert checker.check(enable_opt_in_dialog=False, disable_in_ci=True) != declined
+    with pytest.raises(OSError), formats.unreported():
+        assert checker.check(enable_opt_in_dialog=False, disable_in_ci=True) == declined
+        raise OSError
+    assert formats.os.environ.get('CI') == before
+
+
 @given(st.lists(st.sampled_from(['Conv', 'Mul', 'Add']), min_size=1, max_size=9))
 def test_ends_are_what_lies_beyond_all_convolutions(types):
     "In a chain: up to the first convolution and from the last one on"
