@@ -306,11 +306,11 @@ def film(tmp_path):
     def write(name, codec, frames=12, between=0, kind=None, side=64, streams=1):
         if codec not in av.codecs_available: pytest.skip(f'PyAV without {codec}')
         with av.open(str(tmp_path/name), 'w', format=kind) as video:
+            stream = video.add_stream(codec, rate=48000 if codec == 'aac' else 10)
+            if codec != 'aac': stream.width, stream.height, stream.pix_fmt = side, side, 'yuv420p'
             for _ in range(streams - 1): # Nothing is in it
                 more = video.add_stream(codec, rate=10)
                 more.width, more.height, more.pix_fmt = side, side, 'yuv420p'
-            stream = video.add_stream(codec, rate=48000 if codec == 'aac' else 10)
-            if codec != 'aac': stream.width, stream.height, stream.pix_fmt = side, side, 'yuv420p'
             if between: stream.codec_context.max_b_frames = between
             for frame in (sound() if codec == 'aac' else shades(frames, side)): video.mux(stream.encode(frame))
             video.mux(stream.encode(None))
