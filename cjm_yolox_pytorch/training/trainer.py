@@ -285,7 +285,7 @@ def validate(self:Trainer) -> tuple: # Metrics with losses, and a `Detections` p
     found = self.predict(val, watch=watch) if len(val) else []
     if self.world > 1: found, sums = self._gather(found, sums)
     if self.rank: return None, None
-    images = sums.pop('images') # Or tiles
+    images = sums.pop('images', 0) # Or tiles
     losses = {f'val_{k[5:]}': v/images for k, v in sums.items()}
     return {**average_precision(self.val, found), **losses}, found
 
