@@ -6,14 +6,14 @@ For each seed, a network is trained on a few random images of the training split
 taken by how unsure it is of them (the order of `yolox_predict --order uncertainty`), or at random; the labels of these
 are added, and the training begins again from the published weights. AP is that of the test split.
 """
-import argparse
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from loss import machine, markdown, save_results
+from box_loss import about_trainings, add_training_options
+from loss import markdown, parser_of, save_results
 
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.detection.uncertainty import AGGREGATES, image_uncertainty, LOWEST
@@ -78,18 +78,11 @@ def as_table(rows):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
-    option('data', 'folder of a dataset with the splits train and test', type=Path)
-    option('--weights', 'weights to start from (default: random)', type=Path)
-    option('--model', 'default: yolox_nano', default='yolox_nano')
-    option('--img-size', 'canvas side in pixels (default: 256)', type=int, default=256)
-    option('--epochs', 'default: 25', type=int, default=25)
+    parser, option = parser_of(__doc__)
+    add_training_options(option, 'train and test', img_size=256, epochs=25)
     option('--start', 'labeled images at the start (default: 20)', type=int, default=20)
     option('--chosen', 'images that are chosen (default: 60)', type=int, default=60)
-    option('--seeds', 'number of seeds (default: 3)', type=int, default=3)
     option('--only', 'default: random sum max', nargs='+', default=['random', 'sum', 'max'], choices=STRATEGIES)
-    option('--device', 'default: cpu', default='cpu')
     option('--out', 'folder for active.md and active.json', type=Path)
     return parser.parse_args()
 
@@ -99,9 +92,7 @@ def main():
     train_split, test = (read_split(args.data, name) for name in ('train', 'test'))
     if args.start + args.chosen > len(train_split): sys.exit(f'the training split has only {len(train_split)} images')
     rows = [r for seed in range(args.seeds) for r in run_seed(args, train_split, test, seed)]
-    about = machine(args.device)
-    about |= dict(data=args.data.name, weights=args.weights and args.weights.name, model=args.model)
-    about |= dict(size=args.img_size, epochs=args.epochs, start=args.start, chosen=args.chosen, seeds=args.seeds)
+    about = about_trainings(args) | dict(start=args.start, chosen=args.chosen)
     save_results('active', as_table(rows), rows, about, args.out)
 
 

@@ -2,12 +2,11 @@
 
 Example: python benchmarks/box_loss.py path/to/data --weights yolox_nano.pth --out runs/bench
 """
-import argparse
 import statistics
 import sys
 from pathlib import Path
 
-from loss import machine, markdown, save_results
+from loss import machine, markdown, parser_of, save_results
 
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.files.checkpoints import load_weights
@@ -37,16 +36,25 @@ def as_table(rows, losses):
     return markdown(['box loss', *METRICS], cells, texts=[0])
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
-    option('data', 'folder of a dataset with the splits train and val', type=Path)
+def add_training_options(option, splits, img_size, epochs):
+    option('data', f'folder of a dataset with the splits {splits}', type=Path)
     option('--weights', 'weights to start from (default: random)', type=Path)
     option('--model', 'default: yolox_nano', default='yolox_nano')
-    option('--img-size', 'canvas side in pixels (default: 320)', type=int, default=320)
-    option('--epochs', 'default: 12', type=int, default=12)
+    option('--img-size', f'canvas side in pixels (default: {img_size})', type=int, default=img_size)
+    option('--epochs', f'default: {epochs}', type=int, default=epochs)
     option('--seeds', 'number of seeds (default: 3)', type=int, default=3)
     option('--device', 'default: cpu', default='cpu')
+
+
+def about_trainings(args):
+    "Describe the machine and the settings of `add_training_options`."
+    about = machine(args.device) | dict(data=args.data.name, weights=args.weights and args.weights.name)
+    return about | dict(model=args.model, size=args.img_size, epochs=args.epochs, seeds=args.seeds)
+
+
+def parse_arguments():
+    parser, option = parser_of(__doc__)
+    add_training_options(option, 'train and val', img_size=320, epochs=12)
     option('--only', 'losses to compare (default: all)', nargs='+', default=LOSSES, choices=LOSSES)
     option('--out', 'folder for box-loss.md and box-loss.json', type=Path)
     return parser.parse_args()
@@ -59,10 +67,7 @@ def main():
         for box_loss in args.only:
             rows.append(dict(box_loss=box_loss, seed=seed, **train(args, box_loss, seed)))
             print(rows[-1], file=sys.stderr, flush=True)
-    about = machine(args.device)
-    about |= dict(data=args.data.name, weights=args.weights and args.weights.name, model=args.model)
-    about |= dict(size=args.img_size, epochs=args.epochs, seeds=args.seeds)
-    save_results('box-loss', as_table(rows, args.only), rows, about, args.out)
+    save_results('box-loss', as_table(rows, args.only), rows, about_trainings(args), args.out)
 
 
 if __name__ == '__main__': main()

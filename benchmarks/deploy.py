@@ -4,7 +4,6 @@ Each file is measured in turn, round by round, so that all meet the same machine
 images: --weights for the model they belong to, --data for images. Without --data, calibration and AP are left out, and
 int8 files are calibrated on drawn images; without weights, a model has random ones, whose speed is the same.
 """
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from inference import measure, random_weights
 from loader import write_photos
-from loss import installed, machine, markdown, save_results
+from loss import installed, machine, markdown, parser_of, save_results
 
 from cjm_yolox_pytorch.data.annotations import build_annotations, relabel
 from cjm_yolox_pytorch.data.splits import choose_splits, find_splits
@@ -103,8 +102,7 @@ def as_table(rows):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    parser, option = parser_of(__doc__)
     option('--data', 'dataset to calibrate on and to measure AP (default: drawn images, without AP)', type=Path)
     option('--weights', 'weights for the model they belong to; other models get random ones', type=Path)
     option('--models', 'default: nano, tiny and s', nargs='+', default=MODELS)

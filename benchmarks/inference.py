@@ -3,7 +3,6 @@
 pixeltable-yolox is measured with its own predictor and exported to ONNX Runtime. All take turns in one process.
 `make bench` runs all benchmarks in a separate environment.
 """
-import argparse
 import contextlib
 import io
 import statistics
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 from loader import alternating, ratio, result_cells, timed, write_photos
-from loss import first_line, machine, markdown, save_results
+from loss import first_line, machine, markdown, parser_of, save_results
 
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights
 from cjm_yolox_pytorch.deploy.export import export_weights
@@ -137,8 +136,7 @@ def as_table(rows):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    parser, option = parser_of(__doc__)
     option('--photos', 'folder of JPEG files (default: 24 drawn images)', type=Path)
     option('--weights', 'weights for the model they belong to; other models get random ones', type=Path)
     option('--models', 'default: all', nargs='+', default=MODELS)

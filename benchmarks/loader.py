@@ -3,7 +3,6 @@
 Mosaic, affine transform, MixUp, color jitter and flip with the paper's values, in batches of 8. Both take turns in
 one process, on one thread. `make bench` runs all benchmarks in a separate environment.
 """
-import argparse
 import json
 import statistics
 import tempfile
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from loss import first_line, machine, markdown, save_results
+from loss import first_line, machine, markdown, parser_of, save_results
 
 from cjm_yolox_pytorch.data.augment import yolox_transforms
 from cjm_yolox_pytorch.data.batches import DetectionDataset, EpochBatches, train_loader
@@ -135,8 +134,7 @@ def as_table(rows):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    parser, option = parser_of(__doc__)
     option('--data', 'folder of a dataset, whose first split is used (default: 96 drawn images)', type=Path)
     option('--img-size', 'canvas side in pixels (default: 640)', type=int, default=640)
     option('--only', 'variants to measure (default: all)', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))

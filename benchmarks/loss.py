@@ -318,6 +318,13 @@ def machine(device):
     return about
 
 
+def parser_of(text):
+    "Return a parser of arguments with this help, and a function that adds an argument"
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    return parser, option
+
+
 def markdown(names, rows, texts):
     "Format rows of cells as a table; the columns numbered in `texts` hold text, the others numbers."
     rule = ''.join('---|' if n in texts else '--:|' for n in range(len(names)))
@@ -362,8 +369,7 @@ def result_cells(row, ms, device):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    parser, option = parser_of(__doc__)
     option('--workloads', nargs='+', default=list(WORKLOADS), choices=list(WORKLOADS))
     every = list(IMPLEMENTATIONS)
     option('--only', 'implementations to measure (default: all that differ on the device)', nargs='+', choices=every)

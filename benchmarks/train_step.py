@@ -3,7 +3,6 @@
 They are compared with the model and loss of pixeltable-yolox, and all take turns in one process. `make bench` runs all
 benchmarks in a separate environment.
 """
-import argparse
 import statistics
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from loader import PEER, ratio, timed, two_digits
-from loss import first_line, machine, markdown, megvii_rows, random_objects, save_results
+from loss import first_line, machine, markdown, megvii_rows, parser_of, random_objects, save_results
 
 from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.model import MODEL_CFGS, build_model
@@ -129,8 +128,7 @@ def table_cells(rows): # Of one workload
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    def option(name, text=None, **kwargs): parser.add_argument(name, help=text, **kwargs)
+    parser, option = parser_of(__doc__)
     option('--workloads', nargs='+', default=list(WORKLOADS), choices=list(WORKLOADS))
     option('--only', 'variants to measure (default: all)', nargs='+', default=list(VARIANTS), choices=list(VARIANTS))
     option('--device', default='cpu', choices=['cpu', 'cuda'])

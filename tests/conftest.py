@@ -10,6 +10,7 @@ import torch
 import torchvision
 
 from cjm_yolox_pytorch.assignment import SimOTASettings
+from cjm_yolox_pytorch.data.shapes import write_shapes
 
 matplotlib.use('Agg')
 # How many inputs each law is tried with. The short profile draws the same inputs every time, so that a failure comes
@@ -30,6 +31,16 @@ def shared():
     "Folder with reference values, data and weights, which users do not have"
     if not SHARED.exists(): pytest.skip('needs the reference files of the developers (../shared)')
     return SHARED
+
+
+@pytest.fixture(scope='session')
+def draw_shapes(tmp_path_factory):
+    "Write a dataset of drawn shapes into a new folder"
+    def draw(**options):
+        folder = tmp_path_factory.mktemp('shapes')
+        write_shapes(folder, **options)
+        return folder
+    return draw
 
 
 def read_oracle():

@@ -167,10 +167,7 @@ def test_images_without_labels_and_splits_without_images():
 # A network's opinion
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('shapes')
-    write_shapes(folder, train=10, val=6, test=0, size=96)
-    return folder
+def folder(draw_shapes): return draw_shapes(train=10, val=6, test=0, size=96)
 
 
 @pytest.fixture(scope='module')

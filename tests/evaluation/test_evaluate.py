@@ -75,10 +75,9 @@ def test_several_labels_a_box_are_counted_as_the_official_program_does(photos, s
 
 
 @pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
+def shapes(draw_shapes):
     "Drawn shapes, and weights of a random network whose scores are as far apart as those of a trained one"
-    folder = tmp_path_factory.mktemp('shapes')
-    write_shapes(folder, train=4, val=6, test=8, size=96)
+    folder = draw_shapes(train=4, val=6, test=8, size=96)
     torch.manual_seed(0)
     model = build_model('yolox_nano', 5, pretrained=False)
     for module in model.modules():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from evaluation_samples import detections, random_detections, random_split
 
-from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.evaluation.evaluate import yolox_eval
 from cjm_yolox_pytorch.evaluation.metrics import Evaluation, confusion_matrix, match_detections
@@ -118,10 +117,9 @@ def test_scores_by_class_are_those_of_the_report():
 # ---- In the command
 
 @pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
+def shapes(draw_shapes):
     "Drawn shapes, and weights with thresholds from the validation split"
-    folder = tmp_path_factory.mktemp('shapes')
-    write_shapes(folder, train=2, val=6, test=6, size=64)
+    folder = draw_shapes(train=2, val=6, test=6, size=64)
     torch.manual_seed(0)
     model, val = build_model('yolox_nano', 5, pretrained=False), read_split(folder, 'val')
     for conv in (*model.bbox_head.multi_level_conv_obj, *model.bbox_head.multi_level_conv_cls):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from trainings import Child, ranks, run_command, trainer, words
 
-from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.training import train
 
 
@@ -20,18 +19,11 @@ def one_thread():
 
 
 @pytest.fixture(scope='session')
-def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('shapes')
-    write_shapes(folder, train=12, val=4, test=4, size=64)
-    return folder
+def shapes(draw_shapes): return draw_shapes(train=12, val=4, test=4, size=64)
 
 
 @pytest.fixture(scope='session')
-def large_shapes(tmp_path_factory):
-    "Images of 96 pixels"
-    folder = tmp_path_factory.mktemp('large')
-    write_shapes(folder, train=0, val=8, test=0, size=96)
-    return folder
+def large_shapes(draw_shapes): return draw_shapes(train=0, val=8, test=0, size=96)
 
 
 def leave_out_plots(patch): # Three quarters of a small training's time

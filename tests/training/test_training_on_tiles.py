@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
 from cjm_yolox_pytorch.evaluation.tile_gain import _verdict
@@ -18,10 +17,7 @@ from cjm_yolox_pytorch.training.trainer import Trainer
 
 
 @pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('shapes')
-    write_shapes(folder, train=4, val=4, test=0, size=128)
-    return folder
+def shapes(draw_shapes): return draw_shapes(train=4, val=4, test=0, size=128)
 
 
 def test_a_trainer_trains_and_validates_on_tiles(shapes):
