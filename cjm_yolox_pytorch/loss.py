@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOX_LOSSES', 'PER_IMAGE_METHODS', 'squared_giou_loss', 'squared_iou_loss', 'giou_loss', 'ciou_loss', 'SumLoss',
-           'YOLOXLoss', 'AssignResult', 'generate_output_grids', 'multi_apply', 'SamplingResult']
+           'LossSettings', 'YOLOXLoss', 'AssignResult', 'generate_output_grids', 'multi_apply', 'SamplingResult']
 
 # %% ../nbs/07_loss.ipynb #15a59442
 import torch, warnings, torch.distributed as dist, torch.nn.functional as F
@@ -278,19 +278,8 @@ def _prepare(loss, maps, boxes, labels, regions, rounded): # A `YOLOXLoss`, and 
     return _move_objects(gt, like), None if regions is None else _move(regions.to(dtype), like)
 
 # %% ../nbs/07_loss.ipynb #6a771f65
-PER_IMAGE_METHODS = 'bbox_decode', 'flatten_and_concat', 'get_l1_target', 'get_target_single', 'sample'
-
-class YOLOXLoss(PerImageMethods, nn.Module):
-    "Class, box and objectness losses of a batch (and L1 if asked for), with cells assigned by SimOTA."
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        refuse_overrides(cls, YOLOXLoss, PER_IMAGE_METHODS, ['forward', '__call__'])
-
-    def __setattr__(self, name, value):
-        if name in PER_IMAGE_METHODS and type(self).forward is YOLOXLoss.forward:
-            raise TypeError(f'{name} of a loss is never called: override forward in a class of your own')
-        super().__setattr__(name, value)
-
+class LossSettings(PerImageMethods, nn.Module):
+    "What a `YOLOXLoss` remembers"
     def __init__(self,
         num_classes:int, # C
         bbox_loss_weight:float=5.0, # Factor of the box loss. Larger: boxes matter more
@@ -323,6 +312,20 @@ class YOLOXLoss(PerImageMethods, nn.Module):
         self.check = check
         self.compile_mode = compile
         self.told = set[str]() # Warnings given so far
+
+# %% ../nbs/07_loss.ipynb #07c86cce
+PER_IMAGE_METHODS = 'bbox_decode', 'flatten_and_concat', 'get_l1_target', 'get_target_single', 'sample'
+
+class YOLOXLoss(LossSettings):
+    "Class, box and objectness losses of a batch (and L1 if asked for), with cells assigned by SimOTA."
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        refuse_overrides(cls, YOLOXLoss, PER_IMAGE_METHODS, ['forward', '__call__'])
+
+    def __setattr__(self, name, value):
+        if name in PER_IMAGE_METHODS and type(self).forward is YOLOXLoss.forward:
+            raise TypeError(f'{name} of a loss is never called: override forward in a class of your own')
+        super().__setattr__(name, value)
 
     def forward(self,
         class_scores, # L maps [B, C, H, W] of logits

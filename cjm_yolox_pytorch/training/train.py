@@ -136,7 +136,8 @@ def _measured_split(notes): # Its name, if known
 # %% ../../nbs/training/03_train.ipynb #90d51e25
 def recipe_options(func):
     "Give the command `func` an option for every field of `Recipe`; `None` where an option is not given."
-    signature, comments = inspect.signature(func), docments(Recipe)
+    signature = inspect.signature(func)
+    comments = {name: text for part in Recipe.__bases__ for name, text in docments(part).items()}
     options = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     func.option_help = {}
     for f in fields(Recipe):
