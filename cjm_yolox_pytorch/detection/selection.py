@@ -8,7 +8,7 @@ __all__ = ['stored_conf', 'describe_conf', 'describe_thresholds', 'least_scores'
 # %% ../../nbs/detection/00a_selection.ipynb #3fa0ae7d
 import numpy as np
 
-from ..commands.messages import counted
+from ..commands.messages import counted, shorten
 
 # %% ../../nbs/detection/00a_selection.ipynb #4e6b88b7
 def stored_conf(
@@ -52,6 +52,7 @@ def conf_of_classes(
     if np.ndim(conf) and len(conf) != num_classes:
         counts = f'{counted(len(conf), "score")} for {counted(num_classes, "class")}'
         raise ValueError(f'conf: {counts}: give one, or one for each')
+    if not (np.min(conf) >= 0 and np.max(conf) <= 1): raise ValueError(f'conf={shorten(conf)}: scores are from 0 to 1')
     if chosen is None: return conf
     kept = np.isin(np.arange(num_classes), chosen)
     return np.where(kept, conf, 1.).tolist()

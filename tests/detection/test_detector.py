@@ -56,3 +56,9 @@ def test_real_weights_find_what_is_there(shared):
     assert sum(largest[image['id']] in names for image, names in zip(chosen, seen)) >= 18
     plain, mirrored = (predict(detect.model, [d.image for d in found[:8]], detect.spec, m) for m in (False, True))
     assert sum(map(len, mirrored)) > .8*sum(map(len, plain))
+
+
+@pytest.mark.parametrize('conf', [25, -.1, float('nan'), [.2, 1.5, .2]])
+def test_detector_refuses_scores_that_are_not_from_0_to_1(detector, conf):
+    with pytest.raises(ValueError, match='conf=.*: scores are from 0 to 1'):
+        detector(Image.new('RGB', (40, 30)), conf=conf)
