@@ -43,12 +43,17 @@ def _onto_canvas(image, canvas_hw): # [H, W, 3] uint8 -> [3, *canvas_hw], and [4
     return canvas.transpose(2, 0, 1), np.float32([width/image.shape[1], height/image.shape[0]]*2)
 
 # %% ../../nbs/detection/00b_onnx.ipynb #41426900
-def _read_rgb(image): # File, or array -> [H, W, 3] uint8
+def _as_rgb(image, name): # PIL image -> [H, W, 3] uint8
+    deep = image.mode[0] in 'IF' # Pillow would cut off large values
+    if deep: raise ValueError(f'{name} has more than 8 bits a channel: load_detector takes such images')
+    return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+
+def _read_rgb(image): # File, PIL image or array -> [H, W, 3] uint8
+    if isinstance(image, Image.Image): return _as_rgb(image, 'the image')
+    if isinstance(image, (str, os.PathLike)):
+        with Image.open(image) as opened: return _as_rgb(opened, image)
     if not isinstance(image, np.ndarray):
-        with Image.open(image) as opened:
-            deep = opened.mode[0] in 'IF' # Pillow would cut off large values
-            if deep: raise ValueError(f'{image} has more than 8 bits a channel: load_detector takes such images')
-            return np.asarray(ImageOps.exif_transpose(opened).convert('RGB'))
+        raise TypeError(f'an image is a path, a PIL image or an array, not a {type(image).__name__}')
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size: return image
     raise ValueError(f'image of shape {image.shape} and {image.dtype}: needed is RGB, [H, W, 3] uint8')
 
@@ -79,7 +84,7 @@ class OnnxDetector:
         self.names = self.network.info.names
 
     def __call__(self,
-        image, # File, or [H, W, 3] uint8 RGB
+        image, # Path, PIL image, or [H, W, 3] uint8 RGB
         conf:float=None, # Minimum score, or [C]; that of the training if None, or .25
         iou:float=.65, # Maximum overlap of boxes of a class
         max_detections:int=300

@@ -326,6 +326,13 @@ def test_numpy_finds_what_pytorch_does(files, photos, expected):
             np.testing.assert_allclose(scores[:best], want.scores[:best], atol=.05)
 
 
+def test_numpy_takes_images_of_pillow(files, photos):
+    detect = OnnxDetector(files/'onnx.onnx')
+    for found, want in zip(detect(photos[0]), detect(np.asarray(photos[0]))): np.testing.assert_array_equal(found, want)
+    with pytest.raises(TypeError, match='an image is a path, a PIL image or an array, not a Tensor'):
+        detect(torch.zeros(3, 9, 9))
+
+
 def test_numpy_needs_no_pytorch(files, photos, tmp_path):
     photos[2].save(tmp_path/'photo.png')
     code = f'''import sys
