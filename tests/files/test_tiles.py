@@ -61,3 +61,9 @@ def test_options_of_no_use(tile, overlap, what):
 
 def test_an_overlap_of_nearly_all_still_moves():
     assert len(tile_intervals(64, 32, .999)) == 33
+
+
+def test_too_many_tiles_are_refused():
+    with pytest.raises(ValueError, match='overlap=0.99 makes 221595 tiles of 640 pixels for an image of 4000x3000'):
+        tile_grid((3000, 4000), 640, .99)
+    assert len(tile_grid((20, 5000), 640, .99)) == 729 # They look at each pixel 93 times
