@@ -10,8 +10,8 @@ import numpy as np
 
 from ..commands.messages import counted
 from ..data.annotations import build_annotations
-from ..data.label_files import check_free, label_files, losses
-from ..detection.prelabels import common_root, relative_name
+from ..data.label_files import check_free, common_root
+from ..data.label_files import label_files, losses, relative_name
 from ..files.images import stored_sizes
 
 # %% ../../nbs/evaluation/03d_labeling_task.ipynb #8bbe543b
