@@ -52,8 +52,8 @@ def _read_rgb(image): # File, PIL image or array -> [H, W, 3] uint8
     if isinstance(image, Image.Image): return _as_rgb(image, 'the image')
     if isinstance(image, (str, os.PathLike)):
         with Image.open(image) as opened: return _as_rgb(opened, image)
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f'an image is a path, a PIL image or an array, not a {type(image).__name__}')
+    kind = type(image).__name__
+    if not isinstance(image, np.ndarray): raise TypeError(f'an image is a path, a PIL image or an array, not a {kind}')
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size: return image
     raise ValueError(f'image of shape {image.shape} and {image.dtype}: needed is RGB, [H, W, 3] uint8')
 
