@@ -183,5 +183,5 @@ def _imbalance(a): # `Fault`s; rare classes have one already
     most = a.counts.argmax()
     outnumbered = np.flatnonzero((a.counts >= RARE) & (a.counts*10 < a.counts[most]))
     if not len(outnumbered): return []
-    text = f'{a.names[most]} has {a.counts[most]} objects, more than ten times as many as {_with_counts(a, outnumbered)}'
+    text = f'{a.names[most]} has {a.counts[most]} objects, over ten times as many as {_with_counts(a, outnumbered)}'
     return [Fault('imbalance', '', f'{text}. Look at the AP of each class, and add images of those')]

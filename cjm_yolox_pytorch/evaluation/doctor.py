@@ -15,7 +15,8 @@ from pathlib import Path
 from ..commands.command import command
 from ..commands.messages import printable
 from ..data.annotations import read_annotated
-from ..data.checks import borrowed_test, check, check_difficulty, check_splits, Fault, same_split, TOLD_APART
+from ..data.checks import borrowed_test, check, check_difficulty, check_splits
+from ..data.checks import Fault, same_split, TOLD_APART
 from ..data.label_files import write_files
 from ..data.splits import choose_splits, find_splits, hold_out
 from ..detection.detector import load_network
