@@ -179,6 +179,7 @@ def check_difficulty(
     text = f'{tiny} of {len(sides)} boxes are narrower than 4 pixels at {img_size}: try a larger --img-size'
     return ([Fault('tiny box', '', text)] if tiny else []) + _imbalance(a)
 
+# %% ../../nbs/data/08_checks.ipynb #5cbfd273
 def _imbalance(a): # `Fault`s; rare classes have one already
     most = a.counts.argmax()
     outnumbered = np.flatnonzero((a.counts >= RARE) & (a.counts*10 < a.counts[most]))
