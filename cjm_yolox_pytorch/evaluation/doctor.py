@@ -19,6 +19,8 @@ from ..data.checks import borrowed_test, check, check_difficulty, check_splits
 from ..data.checks import Fault, same_split, TOLD_APART
 from ..data.label_files import write_files
 from ..data.splits import choose_splits, find_splits, hold_out
+
+# %% ../../nbs/evaluation/04_doctor.ipynb #09b77058
 from ..detection.detector import load_network
 from .dataset_figure import draw_dataset
 from .disagreement_sheet import draw_disagreements
