@@ -349,3 +349,18 @@ def test_runs_in_the_folder_of_the_data_add_nothing_to_it(tmp_path):
     for name in [*training, 'test/metrics.json', 'test/worst.png']: write(tmp_path/'runs'/name, '')
     assert read_split(tmp_path, 'all').paths.tolist() == before
     assert len(files_below(tmp_path/'runs/one', '.png')) == 2 # Whoever gives that folder means it
+
+
+NEARLY = [('../valid/images', 'validate'), ('images/vall', 'images/val'), ('nowhere/images', None)]
+
+
+@pytest.mark.parametrize('entry, there', NEARLY)
+def test_folder_that_is_nearly_the_named_one_is_told(entry, there, tmp_path):
+    if there: (tmp_path/there/('images' if there == 'validate' else '')).mkdir(parents=True)
+    write_image(tmp_path/'train', 'a')
+    write(tmp_path/'train/a.txt', '0 .5 .5 .2 .2')
+    write(tmp_path/'data.yaml', f'train: train\nval: {entry}\nnames: [ant]')
+    with pytest.raises(FileNotFoundError, match=f'{entry} is not in') as e: read_split(tmp_path, 'val')
+    place = tmp_path/there/'images' if there == 'validate' else there and tmp_path/there
+    assert (f', but {place} is there. Correct the entry' in str(e.value)) == bool(there)
+    assert (' is there' in str(e.value)) == bool(there)
