@@ -163,7 +163,6 @@ def quantize_weights(
     check_output(path, size, static, int8=True)
     module = exportable(weights, camera=camera, **options)
     metadata = file_metadata(weights, camera=camera, static=static, **options)
-    about = size, camera, static
     def measure(file, kept): return measure_file(file, images[1], kept, progress)
     uses = partial(CalibrationImages, annotations=images[0], progress=progress), measure
-    with drafted(path) as draft: return _draft_int8(module, draft, metadata, about, uses, max_drop, watch)
+    with drafted(path) as draft: return _draft_int8(module, draft, metadata, (size, camera, static), uses, max_drop, watch)

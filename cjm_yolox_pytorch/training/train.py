@@ -22,6 +22,8 @@ from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
 from ..evaluation.report import report, show_detections, table
 from ..evaluation.thresholds import choose_thresholds
+
+# %% ../../nbs/training/03_train.ipynb #02497a88
 from ..files.checkpoints import load_weights
 from ..files.class_names import parse_names
 from ..files.paths import check_output_folder

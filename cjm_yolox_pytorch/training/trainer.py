@@ -228,6 +228,14 @@ def check_finite(self:Trainer,
     cure = "Resume with clip_grad_norm=10 or amp='none' (--clip-grad-norm 10, --amp none), or begin with a smaller lr"
     raise FloatingPointError(f'{text} {cure}')
 
+# %% ../../nbs/training/01_trainer.ipynb #0d930c9b
+def memory_gb(device:torch.device) -> float:
+    "Return the peak memory in 10**9 bytes: of the accelerator where there is one, of this process otherwise."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
+    try: import resource
+    except ImportError: return math.nan # Not available on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)/1e9
+
 # %% ../../nbs/training/01_trainer.ipynb #986380ef
 @patch
 def report_progress(self:Trainer,
@@ -244,13 +252,6 @@ def report_progress(self:Trainer,
     losses = ' '.join(f'{k[5:]} {v.item()/self.done:.2f}' for k, v in self.totals.items())
     text = f'{losses} lr {lr:.0e} {speed:.0f} img/s {memory_gb(self.device):.1f} GB'
     progress.set_description_str(f'{self.epoch + 1}/{epochs} {text}')
-
-def memory_gb(device:torch.device) -> float:
-    "Return the peak memory in 10**9 bytes: of the accelerator where there is one, of this process otherwise."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
-    try: import resource
-    except ImportError: return math.nan # Not available on Windows
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)/1e9
 
 # %% ../../nbs/training/01_trainer.ipynb #04cae625
 @patch
