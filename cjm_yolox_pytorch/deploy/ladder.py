@@ -138,7 +138,7 @@ def _climb(full, measured, draft, calibration, measure, max_drop, watch, metadat
     raise ValueError(f'not written, since AP drops by more than {max_drop:g} (--max-drop), whatever is left in fp32')
 
 # %% ../../nbs/deploy/04_ladder.ipynb #394e7d0b
-def _draft_int8(module, draft, metadata, about, uses, max_drop, watch): # -> `Step`
+def _draft(module, draft, metadata, about, uses, max_drop, watch): # -> `Step`
     with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
         files = _write_full(module, Path(folder), draft.suffix, json.dumps(metadata), *about)
         step = _climb(*files, draft, *uses, max_drop, watch, dict(metadata, precision='int8'))
@@ -165,4 +165,4 @@ def quantize_weights(
     metadata = file_metadata(weights, camera=camera, static=static, **options)
     def measure(file, kept): return measure_file(file, images[1], kept, progress)
     uses = partial(CalibrationImages, annotations=images[0], progress=progress), measure
-    with drafted(path) as draft: return _draft_int8(module, draft, metadata, (size, camera, static), uses, max_drop, watch)
+    with drafted(path) as draft: return _draft(module, draft, metadata, (size, camera, static), uses, max_drop, watch)
