@@ -288,7 +288,7 @@ def test_a_failed_hard_link_says_what_to_do(tmp_path, monkeypatch):
     def link(*_): raise OSError(18, 'Invalid cross-device link')
     monkeypatch.setattr(os, 'link', link)
     with pytest.raises(OSError, match='no hard link: Invalid cross-device link. Choose --link soft, or copies'):
-        yolox_convert(str(tmp_path/'data'), 'yolo', str(tmp_path/'out'), link='hard')
+        yolox_convert(str(tmp_path/'data'), 'yolo', str(tmp_path/'new/deep/out'), link='hard')
     assert sorted(os.listdir(tmp_path)) == ['data']
 
 
