@@ -158,7 +158,7 @@ def yolox_predict(
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
-    batch:int=8, # Images, or tiles, that go through the network together
+    batch:int=8, # Images, or tiles, per batch
     device:str=None, # cpu, cuda, ...; the fastest unless given
     network:bool=False, # Read INPUTS that are addresses of http, https or rtsp
     every:int=1, # Of a video, read one frame in so many; live streams also skip what they have no time for
