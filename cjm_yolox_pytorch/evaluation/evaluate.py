@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import counted, printable, repeated, shorten, wrap_lines
-from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
+from ..commands.messages import counted, printable, repeated, wrap_lines
+from ..data.annotations import Annotations, fingerprint, read_annotated, relabel_for
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
 from ..data.coco import coco_truth
@@ -149,18 +149,10 @@ def _check_data(a, allow_missing):
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #db58c992
 def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the network numbers them
-    C = loaded.num_classes
-    if not loaded.names and C != len(a.names):
-        counts = f'{C} unnamed classes, but {data} has {len(a.names)}: {shorten(a.names)}'
-        raise ValueError(f'{weights} has {counts}. Name those of the weights with --names')
-    if not loaded.names:
-        order = ', '.join(a.names[:8]) + (', ...' if C > 8 else '')
-        text = f'the weights have no class names: taking those of the data, in its order ({order})'
-        print(*wrap_lines(f'{text}; --names gives others'), sep='\n', flush=True)
-    names = loaded.names or a.names
-    check_names(names)
-    try: return relabel(a, names)
-    except ValueError as e: raise ValueError(f'{data}: {e} of the weights. If only names differ, use --names') from e
+    named, said = relabel_for(loaded, f'{weights} on {data}', a)
+    for line in said: print(*wrap_lines(line), sep='\n', flush=True)
+    check_names(named.names)
+    return named
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
 def _trained_depth(loaded): # Bit depth of the training
