@@ -117,7 +117,7 @@ def _split_again(splits, shares, seed): # Split -> `Annotations`
     which = stratify(whole, shares, seed, _same_content(whole.paths))
     parts = {name: whole.take(np.flatnonzero(which == n)) for n, name in enumerate(SPLITS[:len(shares)])}
     if all(map(len, parts.values())): return parts
-    raise ValueError(f'{len(whole)} images are too few for {len(shares)} splits')
+    raise ValueError(f'{counted(len(whole), "image")}, too few for {len(shares)} splits')
 
 # %% ../../nbs/data/14_convert.ipynb #3b7edcf4
 def _folder_of_each(splits): # Image -> folder that its split shares

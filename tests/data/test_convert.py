@@ -243,7 +243,7 @@ def test_nothing_is_left_when_an_image_cannot_be_copied(tmp_path, monkeypatch):
     (dict(to='coco', link='sym'), "link='sym': choose hard or soft"),
     (dict(to='coco', split='1'), "split='1': write the"),
     (dict(to='coco', split='.5,.5,0'), "split='.5,.5,0'"), (dict(to='coco', split='.9,nan'), "split='.9,nan'"),
-    (dict(to='coco', split='.8,.1,.1'), '2 images are too few for 3 splits'),
+    (dict(to='coco', split='.8,.1,.1'), '2 images, too few for 3 splits'),
     (dict(to='coco', format='kitti'), "format='kitti': choose one of"),
     (dict(to='coco', out='{data}/out'), 'is in the folder of the data'),
     (dict(to='coco', out='{data}'), 'is in the folder'),
