@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import counted, file_name, printable, shorten, wrap_lines
+from ..commands.progress import show_progress
 from ..data.checks import borrowed_test, check, check_difficulty, check_splits
 from ..data.checks import Fault, same_split, TOLD_APART
 from ..data.label_files import write_files
@@ -76,7 +77,7 @@ def _unread_images(data, splits, faults): # `Fault`s, one for each folder that n
         folders.setdefault(p.parent, []).append(p)
     said = ' '.join(f.text for f in faults)
     for folder, found in sorted(folders.items(), key=lambda pair: -len(pair[1])):
-        if any(text in said for text in (f'{folder} is there', f'{folder}: ', str(found[0]))): continue
+        if any(text in said for text in (f'but {os.path.relpath(folder, data)} is.', f'{folder}: ', str(found[0]))): continue
         text = f'{folder}: {counted(len(found), "image")}, such as {found[0].name}'
         yield Fault('images in no split', str(found[0]), text)
 
@@ -142,6 +143,9 @@ def summary(report:Report) -> dict:
     opinion = dict(comparison=report.comparison.summary()) if report.comparison else {}
     return dict(data=report.data, size=report.img_size, sound=report.ready, splits=splits, faults=faults, **opinion)
 
+# %% ../../nbs/evaluation/04_doctor.ipynb #0d2827f7
+def _to_json(report): return json.dumps(summary(report), indent=1)
+
 # %% ../../nbs/evaluation/04_doctor.ipynb #8c9867b5
 def _row_format(names, splits): # Function for rows with these first columns, and how many of the splits have a column
     width = max(12, *(len(split) + 2 for split in splits))
@@ -187,21 +191,22 @@ def _image_sizes(splits): # The commonest
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #082daecf
 _GROUPS = 'must be fixed', 'worth a look', 'resolved while reading'
-_FIRST = ['cannot be read', 'missing data', 'test as validation', 'near duplicate', 'image without objects',
-    'images in no split'] # Of those worth a look, which matter most
-_ADVICE = {'copy in another split': 'metrics are too high if images repeat; keep one of each',
-    'image in two splits': 'metrics are too high if images repeat; leave each in one split',
-    'near duplicate': 'frames of a video, or shots of one scene? Keep those in one split, or metrics are too high',
-    'image without objects': 'learned as background; label those that show objects',
-    'images in no split': 'if they belong to the data, add them to a split',
-    'duplicate image': 'it counts twice in training; keep one of each',
-    'duplicate box': 'an object counts twice; keep one of each',
-    'box beyond border': 'training cuts boxes off there; check that they are of this image',
-    'box left out': 'draw it again, or remove it'}
+_FIRST = ['cannot be read', 'missing data', 'test as validation', 'near duplicate', 'image without objects']
 
-def _group(fault):
-    return _GROUPS[0 if fault.stops else 2 if fault.kind in ('box left out', 'note') else 1]
+def _group(fault): return _GROUPS[0 if fault.stops else 2 if fault.kind in ('box left out', 'note') else 1]
 
+_ADVICE = dict(line.split(': ') for line in '''
+copy in another split: metrics are too high if images repeat; keep one of each
+image in two splits: metrics are too high if images repeat; leave each in one split
+near duplicate: frames of a video, or shots of one scene? Keep those in one split, or metrics are too high
+image without objects: learned as background; label those that show objects
+images in no split: if they belong to the data, add them to a split
+duplicate image: it counts twice in training; keep one of each
+duplicate box: an object counts twice; keep one of each
+box beyond border: training cuts boxes off there; check that they are of this image
+box left out: draw it again, or remove it'''.strip().split('\n'))
+
+# %% ../../nbs/evaluation/04_doctor.ipynb #5003e2e3
 def _fault_lines(kind, texts, root=''):
     distinct, advice = [*dict.fromkeys(texts)], _ADVICE.get(kind, '')
     count = f' ({len(texts)})' if len(texts) > 1 else ''
@@ -245,7 +250,7 @@ def yolox_doctor(
     out:str=None, # Folder for what is found, as JSON, pictures and a labeling task; by default nothing is written
     json:bool=False, # Print JSON instead of text
     weights:str=None, # Also find labels that these contradict: weights, or an exported .onnx, .xml or .pt2 file
-    names:str=None, # Class names of WEIGHTS: cat,dog or a file with one name per line; by default those they have
+    names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     device:str=None, # For WEIGHTS: cpu, cuda, ...; the fastest unless given
     overwrite:bool=False, # Replace the labeling task of an earlier run
@@ -261,7 +266,8 @@ def _load_opinion(weights, names, pixels, device): # Network, or None
 
 def _ask(report, network, device): # `Comparison` of the images that can be read
     broken = [f.where for f in report.faults if f.kind in BROKEN]
-    return compare_labels(report.splits, network, device, broken, lambda batches: _bar(batches, 'weights'))
+    def progress(batches): return show_progress(batches, 'batches', desc='weights')
+    return compare_labels(report.splits, network, device, broken, progress)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #fdf20542
 def _check_report(data, images, out, weights, overwrite): # What would be written
@@ -273,34 +279,28 @@ def _run_doctor(data, img_size, bit_depth, out, json, weights, names, pixels, de
     check_between(img_size=(img_size, 1, math.inf), bit_depth=(bit_depth, 8, 16))
     _check_report(data, reading['images'], out, weights, overwrite)
     network = _load_opinion(weights, names, pixels, device)
-    report = examine(data, img_size, _bar, bit_depth=bit_depth, **reading)
+    report = examine(data, img_size, show_progress, bit_depth=bit_depth, **reading)
     if network and report.splits: report.comparison = _ask(report, network, device)
     _publish(report, json, out, overwrite)
     if not report.ready: raise SystemExit(1)
 
-# %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6891
-def _bar(images, what='images'):
-    from tqdm import tqdm
-    return tqdm(images, desc=what, ncols=80, disable=None)
-
-def _to_json(report): return json.dumps(summary(report), indent=1)
-
-# %% ../../nbs/evaluation/04_doctor.ipynb #0af66606
+# %% ../../nbs/evaluation/04_doctor.ipynb #eb6b07cc
 def _labeling_files(report): # Path -> text; with remarks for the report
     c = report.comparison
     files, said = labeling_task(c.splits, c.disagreements) if c else ({}, [])
     if c: c.remarks += said
     return files
 
+def _pictures(report, out): # Where to see what is said
+    if out: return f'pictures are in {Path(out)/"doctor.png"}'
+    return 'to see these images, add --out FOLDER' if any(map(os.path.isfile, (f.where for f in report.faults))) else ''
+
+# %% ../../nbs/evaluation/04_doctor.ipynb #0af66606
 def _publish(report, as_json, out, overwrite=False): # Print, and write into a folder if one is given
     files = _labeling_files(report) if out else {}
     lines = [_to_json(report)] if as_json else map(printable, report_lines(report, _pictures(report, out)))
     print(*lines, sep='\n', flush=True)
     if out: _write_report(report, Path(out), files, overwrite)
-
-def _pictures(report, out): # Where to see what is said
-    if out: return f'pictures are in {Path(out)/"doctor.png"}'
-    return 'to see these images, add --out FOLDER' if any(map(os.path.isfile, (f.where for f in report.faults))) else ''
 
 def _write_report(report, out, files, overwrite):
     out.mkdir(parents=True, exist_ok=True)
