@@ -45,8 +45,8 @@ def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame n
         for (*about, _), d in zip(group, found): yield *about, d
 
 # %% ../../nbs/detection/05_predict.ipynb #53d48950
-def _draw(drawing, found, about, iou=.65, multi_label=False, **_): # -> number of boxes that were left out
-    drawn = found if multi_label else found.one_class_each(iou)
+def _draw(drawing, found, about, iou=.65, class_agnostic=False, multi_label=False, **_): # -> number of boxes left out
+    drawn = found if class_agnostic or multi_label else found.one_class_each(iou)
     drawing.add(drawn, about.get('seconds'))
     return len(found) - len(drawn)
 
