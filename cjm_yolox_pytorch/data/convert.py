@@ -23,7 +23,7 @@ from .split_names import note, SPLITS
 from .splits import find_splits
 from .stratify import stratify
 from ..files.images import open_image, orientation, stored_sizes
-from ..files.paths import check_output_folder, nfc
+from ..files.paths import check_output_folder, new_folder, nfc
 
 # %% ../../nbs/data/14_convert.ipynb #032f6c99
 def _turn_boxes(boxes, orientation, height, width): # For the shown image; `height` and `width` are those stored
@@ -117,7 +117,7 @@ def _split_again(splits, shares, seed): # Split -> `Annotations`
     which = stratify(whole, shares, seed, _same_content(whole.paths))
     parts = {name: whole.take(np.flatnonzero(which == n)) for n, name in enumerate(SPLITS[:len(shares)])}
     if all(map(len, parts.values())): return parts
-    raise ValueError(f'{len(whole)} images are too few for {len(shares)} splits')
+    raise ValueError(f'{counted(len(whole), "image")}, too few for {len(shares)} splits')
 
 # %% ../../nbs/data/14_convert.ipynb #3b7edcf4
 def _folder_of_each(splits): # Image -> folder that its split shares
@@ -150,12 +150,13 @@ def whole_folder(out): # -> path of another folder to fill
     given = out.is_dir() # Perhaps the current one, or a mounted disk: it has to stay
     partial = out/'.partial' if given else out.with_name(f'{out.name}.partial')
     if os.path.lexists(partial): raise FileExistsError(f'{partial} is left from an earlier run: remove it')
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for p in [*partial.iterdir()] if given else []: p.rename(out/p.name)
-        if not given: partial.rename(out)
-    finally: shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(partial.parent):
+        partial.mkdir()
+        try:
+            yield partial
+            for p in [*partial.iterdir()] if given else []: p.rename(out/p.name)
+            if not given: partial.rename(out)
+        finally: shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../../nbs/data/14_convert.ipynb #8ddd54b3
 def _copy(source, target): shutil.copyfile(source, target)

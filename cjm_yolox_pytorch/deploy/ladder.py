@@ -10,7 +10,8 @@ import json, math, os, tempfile, torch, numpy as np
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.annotations import relabel
+from ..commands.messages import counted, wrap_lines
+from ..data.annotations import relabel_for
 from ..data.checks import check, fault_lines
 from ..data.splits import choose_splits, find_splits, hold_out
 from .compare import trials, try_file
@@ -26,12 +27,6 @@ from ..files.checkpoints import Weights
 from ..files.network_kinds import import_extra
 
 # %% ../../nbs/deploy/04_ladder.ipynb #3719800b
-def _numbered(a, weights, data): # The split with labels as the weights number them
-    if not weights.names and weights.num_classes != len(a.names):
-        raise ValueError(f'{data} has {len(a.names)} classes, but the weights {weights.num_classes}, without names')
-    try: return relabel(a, weights.names or a.names)
-    except ValueError as e: raise ValueError(f'{data}: {e} of the weights. If only names differ, use --names') from e
-
 def _check_validation(name, a):
     problems = [f for f in check(a) if f.stops]
     if not problems: return
@@ -48,8 +43,9 @@ def choose_images(weights:Weights, data) -> tuple: # `Annotations` to calibrate 
     if not own: raise ValueError(f'{data}: all images of {train} are also in {val}, so none is left to calibrate on')
     on = val or f'a tenth of {train}'
     _check_validation(f'{data}, {on}', held)
-    text = f'calibrated on images of {train}, measured on {on}: {len(held)} images'
-    return *(_numbered(a, weights, data) for a in (rest.take(np.array(own)), held)), text
+    (rest, said), (held, _) = (relabel_for(weights, data, a) for a in (rest.take(np.array(own)), held))
+    said.append(f'calibrated on images of {train}, measured on {on}: {counted(len(held), "image")}')
+    return rest, held, '\n'.join(line for text in said for line in wrap_lines(text))
 
 # %% ../../nbs/deploy/04_ladder.ipynb #7410e4bf
 LADDER = { # What is left in fp32 -> parts of the graph

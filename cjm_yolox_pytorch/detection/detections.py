@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
+from ..commands.messages import counted
 from ..files.captions import class_color, draw_named
 
 # %% ../../nbs/detection/00_detections.ipynb #fd3c2515
@@ -39,7 +40,7 @@ class Detections:
 # %% ../../nbs/detection/00_detections.ipynb #7927e29d
 @patch
 def __repr__(self:Detections) -> str:
-    lines = [f'{len(self)} detection{"" if len(self) == 1 else "s"}']
+    lines = [counted(len(self), 'detection')]
     if len(self): lines[0] += ': class, score, x1 y1 x2 y2'
     for i, box in enumerate(self.boxes[:10].tolist()):
         numbers = ' '.join(f'{v:6.1f}' for v in box)

@@ -23,6 +23,7 @@ from .tiled import choose_tiling, tile_remarks
 from .tracking import check_tracked, track_frames, tracking_conf
 from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
+from ..files.paths import new_folder
 from ..utils import check_between
 
 # %% ../../nbs/detection/05_predict.ipynb #c3d1b7aa
@@ -137,11 +138,11 @@ def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
     if labels: labels.set_names(detector.names or range(detector.num_classes))
     _say(left_out(inputs, files), _remarks(detector, track, **options))
-    out.mkdir(parents=True, exist_ok=True)
-    if order: return order_files(detector, files, failed, out, **options)
-    tally = _find_all(detector, files, failed, out, 'labels' if labels else write, labels, track, every, **options)
-    if labels: _say(labels.said)
-    _report(tally, failed, out, time.time() - start)
+    with new_folder(out):
+        if order: return order_files(detector, files, failed, out, **options)
+        tally = _find_all(detector, files, failed, out, 'labels' if labels else write, labels, track, every, **options)
+        if labels: _say(labels.said)
+        _report(tally, failed, out, time.time() - start)
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13
 @command
@@ -166,7 +167,7 @@ def yolox_predict(
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
-    batch:int=8, # Images, or tiles, that go through the network together
+    batch:int=8, # Images, or tiles, per batch
     device:str=None, # cpu, cuda, ...; the fastest unless given
     network:bool=False, # Read INPUTS that are addresses of http, https or rtsp
     every:int=1, # Of a video, read one frame in so many; live streams also skip what they have no time for

@@ -226,7 +226,7 @@ def _group(fault):
     return 'resolved while reading' if fault.kind in ('box left out', 'note', 'missing data') else 'worth a look'
 
 def _fault_lines(kind, texts):
-    yield f'  {kind}: {len(texts)}'
+    yield f'  {kind} ({len(texts)})' if len(texts) > 1 else f'  {kind}'
     wrapper = textwrap.TextWrapper(80, '    ', '      ', break_on_hyphens=False)
     distinct = [*dict.fromkeys(texts)]
     shown = distinct if kind in TOLD_APART else distinct[:3]
@@ -260,7 +260,7 @@ def yolox_doctor(
     out:str=None, # Folder for what is found, as JSON, pictures and a labeling task; by default nothing is written
     json:bool=False, # Print JSON instead of text
     weights:str=None, # Also find labels that these contradict: weights, or an exported .onnx, .xml or .pt2 file
-    names:str=None, # Class names of WEIGHTS: cat,dog or a file with one name per line; by default those they have
+    names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     device:str=None, # For WEIGHTS: cpu, cuda, ...; the fastest unless given
     overwrite:bool=False, # Replace the labeling task of an earlier run

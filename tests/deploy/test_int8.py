@@ -249,10 +249,11 @@ def test_data_need_the_classes_of_the_weights(weights, data, tmp_path):
     other = replace(weights, names=['cat', 'dog', 'owl'])
     with pytest.raises(ValueError, match="are not among .*cat.* of the weights. If only names differ, use --names"):
         choose_images(other, data)
-    with pytest.raises(ValueError, match='has 5 classes, but the weights 4, without names'):
+    with pytest.raises(ValueError, match='the weights have 4 classes without names, but the data has 5'):
         choose_images(replace(weights, names=None, num_classes=4), data)
     with pytest.raises(FileNotFoundError, match='no such folder'): choose_images(weights, tmp_path/'nowhere')
-    assert choose_images(replace(weights, names=None), data)[1].names == weights.names
+    _, validation, text = choose_images(replace(weights, names=None), data)
+    assert validation.names == weights.names and text.startswith('the weights have no class names: taking those of')
 
 
 def test_images_of_validation_are_not_used_for_calibration(weights, data):
