@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import CONTROL, counted, printable, raise_listing, wrap_lines
+from ..commands.progress import show_progress
 from .annotations import Annotations, relabel
 from .checks import check
 from .label_files import common_root, is_class_list, label_files
@@ -170,8 +171,7 @@ _TRANSFER = {None: _copy, 'hard': _link_hard, 'soft': _link_soft}
 
 # %% ../../nbs/data/14_convert.ipynb #80a053b7
 def _write_images(pairs, transfer): # Pairs of a file and where it belongs
-    from tqdm import tqdm
-    for source, place in tqdm(pairs, unit=' images', ncols=80, disable=None):
+    for source, place in show_progress(pairs):
         place.parent.mkdir(parents=True, exist_ok=True)
         transfer(source, place)
 

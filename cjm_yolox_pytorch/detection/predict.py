@@ -13,9 +13,10 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import counted, printable, wrap_lines
+from ..commands.progress import show_progress
 from .backends import remarks
 from .detector import load_detector
-from .inputs import check_drawn_files, find_inputs, is_video, left_out, read_inputs
+from .inputs import check_drawn_files, count_images, find_inputs, left_out, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, Tally
 from .prelabels import LabelWriter
 from .selection import describe_thresholds
@@ -53,17 +54,15 @@ def _draw(drawing, found, about, iou=.65, class_agnostic=False, multi_label=Fals
 
 # %% ../../nbs/detection/05_predict.ipynb #5a8f3c11
 def _find_all(detector, files, failed, out, write, labels, track, every, batch, **options): # -> `Tally`
-    from tqdm import tqdm
     conf = detector.conf if options['conf'] is None else options['conf']
     if track: options['conf'] = tracking_conf(conf)
     found = _detections(detector, read_inputs(files, failed, detector.bit_depth, every), batch, **options)
-    total = None if any(is_video(f) for f, _ in files) else len(files)
-    bar = tqdm(found, total=total, unit=' images', ncols=80, disable=None)
+    shown = show_progress(found, total=count_images(files, every))
     names = detector.names or range(detector.num_classes)
     tally = Tally(names, options['max_detections'], every)
     record = CocoWriter(out/'detections.json', names) if write in ('json', 'both') else labels
     with closing(record) if record else nullcontext():
-        for (path, drawn), frames in groupby(bar, lambda frame: frame[:2]):
+        for (path, drawn), frames in groupby(shown, lambda frame: frame[:2]):
             if track: frames = track_frames(frames, conf, drawn)
             with closing(Drawing(drawn, failed)) as drawing, closing(frames) if track else nullcontext():
                 for *_, about, d in frames:

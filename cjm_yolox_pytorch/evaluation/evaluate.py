@@ -8,10 +8,12 @@ __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
 import json, math, os, time, torch, numpy as np
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import counted, printable, repeated, wrap_lines
+from ..commands.progress import show_progress
 from ..data.annotations import Annotations, fingerprint, read_annotated, relabel_for
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
@@ -231,15 +233,14 @@ def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
 def _evaluate(loaded, split, a, img_size, out, batch, workers, device, scores, **settings):
     "Return metrics, the images with the objects that count, and what was found."
-    from tqdm import tqdm
     conf, working_conf, a = _choose_scores(loaded, a, **scores)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
     model, spec = prepare_network(loaded, device, img_size)
     said = [*remarks(model, conf, **settings), *tile_remarks(loaded.notes, settings['tile'], settings['overlap'])]
     for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
-    def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
+    progress = partial(show_progress, unit='batches', desc=split)
     start = time.time()
-    found = detect(model, a, spec, batch, workers, progress=bar, conf=conf, **settings)
+    found = detect(model, a, spec, batch, workers, progress=progress, conf=conf, **settings)
     more = dict(images_per_s=len(a)/(time.time() - start), latency=latency(model, a, spec, **settings))
     more |= dict(split=split, size=spec.img_size)
     metrics = report(a, found, out, working_conf, **more)
@@ -253,7 +254,8 @@ def _compare_with_whole(loaded, a, metrics, img_size, batch, workers, device, sc
     conf = conf_of_classes(scores['conf'], len(a.names), class_numbers(scores['classes'], a.names))
     start, cut = time.time(), int((a.sizes > tile).any(1).sum())
     if not cut: return tile_lines(metrics, metrics, tile, cut)
-    found = detect(model, a, spec, batch, workers, conf=conf, **settings)
+    progress = partial(show_progress, unit='batches', desc='whole images')
+    found = detect(model, a, spec, batch, workers, progress=progress, conf=conf, **settings)
     speed = len(a)/(time.time() - start)
     whole = report(a, found, None, [*score.values()] if isinstance(score, dict) else score, images_per_s=speed)
     return tile_lines(metrics, whole, tile, cut)
