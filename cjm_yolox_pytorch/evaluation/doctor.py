@@ -77,7 +77,8 @@ def _unread_images(data, splits, faults): # `Fault`s, one for each folder that n
         folders.setdefault(p.parent, []).append(p)
     said = ' '.join(f.text for f in faults)
     for folder, found in sorted(folders.items(), key=lambda pair: -len(pair[1])):
-        if any(text in said for text in (f'but {os.path.relpath(folder, data)} is.', f'{folder}: ', str(found[0]))): continue
+        about = f'but {folder.relative_to(data).as_posix()} is.', f'{folder}: ', str(found[0])
+        if any(text in said for text in about): continue
         text = f'{folder}: {counted(len(found), "image")}, such as {found[0].name}'
         yield Fault('images in no split', str(found[0]), text)
 
@@ -181,10 +182,10 @@ def _tables(found, img_size): # Lines about the splits of a `summary`
     yield from ('', 'sizes of objects (small: up to 32 x 32 pixels; large: from 96 x 96)')
     yield from _size_rows(row, splits, 'box_sizes', '')
     yield from _size_rows(row, splits, 'box_sizes_in_training', f' at {img_size}')
-    yield from ('', _image_sizes(splits))
+    yield from ('', _common_sizes(splits))
     if count < len(names): yield from wrap_lines(f'splits without a column: {", ".join(names[count:])}')
 
-def _image_sizes(splits): # The commonest
+def _common_sizes(splits): # The commonest
     sizes = sum((Counter(s['image_sizes']) for s in splits), Counter())
     common = ', '.join(f'{size} ({n})' for size, n in sizes.most_common(3))
     return f'sizes of images: {common}' + (f' and {len(sizes) - 3} more' if len(sizes) > 3 else '')
@@ -231,9 +232,9 @@ def report_lines(report:Report, pictures=''):
         for kind, texts in kinds.items(): yield from _fault_lines(kind, texts, root)
     if report.comparison: yield from ('', *comparison_lines(report.comparison))
     if pictures: yield from ('', pictures)
-    yield from ('', _verdict(len(groups[_GROUPS[0]])))
+    yield from ('', _last_line(len(groups[_GROUPS[0]])))
 
-def _verdict(n): # Number of kinds of faults that stop
+def _last_line(n): # Number of kinds of faults that stop
     return f'not ready to train: {counted(n, "item")} above must be fixed' if n else 'ready to train'
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6890

@@ -110,7 +110,8 @@ def test_near_duplicates_of_photos(shared):
     assert [f.text for f in near(look_at_images(splits, used=['train', 'val']))] == [
         'JPEGImages/BloodImage_00037.jpg in val looks like JPEGImages/BloodImage_00038.jpg in train']
     coco = find_splits(shared/'data/coco_ccby')['all']()
-    assert not near(look_at_images(dict(train=coco.take(range(20)), val=coco.take(range(20, 45))), used=['train', 'val']))
+    halves = dict(train=coco.take(range(20)), val=coco.take(range(20, 45)))
+    assert not near(look_at_images(halves, used=['train', 'val']))
 
 
 # What the doctor says about images
