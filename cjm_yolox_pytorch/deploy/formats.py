@@ -66,7 +66,8 @@ def _write_onnx(program, path, metadata, half=False):
 
 # %% ../../nbs/deploy/01_formats.ipynb #e791a332
 def _write_pt2(program, path, metadata, half=False):
-    torch.export.save(program, str(path), extra_files={f'{METADATA}.json': metadata})
+    files = {f'{METADATA}.json': metadata}
+    torch.export.save(program, str(path), extra_files=files)
 
 # %% ../../nbs/deploy/01_formats.ipynb #d9f1b36e
 def convert_to_openvino(onnx, path, metadata, half=False):

@@ -211,7 +211,8 @@ def test_double_click_starts_the_camera_once():
 
 
 def test_camera_starts_again_after_it_was_stopped():
-    said = run_page('click(); await wait(); grant(); await wait(); click(); click(); await wait(); grant(); await wait()')
+    start = 'click(); await wait(); grant(); await wait(); '
+    said = run_page(f'{start} click(); {start}')
     assert said['asked'] == 2 and said['stopped'] == [True, False] and said['button'] == 'Stop the camera'
 
 
