@@ -232,9 +232,9 @@ def report_lines(report:Report, pictures=''):
         for kind, texts in kinds.items(): yield from _fault_lines(kind, texts, root)
     if report.comparison: yield from ('', *comparison_lines(report.comparison))
     if pictures: yield from ('', pictures)
-    yield from ('', _last_line(len(groups[_GROUPS[0]])))
+    yield from ('', _conclusion(len(groups[_GROUPS[0]])))
 
-def _last_line(n): # Number of kinds of faults that stop
+def _conclusion(n): # Number of kinds of faults that stop
     return f'not ready to train: {counted(n, "item")} above must be fixed' if n else 'ready to train'
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6890
