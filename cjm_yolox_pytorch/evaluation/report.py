@@ -54,8 +54,9 @@ def plot_precision_recall(
     save_figure(fig, path)
 
 # %% ../../nbs/evaluation/01_report.ipynb #8753010b
-def _draw_matrix(ax, counts, fontsize):
-    N, share = len(counts), counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+def _draw_matrix(ax, counts, objects, fontsize): # [N, N] counts; [N-1] objects of each class
+    N, totals = len(counts), np.append(objects, 1)[:, None]
+    share = np.minimum(1, counts/np.maximum(1, totals)) # An object may have several detections
     share[-1] = counts[-1] / np.maximum(1, counts.sum(axis=0))
     signed = np.where(np.eye(N, dtype=bool), share, -share)
     ax.pcolormesh(signed, cmap='RdBu', vmin=-1, vmax=1, edgecolors='.9', lw=.5)
@@ -79,9 +80,9 @@ def plot_confusion(
     inches = float(np.clip(8/N, .17, .75))
     fig = _figure(N*inches + 2.2, N*inches + 2)
     ax, ticks, fontsize = fig.subplots(), np.arange(N) + .5, min(10, 45*inches)
-    _draw_matrix(ax, e.matrix[used][:, used], min(11, 30*inches))
+    _draw_matrix(ax, e.matrix[used][:, used], e.annotations.counts[used[:-1]], min(11, 30*inches))
     ax.set_xticks(ticks, [*names, 'missed'], rotation=90, fontsize=fontsize)
-    ax.set_yticks(ticks, [*names, 'background'], fontsize=fontsize)
+    ax.set_yticks(ticks, [*names, 'other errors'], fontsize=fontsize)
     ax.set_title(f'Confusion matrix, {describe_conf(e.conf)}', fontsize=10)
     save_figure(fig, path)
 
@@ -186,13 +187,13 @@ _LINES = '''AP   {AP}  AP50 {AP50}  AP75 {AP75}  small {AP_small}  medium {AP_me
 AR   {AR_100}  AR10 {AR_10}  AR1  {AR_1}  small {AR_small}  medium {AR_medium}  large {AR_large}
 Pascal VOC: AP50 {VOC_AP50}, 11-point interpolation {VOC_AP50_11}
 {score}: precision {precision}, recall {recall}, F1 {f1}
-{right} correct, {confused} wrong class, {false}, {missed} missed'''
+{kinds}'''
 _LATENCY = 'latency: {total:.1f} ms per image, of which network {network:.1f} ms ({device})'
 
 def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 characters
     "Format metrics as text."
     values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
-    values['false'] = counted(values['false'], 'false positive')
+    values['kinds'] = _count_line(metrics['in_use'])
     score = metrics['in_use']['score']
     values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
     lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
@@ -203,6 +204,13 @@ def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 ch
     return [*classes, *(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  '))]
 
 # %% ../../nbs/evaluation/01_report.ipynb #b2ecabfb
+_KINDS_IN_WORDS = {k: k.replace('_', ' ') for k in ['correct', 'wrong_class', 'poorly_localized', 'duplicate']}
+_KINDS_IN_WORDS |= dict(both='wrong class and poorly localized', background='on background', missed='missed')
+
+def _count_line(in_use): # Rare kinds only where there are any
+    always = 'correct', 'wrong_class', 'missed'
+    return ', '.join(f'{in_use[k]} {text}' for k, text in _KINDS_IN_WORDS.items() if in_use[k] or k in always)
+
 def _number(v): # Floats as text
     if not isinstance(v, float): return v
     return '-' if math.isnan(v) else f'{v:.3f}'

@@ -43,7 +43,7 @@ def match_by_score(
     a, rows, real = annotations, [], ~annotations.crowd
     for i, d in enumerate(detections):
         r = match_detections(*a.objects(i), d, conf=0)
-        counts = (r.objects >= 0) | r.false_positive
+        counts = r.kinds >= 0
         level = np.searchsorted(SCORES.astype(np.float32), d.scores.cpu().numpy())
         columns = np.full(len(d), i), d.labels.cpu().numpy(), level, r.correct
         rows.append([c[counts] for c in columns])
