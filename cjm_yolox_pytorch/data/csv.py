@@ -14,7 +14,7 @@ from ..commands.messages import raise_listing, shorten
 from .annotations import build_annotations, class_names_and_labels
 from .split_names import by_split, notes_and_stops, split_folders
 from .voc import parse_float
-from ..files.paths import check_files_exist, files_in, find_path, IMAGE_SUFFIXES
+from ..files.paths import check_files_exist, files_in, find_path, images_beside, IMAGE_SUFFIXES
 from ..files.paths import nfc, path_inside, read_text, subfolder
 
 # %% ../../nbs/data/06a_csv.ipynb #e5403731
@@ -137,10 +137,8 @@ def _read_csv_split(root, files, split, images, read): # `files` by split; `read
 
 # %% ../../nbs/data/06a_csv.ipynb #cdbd1241
 def _unlisted(paths, listed): # Images beside `paths` that no split lists
-    known = {nfc(str(path)) for path in [*paths, *listed]}
-    folders = sorted({path.parent for path in paths})
-    beside = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES)]
-    return [p for p in beside if nfc(str(p)) not in known]
+    known = {*map(nfc, listed)}
+    return [p for p in images_beside(paths) if nfc(p) not in known]
 
 # %% ../../nbs/data/06a_csv.ipynb #53a59cff
 def _build_csv(where, rows, names, labels, by_name, listed): # Paths of the images by name, and those of all splits

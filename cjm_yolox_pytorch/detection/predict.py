@@ -15,7 +15,7 @@ from ..commands.command import command
 from ..commands.messages import counted, printable, wrap_lines
 from .backends import remarks
 from .detector import load_detector
-from .inputs import find_inputs, is_video, left_out, read_inputs
+from .inputs import check_drawn_files, find_inputs, is_video, left_out, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, Tally
 from .prelabels import LabelWriter
 from .selection import describe_thresholds
@@ -96,7 +96,9 @@ def _check_options(write, img_size, bit_depth, every, batch, conf, iou, max_dete
 def _check_places(files, out, write, order, track, conf): # What would be written
     if track: check_tracked(files)
     if order: return check_order(order, files, conf, out/'order.csv')
-    if write in ('pictures', 'both'): check_overwrite(drawn for _, drawn in files)
+    draws = write in ('pictures', 'both')
+    if draws or track: check_drawn_files(files, out)
+    if draws: check_overwrite(drawn for _, drawn in files)
     if write in ('json', 'both'): check_overwrite([out/'detections.json'])
 
 # %% ../../nbs/detection/05_predict.ipynb #4d338e71

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'VIDEO_SUFFIXES', 'atomic', 'files_in', 'files_below', 'subfolder', 'nfc', 'with_form',
-           'check_forms', 'files_by_stem', 'find_path', 'path_inside', 'check_files_exist', 'read_bytes', 'read_text',
-           'read_lines', 'check_output_folder']
+           'check_forms', 'files_by_stem', 'find_path', 'path_inside', 'check_files_exist', 'images_beside',
+           'read_bytes', 'read_text', 'read_lines', 'check_output_folder']
 
 # %% ../../nbs/files/00_paths.ipynb #466e42d3
 import math, os, stat, unicodedata
@@ -138,6 +138,12 @@ def _raise_missing(where, missing, total, names_in):
     cure = 'Correct their letter case' if any(alike) else 'Add the files or remove the entries'
     count = f'{len(missing)} of {total} images are missing'
     raise FileNotFoundError(f'{where}: {count}, such as {", ".join(shown)}. {cure}')
+
+# %% ../../nbs/files/00_paths.ipynb #6a2a4960
+def images_beside(paths): # Image files in the folders of `paths` that are not among them
+    known = {nfc(p) for p in paths}
+    folders = sorted({p.parent for p in paths})
+    return [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES) if nfc(p) not in known]
 
 # %% ../../nbs/files/00_paths.ipynb #9fe4c76c
 def read_bytes(path, max_bytes=math.inf): # All of a regular file

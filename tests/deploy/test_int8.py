@@ -103,7 +103,7 @@ def test_int8_file_measures_as_its_step_says(int8, images, full):
     again = measure_file(file, images[1], 'again')
     assert again.AP == pytest.approx(steps[-1].AP) and again.AP > 0
     assert again.megabytes == pytest.approx(file.stat().st_size/1e6) and again.ms > 0
-    assert file.stat().st_size < .3*full['.onnx'][0].stat().st_size
+    assert file.stat().st_size < .36*full['.onnx'][0].stat().st_size
 
 
 def test_int8_file_has_integer_convolutions_but_at_its_ends(int8):
@@ -121,6 +121,7 @@ def test_int8_file_keeps_names_thresholds_and_notes(int8, weights):
     assert detector.conf == NOTES['thresholds']['classes']
     props = onnxruntime.InferenceSession(int8[0]).get_modelmeta().custom_metadata_map
     about = json.loads(props['cjm_yolox_pytorch'])
+    assert [*props] == ['cjm_yolox_pytorch'] and b'stack_trace' not in int8[0].read_bytes()
     assert about['precision'] == 'int8' and about['kept_in_fp32'] in LADDER and about['size'] == 96
 
 

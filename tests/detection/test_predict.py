@@ -173,6 +173,16 @@ def test_inputs_are_never_overwritten(file, images):
     assert contents(images) == before
 
 
+@pytest.mark.parametrize('options, made', [
+    (dict(write='json'), ['detections.json']), (dict(order='uncertainty', conf=None), ['order.csv']),
+    (dict(labels='yolo'), [*(f'labels/{name}.txt' for name in ('a', 'b', 'deep/a')), 'data.yaml', 'classes.txt'])])
+def test_what_is_not_drawn_may_go_beside_the_images(file, images, options, made):
+    before = contents(images)
+    run(file, images, out=images, **options)
+    assert contents(images).items() >= before.items()
+    assert {*contents(images)} - {*before} == {images/name for name in made}
+
+
 def test_files_of_others_are_not_overwritten(file, film, images, monkeypatch):
     "Also where an evaluation left its detections"
     film('images/deep/clip.mp4', 'libx264')
