@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BACKGROUND_NAME', 'METRICS', 'VOC_METRICS', 'MATCH_KINDS', 'CORRECT', 'WRONG_CLASS', 'POORLY_LOCALIZED', 'BOTH',
-           'DUPLICATE', 'BACKGROUND', 'coco_results', 'check_names', 'average_precision', 'voc_average_precision',
-           'MatchResult', 'match_detections', 'confusion_matrix', 'displaced_classes', 'Evaluation']
+           'DUPLICATE', 'BACKGROUND', 'IOU_THRESHOLDS', 'coco_results', 'check_names', 'average_precision',
+           'voc_average_precision', 'MatchResult', 'match_detections', 'best_of_class', 'match_by_iou',
+           'confusion_matrix', 'displaced_classes', 'Evaluation']
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #0bc602a1
 import math, torch, numpy as np
@@ -192,6 +193,25 @@ def match_detections(
     kinds[~in_use] = -1
     covered = objects[np.isin(kinds, [CORRECT, WRONG_CLASS, POORLY_LOCALIZED])]
     return MatchResult(kinds, objects, ~crowd & ~np.isin(np.arange(len(boxes)), covered))
+
+# %% ../../nbs/evaluation/00_metrics.ipynb #098b5cd8
+IOU_THRESHOLDS = np.linspace(.5, .95, 10)
+
+def best_of_class(labels, order, most=100): # Indices, best first -> at most so many of each class
+    by_class = order[np.argsort(labels[order], kind='stable')]
+    ranked = labels[by_class]
+    rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+    return order[np.isin(order, by_class[rank < most])]
+
+def match_by_iou(boxes, labels, crowd, found) -> tuple: # As `match_detections`
+    "Return labels and scores [N] of detections that COCO counts, and whether they are correct and ignored [N, 10]."
+    scores, predicted = _arrays(found)
+    order = best_of_class(predicted, _best_first(scores))
+    overlaps, same = _overlaps(found.boxes, boxes, crowd), predicted[:, None] == labels
+    near, inside = overlaps*(same & ~crowd), (overlaps*(same & crowd)).max(axis=1, initial=0)
+    correct = np.stack([_take_objects(near, order, t) >= 0 for t in IOU_THRESHOLDS], axis=1)
+    ignored = (inside[:, None] >= IOU_THRESHOLDS) & ~correct
+    return predicted[order], scores[order], correct[order], ignored[order]
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #bcb12875
 def confusion_matrix(

@@ -112,8 +112,8 @@ def test_command_writes_and_prints(shapes, tmp_path, command):
     assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
     assert {p.name for p in (tmp_path/'out').iterdir()} == FIGURES | {'metrics.json', 'truth.json', 'detections.json'}
     metrics, found, truth = (read_json(tmp_path/f'out/{name}.json') for name in ('metrics', 'detections', 'truth'))
-    assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', 'in_use', 'confusion', 'split', 'size', 'latency',
-                            'images_per_s'}
+    more = {'in_use', 'confusion', 'errors', 'intervals', 'split', 'size', 'latency', 'images_per_s'}
+    assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', *more}
     assert set(metrics['classes']['disc']) == {*METRICS, *VOC_METRICS, 'objects', 'precision', 'recall'}
     assert set(metrics['in_use']) == {*MATCH_KINDS, 'missed', 'score', 'precision', 'recall', 'f1'}
     assert metrics['in_use']['score'] == .2 and metrics['in_use']['background'] > 0

@@ -41,7 +41,7 @@ def test_table_takes_any_class_name(tmp_path):
     names = ['{AP}', '{', '%s', '猫']
     split = tiny_split(tmp_path, [(20, 30)], [[BOX, (11, 1, 19, 9, 3)]], names)
     lines = table(report(split, [detections([(1, 1, 9, 9, 1, .9), (11, 1, 19, 9, 0, .8)])]))
-    assert 'most often confused: {AP} as { (1), 猫 as {AP} (1)' in lines
+    assert 'most often confused: {AP} taken for { (1), 猫 taken for {AP} (1)' in lines
 
 
 def test_report_shows_the_worst_images_first(tmp_path):
