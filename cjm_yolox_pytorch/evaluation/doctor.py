@@ -15,9 +15,12 @@ from pathlib import Path
 from ..commands.command import command
 from ..commands.messages import printable
 from ..data.annotations import read_annotated
-from ..data.checks import check, check_difficulty, check_splits, Fault, same_split, TOLD_APART
+from ..data.checks import borrowed_test, check, check_difficulty, check_splits
+from ..data.checks import Fault, same_split, TOLD_APART
 from ..data.label_files import write_files
 from ..data.splits import choose_splits, find_splits, hold_out
+
+# %% ../../nbs/evaluation/04_doctor.ipynb #09b77058
 from ..detection.detector import load_network
 from .dataset_figure import draw_dataset
 from .disagreement_sheet import draw_disagreements
@@ -144,7 +147,8 @@ class Report:
 def _choose(data, readers, train, val): # Names of the splits for training, and `Fault`s
     try: used = [split for split in choose_splits(data, readers, train, val) if split]
     except ValueError as e: return [], [Fault('no training split', '', str(e), stops=True)]
-    return used, [same_split(used[0], bool(train and val))] if used[1:] == used[:1] else []
+    if used[1:] == used[:1]: return used, [same_split(used[0], bool(train and val))]
+    return used, borrowed_test(used[-1], val)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #d2b9e8b6
 def examine(

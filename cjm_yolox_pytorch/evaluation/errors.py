@@ -118,10 +118,10 @@ def _missed_objects(metrics, count):
     sides = f'{count}, of which {small} are smaller than {SMALL} x {SMALL} pixels for the network'
     return sides, 'a larger --img-size, or --tile where images are large'
 
-_ADVICE = dict(both='more training images or a longer training',
-    poorly_localized='a larger --img-size; yolox_doctor DATA --weights W shows labels whose boxes are loose',
-    duplicate='a lower --iou, which removes boxes that overlap less',
-    background='yolox_doctor DATA --weights W shows objects without labels; or more images without objects')
+_ADVICE = dict(both='more training images or a longer training')
+_ADVICE['poorly_localized'] = 'a larger --img-size; yolox_doctor DATA --weights W shows labels whose boxes are loose'
+_ADVICE['duplicate'] = 'a lower --iou, which removes boxes that overlap less'
+_ADVICE['background'] = 'yolox_doctor DATA --weights W shows objects without labels; or more images without objects'
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #3f8c1245
 LEAST_ERRORS, LEAST_GAIN = 10, .01 # For advice

@@ -125,6 +125,7 @@ def _choose_split(data, split, notes, **reading) -> tuple: # Its name and annota
     if most and not split: return f'a tenth of {name}', held
     on = 'most of these images' if most else _training_images(a, name, notes)
     if on: print(f'the weights were trained on {on}: metrics may be too high', flush=True)
+    if not on and _chose_epoch(a, name, notes): print(_BORROWED, flush=True)
     return name, a
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #b11809c2
@@ -139,6 +140,13 @@ def _usual_split(data, names):
     usual = [s for s in ('test', 'val') if s in names]
     if not usual and len(names) > 1: print(f'{data} has the splits {names}: measuring {names[0]!r}', flush=True)
     return [*usual, *names][0]
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #2c7a1fe5
+_BORROWED = 'the best epoch was chosen on this test split: metrics are slightly optimistic'
+
+def _chose_epoch(a, name, notes): # Whether the weights were validated on the test split `a`
+    chosen_on = (notes.get('thresholds') or {}).get('fingerprint')
+    return name == 'test' == notes.get('validation') and chosen_on in (None, images_fingerprint(a))
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02e
 def _check_data(a, allow_missing):
