@@ -29,6 +29,7 @@ class Found:
     missed:np.ndarray # [M] bool
     real:np.ndarray # [M] bool: no crowd
 
+# %% ../../nbs/evaluation/00c_errors.ipynb #77eabe21
 def find_errors(annotations:Annotations, detections:list) -> Found:
     "Match detections of all scores, up to a hundred of a class in an image."
     rows, missed = [], []
@@ -135,6 +136,7 @@ def _describe(kind, metrics): # What is wrong, and what to try
 
 def error_lines(metrics:dict) -> list: # Metrics with `errors` of `error_facts` -> lines of at most 80 characters
     "Say what costs most, and what to try."
+    if 'class_order' in metrics: return [] # Of names in the wrong order, costs mean nothing
     gains = sorted(metrics['errors']['AP50_gain'].items(), key=lambda pair: -pair[1])
     shown = [f'{metrics["AP50"] + gain:.3f} without {_PLURALS[k]}' for k, gain in gains if gain >= LEAST_GAIN][:3]
     lines, (worst, _) = [f'AP50 would be {", ".join(shown)}'] if shown else [], gains[0]

@@ -197,18 +197,22 @@ _LATENCY = 'latency: {total:.1f} ms per image, of which network {network:.1f} ms
 
 def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 characters
     "Format metrics as text."
-    values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
-    values['interval'] = _interval_line(metrics['intervals'])
-    values['kinds'] = _count_line(metrics['in_use'])
-    score = metrics['in_use']['score']
-    values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
-    lines = _LINES.format(**values).split('\n')
+    lines = _LINES.format(**_values(metrics)).split('\n')
     lines += _class_order(metrics.get('class_order', {}), metrics['confusion'], [*metrics['classes']])
     if 'thresholds' in metrics: lines.append(f'yolox_predict will keep boxes of {describe_thresholds(metrics)}')
     if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
     lines = [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  ')]
     classes = _class_rows(metrics['classes'], metrics['intervals']['classes']) if len(metrics['classes']) > 1 else []
     return [*classes, *lines, *error_lines(metrics)]
+
+# %% ../../nbs/evaluation/01_report.ipynb #3e42cbc2
+def _values(metrics):
+    values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
+    values['interval'] = _interval_line(metrics['intervals'])
+    values['kinds'] = _count_line(metrics['in_use'])
+    score = metrics['in_use']['score']
+    values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
+    return values
 
 # %% ../../nbs/evaluation/01_report.ipynb #059cfcee
 _KINDS_IN_WORDS = {k: k.replace('_', ' ') for k in ['correct', 'wrong_class', 'poorly_localized', 'duplicate']}
