@@ -129,7 +129,7 @@ LEAST_ERRORS, LEAST_GAIN = 10, .01 # For advice
 _PLURALS = dict(wrong_class='wrong classes', poorly_localized='poorly localized boxes', duplicate='duplicates',
     both='boxes with both errors', background='detections on background', missed='missed objects')
 
-def _describe(kind, metrics): # What is wrong, and what to try
+def _diagnose(kind, metrics): # What is wrong, and what to try
     count = metrics['in_use'][kind]
     if kind == 'wrong_class': return _wrong_classes(metrics, count)
     return _missed_objects(metrics, count) if kind == 'missed' else (f'{count}', _ADVICE[kind])
@@ -141,7 +141,7 @@ def error_lines(metrics:dict) -> list: # Metrics with `errors` of `error_facts` 
     shown = [f'{metrics["AP50"] + gain:.3f} without {_PLURALS[k]}' for k, gain in gains if gain >= LEAST_GAIN][:3]
     lines, (worst, _) = [f'AP50 would be {", ".join(shown)}'] if shown else [], gains[0]
     if shown and metrics['in_use'][worst] >= LEAST_ERRORS:
-        what, cure = _describe(worst, metrics)
+        what, cure = _diagnose(worst, metrics)
         lines += [f'{_PLURALS[worst]} cost most: {what}', f'try: {cure}']
     pairs = _pairs_in_words(confused_pairs(metrics['confusion']))
     if pairs and not any(pairs in line for line in lines): lines.insert(0, f'most often confused: {pairs}')
