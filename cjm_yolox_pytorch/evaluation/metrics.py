@@ -167,7 +167,7 @@ def _take_objects(near, order, least=.5): # [N, G] IoU of the same class -> [N] 
     return taken
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #ed74bcdd
-def _find_kinds(overlaps, same): # [N, G] IoU with real objects, and whether their class is the same -> [N] kinds, objects
+def _find_kinds(overlaps, same): # [N, G] IoU with real objects; same class -> [N] kinds, objects
     own, other = (np.pad(overlaps*allowed, ((0, 0), (0, 1))) for allowed in (same, ~same))
     cases = [own.max(1) >= .5, other.max(1) >= .5, own.max(1) >= .1, other.max(1) >= .1]
     kinds = np.select(cases, [DUPLICATE, WRONG_CLASS, POORLY_LOCALIZED, BOTH], BACKGROUND)
