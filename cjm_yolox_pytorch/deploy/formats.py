@@ -8,7 +8,7 @@ __all__ = ['EXPORT_FORMATS', 'trial_images', 'trace', 'halved', 'save_onnx', 'un
 
 # %% ../../nbs/deploy/01_formats.ipynb #fb62c42a
 import copy, os, tempfile, torch, warnings, numpy as np
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -19,6 +19,7 @@ from .coreml import coreml_reference
 from ..detection.backends import load_program
 from ..detection.devices import METADATA
 from ..files.network_kinds import import_extra, network_kind
+from ..files.paths import new_folder
 
 # %% ../../nbs/deploy/01_formats.ipynb #bf270e9e
 def trial_images(hw, n, camera, seed=0):
@@ -137,13 +138,7 @@ def _move_files(folder, out):
 @contextmanager
 def drafted(path): # -> path of a draft, which replaces `path` at the end
     "Write a file, and those that belong to it, as a whole or not at all."
-    new = [p for p in path.parents if not p.exists()] # The innermost first
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory('.partial', path.name, path.parent, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)/path.name
-            _move_files(Path(folder), path.parent)
-    except BaseException:
-        with suppress(OSError): # Others may have put files there
-            for p in new: p.rmdir()
-        raise
+    options = dict(suffix='.partial', prefix=path.name, ignore_cleanup_errors=True)
+    with new_folder(path.parent) as out, tempfile.TemporaryDirectory(dir=out, **options) as folder:
+        yield Path(folder)/path.name
+        _move_files(Path(folder), out)

@@ -40,14 +40,14 @@ def graph_parts(model) -> dict: # Part of an ONNX model -> names of its nodes
 # %% ../../nbs/deploy/03_quantize.ipynb #bb25a600
 class CalibrationImages:
     "Training images as `network` takes them: at most `most` of them, drawn at random but always the same."
-    def __init__(self, network, annotations, most=100):
-        self.network, self.annotations = network, annotations
+    def __init__(self, network, annotations, most=100, progress=iter): # `progress` wraps them, as tqdm does
+        self.network, self.annotations, self.progress = network, annotations, progress
         self.chosen = np.random.default_rng(0).permutation(len(annotations))[:most]
 
     def __len__(self): return len(self.chosen)
 
     def __iter__(self):
-        for i in self.chosen:
+        for i in self.progress(self.chosen):
             image = letterbox(read_annotated(self.annotations, i), self.network.canvas_hw)
             yield network_input(image[None].numpy(), self.network.info)
 

@@ -83,7 +83,7 @@ def int8(weights, images, full, tmp_path_factory):
 def falling(monkeypatch):
     "AP is .7, and lower for each step"
     left = iter([.7, .6, .5, .45])
-    monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept: Step(kept, next(left), 1., 2.))
+    monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept, progress: Step(kept, next(left), 1., 2.))
     monkeypatch.setitem(ladder._QUANTIZERS, '.onnx', lambda full, file, *_: file.write_text('int8'))
     monkeypatch.setattr(ladder, '_check_runs', lambda *_: None)
 
@@ -206,7 +206,7 @@ def test_command_prints_the_ladder(weights, data, full, falling, tmp_path, monke
 
 @pytest.mark.parametrize('AP, problem', [(0., 'find nothing in the validation images'), (np.nan, 'have no objects')])
 def test_without_ap_there_is_nothing_to_lose(weights, images, full, tmp_path, monkeypatch, AP, problem):
-    monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept: Step(kept, AP, 1., 2.))
+    monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept, progress: Step(kept, AP, 1., 2.))
     with pytest.raises(ValueError, match=problem): quantize_weights(weights, tmp_path/'x.onnx', images)
     assert not [*tmp_path.iterdir()]
 
@@ -249,10 +249,11 @@ def test_data_need_the_classes_of_the_weights(weights, data, tmp_path):
     other = replace(weights, names=['cat', 'dog', 'owl'])
     with pytest.raises(ValueError, match="are not among .*cat.* of the weights. If only names differ, use --names"):
         choose_images(other, data)
-    with pytest.raises(ValueError, match='has 5 classes, but the weights 4, without names'):
+    with pytest.raises(ValueError, match='the weights have 4 classes without names, but the data has 5'):
         choose_images(replace(weights, names=None, num_classes=4), data)
     with pytest.raises(FileNotFoundError, match='no such folder'): choose_images(weights, tmp_path/'nowhere')
-    assert choose_images(replace(weights, names=None), data)[1].names == weights.names
+    _, validation, text = choose_images(replace(weights, names=None), data)
+    assert validation.names == weights.names and text.startswith('the weights have no class names: taking those of')
 
 
 def test_images_of_validation_are_not_used_for_calibration(weights, data):
