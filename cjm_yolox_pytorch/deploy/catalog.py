@@ -34,8 +34,8 @@ FILE_FORMATS = dict( # Suffix, programs, extra, and what differs from the defaul
     openvino=Format('.xml', 'OpenVINO', half=True, int8=True),
     pt2=Format('.pt2', 'PyTorch'),
     ncnn=Format('.ncnn.param', 'NCNN', 'ncnn', raw_only=True, images=False, half=True, **_PHONE),
-    litert=Format('.tflite', 'LiteRT', 'litert', **_PHONE),
-    executorch=Format('.pte', 'ExecuTorch', 'executorch', **_PHONE),
+    litert=Format('.tflite', 'LiteRT', 'litert', int8=True, **_PHONE),
+    executorch=Format('.pte', 'ExecuTorch', 'executorch', int8=True, **_PHONE),
     coreml=Format('.mlpackage', 'Core ML', 'coreml', images=False, run_here=False, **_PHONE))
 
 def checked_in(format) -> str:
