@@ -2,9 +2,7 @@
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
-import onnxruntime
+import cv2, onnxruntime, numpy as np
 
 network, names_file, photo_file = sys.argv[1:]
 session = onnxruntime.InferenceSession(network)
