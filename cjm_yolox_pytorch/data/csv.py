@@ -10,7 +10,7 @@ import csv, functools, io, os, re
 from collections import namedtuple
 from pathlib import Path
 
-from ..commands.messages import raise_listing, shorten
+from ..commands.messages import counted, raise_listing, shorten
 from .annotations import build_annotations, class_names_and_labels
 from .split_names import by_split, notes_and_stops, split_folders
 from .voc import parse_float
@@ -84,7 +84,7 @@ def _lines(path, delimiter): # Number and fields of each that is not blank
     except csv.Error as e: raise ValueError(f'{path} line {reader.line_num}: {e}. Save the file again as CSV') from None
 
 def _csv_row(fields, columns, count):
-    if len(fields) != count: raise ValueError(f'{len(fields)} fields instead of {count}')
+    if len(fields) != count: raise ValueError(f'{counted(len(fields), "field")} instead of {count}')
     text = {name: fields[n].strip() for name, n in columns.items()}
     if not text['filename']: raise ValueError('no filename')
     size = tuple(parse_float(text[side])//1 if text.get(side) else 0 for side in ('height', 'width'))

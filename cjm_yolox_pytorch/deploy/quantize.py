@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from operator import attrgetter
 
 from ..data.annotations import read_annotated
-from .formats import save_onnx, unreported
+from .formats import save_onnx
 from ..detection.devices import METADATA
 from ..detection.exported import network_input
 from ..files.letterbox import letterbox
-from ..files.network_kinds import import_extra
+from ..files.network_kinds import import_extra, unreported
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bad1dd7f
 def _beyond_convs(nodes, inputs, outputs): # Names of nodes that no convolution leads to
@@ -40,14 +40,14 @@ def graph_parts(model) -> dict: # Part of an ONNX model -> names of its nodes
 # %% ../../nbs/deploy/03_quantize.ipynb #bb25a600
 class CalibrationImages:
     "Training images as `network` takes them: at most `most` of them, drawn at random but always the same."
-    def __init__(self, network, annotations, most=100):
-        self.network, self.annotations = network, annotations
+    def __init__(self, network, annotations, most=100, progress=iter): # `progress` wraps them, as tqdm does
+        self.network, self.annotations, self.progress = network, annotations, progress
         self.chosen = np.random.default_rng(0).permutation(len(annotations))[:most]
 
     def __len__(self): return len(self.chosen)
 
     def __iter__(self):
-        for i in self.chosen:
+        for i in self.progress(self.chosen):
             image = letterbox(read_annotated(self.annotations, i), self.network.canvas_hw)
             yield network_input(image[None].numpy(), self.network.info)
 
@@ -103,9 +103,8 @@ def quantize_onnx(
 # %% ../../nbs/deploy/03_quantize.ipynb #bde26545
 def quantize_openvino(file, out, images, kept, metadata): # As `quantize_onnx`, but `out` is XML
     "Quantize an ONNX file for OpenVINO, but the nodes `kept`."
-    with unreported():
-        nncf, openvino = import_extra('nncf', 'int8'), import_extra('openvino')
-        model = openvino.convert_model(str(file))
+    nncf, openvino = import_extra('nncf', 'int8'), import_extra('openvino')
+    with unreported(): model = openvino.convert_model(str(file))
     names = [op.get_friendly_name() for op in model.get_ops()]
     names = [name for name in names if name.removesuffix('/WithoutBiases') in kept]
     ignored = nncf.IgnoredScope(names=names, validate=False)

@@ -83,7 +83,7 @@ def int8(weights, images, full, tmp_path_factory):
 def falling(monkeypatch):
     "AP is .7, and lower for each step"
     left = iter([.7, .6, .5, .45])
-    monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept: Step(kept, next(left), 1., 2.))
+    monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept, progress: Step(kept, next(left), 1., 2.))
     monkeypatch.setitem(ladder._QUANTIZERS, '.onnx', lambda full, file, *_: file.write_text('int8'))
     monkeypatch.setattr(ladder, '_check_runs', lambda *_: None)
 
@@ -139,21 +139,6 @@ def test_int8_openvino_file_comes_with_its_numbers(weights, images, full, tmp_pa
     assert load_detector(tmp_path/'shapes.xml').notes == NOTES
 
 
-@pytest.mark.parametrize('before', [None, 'false'])
-def test_openvino_and_nncf_do_not_report_their_use(monkeypatch, before):
-    telemetry = pytest.importorskip('openvino_telemetry.utils.opt_in_checker')
-    monkeypatch.setattr(telemetry.os, 'environ', {} if before is None else dict(CI=before))
-    monkeypatch.setattr(formats.os, 'environ', telemetry.os.environ)
-    checker = telemetry.OptInChecker()
-    declined = telemetry.ConsentCheckResult.DECLINED
-    monkeypatch.setattr(checker, 'consent_file', lambda: '/nowhere')
-    assert checker.check(enable_opt_in_dialog=False, disable_in_ci=True) != declined
-    with pytest.raises(OSError), formats.unreported():
-        assert checker.check(enable_opt_in_dialog=False, disable_in_ci=True) == declined
-        raise OSError
-    assert formats.os.environ.get('CI') == before
-
-
 @given(st.lists(st.sampled_from(['Conv', 'Mul', 'Add']), min_size=1, max_size=9))
 def test_ends_are_what_lies_beyond_all_convolutions(types):
     "In a chain: up to the first convolution and from the last one on"
@@ -206,7 +191,7 @@ def test_command_prints_the_ladder(weights, data, full, falling, tmp_path, monke
 
 @pytest.mark.parametrize('AP, problem', [(0., 'find nothing in the validation images'), (np.nan, 'have no objects')])
 def test_without_ap_there_is_nothing_to_lose(weights, images, full, tmp_path, monkeypatch, AP, problem):
-    monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept: Step(kept, AP, 1., 2.))
+    monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept, progress: Step(kept, AP, 1., 2.))
     with pytest.raises(ValueError, match=problem): quantize_weights(weights, tmp_path/'x.onnx', images)
     assert not [*tmp_path.iterdir()]
 
@@ -237,6 +222,17 @@ def test_options_that_do_not_fit(options, problem):
     with pytest.raises(ValueError, match=problem): yolox_export('nowhere.pth', **options)
 
 
+def test_place_that_cannot_be_written_is_refused_before_images_are_read(weights, tmp_path, monkeypatch):
+    save_weights(weights, tmp_path/'w.safetensors')
+    options = dict(int8=True, data=str(tmp_path/'nowhere'))
+    with pytest.raises(NotADirectoryError, match='w.safetensors is not a folder. Choose another --out'):
+        yolox_export(str(tmp_path/'w.safetensors'), out=str(tmp_path/'w.safetensors/new/x.onnx'), **options)
+    monkeypatch.setattr(formats.os, 'access', lambda place, mode: False)
+    with pytest.raises(PermissionError, match=f'x.onnx: {tmp_path} is read-only. Choose another --out'):
+        yolox_export(str(tmp_path/'w.safetensors'), out=str(tmp_path/'new/x.onnx'), **options)
+    assert [p.name for p in tmp_path.iterdir()] == ['w.safetensors']
+
+
 def test_pt2_has_no_int8_and_no_half(weights, data, tmp_path):
     save_weights(weights, tmp_path/'w.safetensors')
     for options in (dict(int8=True, data=str(data)), dict(half=True)):
@@ -249,10 +245,11 @@ def test_data_need_the_classes_of_the_weights(weights, data, tmp_path):
     other = replace(weights, names=['cat', 'dog', 'owl'])
     with pytest.raises(ValueError, match="are not among .*cat.* of the weights. If only names differ, use --names"):
         choose_images(other, data)
-    with pytest.raises(ValueError, match='has 5 classes, but the weights 4, without names'):
+    with pytest.raises(ValueError, match='the weights have 4 classes without names, but the data has 5'):
         choose_images(replace(weights, names=None, num_classes=4), data)
     with pytest.raises(FileNotFoundError, match='no such folder'): choose_images(weights, tmp_path/'nowhere')
-    assert choose_images(replace(weights, names=None), data)[1].names == weights.names
+    _, validation, text = choose_images(replace(weights, names=None), data)
+    assert validation.names == weights.names and text.startswith('the weights have no class names: taking those of')
 
 
 def test_images_of_validation_are_not_used_for_calibration(weights, data):
