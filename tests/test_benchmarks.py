@@ -124,3 +124,8 @@ def test_page_of_formats_shows_the_results():
     outputs = [out.get('data', {}) for cell in page['cells'] for out in cell.get('outputs', [])]
     table = (ROOT/'benchmarks/results/formats.md').read_text(encoding='utf-8')
     assert table in [''.join(data.get('text/markdown', [])) for data in outputs], 'run nbs/deploy/00a_catalog.ipynb'
+
+
+def test_near_duplicates_benchmark(draw_shapes):
+    printed = run('near_duplicates.py', draw_shapes(train=10, val=0, test=0))
+    assert '10 images' in printed and '0% of a random fifth found' in printed
