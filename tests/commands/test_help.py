@@ -2,6 +2,7 @@
 import pytest
 from fastcore.docments import docments
 
+from cjm_yolox_pytorch.deploy.convert_weights import yolox_convert_weights
 from cjm_yolox_pytorch.deploy.export import yolox_export
 from cjm_yolox_pytorch.detection.predict import yolox_predict
 from cjm_yolox_pytorch.evaluation.doctor import yolox_doctor
@@ -11,7 +12,8 @@ from cjm_yolox_pytorch.training.train import yolox_train
 
 
 @pytest.mark.parametrize('option, commands', [
-    ('names', [yolox_predict, yolox_export, yolox_eval]), ('pixels', [yolox_predict, yolox_eval]),
+    ('weights', [yolox_export, yolox_convert_weights]), ('pixels', [yolox_predict, yolox_eval]),
+    ('names', [yolox_predict, yolox_export, yolox_eval]),
     ('iou', [yolox_predict, yolox_eval]), ('device', [yolox_predict, yolox_eval, yolox_train, yolox_demo]),
     ('bit_depth', [yolox_predict, yolox_eval]), ('bit_depth', [yolox_train, yolox_doctor]),
     ('format', [yolox_train, yolox_doctor, yolox_eval])])
