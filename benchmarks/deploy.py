@@ -64,7 +64,7 @@ def exported(weights, a, folder, suffix, int8, images):
 def quantize_unmeasured(weights, file, images):
     "Write the first file of the ladder."
     measured = ladder.measure_file
-    ladder.measure_file = lambda file, a, kept: Step(kept, 1., 0., 0.)
+    ladder.measure_file = lambda file, a, kept, progress: Step(kept, 1., 0., 0.)
     try: quantize_weights(weights, file, images)
     finally: ladder.measure_file = measured
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cjm_yolox_pytorch.commands.start import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = 'cjm_yolox_pytorch'
 FLOORS = ['', 'commands', 'files', 'data', 'detection', 'evaluation', 'training', 'deploy'] # From the core upwards
@@ -226,8 +228,6 @@ def test_fastcore_is_used_where_both_of_its_lines_agree():
 
 def test_commands_exist():
     scripts = re.search(r'^console_scripts = (.+)$', (ROOT/'settings.ini').read_text(), re.M)[1].split()
-    for script in scripts:
-        name, _, place = script.partition('=')
-        module, _, function = place.partition(':')
-        source = MODULES[module.removeprefix(f'{PACKAGE}.')].read_text(encoding='utf-8')
-        assert name == function and f'\ndef {function}(' in source
+    assert scripts == [f'yolox_{name}={PACKAGE}.commands.start:start' for name in COMMANDS]
+    for name, module in COMMANDS.items():
+        assert f'\ndef yolox_{name}(' in MODULES[module].read_text(encoding='utf-8')

@@ -15,7 +15,8 @@ from pathlib import Path, PureWindowsPath
 from ..commands.messages import counted, raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .split_names import by_split, note, split_name, SPLITS
-from ..files.paths import check_files_exist, files_in, IMAGE_SUFFIXES, path_inside, read_text, subfolder
+from ..files.paths import check_files_exist, files_in, images_beside, IMAGE_SUFFIXES, nfc
+from ..files.paths import path_inside, read_text, subfolder
 
 # %% ../../nbs/data/03_coco.ipynb #fd81c428
 def read_coco(path, folder=None) -> Annotations:
@@ -182,6 +183,20 @@ def _coco_classes(path, categories, objects): # Names, labels by number, and not
     classes = [c for c in categories if c not in parents]
     return *class_names_and_labels(path, {c['id']: c['name'] for c in classes}), notes
 
+# %% ../../nbs/data/03_coco.ipynb #bc098d76
+_ESCAPE = rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
+_FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|%b)*")' % _ESCAPE)
+
+def _file_names(path): # Plain names of the images that a COCO file lists, in NFC
+    content = path.read_bytes()
+    names = (json.loads(text.decode('utf-8', 'replace'), strict=False) for text in {*_FILE_NAME.findall(content)})
+    return {nfc(PureWindowsPath(name).name) for name in names}
+
+def _unlisted_note(a, others): # Note on images beside those of `a` that `others`, files of COCO, don't list either
+    beside = images_beside([*map(Path, a.paths)])
+    listed = {name for other in (others if beside else []) for name in _file_names(other)}
+    return note([p for p in beside if nfc(p.name) not in listed], 'image', 'that no JSON file lists, left out')
+
 # %% ../../nbs/data/03_coco.ipynb #2e053f68
 def find_coco_splits(path, images=None) -> dict: # Split -> function that reads it; images in folder `images`, if given
     files, notes = (_single_file(path), []) if path.is_file() else _coco_files(path)
@@ -189,7 +204,10 @@ def find_coco_splits(path, images=None) -> dict: # Split -> function that reads 
         if images is None: return image_places(p)
         named = [f for name in (split, p.stem) for f in folders_of_split(images, name)]
         return [*dict.fromkeys(named), images]
-    def read(split, p): return replace(a := _read_file(p, places(split, p)), notes=a.notes + notes)
+    def read(split, p):
+        a = _read_file(p, places(split, p))
+        more = notes + _unlisted_note(a, [f for f in files.values() if f != p]) if path.is_dir() else []
+        return replace(a, notes=a.notes + more)
     return {split: partial(read, split, p) for split, p in files.items()}
 
 def _single_file(path): return dict(all=path) if path.suffix.lower() == '.json' and not _is_list(path) else {}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import CONTROL, counted, printable, raise_listing, wrap_lines
+from ..commands.progress import show_progress
 from .annotations import Annotations, relabel
 from .checks import check
 from .label_files import common_root, is_class_list, label_files
@@ -23,7 +24,7 @@ from .split_names import note, SPLITS
 from .splits import find_splits
 from .stratify import stratify
 from ..files.images import open_image, orientation, stored_sizes
-from ..files.paths import check_output_folder, nfc
+from ..files.paths import check_output_folder, new_folder, nfc
 
 # %% ../../nbs/data/14_convert.ipynb #032f6c99
 def _turn_boxes(boxes, orientation, height, width): # For the shown image; `height` and `width` are those stored
@@ -117,7 +118,7 @@ def _split_again(splits, shares, seed): # Split -> `Annotations`
     which = stratify(whole, shares, seed, _same_content(whole.paths))
     parts = {name: whole.take(np.flatnonzero(which == n)) for n, name in enumerate(SPLITS[:len(shares)])}
     if all(map(len, parts.values())): return parts
-    raise ValueError(f'{len(whole)} images are too few for {len(shares)} splits')
+    raise ValueError(f'{counted(len(whole), "image")}, too few for {len(shares)} splits')
 
 # %% ../../nbs/data/14_convert.ipynb #3b7edcf4
 def _folder_of_each(splits): # Image -> folder that its split shares
@@ -150,12 +151,13 @@ def whole_folder(out): # -> path of another folder to fill
     given = out.is_dir() # Perhaps the current one, or a mounted disk: it has to stay
     partial = out/'.partial' if given else out.with_name(f'{out.name}.partial')
     if os.path.lexists(partial): raise FileExistsError(f'{partial} is left from an earlier run: remove it')
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for p in [*partial.iterdir()] if given else []: p.rename(out/p.name)
-        if not given: partial.rename(out)
-    finally: shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(partial.parent):
+        partial.mkdir()
+        try:
+            yield partial
+            for p in [*partial.iterdir()] if given else []: p.rename(out/p.name)
+            if not given: partial.rename(out)
+        finally: shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../../nbs/data/14_convert.ipynb #8ddd54b3
 def _copy(source, target): shutil.copyfile(source, target)
@@ -169,8 +171,7 @@ _TRANSFER = {None: _copy, 'hard': _link_hard, 'soft': _link_soft}
 
 # %% ../../nbs/data/14_convert.ipynb #80a053b7
 def _write_images(pairs, transfer): # Pairs of a file and where it belongs
-    from tqdm import tqdm
-    for source, place in tqdm(pairs, unit=' images', ncols=80, disable=None):
+    for source, place in show_progress(pairs):
         place.parent.mkdir(parents=True, exist_ok=True)
         transfer(source, place)
 

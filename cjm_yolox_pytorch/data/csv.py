@@ -10,11 +10,11 @@ import csv, functools, io, os, re
 from collections import namedtuple
 from pathlib import Path
 
-from ..commands.messages import raise_listing, shorten
+from ..commands.messages import counted, raise_listing, shorten
 from .annotations import build_annotations, class_names_and_labels
 from .split_names import by_split, notes_and_stops, split_folders
 from .voc import parse_float
-from ..files.paths import check_files_exist, files_in, find_path, IMAGE_SUFFIXES
+from ..files.paths import check_files_exist, files_in, find_path, images_beside, IMAGE_SUFFIXES
 from ..files.paths import nfc, path_inside, read_text, subfolder
 
 # %% ../../nbs/data/06a_csv.ipynb #e5403731
@@ -84,7 +84,7 @@ def _lines(path, delimiter): # Number and fields of each that is not blank
     except csv.Error as e: raise ValueError(f'{path} line {reader.line_num}: {e}. Save the file again as CSV') from None
 
 def _csv_row(fields, columns, count):
-    if len(fields) != count: raise ValueError(f'{len(fields)} fields instead of {count}')
+    if len(fields) != count: raise ValueError(f'{counted(len(fields), "field")} instead of {count}')
     text = {name: fields[n].strip() for name, n in columns.items()}
     if not text['filename']: raise ValueError('no filename')
     size = tuple(parse_float(text[side])//1 if text.get(side) else 0 for side in ('height', 'width'))
@@ -137,10 +137,8 @@ def _read_csv_split(root, files, split, images, read): # `files` by split; `read
 
 # %% ../../nbs/data/06a_csv.ipynb #cdbd1241
 def _unlisted(paths, listed): # Images beside `paths` that no split lists
-    known = {nfc(str(path)) for path in [*paths, *listed]}
-    folders = sorted({path.parent for path in paths})
-    beside = [p for folder in folders for p in files_in(folder, *IMAGE_SUFFIXES)]
-    return [p for p in beside if nfc(str(p)) not in known]
+    known = {*map(nfc, listed)}
+    return [p for p in images_beside(paths) if nfc(p) not in known]
 
 # %% ../../nbs/data/06a_csv.ipynb #53a59cff
 def _build_csv(where, rows, names, labels, by_name, listed): # Paths of the images by name, and those of all splits

@@ -9,7 +9,7 @@ __all__ = ['prepare_splits']
 import numpy as np
 
 from ..commands.messages import counted, wrap_lines
-from .checks import check, check_splits, fault_lines, same_split
+from .checks import borrowed_test, check, check_splits, fault_lines, same_split
 from .splits import choose_splits, find_splits, hold_out
 
 # %% ../../nbs/data/11_prepare.ipynb #8c05f3a9
@@ -41,10 +41,10 @@ def _print_splits(used, faults, pair): # `Fault`s by role, and of both together
     _print_faults(pair)
 
 # %% ../../nbs/data/11_prepare.ipynb #72e1c83d
-def _check_pair(used, by_choice): # `Fault`s; whether both splits were named
-    (train, a), (val, b) = used.values()
-    if train == val: return [same_split(train, by_choice)]
-    return check_splits(dict(training=a, validation=b))
+def _check_pair(used, train, val): # `Fault`s; the splits that were named, or None
+    (first, a), (second, b) = used.values()
+    if first == second: return [same_split(first, bool(train and val))]
+    return borrowed_test(second, val) + check_splits(dict(training=a, validation=b))
 
 # %% ../../nbs/data/11_prepare.ipynb #e25b1908
 def prepare_splits(
@@ -60,7 +60,7 @@ def prepare_splits(
     found = [check(split, allow_missing) for _, split in read] # Before some is held out, as `yolox_doctor` does
     used = _by_role(read)
     faults = dict(zip(used, found))
-    pair = _check_pair(used, by_choice=bool(train and val))
+    pair = _check_pair(used, train, val)
     if not quiet: _print_splits(used, faults, pair)
     groups = {f'{role} split: ': fs for role, fs in faults.items()} | {'': pair}
     problems = [where + line for where, fs in groups.items() for line in fault_lines([f for f in fs if f.stops])]

@@ -75,7 +75,7 @@ def _points(outline): # As <pt> with <x> and <y> in LabelMe, or as <x1>, <y1>, <
     count = 0 if points else (len(outline) + 1)//2
     points += [(_float_at(outline, f'x{n}'), _float_at(outline, f'y{n}')) for n in range(1, count + 1)]
     if len(points) > 2: return points
-    raise ValueError(f'<polygon> has {len(points)} points instead of 3 or more')
+    raise ValueError(f'<polygon> has {counted(len(points), "point")} instead of 3 or more')
 
 # %% ../../nbs/data/04_voc.ipynb #fc3d420a
 class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..commands.messages import raise_listing, repeated, shorten
+from .coco import folders_of_split
 from .split_names import by_split, choose_layout, has_labels, note, split_folders
 from .yolo import CLASS_LISTS, has_objects, label_file, label_folders, labels_in
 from .yolo import missing_files, read_labels, read_yolo
@@ -192,13 +193,21 @@ def _may_exist(where, root, entry):
     try: return not isinstance(entry, str) or os.path.exists(_entry_path(where, root, entry))
     except ValueError: return True # Reading it will say why
 
+# %% ../../nbs/data/06_yolo_config.ipynb #5c21bf05
+def _there_is(root, missing): # Text about a folder that may be meant
+    lost = next(p for p in (missing, *missing.parents) if os.path.isdir(p.parent))
+    rest = missing.relative_to(lost)
+    found = [p/rest for p in folders_of_split(lost.parent, lost.name) if os.path.exists(p/rest)]
+    return f', but {found[0].relative_to(root).as_posix()} is' if found else ''
+
 # %% ../../nbs/data/06_yolo_config.ipynb #6acab0ca
 def _images_of(where, root, entries): # Paths
     found = []
     for name in entries if isinstance(entries, list) else [entries]:
         path = find_path(entry := _entry_path(where, root, name)) or entry
-        gone = f'{where}: {shorten(name)} is not in {root}. Correct the entry, or its `path`'
-        if not os.path.exists(path): raise FileNotFoundError(gone)
+        if not os.path.exists(path):
+            place = f'{where}: {shorten(name)} is not in {root}{_there_is(root, entry)}'
+            raise FileNotFoundError(f'{place}. Correct the entry, or its `path`')
         if path.is_dir(): found += files_below(path, *IMAGE_SUFFIXES)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             raise ValueError(f'{where}: {shorten(name)} is an image. Write a folder, or a text file that lists images')

@@ -15,7 +15,7 @@ from ..commands.messages import counted
 from ..files.checkpoints import load_weights, Weights
 from ..files.families import COLUMN_MAJOR, FAMILIES, megvii_name, PixelFormat
 from ..files.families import restore_stem, STEM
-from ..files.paths import atomic
+from ..files.paths import atomic, new_folder
 from ..model import build_model, IMAGENET_STATS
 
 # %% ../../nbs/deploy/06_convert_weights.ipynb #f0052cfe
@@ -67,7 +67,7 @@ def convert_weights(
     pixels = pixels_for(to, weights)
     state = {k: v.contiguous() for k, v in _complete_state(weights, pixels).items()}
     stem = restore_stem(state[STEM], pixels).contiguous()
-    with atomic(path) as partial:
+    with new_folder(Path(path).parent), atomic(path) as partial:
         torch.save(OTHER_TOOLS[to](state | {STEM: stem}, weights.names), partial)
         _check_file(partial, state, pixels)
     return pixels

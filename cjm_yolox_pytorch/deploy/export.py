@@ -7,9 +7,11 @@ __all__ = ['export_weights', 'yolox_export', 'EXPORT_FORMATS', 'exportable']
 
 # %% ../../nbs/deploy/05_export.ipynb #3f8ac6cf
 import json, torch
+from functools import partial
 from pathlib import Path
 
 from ..commands.command import command, showing
+from ..commands.progress import show_progress
 from .catalog import fit_options, format_lines, format_name
 from .compare import describe_trials, HALF_TOLERANCE, TOLERANCE, try_file
 from .formats import check_output, drafted, EXPORT_FORMATS, write_draft
@@ -63,7 +65,8 @@ def _export_int8(weights, path, data, max_drop, options):
     *images, text = choose_images(weights, data)
     print(text, STEP_HEADER, sep='\n', flush=True)
     def watch(step, before): print(step_line(step, before), flush=True)
-    quantize_weights(weights, path, images, max_drop, watch, **options)
+    progress = partial(show_progress, unit='steps', bar=dict(leave=False)) # Not between the lines of the table
+    quantize_weights(weights, path, images, max_drop, watch, progress, **options)
     print(f'written to {path}')
 
 # %% ../../nbs/deploy/05_export.ipynb #d77bedd2

@@ -8,9 +8,11 @@ __all__ = ['LADDER', 'STEP_HEADER', 'choose_images', 'Step', 'step_line', 'measu
 # %% ../../nbs/deploy/04_ladder.ipynb #73b01b2a
 import json, math, os, tempfile, torch, numpy as np
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ..data.annotations import relabel
+from ..commands.messages import counted, wrap_lines
+from ..data.annotations import relabel_for
 from ..data.checks import check, fault_lines
 from ..data.splits import choose_splits, find_splits, hold_out
 from .compare import trials, try_file
@@ -26,12 +28,6 @@ from ..files.checkpoints import Weights
 from ..files.network_kinds import import_extra
 
 # %% ../../nbs/deploy/04_ladder.ipynb #3719800b
-def _numbered(a, weights, data): # The split with labels as the weights number them
-    if not weights.names and weights.num_classes != len(a.names):
-        raise ValueError(f'{data} has {len(a.names)} classes, but the weights {weights.num_classes}, without names')
-    try: return relabel(a, weights.names or a.names)
-    except ValueError as e: raise ValueError(f'{data}: {e} of the weights. If only names differ, use --names') from e
-
 def _check_validation(name, a):
     problems = [f for f in check(a) if f.stops]
     if not problems: return
@@ -48,8 +44,9 @@ def choose_images(weights:Weights, data) -> tuple: # `Annotations` to calibrate 
     if not own: raise ValueError(f'{data}: all images of {train} are also in {val}, so none is left to calibrate on')
     on = val or f'a tenth of {train}'
     _check_validation(f'{data}, {on}', held)
-    text = f'calibrated on images of {train}, measured on {on}: {len(held)} images'
-    return *(_numbered(a, weights, data) for a in (rest.take(np.array(own)), held)), text
+    (rest, said), (held, _) = (relabel_for(weights, data, a) for a in (rest.take(np.array(own)), held))
+    said.append(f'calibrated on images of {train}, measured on {on}: {counted(len(held), "image")}')
+    return rest, held, '\n'.join(line for text in said for line in wrap_lines(text))
 
 # %% ../../nbs/deploy/04_ladder.ipynb #7410e4bf
 LADDER = { # What is left in fp32 -> parts of the graph
@@ -80,10 +77,15 @@ def step_line(step, before): # `before`: the `Step` in fp32
     return f'{step.kept:28} {step.AP:7.4f} {drop:>7} {step.megabytes:7.2f} {step.ms:9.1f}'
 
 # %% ../../nbs/deploy/04_ladder.ipynb #f4c53cd6
-def measure_file(file, annotations, kept) -> Step: # `file` with those that belong to it, and none else, in a folder
+def measure_file(
+    file, # With those that belong to it, and none else, in a folder
+    annotations, # Images to measure it on
+    kept, # What is left in fp32
+    progress=iter # Wraps batches, as tqdm does
+) -> Step:
     "Measure an exported file on `annotations`."
     network, spec = prepare_network(load_exported_network(file))
-    AP = average_precision(annotations, detect(network, annotations, spec))['AP']
+    AP = average_precision(annotations, detect(network, annotations, spec, progress=progress))['AP']
     megabytes = sum(p.stat().st_size for p in file.parent.iterdir())/1e6
     return Step(kept, AP, megabytes, latency(network, annotations, spec)['total'])
 
@@ -115,16 +117,16 @@ def _check_runs(file, size, camera, static): # Also for other batches and sizes 
 # %% ../../nbs/deploy/04_ladder.ipynb #3ff593e9
 _QUANTIZERS = {'.onnx': quantize_onnx, '.xml': quantize_openvino}
 
-def _climb(full, measured, draft, images, validation, max_drop, watch, metadata): # -> `Step` of the file at `draft`
-    before = measure_file(measured, validation, 'everything')
+def _climb(full, measured, draft, calibration, measure, max_drop, watch, metadata): # -> `Step` of the file at `draft`
+    before = measure(measured, 'everything')
     _check_full(before)
     watch(before, before)
-    images = CalibrationImages(load_exported_network(measured), images)
+    images = calibration(load_exported_network(measured))
     for text, kept in _rungs(graph_parts(import_extra('onnx').load(full))).items():
         with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
             file = Path(folder)/draft.name
             _QUANTIZERS[draft.suffix](full, file, images, kept, json.dumps(dict(metadata, kept_in_fp32=text)))
-            step = measure_file(file, validation, text)
+            step = measure(file, text)
             watch(step, before)
             if before.AP - step.AP > max_drop: continue
             for p in Path(folder).iterdir(): os.replace(p, draft.parent/p.name)
@@ -132,10 +134,10 @@ def _climb(full, measured, draft, images, validation, max_drop, watch, metadata)
     raise ValueError(f'not written, since AP drops by more than {max_drop:g} (--max-drop), whatever is left in fp32')
 
 # %% ../../nbs/deploy/04_ladder.ipynb #394e7d0b
-def _draft_int8(module, draft, metadata, about, images, max_drop, watch): # -> `Step`
+def _draft(module, draft, metadata, about, uses, max_drop, watch): # -> `Step`
     with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
         files = _write_full(module, Path(folder), draft.suffix, json.dumps(metadata), *about)
-        step = _climb(*files, draft, *images, max_drop, watch, dict(metadata, precision='int8'))
+        step = _climb(*files, draft, *uses, max_drop, watch, dict(metadata, precision='int8'))
     _check_runs(draft, *about)
     return step
 
@@ -147,6 +149,7 @@ def quantize_weights(
     images:tuple, # `Annotations` to calibrate on, and to validate with
     max_drop:float=.01, # Largest difference of AP from fp32
     watch=lambda step, before: None, # Called for each `Step`, and that of fp32
+    progress=iter, # Wraps images and batches, as tqdm does
     camera:bool=False, # Images are uint8 [B, H, W, 3]
     static:bool=False, # For one image of the size of the training
     **options # raw, suppress, conf, iou and classes of `yolox_export`
@@ -156,5 +159,6 @@ def quantize_weights(
     check_output(path, size, static, int8=True)
     module = exportable(weights, camera=camera, **options)
     metadata = file_metadata(weights, camera=camera, static=static, **options)
-    about = size, camera, static
-    with drafted(path) as draft: return _draft_int8(module, draft, metadata, about, images, max_drop, watch)
+    def measure(file, kept): return measure_file(file, images[1], kept, progress)
+    uses = partial(CalibrationImages, annotations=images[0], progress=progress), measure
+    with drafted(path) as draft: return _draft(module, draft, metadata, (size, camera, static), uses, max_drop, watch)

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from operator import attrgetter
 
 from ..data.annotations import read_annotated
-from .formats import unreported
+from .formats import save_onnx, unreported
+from ..detection.devices import METADATA
 from ..detection.exported import network_input
 from ..files.letterbox import letterbox
 from ..files.network_kinds import import_extra
@@ -39,14 +40,14 @@ def graph_parts(model) -> dict: # Part of an ONNX model -> names of its nodes
 # %% ../../nbs/deploy/03_quantize.ipynb #bb25a600
 class CalibrationImages:
     "Training images as `network` takes them: at most `most` of them, drawn at random but always the same."
-    def __init__(self, network, annotations, most=100):
-        self.network, self.annotations = network, annotations
+    def __init__(self, network, annotations, most=100, progress=iter): # `progress` wraps them, as tqdm does
+        self.network, self.annotations, self.progress = network, annotations, progress
         self.chosen = np.random.default_rng(0).permutation(len(annotations))[:most]
 
     def __len__(self): return len(self.chosen)
 
     def __iter__(self):
-        for i in self.chosen:
+        for i in self.progress(self.chosen):
             image = letterbox(read_annotated(self.annotations, i), self.network.canvas_hw)
             yield network_input(image[None].numpy(), self.network.info)
 
@@ -78,15 +79,6 @@ class _CalibrationReader: # As ONNX Runtime's quantizer wants it
     def __init__(self, images, name): self.left, self.name = iter(images), name
     def get_next(self): return next(({self.name: x} for x in self.left), None)
 
-# %% ../../nbs/deploy/03_quantize.ipynb #db0d5baa
-def _compact_onnx(file, metadata): # Without what nobody reads of a quantized graph, and with these metadata
-    onnx = import_extra('onnx')
-    model = onnx.load(file)
-    for node in model.graph.node: del node.metadata_props[:] # Where in our code it comes from
-    del model.graph.value_info[:], model.metadata_props[:]
-    onnx.helper.set_model_props(model, dict(cjm_yolox_pytorch=metadata))
-    onnx.save(model, file)
-
 # %% ../../nbs/deploy/03_quantize.ipynb #beb72ed7
 _OP_TYPES = ['Conv', 'Concat', 'MaxPool', 'Resize', 'Add']
 
@@ -104,7 +96,9 @@ def quantize_onnx(
     types = dict(activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, op_types_to_quantize=_OP_TYPES)
     options = dict(types, per_channel=True, nodes_to_exclude=sorted(kept), extra_options=extra)
     with _silent(): q.quantize_static(model, str(out), reader, quant_format=q.QuantFormat.QDQ, **options)
-    _compact_onnx(out, metadata)
+    model = onnx.load(out)
+    del model.graph.value_info[:] # Shapes, which ONNX Runtime infers
+    save_onnx(model, out, metadata)
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bde26545
 def quantize_openvino(file, out, images, kept, metadata): # As `quantize_onnx`, but `out` is XML
@@ -117,6 +111,6 @@ def quantize_openvino(file, out, images, kept, metadata): # As `quantize_onnx`, 
     ignored = nncf.IgnoredScope(names=names, validate=False)
     options = dict(subset_size=len(images), ignored_scope=ignored)
     with _silent(), unreported(): model = nncf.quantize(model, nncf.Dataset(images), **options)
-    model.set_rt_info(metadata, ['cjm_yolox_pytorch'])
+    model.set_rt_info(metadata, [METADATA])
     openvino.save_model(model, str(out), compress_to_fp16=False)
     out.write_text(re.sub(r'>\s+<', '><', out.read_text(encoding='utf-8')), encoding='utf-8')

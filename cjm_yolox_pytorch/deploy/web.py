@@ -15,7 +15,6 @@ from .formats import drafted, load_exported, write_draft
 from .graph import exportable, file_metadata, padded_size
 from ..detection.selection import stored_conf
 from ..files.checkpoints import Weights
-from ..files.network_kinds import import_extra
 
 # %% ../../nbs/deploy/04a_web.ipynb #6ba988fa
 PAGE = files('cjm_yolox_pytorch')/'deploy/web_page' # Folder of index.html and detector.js
@@ -73,20 +72,10 @@ def _means(rows): # Pairs of a column and its mean; not of the labels, where a t
     return [[column, rows[..., column].double().mean().item()] for column in (0, 1, 2, 3, 5)]
 
 # %% ../../nbs/deploy/04a_web.ipynb #601a2e64
-def _remove_origins(path): # Of the nodes of an ONNX file
-    onnx = import_extra('onnx')
-    model = onnx.load(path)
-    del model.graph.metadata_props[:], model.graph.value_info[:]
-    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        part.ClearField('doc_string')
-        del part.metadata_props[:]
-    onnx.save(model, path)
-
 @torch.no_grad()
 def _write_model(weights, path): # Largest difference from PyTorch in pixels, and expected means
     module, size, fixed = exportable(weights), padded_size(weights), dict(camera=False, static=True)
     write_draft(module, path, json.dumps(file_metadata(weights, **fixed)), size, **fixed)
-    _remove_origins(path)
     difference = try_file(path, module, size, **fixed)
     return difference, _means(load_exported(path)(_pattern(size)))
 

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from ..commands.messages import counted
+
 # %% ../../nbs/detection/00_detections.ipynb #2ff5e9e6
 def draw_labeled(image, boxes, labels, texts): # [3, H, W] uint8 -> PIL image, the first box on top
     from matplotlib import colors, get_data_path
@@ -53,7 +55,7 @@ class Detections:
 # %% ../../nbs/detection/00_detections.ipynb #7927e29d
 @patch
 def __repr__(self:Detections) -> str:
-    lines = [f'{len(self)} detection{"" if len(self) == 1 else "s"}']
+    lines = [counted(len(self), 'detection')]
     if len(self): lines[0] += ': class, score, x1 y1 x2 y2'
     for i, box in enumerate(self.boxes[:10].tolist()):
         numbers = ' '.join(f'{v:6.1f}' for v in box)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import counted, printable, wrap_lines
+from ..commands.progress import show_progress
 from .backends import remarks
 from .detector import load_detector
-from .inputs import find_inputs, is_video, left_out, read_inputs
+from .inputs import check_drawn_files, count_images, find_inputs, left_out, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, Tally
 from .prelabels import LabelWriter
 from .selection import describe_thresholds
@@ -23,6 +24,7 @@ from .tiled import choose_tiling, tile_remarks
 from .tracking import check_tracked, track_frames, tracking_conf
 from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
+from ..files.paths import new_folder
 from ..utils import check_between
 
 # %% ../../nbs/detection/05_predict.ipynb #c3d1b7aa
@@ -46,17 +48,15 @@ def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame n
 
 # %% ../../nbs/detection/05_predict.ipynb #5a8f3c11
 def _find_all(detector, files, failed, out, write, labels, track, every, batch, **options): # -> `Tally`
-    from tqdm import tqdm
     conf = detector.conf if options['conf'] is None else options['conf']
     if track: options['conf'] = tracking_conf(conf)
     found = _detections(detector, read_inputs(files, failed, detector.bit_depth, every), batch, **options)
-    total = None if any(is_video(f) for f, _ in files) else len(files)
-    bar = tqdm(found, total=total, unit=' images', ncols=80, disable=None)
+    shown = show_progress(found, total=count_images(files, every))
     names = detector.names or range(detector.num_classes)
     tally = Tally(names, options['max_detections'], every)
     record = CocoWriter(out/'detections.json', names) if write in ('json', 'both') else labels
     with closing(record) if record else nullcontext():
-        for (path, drawn), frames in groupby(bar, lambda frame: frame[:2]):
+        for (path, drawn), frames in groupby(shown, lambda frame: frame[:2]):
             if track: frames = track_frames(frames, conf, drawn)
             with closing(Drawing(drawn, failed)) as drawing, closing(frames) if track else nullcontext():
                 for *_, about, d in frames:
@@ -96,7 +96,9 @@ def _check_options(write, img_size, bit_depth, every, batch, conf, iou, max_dete
 def _check_places(files, out, write, order, track, conf): # What would be written
     if track: check_tracked(files)
     if order: return check_order(order, files, conf, out/'order.csv')
-    if write in ('pictures', 'both'): check_overwrite(drawn for _, drawn in files)
+    draws = write in ('pictures', 'both')
+    if draws or track: check_drawn_files(files, out)
+    if draws: check_overwrite(drawn for _, drawn in files)
     if write in ('json', 'both'): check_overwrite([out/'detections.json'])
 
 # %% ../../nbs/detection/05_predict.ipynb #4d338e71
@@ -126,11 +128,11 @@ def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
     if labels: labels.set_names(detector.names or range(detector.num_classes))
     _say(left_out(inputs, files), _remarks(detector, track, **options))
-    out.mkdir(parents=True, exist_ok=True)
-    if order: return order_files(detector, files, failed, out, **options)
-    tally = _find_all(detector, files, failed, out, 'labels' if labels else write, labels, track, every, **options)
-    if labels: _say(labels.said)
-    _report(tally, failed, out, time.time() - start)
+    with new_folder(out):
+        if order: return order_files(detector, files, failed, out, **options)
+        tally = _find_all(detector, files, failed, out, 'labels' if labels else write, labels, track, every, **options)
+        if labels: _say(labels.said)
+        _report(tally, failed, out, time.time() - start)
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13
 @command
@@ -155,7 +157,7 @@ def yolox_predict(
     classes:str=None, # Keep only these classes, such as car,person
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
-    batch:int=8, # Images, or tiles, that go through the network together
+    batch:int=8, # Images, or tiles, per batch
     device:str=None, # cpu, cuda, ...; the fastest unless given
     network:bool=False, # Read INPUTS that are addresses of http, https or rtsp
     every:int=1, # Of a video, read one frame in so many; live streams also skip what they have no time for

@@ -8,10 +8,12 @@ __all__ = ['AGGREGATES', 'LOWEST', 'uncertainties', 'image_uncertainty', 'order_
 
 # %% ../../nbs/detection/03a_uncertainty.ipynb #11b14e9c
 import csv, sys, numpy as np
+from functools import partial
 from itertools import islice
 
 from ..boxes import box_iou
 from ..commands.messages import counted, printable
+from ..commands.progress import show_progress
 from .detections import Detections
 from .inputs import is_video, read_inputs
 from .outputs import check_overwrite, ORDER_HEADER
@@ -86,8 +88,6 @@ def _report_order(rows, failed, path):
 
 def order_files(detector, files, failed, out, batch, **options):
     "Write `order.csv` into the existing folder `out`, and report; options as for `order_images`."
-    from tqdm import tqdm
-    def bar(images): return tqdm(images, total=len(files), unit=' images', ncols=80, disable=None)
-    rows = order_images(detector, files, failed, batch, bar, **options)
+    rows = order_images(detector, files, failed, batch, partial(show_progress, total=len(files)), **options)
     write_order(rows, out/'order.csv')
     _report_order(rows, failed, out/'order.csv')

@@ -14,10 +14,14 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import printable
+from ..commands.progress import show_progress
 from ..data.annotations import read_annotated
-from ..data.checks import check, check_difficulty, check_splits, Fault, same_split, TOLD_APART
+from ..data.checks import borrowed_test, check, check_difficulty, check_splits
+from ..data.checks import Fault, same_split, TOLD_APART
 from ..data.label_files import write_files
 from ..data.splits import choose_splits, find_splits, hold_out
+
+# %% ../../nbs/evaluation/04_doctor.ipynb #09b77058
 from ..detection.detector import load_network
 from .dataset_figure import draw_dataset
 from .disagreement_sheet import draw_disagreements
@@ -144,7 +148,8 @@ class Report:
 def _choose(data, readers, train, val): # Names of the splits for training, and `Fault`s
     try: used = [split for split in choose_splits(data, readers, train, val) if split]
     except ValueError as e: return [], [Fault('no training split', '', str(e), stops=True)]
-    return used, [same_split(used[0], bool(train and val))] if used[1:] == used[:1] else []
+    if used[1:] == used[:1]: return used, [same_split(used[0], bool(train and val))]
+    return used, borrowed_test(used[-1], val)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #d2b9e8b6
 def examine(
@@ -187,6 +192,9 @@ def summary(report:Report) -> dict:
     opinion = dict(comparison=report.comparison.summary()) if report.comparison else {}
     return dict(data=report.data, size=report.img_size, sound=report.ready, splits=splits, faults=faults, **opinion)
 
+# %% ../../nbs/evaluation/04_doctor.ipynb #0d2827f7
+def _to_json(report): return json.dumps(summary(report), indent=1)
+
 # %% ../../nbs/evaluation/04_doctor.ipynb #8c9867b5
 def _row(name, values): return f'{name[:18]:18}' + ''.join(f'{v:>12}' for v in values)
 
@@ -222,7 +230,7 @@ def _group(fault):
     return 'resolved while reading' if fault.kind in ('box left out', 'note', 'missing data') else 'worth a look'
 
 def _fault_lines(kind, texts):
-    yield f'  {kind}: {len(texts)}'
+    yield f'  {kind} ({len(texts)})' if len(texts) > 1 else f'  {kind}'
     wrapper = textwrap.TextWrapper(80, '    ', '      ', break_on_hyphens=False)
     distinct = [*dict.fromkeys(texts)]
     shown = distinct if kind in TOLD_APART else distinct[:3]
@@ -256,7 +264,7 @@ def yolox_doctor(
     out:str=None, # Folder for what is found, as JSON, pictures and a labeling task; by default nothing is written
     json:bool=False, # Print JSON instead of text
     weights:str=None, # Also find labels that these contradict: weights, or an exported .onnx, .xml or .pt2 file
-    names:str=None, # Class names of WEIGHTS: cat,dog or a file with one name per line; by default those they have
+    names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     device:str=None, # For WEIGHTS: cpu, cuda, ...; the fastest unless given
     overwrite:bool=False, # Replace the labeling task of an earlier run
@@ -272,7 +280,8 @@ def _load_opinion(weights, names, pixels, device): # Network, or None
 
 def _ask(report, network, device): # `Comparison` of the images that can be read
     broken = [f.where for f in report.faults if f.kind in BROKEN]
-    return compare_labels(report.splits, network, device, broken, lambda batches: _bar(batches, 'weights'))
+    def progress(batches): return show_progress(batches, 'batches', desc='weights')
+    return compare_labels(report.splits, network, device, broken, progress)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #fdf20542
 def _check_report(data, images, out, weights, overwrite): # What would be written
@@ -284,17 +293,10 @@ def _run_doctor(data, img_size, bit_depth, out, json, weights, names, pixels, de
     check_between(img_size=(img_size, 1, math.inf), bit_depth=(bit_depth, 8, 16))
     _check_report(data, reading['images'], out, weights, overwrite)
     network = _load_opinion(weights, names, pixels, device)
-    report = examine(data, img_size, _bar, bit_depth=bit_depth, **reading)
+    report = examine(data, img_size, show_progress, bit_depth=bit_depth, **reading)
     if network and report.splits: report.comparison = _ask(report, network, device)
     _publish(report, json, out, overwrite)
     if not report.ready: raise SystemExit(1)
-
-# %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6891
-def _bar(images, what='images'):
-    from tqdm import tqdm
-    return tqdm(images, desc=what, ncols=80, disable=None)
-
-def _to_json(report): return json.dumps(summary(report), indent=1)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #0af66606
 def _labeling_files(report): # Path -> text; with remarks for the report

@@ -8,11 +8,13 @@ __all__ = ['detect', 'latency', 'write_coco', 'yolox_eval']
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
 import json, math, os, time, torch, numpy as np
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import counted, printable, repeated, shorten, wrap_lines
-from ..data.annotations import Annotations, fingerprint, read_annotated, relabel
+from ..commands.messages import counted, printable, repeated, wrap_lines
+from ..commands.progress import show_progress
+from ..data.annotations import Annotations, fingerprint, read_annotated, relabel_for
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
 from ..data.coco import coco_truth
@@ -125,6 +127,7 @@ def _choose_split(data, split, notes, **reading) -> tuple: # Its name and annota
     if most and not split: return f'a tenth of {name}', held
     on = 'most of these images' if most else _training_images(a, name, notes)
     if on: print(f'the weights were trained on {on}: metrics may be too high', flush=True)
+    if not on and _chose_epoch(a, name, notes): print(_BORROWED, flush=True)
     return name, a
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #b11809c2
@@ -140,6 +143,13 @@ def _usual_split(data, names):
     if not usual and len(names) > 1: print(f'{data} has the splits {names}: measuring {names[0]!r}', flush=True)
     return [*usual, *names][0]
 
+# %% ../../nbs/evaluation/02_evaluate.ipynb #2c7a1fe5
+_BORROWED = 'the best epoch was chosen on this test split: metrics are slightly optimistic'
+
+def _chose_epoch(a, name, notes): # Whether the weights were validated on the test split `a`
+    chosen_on = (notes.get('thresholds') or {}).get('fingerprint')
+    return name == 'test' == notes.get('validation') and chosen_on in (None, images_fingerprint(a))
+
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02e
 def _check_data(a, allow_missing):
     faults = [f for f in check(a, allow_missing) if f.kind != 'nothing to learn']
@@ -149,18 +159,10 @@ def _check_data(a, allow_missing):
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #db58c992
 def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the network numbers them
-    C = loaded.num_classes
-    if not loaded.names and C != len(a.names):
-        counts = f'{C} unnamed classes, but {data} has {len(a.names)}: {shorten(a.names)}'
-        raise ValueError(f'{weights} has {counts}. Name those of the weights with --names')
-    if not loaded.names:
-        order = ', '.join(a.names[:8]) + (', ...' if C > 8 else '')
-        text = f'the weights have no class names: taking those of the data, in its order ({order})'
-        print(*wrap_lines(f'{text}; --names gives others'), sep='\n', flush=True)
-    names = loaded.names or a.names
-    check_names(names)
-    try: return relabel(a, names)
-    except ValueError as e: raise ValueError(f'{data}: {e} of the weights. If only names differ, use --names') from e
+    named, said = relabel_for(loaded, f'{weights} on {data}', a)
+    for line in said: print(*wrap_lines(line), sep='\n', flush=True)
+    check_names(named.names)
+    return named
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
 def _trained_depth(loaded): # Bit depth of the training
@@ -231,15 +233,14 @@ def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
 def _evaluate(loaded, split, a, img_size, out, batch, workers, device, scores, **settings):
     "Return metrics, the images with the objects that count, and what was found."
-    from tqdm import tqdm
     conf, working_conf, a = _choose_scores(loaded, a, **scores)
     if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
     model, spec = prepare_network(loaded, device, img_size)
     said = [*remarks(model, conf, **settings), *tile_remarks(loaded.notes, settings['tile'], settings['overlap'])]
     for line in said: print(*wrap_lines(printable(line)), sep='\n', flush=True)
-    def bar(batches): return tqdm(batches, desc=split, ncols=80, disable=None)
+    progress = partial(show_progress, unit='batches', desc=split)
     start = time.time()
-    found = detect(model, a, spec, batch, workers, progress=bar, conf=conf, **settings)
+    found = detect(model, a, spec, batch, workers, progress=progress, conf=conf, **settings)
     more = dict(images_per_s=len(a)/(time.time() - start), latency=latency(model, a, spec, **settings))
     more |= dict(split=split, size=spec.img_size)
     metrics = report(a, found, out, working_conf, **more)
@@ -253,7 +254,8 @@ def _compare_with_whole(loaded, a, metrics, img_size, batch, workers, device, sc
     conf = conf_of_classes(scores['conf'], len(a.names), class_numbers(scores['classes'], a.names))
     start, cut = time.time(), int((a.sizes > tile).any(1).sum())
     if not cut: return tile_lines(metrics, metrics, tile, cut)
-    found = detect(model, a, spec, batch, workers, conf=conf, **settings)
+    progress = partial(show_progress, unit='batches', desc='whole images')
+    found = detect(model, a, spec, batch, workers, progress=progress, conf=conf, **settings)
     speed = len(a)/(time.time() - start)
     whole = report(a, found, None, [*score.values()] if isinstance(score, dict) else score, images_per_s=speed)
     return tile_lines(metrics, whole, tile, cut)
@@ -292,15 +294,15 @@ def _compare(weights, loaded, split, annotations, out, **options): # Several net
 @command
 def yolox_eval(
     weights:list, # Weights (file, address, or a size such as yolox_s), or exported files; several to compare them
-    data:str, # Folder of a dataset, or a COCO file
+    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
-    images:str=None, # Folder of images that are not at one of the usual places
+    images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
-    allow_missing:bool=False, # Evaluate although many images or labels are missing
-    img_size:int=None, # Side of the canvas in pixels; by default that of training (published nano and tiny: 416)
+    allow_missing:bool=False, # Evaluate even if a tenth of the images or labels, or more, is missing
+    img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
     conf:float=.001, # Minimum score for average precision; a larger value lowers AP
     working_conf:float=None, # Minimum score for precision, recall, confusions and figures; that of the weights, or .25
     thresholds:bool=False, # Also find the scores with the best F1 on this split, for all classes and each
@@ -310,7 +312,7 @@ def yolox_eval(
     max_detections:int=300, # Most detections per image; for average precision, COCO counts 100 of each class
     multi_label:bool=False, # Let a box have several classes; raises AP a little where there are many
     tile:int=None, # Cut images into tiles of so many pixels, and say whether that helps
-    overlap:float=None, # Share of a tile that neighbors have in common; .2 by default
+    overlap:float=None, # Share of a tile that neighbors have in common; .2 unless given
     out:str=None, # Folder for metrics.json, figures (*.png), and COCO files of truth and detections
     batch:int=16, # Images, or tiles, per batch
     workers:int=0, # Processes that load images

@@ -10,7 +10,7 @@ import torch, numpy as np
 from dataclasses import asdict, dataclass
 
 from ..commands.messages import counted, printable, shorten, wrap_lines
-from ..data.annotations import fingerprint, relabel
+from ..data.annotations import fingerprint, names_for, relabel
 from ..data.splits import hold_out
 from ..detection.backends import remarks
 from ..detection.detections import Detections
@@ -24,16 +24,6 @@ from .metrics import confusion_matrix, displaced_classes, match_detections
 def _with_common_names(splits): # Split -> `Annotations` with the same class names
     names = [*dict.fromkeys(name for a in splits.values() for name in a.names)]
     return {split: relabel(a, names) for split, a in splits.items()}, names
-
-# %% ../../nbs/evaluation/03c_second_opinion.ipynb #48a83e7c
-def _names_of(network, names): # Class names of a network, and remarks
-    C = network.num_classes
-    if network.names: return network.names, []
-    if C == len(names):
-        order = f'taking those of the data, in its order ({shorten(", ".join(names), 60)})'
-        return names, [f'the weights have no class names: {order}; --names gives others']
-    counts = f'{C} classes without names, but the data has {len(names)}: {shorten(", ".join(names))}'
-    raise ValueError(f'the weights have {counts}. Name those of the weights with --names')
 
 # %% ../../nbs/evaluation/03c_second_opinion.ipynb #ddaed094
 def _numbers_in(names, own): # [C] number in `names` of each class of the network, or -1
@@ -125,7 +115,7 @@ def compare_labels(
     "Run a network on all `splits` and compare what it finds with the labels."
     read = {split: a.take(np.flatnonzero(~np.isin(a.paths, [*skip]))) for split, a in splits.items()}
     read, names = _with_common_names(read)
-    own, said = _names_of(network, names)
+    own, said = names_for(network, names)
     order = _numbers_in(names, own)
     found, more = _detect_all(read, network, device, order, progress)
     said += [*more, *_class_remarks(read, names, own), *_training_remarks(splits, network.notes)]

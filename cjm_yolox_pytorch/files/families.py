@@ -12,6 +12,7 @@ import re, torch
 from dataclasses import dataclass
 from torch import Tensor
 
+from ..commands.messages import counted
 from ..fuse import focus_filters
 from ..model import IMAGENET_STATS
 
@@ -92,7 +93,7 @@ def unpack(checkpoint) -> tuple: # Whose naming it had, state dict under our nam
     naming, ours, other = _split_state({str(k): v for k, v in state.items()}, prefix)
     return naming, ours, other + [str(p) for p in dict(networks) if p != place]
 
-def describe_keys(keys): return f'{len(keys)} keys such as {[str(k)[:80] for k in [*keys][:3]]}'
+def describe_keys(keys): return f'{counted(len(keys), "key")} such as {[str(k)[:80] for k in [*keys][:3]]}'
 
 # %% ../../nbs/files/07_families.ipynb #9ef5cf46
 NETWORK_PARTS = 'backbone.', 'neck.', 'bbox_head.'

@@ -6,6 +6,7 @@
 __all__ = ['load_matching']
 
 # %% ../../nbs/files/09_matching.ipynb #ee92a353
+from ..commands.messages import counted
 from ..model import YOLOX
 
 # %% ../../nbs/files/09_matching.ipynb #4fe80d63
@@ -17,10 +18,11 @@ def _match_classes(weights, names, C): # Rows of the model, their rows in the we
     rows = [i for i, name in enumerate(new) if key(name) in place]
     if rows:
         others = [name for name in new if key(name) not in place]
-        note = f'; {len(rows)} of {C} classes matched by name'
+        note = f'; {len(rows)} of {counted(C, "class")} matched by name'
         if others: note += f', but not {", ".join(others[:5])}{" ..." if len(others) > 5 else ""}'
         return rows, [place[key(new[i])] for i in rows], note
-    if C != weights.num_classes: return [], [], f'; class layer new, for {C} classes instead of {weights.num_classes}'
+    new_layer = f'; class layer new, for {counted(C, "class")} instead of {weights.num_classes}'
+    if C != weights.num_classes: return [], [], new_layer
     why = 'no name is the same' if old else 'the weights have no class names'
     return [*range(C)], [*range(C)], f'; classes matched by position, since {why}' if new else ''
 

@@ -9,17 +9,21 @@ __all__ = ['fit', 'measure_best', 'recipe_options', 'yolox_train']
 import inspect, os, sys, time
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from fastcore.docments import docments
 
 from ..commands.command import command
 from ..commands.messages import counted, wrap_lines
+from ..commands.progress import show_progress
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
 from ..evaluation.report import report, show_detections, table
 from ..evaluation.thresholds import choose_thresholds
+
+# %% ../../nbs/training/03_train.ipynb #02497a88
 from ..files.checkpoints import load_weights
 from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
@@ -42,10 +46,10 @@ def _has_next_epoch(t):
     return t.epoch < t.recipe.epochs and not 0 < patience <= waited
 
 # %% ../../nbs/training/03_train.ipynb #5fbb4766
-def _finish_epoch(t, row, loggers): # Whether to train another epoch
+def _finish_epoch(t, row, loggers, progress): # Whether to train another epoch
     found = None
     if t.epoch % t.recipe.eval_interval == 0 or t.epoch == t.recipe.epochs:
-        metrics, found = t.validate()
+        metrics, found = t.validate(partial(_tell_validation, t, progress))
         if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
     if t.rank == 0:
         if found: _note_thresholds(t, found)
@@ -53,6 +57,13 @@ def _finish_epoch(t, row, loggers): # Whether to train another epoch
         if found: show_detections(t.val, found, t.out/'detections.png')
         for log in loggers: log(row, t.out)
     return t.agree(_has_next_epoch(t))
+
+def _tell_validation(t, progress, batches): # Yields them
+    for i, batch in enumerate(batches, start=1):
+        yield batch
+        where = f'epoch {t.epoch} of {t.recipe.epochs}, validation, batch {i} of {len(batches)}'
+        progress.set_postfix_str(where, refresh=False)
+        progress.update(0)
 
 # %% ../../nbs/training/03_train.ipynb #10096934
 def _note_thresholds(t, found): # `Detections` of each validation image
@@ -75,17 +86,15 @@ def _write_epoch(t, row):
 _BAR = '{remaining} left, {desc}'
 
 def _train_epochs(t, stop, loggers):
-    from tqdm import tqdm
-    going, epochs = _has_next_epoch(t), t.recipe.epochs
-    hidden = t.rank > 0 or None # None: shown in a terminal only
-    total = epochs*len(t.batches)
-    with tqdm(total=total, initial=t.steps, ncols=80, bar_format=_BAR, disable=hidden) as progress:
+    going, epochs, steps = _has_next_epoch(t), t.recipe.epochs, len(t.batches)
+    options = dict(total=epochs*steps, initial=t.steps, window=t.recipe.eval_interval*steps)
+    with show_progress(bar=dict(bar_format=_BAR), disable=t.rank > 0, **options) as progress:
         while going:
             start, begun = time.time(), t.done
             losses = t.train_epoch(progress, stop)
             if losses:
                 row = dict(epoch=t.epoch, **losses, **_measure_speed(t, begun, time.time() - start))
-                going = _finish_epoch(t, row, loggers)
+                going = _finish_epoch(t, row, loggers, progress)
                 if t.rank == 0: progress.write(_epoch_line(row, epochs))
                 sys.stdout.flush() # For a pipe
             if going and stop(): _save_and_stop(t)
@@ -127,7 +136,8 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     trainer.ema.module.load_state_dict(best.state)
     more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes))
     if best.notes.get('thresholds'): more['thresholds'] = best.notes['thresholds']
-    return report(trainer.val, trainer.predict(trainer.val), trainer.out, **more)
+    found = trainer.predict(trainer.val, progress=partial(show_progress, unit='batches', desc='best weights'))
+    return report(trainer.val, found, trainer.out, **more)
 
 def _measured_split(notes): # Its name, if known
     train, val = notes.get('training'), notes.get('validation')

@@ -15,6 +15,7 @@ from fastcore.basics import patch, store_attr
 from torch import distributed as dist, nn
 
 from ..commands.command import choose_device
+from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
 from ..data.augment import yolox_transforms
 from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
@@ -227,26 +228,30 @@ def check_finite(self:Trainer,
     cure = "Resume with clip_grad_norm=10 or amp='none' (--clip-grad-norm 10, --amp none), or begin with a smaller lr"
     raise FloatingPointError(f'{text} {cure}')
 
-# %% ../../nbs/training/01_trainer.ipynb #986380ef
-@patch
-def report_progress(self:Trainer,
-    progress, # Bar of tqdm
-    steps_per_s:float # Speed of this epoch
-):
-    "Count a step on the bar, and ten times per epoch describe the losses and the speed."
-    progress.update()
-    if self.done % max(1, len(self.batches)//10): return
-    lr, speed = self.scheduler.get_last_lr()[0], steps_per_s*self.recipe.batch
-    losses = ' '.join(f'{k[5:]} {v.item()/self.done:.2f}' for k, v in self.totals.items())
-    text = f'{losses} lr {lr:.0e} {speed:.0f} img/s {memory_gb(self.device):.1f} GB'
-    progress.set_description_str(f'{self.epoch + 1}/{self.recipe.epochs} {text}')
-
+# %% ../../nbs/training/01_trainer.ipynb #0d930c9b
 def memory_gb(device:torch.device) -> float:
     "Return the peak memory in 10**9 bytes: of the accelerator where there is one, of this process otherwise."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
     try: import resource
     except ImportError: return math.nan # Not available on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)/1e9
+
+# %% ../../nbs/training/01_trainer.ipynb #986380ef
+@patch
+def report_progress(self:Trainer,
+    progress, # As `show_progress` returns it
+    steps_per_s:float # Speed of this epoch
+):
+    "Count a step, and ten times per epoch describe the losses and the speed for a bar."
+    epochs, steps, speed = self.recipe.epochs, len(self.batches), steps_per_s*self.recipe.batch
+    where = f'epoch {self.epoch + 1} of {epochs}, step {self.done} of {steps}'
+    progress.set_postfix_str(f'{where}, {per_second(speed, "images")}', refresh=False) # For a log
+    progress.update()
+    if self.done % max(1, steps//10): return
+    lr = self.scheduler.get_last_lr()[0]
+    losses = ' '.join(f'{k[5:]} {v.item()/self.done:.2f}' for k, v in self.totals.items())
+    text = f'{losses} lr {lr:.0e} {speed:.0f} img/s {memory_gb(self.device):.1f} GB'
+    progress.set_description_str(f'{self.epoch + 1}/{epochs} {text}')
 
 # %% ../../nbs/training/01_trainer.ipynb #04cae625
 @patch
@@ -272,7 +277,9 @@ def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
 
 # %% ../../nbs/training/01_trainer.ipynb #42f0cf7f
 @patch
-def validate(self:Trainer) -> tuple: # Metrics with losses, and a `Detections` per image; (None, None) unless first
+def validate(self:Trainer,
+    progress=iter # Wraps the batches, as tqdm does
+) -> tuple: # Metrics with losses, and a `Detections` per image; (None, None) unless first
     "Measure the averaged weights on the validation split."
     val, sums = self.val, {}
     if self.world > 1:
@@ -282,7 +289,7 @@ def validate(self:Trainer) -> tuple: # Metrics with losses, and a `Detections` p
         losses = self.loss_func(*outputs, batch.boxes, batch.labels, ground_truth_bboxes_ignore=batch.crowds)
         n = len(batch.images)
         _add_losses(sums, dict({k: v.item()*n for k, v in losses.items()}, images=n))
-    found = self.predict(val, watch=watch) if len(val) else []
+    found = self.predict(val, watch=watch, progress=progress) if len(val) else []
     if self.world > 1: found, sums = self._gather(found, sums)
     if self.rank: return None, None
     images = sums.pop('images', 0) # Or tiles

@@ -7,7 +7,8 @@ from layouts import (
     CLASSES, LINE, NAMES, both, coco, every, labeled, write, write_files, write_image, write_layout, yolo)
 
 from cjm_yolox_pytorch.data import prepare
-from cjm_yolox_pytorch.data.checks import Fault, check, check_splits, fault_lines
+from cjm_yolox_pytorch.data.annotations import build_annotations
+from cjm_yolox_pytorch.data.checks import Fault, check, check_difficulty, check_splits, fault_lines
 from cjm_yolox_pytorch.data.prepare import prepare_splits
 from cjm_yolox_pytorch.data.splits import find_splits, read_split
 from cjm_yolox_pytorch.data.yolo import read_yolo
@@ -30,7 +31,7 @@ def test_check_names_the_image_of_a_box_left_out(tmp_path):
 def test_check_of_unnamed_classes_is_one_note(tmp_path):
     every('.', '{name}.txt', yolo)(tmp_path)
     a = read_split(tmp_path, 'all')
-    assert a.names == ['0', '1'] and [f.kind for f in check(a)] == ['note']
+    assert a.names == ['0', '1'] and [f.kind for f in check(a)] == ['note', 'rare class']
 
 
 def empty_voc(root):
@@ -180,6 +181,47 @@ def test_prepare_validates_on_training_images_if_both_are_named(tmp_path, capsys
     assert [name for name, _ in used.values()] == ['train', 'train']
     assert 'metrics are those of training images' in ' '.join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match='name it with both --train and --val'): prepare_splits(tmp_path, val='train')
+
+
+def with_counts(**counts):
+    "A split with so many objects of each class"
+    rows = [(0, label, 0, 0, 30 + k, 30) for label, n in enumerate(counts.values()) for k in range(n)]
+    return build_annotations('here', [*counts], ['a.jpg'], [(2000, 2000)], rows)
+
+
+def test_check_names_all_classes_with_few_objects_at_once():
+    found = {f.kind: f for f in check(with_counts(ant=20, bee=19, cow=0, dog=1, eel=0))}
+    assert {*found} == {'rare class', 'class without objects'} and not any(f.stops for f in found.values())
+    assert found['rare class'].text.startswith('2 of 5 classes with fewer than 20 objects')
+    assert found['rare class'].text.endswith(': dog (1), bee (19)')
+    assert found['class without objects'].text.endswith(': cow, eel')
+
+
+def test_lists_of_many_classes_are_cut():
+    fault, = check(with_counts(**{f'c{n}': 1 for n in range(99)}))
+    assert fault.text.startswith('99 of 99') and fault.text.endswith('c7 (1) and 91 more') and len(fault.text) < 240
+
+
+@pytest.mark.parametrize('rare, told', [(49, 'bee (49)'), (50, None), (19, None)])
+def test_check_difficulty_compares_classes_with_the_commonest(rare, told):
+    "Below 20 a class is rare anyway"
+    found = [f for f in check_difficulty(with_counts(ant=500, bee=rare), 416) if f.kind == 'imbalance']
+    assert [f'as many as {told}' in f.text and 'ant has 500 objects' in f.text for f in found] == [True]*bool(told)
+
+
+def without_val(root):
+    write_layout('voc official', root)
+    (root/'ImageSets/Main/val.txt').rename(root/'ImageSets/Main/test.txt')
+
+
+@pytest.mark.parametrize('layout, options, told', [
+    (without_val, {}, True), (without_val, dict(val='test'), False),
+    (lambda root: write_layout('voc official', root), {}, False)])
+def test_prepare_says_that_the_test_split_is_validated_on(layout, options, told, tmp_path, capsys):
+    layout(tmp_path)
+    prepare_splits(tmp_path, **options)
+    text = ' '.join(capsys.readouterr().out.split())
+    assert ('test as validation: there is no val split, so test is used to choose the best epoch' in text) == told
 
 
 def test_prepare_passes_the_bit_depth_on(tmp_path):

@@ -412,3 +412,18 @@ def test_coco_names_some_of_many_faults(tmp_path):
     first = '; '.join(f'.*{n}.*' for n in (100, 101, 102))
     message = fr'not an id in categories \(1, 2\): 12, such as {first}. Correct'
     with pytest.raises(ValueError, match=message): read_split(tmp_path, 'all')
+
+
+@pytest.mark.parametrize('layout', ['folders', 'shared'])
+def test_coco_notes_images_that_no_file_lists(tmp_path, layout):
+    "In a folder that splits share, images of the other splits are listed, whatever their file looks like"
+    for split, names in SPLITS.items():
+        file = json.dumps(coco(names, folder='C:\\photos\\' if split == 'val' else ''))
+        write(tmp_path/f'annotations/{split}.json', file.replace('b.png', r'\u0062.png'))
+        for name in names: write_image(tmp_path/'images'/('' if layout == 'shared' else split), name)
+    folder = tmp_path/'images'/('' if layout == 'shared' else 'train')
+    assert read_split(tmp_path, 'train').notes == []
+    for name in ('more.png', 'most.png', '.hidden.png', 'notes.txt'): (folder/name).touch()
+    note, = read_split(tmp_path, 'train').notes
+    assert note == f'2 images that no JSON file lists, left out, such as {folder}/more.png'
+    assert not any('no JSON' in note for note in read_split(tmp_path/'annotations/train.json', 'all').notes)

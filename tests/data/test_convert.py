@@ -243,7 +243,7 @@ def test_nothing_is_left_when_an_image_cannot_be_copied(tmp_path, monkeypatch):
     (dict(to='coco', link='sym'), "link='sym': choose hard or soft"),
     (dict(to='coco', split='1'), "split='1': write the"),
     (dict(to='coco', split='.5,.5,0'), "split='.5,.5,0'"), (dict(to='coco', split='.9,nan'), "split='.9,nan'"),
-    (dict(to='coco', split='.8,.1,.1'), '2 images are too few for 3 splits'),
+    (dict(to='coco', split='.8,.1,.1'), '2 images, too few for 3 splits'),
     (dict(to='coco', format='kitti'), "format='kitti': choose one of"),
     (dict(to='coco', out='{data}/out'), 'is in the folder of the data'),
     (dict(to='coco', out='{data}'), 'is in the folder'),
@@ -288,7 +288,7 @@ def test_a_failed_hard_link_says_what_to_do(tmp_path, monkeypatch):
     def link(*_): raise OSError(18, 'Invalid cross-device link')
     monkeypatch.setattr(os, 'link', link)
     with pytest.raises(OSError, match='no hard link: Invalid cross-device link. Choose --link soft, or copies'):
-        yolox_convert(str(tmp_path/'data'), 'yolo', str(tmp_path/'out'), link='hard')
+        yolox_convert(str(tmp_path/'data'), 'yolo', str(tmp_path/'new/deep/out'), link='hard')
     assert sorted(os.listdir(tmp_path)) == ['data']
 
 

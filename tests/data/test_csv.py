@@ -126,6 +126,7 @@ BAD = {
     'width instead of xmax': ('filename,xmin,ymin,width,height,class\n' + GOOD, 'no column for: xmax; ymax'),
     'a class twice': ('filename,class,class,xmin,ymin,xmax,ymax\na.png,1,1,1,2,3,4\n', 'several columns for: class'),
     'two synonyms': ('filename,label,category,xmin,ymin,xmax,ymax\na.png,1,1,1,2,3,4\n', 'several columns for: class'),
+    'a single field': (HEADER + GOOD + 'a.png\n', 'not boxes: line 3: 1 field instead of 6. Fix them'),
     'a field too few': (HEADER + GOOD + 'a.png,1,2,3,ant\n', 'not boxes: line 3: 5 fields instead of 6. Fix them'),
     'a field too many': (GOOD + 'a.png,1,2,3,4,ant,\n', 'not boxes: line 2: 7 fields instead of 6'),
     'a word': (HEADER + 'a.png,1,2,3,four,ant\n', "line 2: could not convert .*: 'four'"),

@@ -349,3 +349,20 @@ def test_runs_in_the_folder_of_the_data_add_nothing_to_it(tmp_path):
     for name in [*training, 'test/metrics.json', 'test/worst.png']: write(tmp_path/'runs'/name, '')
     assert read_split(tmp_path, 'all').paths.tolist() == before
     assert len(files_below(tmp_path/'runs/one', '.png')) == 2 # Whoever gives that folder means it
+
+
+@pytest.mark.parametrize('folder, entry', [('validate/images', '../valid/images'), ('images/validation', 'images/val')])
+def test_renamed_folder_of_a_split_is_named(tmp_path, folder, entry):
+    write_image(tmp_path/'train/images', 'a')
+    write_image(tmp_path/folder, 'c')
+    write(tmp_path/'data.yaml', f'train: ../train/images\nval: {entry}\nnames: [ant, bee]')
+    with pytest.raises(FileNotFoundError, match=f'{entry} is not in {tmp_path}, but {folder} is. Correct the entry'):
+        read_split(tmp_path, 'val')
+
+
+def test_validate_is_a_name_of_val(tmp_path):
+    for split, name in (('train', 'a'), ('validate', 'c')):
+        write_image(tmp_path/split/'images', name)
+        write(tmp_path/split/f'labels/{name}.txt', LINE)
+    write(tmp_path/'classes.txt', 'ant')
+    assert {*find_splits(tmp_path)} == {'train', 'val'}

@@ -116,7 +116,7 @@ def at_the_shell(monkeypatch, *words):
 
 @pytest.mark.parametrize('words, message', [
     ([], 'choose one of megvii, mmdet'), (['--to', 'libreyolo'], 'choose one of megvii, mmdet'),
-    (['--to', 'mmdet', '--out', 'nowhere/a.pth'], 'nowhere/a.pth could not be written')])
+    (['--to', 'mmdet', '--out', 'best.safetensors/a.pth'], 'best.safetensors')])
 def test_errors_of_the_command_have_one_line(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     save_weights(made_up(), tmp_path/'best.safetensors')
@@ -131,7 +131,8 @@ def test_stopped_command_leaves_nothing(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         time.sleep(9)
     monkeypatch.setattr(room, '_check_file', stop)
-    assert at_the_shell(monkeypatch, tmp_path/'best.safetensors', '--to', 'mmdet') == 143
+    words = '--to', 'mmdet', '--out', tmp_path/'new/deep/a.pth'
+    assert at_the_shell(monkeypatch, tmp_path/'best.safetensors', *words) == 143
     assert [p.name for p in tmp_path.iterdir()] == ['best.safetensors']
 
 

@@ -99,6 +99,28 @@ def test_onnx_has_no_slices_before_the_first_convolution(files):
     assert not any(node.op_type == 'BatchNormalization' for node in graph.node)
 
 
+def test_onnx_says_nothing_of_the_machine_that_wrote_it(files):
+    "No lines of Python, and little besides the parameters"
+    data, model = (files/'nano.onnx').read_bytes(), onnx.load(files/'nano.onnx')
+    assert not any(word in data for word in (b'site-packages', b'stack_trace', b'pkg.torch'))
+    assert [p.key for p in model.metadata_props] == ['cjm_yolox_pytorch']
+    assert len(data) < 1.05*sum(len(t.raw_data) for t in model.graph.initializer)
+
+
+def test_saved_onnx_computes_the_same(files, tmp_path):
+    "What is left out is none of the computation"
+    model, x = onnx.load(files/'nano.onnx'), blotches(1, 64, 96)
+    for node in model.graph.node:
+        node.doc_string = 'a line of Python'
+        node.metadata_props.add(key='pkg.torch.onnx.stack_trace', value='File "model.py"')
+    onnx.save(model, tmp_path/'full.onnx')
+    formats.save_onnx(model, tmp_path/'less.onnx', 'about')
+    assert (tmp_path/'less.onnx').stat().st_size < (tmp_path/'full.onnx').stat().st_size
+    full, less = (onnxruntime.InferenceSession(tmp_path/f'{name}.onnx') for name in ('full', 'less'))
+    np.testing.assert_array_equal(*(s.run(None, {'images': x.numpy()})[0] for s in (full, less)))
+    assert less.get_modelmeta().custom_metadata_map == dict(cjm_yolox_pytorch='about')
+
+
 def test_metadata_is_in_every_file(files):
     extra = {'cjm_yolox_pytorch.json': ''}
     torch.export.load(str(files/'nano.pt2'), extra_files=extra)

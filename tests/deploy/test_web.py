@@ -19,7 +19,8 @@ from cjm_yolox_pytorch.detection.detector import load_detector
 from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
 from cjm_yolox_pytorch.model import NORM_STATS
 
-onnx, onnxruntime = (pytest.importorskip(name) for name in ('onnx', 'onnxruntime'))
+pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ['cat', '</script>', 'ümlaut']
 
@@ -85,13 +86,6 @@ def test_expected_means_are_those_of_the_file(weights, tmp_path):
     rows = onnxruntime.InferenceSession(tmp_path/'page/model.onnx').run(None, {'images': pattern})[0][0]
     for column, mean in about_page(tmp_path/'page')['check']:
         assert rows[:, column].mean() == pytest.approx(mean, rel=1e-4)
-
-
-def test_network_says_nothing_of_the_machine_that_wrote_it(weights, tmp_path):
-    export_web(weights, tmp_path/'page')
-    data = (tmp_path/'page/model.onnx').read_bytes()
-    assert b'site-packages' not in data and b'stack_trace' not in data
-    assert [p.key for p in onnx.load(tmp_path/'page/model.onnx').metadata_props] == ['cjm_yolox_pytorch']
 
 
 def test_public_runtime_has_a_version_and_hashes(weights, tmp_path):

@@ -173,6 +173,16 @@ def test_inputs_are_never_overwritten(file, images):
     assert contents(images) == before
 
 
+@pytest.mark.parametrize('options, made', [
+    (dict(write='json'), ['detections.json']), (dict(order='uncertainty', conf=None), ['order.csv']),
+    (dict(labels='yolo'), [*(f'labels/{name}.txt' for name in ('a', 'b', 'deep/a')), 'data.yaml', 'classes.txt'])])
+def test_what_is_not_drawn_may_go_beside_the_images(file, images, options, made):
+    before = contents(images)
+    run(file, images, out=images, **options)
+    assert contents(images).items() >= before.items()
+    assert {*contents(images)} - {*before} == {images/name for name in made}
+
+
 def test_files_of_others_are_not_overwritten(file, film, images, monkeypatch):
     "Also where an evaluation left its detections"
     film('images/deep/clip.mp4', 'libx264')
@@ -254,7 +264,7 @@ def test_no_readable_input_writes_nothing(file, tmp_path, capsys):
     "An empty detections.json would look like a result"
     (tmp_path/'d.png').write_text('text')
     with pytest.raises(SystemExit, match='1 of the inputs could not be read'): run(file, tmp_path, out=tmp_path/'out')
-    assert not [p for p in (tmp_path/'out').rglob('*')] and 'written to' not in capsys.readouterr().out
+    assert not (tmp_path/'out').exists() and 'written to' not in capsys.readouterr().out
 
 
 def test_link_to_an_input_is_named_and_not_its_target(file, images, tmp_path):

@@ -160,6 +160,21 @@ def test_images_that_training_held_out_are_measured(shapes, tmp_path, capsys):
         assert ('trained on' in printed) == bool(warning)
 
 
+@pytest.mark.parametrize('split, images, told', [('test', None, True), ('test', 'others', False), ('val', None, False)])
+def test_test_split_that_chose_the_epoch_is_told(split, images, told, shapes, tmp_path, capsys):
+    "Also if no threshold was chosen on it, but not if the images are others"
+    C = load_weights(shapes/'nano.safetensors').num_classes
+    notes = dict(validation=split, training='train', fingerprint='')
+    if images: notes['thresholds'] = dict(score=.3, classes=[.3]*C, fingerprint=images)
+    save_weights(replace(load_weights(shapes/'nano.safetensors'), notes=notes), tmp_path/'noted.safetensors')
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/split).symlink_to(shapes/'val')
+    yolox_eval(str(tmp_path/'noted.safetensors'), str(tmp_path/'data'), img_size=32, device='cpu')
+    printed = capsys.readouterr().out
+    assert f'on {split}: 6 images' in printed
+    assert ('the best epoch was chosen on this test split: metrics are slightly optimistic' in printed) == told
+
+
 def test_split_that_was_trained_on_is_told_also_when_it_is_named(shapes, tmp_path, capsys):
     "Whatever the split is called now, and also if a tenth of it was held out"
     val = read_split(shapes, 'val')

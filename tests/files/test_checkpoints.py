@@ -239,7 +239,7 @@ def test_numbers_of_a_failed_training_are_refused(value, tmp_path):
 def test_tensors_without_plain_numbers_are_refused():
     state = network()
     for odd in (state[STEM].to_sparse(), state[STEM].to('meta')):
-        with pytest.raises(ValueError, match='sparse, quantized or without numbers: 1 keys such as'):
+        with pytest.raises(ValueError, match='sparse, quantized or without numbers: 1 key such as'):
             recognize({**state, STEM: odd})
 
 

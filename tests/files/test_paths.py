@@ -6,7 +6,7 @@ from layouts import coco, voc, write, write_image
 
 from cjm_yolox_pytorch.data.coco import read_coco
 from cjm_yolox_pytorch.data.splits import read_split
-from cjm_yolox_pytorch.files.paths import check_files_exist, files_by_stem, find_path, subfolder, with_form
+from cjm_yolox_pytorch.files.paths import check_files_exist, files_by_stem, find_path, new_folder, subfolder, with_form
 
 NFC, NFD = normalize('NFC', 'caf\u00e9'), normalize('NFD', 'caf\u00e9')
 MIXED = f'{NFC} {NFD}'
@@ -94,3 +94,19 @@ def test_subfolder_refuses_two_that_differ_in_case(tmp_path):
         subfolder(tmp_path, 'images')
     touch(tmp_path, 'images/x')
     assert subfolder(tmp_path, 'images') == tmp_path/'images'
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit])
+def test_new_folders_are_removed_on_failure_unless_something_is_there(tmp_path, error):
+    def fail(path, *names):
+        with pytest.raises(error), new_folder(path) as folder:
+            touch(folder, *names)
+            raise error('stopped')
+    (tmp_path/'old').mkdir()
+    fail(tmp_path/'old')
+    fail(tmp_path/'old/new/deep')
+    assert [p.name for p in tmp_path.rglob('*')] == ['old']
+    fail(tmp_path/'full/deep', '../kept')
+    assert sorted(p.name for p in (tmp_path/'full').rglob('*')) == ['kept']
+    with new_folder(tmp_path/'a/b') as folder: pass
+    assert folder.is_dir()

@@ -1,7 +1,6 @@
 "From the first epoch to the last, by the command that people type."
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from trainings import SMALL, trainer, words
 
 import cjm_yolox_pytorch.training.trainer
 from cjm_yolox_pytorch.commands.command import parser_of
+from cjm_yolox_pytorch.commands.start import COMMANDS, import_command
 from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.detection.detections import Detections
@@ -63,17 +63,10 @@ def test_train_command_leaves_files_that_other_commands_read(shapes, tmp_path, c
     assert 'weights: yolox_nano' in printed and '642 of 642 tensors loaded' in printed
 
 
-def commands():
-    root = Path(__file__).resolve().parents[2]
-    scripts = re.search(r'^console_scripts = (.+)$', (root/'settings.ini').read_text(), re.M)[1].split()
-    return dict(script.split('=') for script in scripts)
-
-
-@pytest.mark.parametrize('name, place', commands().items())
-def test_help_explains_every_option(name, place):
-    module, _, function = place.partition(':')
-    parser = parser_of(getattr(__import__(module, fromlist=[function]), function))
-    assert parser.prog == name and len(parser._actions) > 2 and all(o.help for o in parser._actions)
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_explains_every_option(name):
+    parser = parser_of(import_command(f'yolox_{name}'))
+    assert parser.prog == f'yolox_{name}' and len(parser._actions) > 2 and all(o.help for o in parser._actions)
     assert all((o.option_strings or [o.dest])[-1] in parser.format_help() for o in parser._actions)
 
 

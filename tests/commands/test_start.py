@@ -1,0 +1,51 @@
+"Commands that are stopped while PyTorch is imported."
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = '''
+import signal, sys
+{before}
+sys.argv = ['/bin/yolox_train', '--help']
+from cjm_yolox_pytorch.commands.start import start
+print([name for name in ('torch', 'numpy', 'argparse') if name in sys.modules], flush=True)
+start()
+'''
+CTRL_C = 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n'
+
+
+def run(folder, torch, before=''):
+    "Run a command where `torch` is a module with this source"
+    (folder/'torch.py').write_text(torch)
+    path = os.pathsep.join(map(str, (folder, ROOT)))
+    command = [sys.executable, '-c', SCRIPT.format(before=before)]
+    return subprocess.run(command, env=dict(os.environ, PYTHONPATH=path), capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('torch', [CTRL_C, f'try:\n    {CTRL_C.strip().replace(chr(10), "; ")}\nexcept: pass'])
+def test_ctrl_c_during_imports_ends_in_one_line(tmp_path, torch):
+    "Also where a module of others would swallow it"
+    ended = run(tmp_path, torch)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, '[]\n', '\nyolox_train: interrupted\n')
+
+
+def test_ignored_signal_stays_ignored(tmp_path):
+    ignore = 'signal.signal(signal.SIGINT, signal.SIG_IGN)'
+    ended = run(tmp_path, CTRL_C + 'raise ImportError("read to the end")', ignore)
+    assert ended.returncode == 1 and 'read to the end' in ended.stderr
+
+
+def test_command_gets_the_earlier_handler(monkeypatch):
+    from cjm_yolox_pytorch.commands import start
+    handlers = []
+    def command(): handlers.append(signal.getsignal(signal.SIGINT))
+    monkeypatch.setattr(start, 'import_command', lambda name: command)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try: start.start()
+    finally: signal.signal(signal.SIGINT, before)
+    assert handlers == [signal.default_int_handler]
