@@ -28,7 +28,7 @@ class ConvModule(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
         self.bn = _batch_norm(out_channels, norm)
-        self.activate = activation_function(inplace=True)
+        self.activate = activation_function() # In place, autograd would have to copy its input first
 
     def forward(self, x): return self.activate(self.bn(self.conv(x)))
 

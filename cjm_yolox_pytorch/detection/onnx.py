@@ -64,7 +64,7 @@ def _iou_with(box, others): # [4], [N, 4] -> [N] IoU
     area = (others[:, 2:] - others[:, :2]).prod(1)
     return shared/np.maximum(area + (box[2:] - box[:2]).prod() - shared, 1e-9)
 
-def _keep_best(boxes, scores, conf, iou, max_detections): # [A, 4], [A, C] -> boxes, scores, labels
+def _keep_best(boxes, scores, conf, iou, max_detections, class_agnostic=False):
     labels = scores.argmax(1)
     best = scores[np.arange(len(labels)), labels]
     left = np.argsort(-best, kind='stable')
@@ -73,7 +73,8 @@ def _keep_best(boxes, scores, conf, iou, max_detections): # [A, 4], [A, C] -> bo
     while len(left) and len(kept) < max_detections:
         first, left = left[0], left[1:]
         kept.append(first)
-        left = left[(labels[left] != labels[first]) | (_iou_with(boxes[first], boxes[left]) <= iou)]
+        rivals = class_agnostic | (labels[left] == labels[first])
+        left = left[~rivals | (_iou_with(boxes[first], boxes[left]) <= iou)]
     return boxes[kept], best[kept], labels[kept]
 
 # %% ../../nbs/detection/00b_onnx.ipynb #009ed3a6
@@ -87,13 +88,14 @@ class OnnxDetector:
         image, # Path, PIL image, or [H, W, 3] uint8 RGB
         conf:float=None, # Minimum score, or [C]; that of the training if None, or .25
         iou:float=.65, # Maximum overlap of boxes of a class
-        max_detections:int=300
+        max_detections:int=300,
+        class_agnostic:bool=False # Keep the best of boxes that overlap, whatever their classes
     ) -> tuple: # [N, 4] xyxy in pixels of the image, [N] scores and [N] labels, best first
         image = _read_rgb(image)
         canvas, scale = _onto_canvas(image, self.network.canvas_hw)
         boxes, scores = self.network(canvas[None])[0]
         conf = stored_conf(self.network.notes) if conf is None else conf
         conf = conf_of_classes(conf, self.network.num_classes) # Raises an error if it has another number of scores
-        boxes, scores, labels = _keep_best(boxes, scores, conf, iou, max_detections)
+        boxes, scores, labels = _keep_best(boxes, scores, conf, iou, max_detections, class_agnostic)
         limits = np.float32([*image.shape[1::-1]]*2)
         return (boxes/scale).clip(0, limits), scores, labels

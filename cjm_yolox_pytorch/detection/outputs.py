@@ -55,12 +55,13 @@ class Drawing: # Writes one image, or the frames of one video
             named = str(self.path) in str(e)
             self.failed[self.path] = str(e) if named else f'{self.path} could not be written: {e}'
 
-    def add(self, found, seconds=None): # Time of a video's frame
+    def add(self, found, seconds=None): # All of `found` is drawn; time of a video's frame
         if self.path in self.failed: return # An earlier frame could not be written
         with self.keep_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if seconds is not None: return self.video.add(found.draw(), seconds)
-            with atomic(self.path, sync=False) as partial: found.draw().save(partial, 'JPEG', quality=92, comment=MARK)
+            drawn = found.draw(class_agnostic=False)
+            if seconds is not None: return self.video.add(drawn, seconds)
+            with atomic(self.path, sync=False) as partial: drawn.save(partial, 'JPEG', quality=92, comment=MARK)
 
     def close(self):
         with self.keep_error(): self.video.close()
@@ -118,11 +119,12 @@ class Tally:
     "Count images and objects, and how live a stream was."
     def __init__(self, names, max_detections, every=1): # Names of the classes, or their numbers; options of predict
         self.names, self.max_detections, self.every = names, max_detections, every
-        self.images, self.full, self.objects = 0, 0, Counter()
+        self.images, self.full, self.hidden, self.objects = 0, 0, 0, Counter()
         self.delays, self.skipped, self.last = Delays(), 0, None # `last`: number of a live frame
 
-    def add(self, found, about): # `Detections` of an image, and about a frame
+    def add(self, found, about, hidden=0): # `Detections` of an image, and about a frame; boxes that were not drawn
         self.images += 1
+        self.hidden += hidden
         self.full += len(found) >= self.max_detections
         self.objects.update(found.labels.tolist())
         if 'arrived' in about: self._add_live(**about)

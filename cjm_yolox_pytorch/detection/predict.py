@@ -46,6 +46,12 @@ def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame n
         found = detector([image for *_, image in group], batch, **kwargs)
         for (*about, _), d in zip(group, found): yield *about, d
 
+# %% ../../nbs/detection/05_predict.ipynb #53d48950
+def _draw(drawing, found, about, iou=.65, class_agnostic=False, multi_label=False, **_): # -> number of boxes left out
+    drawn = found if class_agnostic or multi_label else found.one_class_each(iou)
+    drawing.add(drawn, about.get('seconds'))
+    return len(found) - len(drawn)
+
 # %% ../../nbs/detection/05_predict.ipynb #5a8f3c11
 def _find_all(detector, files, failed, out, write, labels, track, every, batch, **options): # -> `Tally`
     conf = detector.conf if options['conf'] is None else options['conf']
@@ -60,9 +66,9 @@ def _find_all(detector, files, failed, out, write, labels, track, every, batch, 
             if track: frames = track_frames(frames, conf, drawn)
             with closing(Drawing(drawn, failed)) as drawing, closing(frames) if track else nullcontext():
                 for *_, about, d in frames:
-                    if write in ('pictures', 'both'): drawing.add(d, about.get('seconds'))
+                    hidden = _draw(drawing, d, about, **options) if write in ('pictures', 'both') else 0
                     if record: record.add(path, d, about)
-                    tally.add(d, about)
+                    tally.add(d, about, hidden)
     return tally
 
 # %% ../../nbs/detection/05_predict.ipynb #8c1e5a27
@@ -73,6 +79,9 @@ def _report(tally, failed, out, seconds):
     speed = f'{tally.images/seconds:.1f} images/s, including reading and writing'
     if tally.images: print(f'{speed}; written to {out}', flush=True)
     if live := tally.describe_live(): print(*wrap_lines(live), sep='\n', flush=True)
+    hidden = f'not drawn: {counted(tally.hidden, "box")} on objects that have a surer one of another class'
+    both = f'{hidden}; --class-agnostic drops them from files and counts, too'
+    if tally.hidden: print(*wrap_lines(both), sep='\n', flush=True)
     most, full = tally.max_detections, counted(tally.full, 'image')
     if tally.full: print(f'{full} with {counted(most, "object")} or more: for more of them, raise --max-detections')
     errors = '\n'.join(map(printable, failed.values()))
@@ -146,8 +155,8 @@ def yolox_predict(
     conf:float=None, # Keep detections with a higher score; the one chosen in training unless given, or .25
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best
     max_detections:int=300, # Most detections per image
-    class_agnostic:bool=False, # Let boxes suppress those of other classes, too
-    multi_label:bool=False, # Let a box have several classes
+    class_agnostic:bool=False, # Keep the best of boxes that overlap, whatever their classes, as pictures always do
+    multi_label:bool=False, # Let a box have several classes, in pictures, too
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
     tile:int=None, # Cut images into tiles of so many pixels, for small objects in large images
     overlap:float=None, # Share of a tile that neighbors have in common; .2 unless given

@@ -9,16 +9,17 @@ __all__ = ['import_trackers', 'tracking_conf', 'TrackedDetections', 'Tracker', '
 # %% ../../nbs/detection/04_tracking.ipynb #d611a44b
 import shutil, numpy as np, torch
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
 
 from fastcore.basics import patch
 from PIL import ImageDraw
 
-from .detections import Detections, draw_labeled
+from .detections import as_picture, Detections
 from .inputs import is_video
 from .outputs import check_overwrite
 from .selection import least_scores
+from ..files.captions import class_color, draw_named
 from ..files.paths import atomic
 
 # %% ../../nbs/detection/04_tracking.ipynb #0970148c
@@ -47,22 +48,23 @@ class TrackedDetections(Detections):
     track_ids:torch.Tensor=None # [N] int64 from 1, or 0
     trails:dict=None # Lists of points by number
 
+    def take(self, rows): return replace(super().take(rows), track_ids=self.track_ids[rows])
+
     def to_coco(self, image_id:int=0) -> list: # As for `Detections`, with `track_id` if there is one
         rows = super().to_coco(image_id)
         return [row | ({} if i == 0 else dict(track_id=i)) for row, i in zip(rows, self.track_ids.tolist())]
 
 # %% ../../nbs/detection/04_tracking.ipynb #06e38f08
 @patch
-def draw(self:TrackedDetections):
+def draw(self:TrackedDetections, class_agnostic:bool=True, iou:float=.65): # As for `Detections`
     "Draw the boxes with numbers, and trails."
-    from matplotlib import colors
-    ids = self.track_ids.tolist()
-    texts = [f'{f"#{n} " if n else ""}{self.name(i)} {self.scores[i]:.2f}' for i, n in enumerate(ids)]
-    drawn = draw_labeled(self.image, self.boxes, self.track_ids, texts)
-    canvas, width = ImageDraw.Draw(drawn), max(round(max(drawn.size)/320), 1)
+    found = self.one_class_each(iou) if class_agnostic else self
+    texts = [f'{f"#{n} " if n else ""}{found.name(i)} {found.scores[i]:.2f}' for i, n in enumerate(found.track_ids)]
+    picture = as_picture(self.image)
+    canvas, width = ImageDraw.Draw(picture), max(round(max(picture.size)/320), 1)
     for n, points in (self.trails or {}).items():
-        if len(points) > 1: canvas.line(points, fill=colors.to_hex(f'C{n % 10}'), width=width, joint='curve')
-    return drawn
+        if len(points) > 1: canvas.line(points, fill=class_color(n), width=width, joint='curve')
+    return draw_named(picture, found.boxes, texts, [*map(class_color, found.track_ids)])
 
 # %% ../../nbs/detection/04_tracking.ipynb #ea5839a7
 class Tracker:

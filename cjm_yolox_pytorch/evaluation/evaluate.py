@@ -310,6 +310,7 @@ def yolox_eval(
     classes:str=None, # Measure only these classes, such as car,person
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best
     max_detections:int=300, # Most detections per image; for average precision, COCO counts 100 of each class
+    class_agnostic:bool=False, # Keep the best of boxes that overlap, whatever their classes; lowers AP
     multi_label:bool=False, # Let a box have several classes; raises AP a little where there are many
     tile:int=None, # Cut images into tiles of so many pixels, and say whether that helps
     overlap:float=None, # Share of a tile that neighbors have in common; .2 unless given
@@ -319,7 +320,8 @@ def yolox_eval(
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Measure how good WEIGHTS are on a split of DATA"
-    settings = dict(iou=iou, max_detections=max_detections, multi_label=multi_label)
+    settings = dict(iou=iou, max_detections=max_detections)
+    settings |= dict(class_agnostic=class_agnostic, multi_label=multi_label)
     _check_eval_options(img_size, batch, workers, conf, working_conf, precision, **settings)
     settings |= choose_tiling(tile, overlap)
     weights = [os.fspath(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]

@@ -63,7 +63,7 @@ def class_numbers(
 ) -> list: # Their numbers in order; None for all
     "Look up the classes `chosen` by their names."
     if chosen is None: return None
-    chosen = parse_names(chosen)
+    chosen = [chosen] if chosen in (names or []) else parse_names(chosen) # A name may have a comma
     if not names: raise ValueError(f'classes={shorten(chosen)}: the weights have no class names: use --names')
     unknown = [f'{n!r} (similar: {_near_names(n, names)})' for n in chosen if n not in names]
     raise_listing('classes that the weights do not have', unknown, f'They have {shorten(", ".join(names))}')

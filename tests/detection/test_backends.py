@@ -103,6 +103,21 @@ def test_options_of_nms_work_on_files(files, sure, photos):
         decoded(photos, multi_label=True)
 
 
+@pytest.mark.parametrize('tile', [None, 64])
+def test_one_class_for_each_object_in_files_of_every_kind(files, sure, photos, tile):
+    "Also where the file suppresses by class itself"
+    def find(source, agnostic=True):
+        options = dict(conf=.3, iou=.3, max_detections=2000, class_agnostic=agnostic, tile=tile)
+        return load_detector(source, 'cpu')(photos, **options)
+    want = find(sure)
+    assert sum(map(len, want)) < sum(map(len, find(sure, False)))
+    for name in ('raw.onnx', 'onnx.onnx', 'xml.xml', 'pt2.pt2', 'camera.onnx'): assert_same(find(files/name), want)
+    if tile: return
+    numpy = OnnxDetector(files/'onnx.onnx')
+    counts = [len(numpy(image, conf=.3, iou=.3, class_agnostic=True)[0]) for image in photos]
+    assert counts == pytest.approx([len(d) for d in want], abs=1)
+
+
 def test_names_are_those_given(files):
     assert load_detector(files/'xml.xml', names=['a', 'b', 'c']).names == ['a', 'b', 'c']
     with pytest.raises(ValueError, match='onnx.onnx: 2 names for 3 classes'):

@@ -22,11 +22,25 @@ def test_jupyter_shows_a_thumbnail():
 
 
 def test_drawing_keeps_the_size_and_marks_boxes_at_the_borders():
-    found = some(1, torch.full((3, 60, 80), 255, dtype=torch.uint8))
-    found.boxes = torch.tensor([[0., 0, 80, 60]])
+    found = some(1, torch.full((3, 160, 200), 255, dtype=torch.uint8))
+    found.boxes = torch.tensor([[0., 0, 200, 160]])
     drawn = np.asarray(found.draw())
-    assert drawn.shape == (60, 80, 3)
+    assert drawn.shape == (160, 200, 3)
     for side in (drawn[-1], drawn[:, 0], drawn[:, -1]): assert (side[20:] != 255).any(-1).all()
+
+
+def test_pictures_show_one_class_for_each_object():
+    "Boxes of one class stay, however they overlap; and what hides a box was not hidden itself"
+    boxes = torch.tensor([[0., 0, 100, 100], [0, 0, 100, 80], [0, 0, 100, 60], [0, 0, 100, 99], [120, 0, 160, 50]])
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    white = torch.full((3, 120, 200), 255, dtype=torch.uint8)
+    found = Detections(boxes, torch.linspace(.9, .5, 5), labels, image=white)
+    kept = found.one_class_each(.7)
+    assert kept.scores.tolist() == found.scores[[0, 2, 3, 4]].tolist()
+    assert len(found.one_class_each(.59)) == 3 and len(found.one_class_each(1)) == 5
+    pixels = np.asarray(found.draw()), np.asarray(found.draw(class_agnostic=False))
+    assert (pixels[0][79, 60] == 255).all() and (pixels[1][79, 60] != 255).any()
+    assert len(some(0).one_class_each()) == 0
 
 
 def test_supervision_gets_boxes_scores_and_names():

@@ -13,7 +13,7 @@ from cjm_yolox_pytorch.detection.detector import load_detector, predict
 def test_detector_takes_odd_sizes(detector, size):
     found = detector(Image.new('RGB', size, 'red'), conf=0, max_detections=5)
     assert len(found) == 5 and found.boxes.min() >= 0 and (found.boxes <= torch.tensor([*size, *size])).all()
-    assert found.draw().size == size
+    assert found.draw().size == (size if max(size) >= 200 else (200, 200))
 
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I', 'I;16', 'F'])

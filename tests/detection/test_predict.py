@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from cjm_yolox_pytorch.detection import predict
+from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.detection.detector import load_detector
 from cjm_yolox_pytorch.detection.predict import yolox_predict
 from cjm_yolox_pytorch.files.checkpoints import save_weights
@@ -47,6 +49,32 @@ def test_json_and_drawn_images_of_a_folder(file, images, tmp_path, capsys):
     assert coco['annotations'][0]['area'] == pytest.approx(w*h) and 0 <= x <= 60 and 0 <= y <= 40
     assert drawn(tmp_path/'out') == ['a.jpg', 'b.png.jpg', 'deep/a.jpg']
     assert '3 images, 12 objects' in capsys.readouterr().out
+
+
+class Doubts:
+    "A detector that finds one object twice, as two classes, whatever it is asked; stands in for a `Detector`"
+    names, num_classes, bit_depth, conf, notes, model = ['cat', 'dog'], 2, 16, .25, {}, None
+
+    def __call__(self, images, batch, **_):
+        boxes = torch.tensor([[5., 5, 40, 35], [5, 5, 40, 34]])
+        return [Detections(boxes, torch.tensor([.9, .8]), torch.tensor([0, 1]), self.names, image) for image in images]
+
+
+def test_pictures_have_one_class_for_each_object(images, tmp_path, monkeypatch, capsys):
+    "While the record has both, which is said; with multi_label, pictures have both, too"
+    monkeypatch.setattr(predict, 'load_detector', lambda *_: Doubts())
+    shown, draw = [], Detections.draw
+    monkeypatch.setattr(Detections, 'draw', lambda self, **kwargs: (shown.append(len(self)), draw(self, **kwargs))[1])
+    run('weights', images, out=tmp_path/'one')
+    assert shown == [1]*3 and len(record(tmp_path/'one')['annotations']) == 6
+    said = 'not drawn: 3 boxes on objects that have a surer one of another class; --class-agnostic drops them'
+    assert said in ' '.join(capsys.readouterr().out.split())
+    run('weights', images, out=tmp_path/'both', multi_label=True)
+    assert shown[3:] == [2]*3 and 'not drawn' not in capsys.readouterr().out
+    run('weights', images, out=tmp_path/'loose', iou=.99)
+    assert shown[6:] == [2]*3
+    run('weights', images, out=tmp_path/'json', write='json')
+    assert 'not drawn' not in capsys.readouterr().out and len(shown) == 9
 
 
 @pytest.mark.parametrize('write, wanted', [('json', ['detections.json']), ('pictures', ['a.jpg'])])
