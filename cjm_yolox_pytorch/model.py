@@ -150,7 +150,6 @@ class YOLOXHead(nn.Module):
     def __init__(self, num_classes:int, in_channels:int, feat_channels:int=256, stacked_convs:int=2,
         strides=(8, 16, 32), momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
         super().__init__()
-        if num_classes < 1: raise ValueError(f'num_classes={num_classes}: at least one class is needed')
         self.num_classes = self.cls_out_channels = num_classes
         self.in_channels, self.feat_channels, self.stacked_convs = in_channels, feat_channels, stacked_convs
         self.strides, self.momentum, self.eps = list(strides), momentum, eps
@@ -259,6 +258,7 @@ def build_model(
 ) -> YOLOX:
     "Build a YOLOX of a given size."
     _check_model_type(model_type)
+    if num_classes < 1: raise ValueError(f'num_classes={num_classes}: at least one class is needed')
     backbone = CSPDarknet(**CSP_DARKNET_CFGS[model_type])
     neck = YOLOXPAFPN(**PAFPN_CFGS[model_type])
     head = YOLOXHead(num_classes, **HEAD_CFGS[model_type])
