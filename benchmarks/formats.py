@@ -1,7 +1,8 @@
 """Measure each format of exported files: AP, largest difference of boxes from PyTorch, megabytes and ms per image.
 
-    python benchmarks/formats.py WEIGHTS DATA [--split val] [--only onnx litert] [--limit 50] [--out FOLDER]
+    python benchmarks/formats.py WEIGHTS DATA [--split val] [--only onnx litert] [--limit 50] [--int8] [--out FOLDER]
 
+With --int8, formats that have it are measured twice; a third of the images calibrates, and all AP is of the others.
 A format whose package is missing is reported as such. Core ML does not run here, so it has no AP and no time; its
 difference is that of its program, computed with PyTorch. Formats take turns in the timing, one image at a time.
 """
@@ -13,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from loss import first_line, installed, machine, markdown, save_results
 
@@ -22,6 +24,7 @@ from cjm_yolox_pytorch.deploy.catalog import FILE_FORMATS
 from cjm_yolox_pytorch.deploy.export import export_weights
 from cjm_yolox_pytorch.deploy.formats import load_exported
 from cjm_yolox_pytorch.deploy.graph import exportable
+from cjm_yolox_pytorch.deploy.ladder import quantize_weights
 from cjm_yolox_pytorch.detection.detector import load_network, prepare_network
 from cjm_yolox_pytorch.evaluation.evaluate import detect
 from cjm_yolox_pytorch.evaluation.metrics import average_precision
@@ -63,19 +66,24 @@ def decoded(run, wrapper): # Files of raw boxes, as others
     return decode
 
 
-def write(weights, format, folder):
-    file = folder/f'network{FILE_FORMATS[format].suffix}'
+def write(weights, format, folder, images=None):
+    "Write a file, in int8 if there are `images` for it; return it, the time it took, and what of it is in fp32."
+    file, kept = folder/f'network{FILE_FORMATS[format].suffix}', ''
     start = time.perf_counter()
-    with contextlib.redirect_stderr(io.StringIO()): export_weights(weights, file, static=True)
-    return file, time.perf_counter() - start
+    with contextlib.redirect_stderr(io.StringIO()):
+        if images: kept = quantize_weights(weights, file, images, static=True).kept
+        else: export_weights(weights, file, static=True)
+    return file, time.perf_counter() - start, f'in fp32: {kept}' if kept else None
 
 
-def measure(weights, format, folder, annotations, canvases):
-    file, seconds = write(weights, format, folder)
+def measure(weights, format, folder, annotations, canvases, calibration=None):
+    images = calibration and (calibration, annotations)
+    file, seconds, remark = write(weights, format, folder, images)
+    name = f'{format}, int8' if images else format
     module, run = exportable(weights), load_exported(file)
     rows = decoded(run, module) if FILE_FORMATS[format].raw_only else run
     pixels, scores = difference(rows, module, canvases)
-    row = dict(format=format, pixels=pixels, scores=scores, MB=megabytes(file), written_in_s=seconds)
+    row = dict(format=name, pixels=pixels, scores=scores, MB=megabytes(file), written_in_s=seconds, remark=remark)
     if not FILE_FORMATS[format].run_here: return row | dict(AP=None, remark='not run in Core ML'), None
     return row | dict(AP=score(load_network(file), annotations)), run
 
@@ -97,6 +105,13 @@ def read_images(args, weights):
     return annotations.take(range(args.limit)) if args.limit else annotations
 
 
+def chosen_runs(only, calibration):
+    "Pairs of a format, and images to calibrate it on or None."
+    for format in only:
+        yield format, None
+        if calibration and FILE_FORMATS[format].int8: yield format, calibration
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('weights')
@@ -104,20 +119,25 @@ def main():
     parser.add_argument('--split')
     parser.add_argument('--only', nargs='+', default=list(FILE_FORMATS), choices=list(FILE_FORMATS))
     parser.add_argument('--limit', type=int, help='number of images')
+    parser.add_argument('--int8', action='store_true', help='also in int8, calibrated on a third of the images')
     parser.add_argument('--out', type=Path, help='folder for formats.md and formats.json')
     args = parser.parse_args()
     weights = load_weights(args.weights)
     annotations, module, hw = read_images(args, weights), exportable(weights), (weights.input_size, weights.input_size)
+    calibration, third = None, np.arange(len(annotations)) % 3 == 0
+    if args.int8: calibration, annotations = (annotations.take(np.flatnonzero(part)) for part in (third, ~third))
     chosen = range(min(PHOTOS, len(annotations)))
     canvases = [letterbox(read_annotated(annotations, i), hw)[None].float() for i in chosen]
     rows, runs = [dict(format='weights', AP=score(weights, annotations))], {'weights': module}
     with tempfile.TemporaryDirectory() as folder:
-        for format in args.only:
-            try: row, run = measure(weights, format, Path(folder), annotations, canvases)
-            except (ImportError, RuntimeError) as e: row, run = dict(format=format, remark=first_line(e)), None
+        for format, calibrated in chosen_runs(args.only, calibration):
+            place = Path(folder)/('int8' if calibrated else 'fp32')
+            try: row, run = measure(weights, format, place, annotations, canvases, calibrated)
+            except (ImportError, RuntimeError, ValueError) as e:
+                row, run = dict(format=f'{format}, int8' if calibrated else format, remark=first_line(e)), None
             rows.append(row)
-            if run: runs[format] = run
-            print(f'{format}: done', flush=True)
+            if run: runs[row['format']] = run
+            print(f'{row["format"]}: done', flush=True)
         times = take_turns(runs, canvases)
     for row in rows: row['ms'] = times.get(row['format'])
     versions = {name: installed(name) for name in PACKAGES if installed(name)}

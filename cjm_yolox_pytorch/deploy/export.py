@@ -70,7 +70,8 @@ def _export(weights, path, options):
     print(describe_trials(format_name(path), padded_size(weights), options['suppress'], options['static']))
 
 def _export_int8(weights, path, data, max_drop, options):
-    check_output(path, padded_size(weights), options['static'], int8=True) # Before many images are read
+    static = fit_options(path, **options)['static']
+    check_output(path, padded_size(weights), static, int8=True) # Before many images are read
     *images, text = choose_images(weights, data)
     print(text, STEP_HEADER, sep='\n', flush=True)
     def watch(step, before): print(step_line(step, before), flush=True)
@@ -137,7 +138,7 @@ def yolox_export(
     iou:float=.65, # With --suppress: of boxes of a class that overlap by more, keep the best
     classes:str=None, # With --suppress: keep only these classes, such as car,person
     half:bool=False, # Write fp16, with input and output in fp32: half the size, and fast on graphics processors
-    int8:bool=False, # Write int8: a quarter of the size. AP is measured before and after, on DATA
+    int8:bool=False, # Write int8, if --list says that FORMAT has it: a quarter of the size. AP is measured on DATA
     data:str=None, # With --int8: folder of the dataset of the training, or its JSON, YAML or CSV file
     max_drop:float=.01, # With --int8: largest loss of AP (from 0 to 1); if more is lost, nothing is written
     runtime:str=None, # With --format web: folder of the npm package onnxruntime-web, to copy, not load from a CDN

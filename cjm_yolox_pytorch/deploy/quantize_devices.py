@@ -29,11 +29,12 @@ def litert_nodes(file) -> list: # Of `Node`
 
 # %% ../../nbs/deploy/03a_quantize_devices.ipynb #e8ca5fa3
 def _mean_ranges(quantizer, file, images): # Tensor -> mean over images of its extremes in each
-    mode = import_extra('ai_edge_quantizer.calibrator', 'litert').CalibrationMode.CALIBRATION_PROFILER_BASED
+    modes = import_extra('ai_edge_quantizer.calibrator', 'litert').CalibrationMode
+    options = dict(mode=modes.CALIBRATION_PROFILER_BASED, num_threads=os.cpu_count())
     signature, found = _litert_graph(file)[0].signatureDefs[0], []
     key, port = signature.signatureKey.decode(), signature.inputs[0].name.decode()
     for x in images:
-        with quietly('ai-edge-quantizer'): found.append(quantizer.calibrate({key: [{port: x}]}, mode=mode))
+        with quietly('ai-edge-quantizer'): found.append(quantizer.calibrate({key: [{port: x}]}, **options))
     def mean(name): return {end: np.mean([ranges[name][end] for ranges in found], axis=0) for end in ('min', 'max')}
     return {name: mean(name) for name in found[0]}
 
@@ -63,7 +64,7 @@ def executorch_nodes(file) -> list: # Of `Node`
     def node(n):
         inputs, conv = [i.name for i in n.all_input_nodes], n.target is _CONV
         return Node(n.name, inputs, [n.name], inputs[1] if conv else None, conv and n.args[6:] > (1,))
-    return [*map(node, torch.export.load(file).module().graph.nodes)]
+    return [node(n) for n in torch.export.load(file).module().graph.nodes if n.op == 'call_function']
 
 def executorch_from_trace(file, path, metadata): # `file` is a pt2 file
     write_executorch(torch.export.load(file), path, metadata)

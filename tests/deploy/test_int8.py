@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,7 +63,7 @@ def full(weights, tmp_path_factory):
     def write_once(module, place, suffix, metadata, *about):
         if suffix not in found: found[suffix] = write(module, folder/suffix, suffix, metadata, *about)
         return found[suffix]
-    for suffix in ('.onnx', '.xml'): (folder/suffix).mkdir()
+    for suffix in ladder.QUANTIZERS: (folder/suffix).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder, '_write_full', write_once)
         yield found
@@ -84,7 +83,8 @@ def falling(monkeypatch):
     "AP is .7, and lower for each step"
     left = iter([.7, .6, .5, .45])
     monkeypatch.setattr(ladder, 'measure_file', lambda file, a, kept, progress: Step(kept, next(left), 1., 2.))
-    monkeypatch.setitem(ladder._QUANTIZERS, '.onnx', lambda full, file, *_: file.write_text('int8'))
+    way = ladder.QUANTIZERS['.onnx']._replace(quantize=lambda full, file, *_: file.write_text('int8'))
+    monkeypatch.setitem(ladder.QUANTIZERS, '.onnx', way)
     monkeypatch.setattr(ladder, '_check_runs', lambda *_: None)
 
 
@@ -142,11 +142,9 @@ def test_int8_openvino_file_comes_with_its_numbers(weights, images, full, tmp_pa
 @given(st.lists(st.sampled_from(['Conv', 'Mul', 'Add']), min_size=1, max_size=9))
 def test_ends_are_what_lies_beyond_all_convolutions(types):
     "In a chain: up to the first convolution and from the last one on"
-    nodes = [SimpleNamespace(op_type=t, name=str(i), input=[f't{i}'], output=[f't{i + 1}'], attribute=[])
+    nodes = [quantize.Node(str(i), [f't{i}'], [f't{i + 1}'], 'weight' if t == 'Conv' else None)
              for i, t in enumerate(types)]
-    for node in nodes:
-        if node.op_type == 'Conv': node.input.append('weight')
-    ends = quantize.graph_parts(SimpleNamespace(graph=SimpleNamespace(node=nodes)))['ends']
+    ends = quantize.graph_parts(nodes)['ends']
     convs = [i for i, t in enumerate(types) if t == 'Conv'] or [len(types), -1]
     assert ends == {str(i) for i in range(len(types)) if i <= convs[0] or i >= convs[-1]}
 
