@@ -130,7 +130,7 @@ def _missed_objects(metrics, count):
 _ADVICE = dict(both='more training images or a longer training')
 _ADVICE['poorly_localized'] = 'a larger --img-size; yolox_doctor DATA --weights W shows labels whose boxes are loose'
 _ADVICE['duplicate'] = 'a lower --iou, which removes boxes that overlap less'
-_ADVICE['background'] = 'yolox_doctor DATA --weights W shows objects without labels; or more images without objects'
+_ADVICE['background'] = 'yolox_doctor DATA --weights W lists likely missing labels; or more images without objects'
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #3f8c1245
 LEAST_ERRORS, LEAST_GAIN = 10, .01 # For advice
