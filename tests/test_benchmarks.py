@@ -117,3 +117,8 @@ def test_formats_benchmark(tmp_path):
     assert weights['AP'] == pt2['AP'] and pt2['pixels'] < 1e-2 and pt2['ms'] > 0 and pt2['MB'] > 1
     if not installed('pnnx'): assert ncnn['remark'].startswith('ImportError: pnnx is missing')
     assert '| format | AP | pixels |' in printed
+
+
+def test_near_duplicates_benchmark(draw_shapes):
+    printed = run('near_duplicates.py', draw_shapes(train=10, val=0, test=0))
+    assert '10 images' in printed and '0% of a random fifth found' in printed
