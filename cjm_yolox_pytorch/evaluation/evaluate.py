@@ -30,7 +30,7 @@ from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from ..detection.tiled import choose_tiling, find_in_tiles, merge_by_image
 from ..detection.tiled import settings_of_tiles, tile_remarks
-from .intervals import ap_samples, interval, rank_matches
+from .intervals import ap_samples, difference_lines, rank_matches
 from .metrics import check_names, coco_results
 from .report import report, table
 from .thresholds import find_thresholds, images_fingerprint
@@ -281,14 +281,6 @@ def _megabytes(file): # On the disk; OpenVINO and NCNN have the numbers in anoth
     numbers = [path.with_suffix('.bin')] if path.suffix in ('.xml', '.param') else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
 
-# %% ../../nbs/evaluation/02_evaluate.ipynb #56670676
-def _differences(weights, samples): # Files, and `ap_samples` of each -> lines
-    names = [Path(w).name for w in weights]
-    for name, sample in zip(names[1:], samples[1:]):
-        change, (low, high) = (sample - samples[0])[0], interval(sample - samples[0], low=-1.)
-        luck = ': may be chance' if low <= 0 <= high else ''
-        if change == change: yield f'{name}: AP {change:+.3f} ({low:+.3f} to {high:+.3f}) against {names[0]}{luck}'
-
 # %% ../../nbs/evaluation/02_evaluate.ipynb #724913be
 def _compare(weights, loaded, split, annotations, out, **options): # Several networks in one table
     width = min(max(map(len, weights)), 40)
@@ -299,7 +291,7 @@ def _compare(weights, loaded, split, annotations, out, **options): # Several net
         samples.append(ap_samples(rank_matches(used, found))[:, 0])
         rows.append(f'{file[-width:]:{width}} {str(m["size"]):>5} {figures}')
     print(f'on {split}: {_count(annotations[0])}', *map(printable, rows), sep='\n', flush=True)
-    for line in _differences(weights, samples): print(*wrap_lines(printable(line)), sep='\n', flush=True)
+    for line in difference_lines([Path(w).name for w in weights], samples): print(*wrap_lines(printable(line)), sep='\n', flush=True)
     if options['tile']: print('all of them on tiles: give a single file to see whether tiles help', flush=True)
     if out: print(f'details written to folders in {out}', flush=True)
 

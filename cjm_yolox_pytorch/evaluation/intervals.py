@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECALLS', 'RESAMPLES_OF_AP', 'LEAST_IMAGES', 'sums_before', 'Ranking', 'areas', 'RankedMatches', 'rank_matches',
-           'ap_samples', 'interval', 'images_by_class', 'ap_intervals']
+           'ap_samples', 'interval', 'images_by_class', 'ap_intervals', 'difference_lines']
 
 # %% ../../nbs/evaluation/00b_intervals.ipynb #8dd978d2
 import numpy as np
@@ -132,3 +132,16 @@ def ap_intervals(
     whole, at_50, *classes = map(interval, ap_samples(rank_matches(annotations, detections)).T)
     classes = [c if n >= LEAST_IMAGES else [np.nan]*2 for c, n in zip(classes, images_by_class(annotations))]
     return dict(AP=whole, AP50=at_50, classes=dict(zip(annotations.names, classes)), images=len(annotations))
+
+# %% ../../nbs/evaluation/00b_intervals.ipynb #11044b78
+def difference_lines(
+    names:list, # Of networks
+    samples:list # [1 + resamples] AP of each, from the same seed
+):
+    "Describe how much the AP of each network differs from that of the first, and whether that may be chance."
+    for name, sample in zip(names[1:], samples[1:]):
+        differences = sample - samples[0]
+        low, high = interval(differences, low=-1.)
+        luck = ': may be chance' if low <= 0 <= high else ''
+        ends = f'AP {differences[0]:+.3f} ({low:+.3f} to {high:+.3f})'
+        if np.isfinite(differences[0]): yield f'{name}: {ends} against {names[0]}{luck}'

@@ -163,7 +163,8 @@ def test_report_of_two_classes_that_look_alike(cards):
     assert f'{use["correct"]} correct, {squares} wrong class, 0 missed' in lines
     last = ' '.join(' '.join(lines[-6:]).split())
     assert 'AP50 would be 1.000 without wrong classes' in last
-    assert f'most errors are wrong classes: nine taken for ten ({-(-squares//2)}), ten taken for nine ({squares//2})' in last
+    pairs = f'nine taken for ten ({-(-squares//2)}), ten taken for nine ({squares//2})'
+    assert f'most errors are wrong classes: {pairs}' in last
     assert 'try: more training images of these classes, or one class' in last
     assert f'--class-agnostic keeps the best box of an object ({squares} are second boxes)' in last
     assert max(map(len, lines)) <= 80
