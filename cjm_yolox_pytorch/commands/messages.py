@@ -46,6 +46,14 @@ def repeated(values): return [v for v, n in Counter(values).items() if n > 1]
 def describe_box(path, box): return f'{file_name(path)}: box [{", ".join(f"{v:g}" for v in box)}]'
 
 # %% ../../nbs/commands/00_messages.ipynb #30f9cce7
-def wrap_lines(text, indent=''): # Lines of at most 80 characters, unless a word is longer
+_GLUE = '\0' # In place of a blank; no path has it
+
+def _glue_paths(text, root): # Of `root` and files below it
+    path = rf'(?<!\S){re.escape(root)}(?:[/\\][^:;,]*?\.\w{{2,4}}\b)?'
+    return re.sub(path, lambda found: found[0].replace(' ', _GLUE), text)
+
+def wrap_lines(text, indent='', root=''): # Lines of at most 80 characters, unless a word or path is longer
     options = dict(break_long_words=False, break_on_hyphens=False)
-    return wrap(str(text), 80, initial_indent=indent, subsequent_indent=indent + '  ', **options)
+    text = _glue_paths(str(text), str(root)) if root else str(text)
+    lines = wrap(text, 80, initial_indent=indent, subsequent_indent=indent + '  ', **options)
+    return [line.replace(_GLUE, ' ') for line in lines]

@@ -25,6 +25,7 @@ class Fault:
     where:str # The image, class or split
     text:str # What is wrong, in a sentence
     stops:bool = False # Training would fail, or its metrics would be misleading
+    other:str = '' # Another image that this one is like
 
 # Faults of a whole split, each about something else, so that none stands for the others
 TOLD_APART = 'note', 'missing data', 'other box layout', 'similar classes', 'unknown class'

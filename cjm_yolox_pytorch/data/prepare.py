@@ -30,15 +30,15 @@ def _print_split(role, name, split):
     contents = f'{images}, {counted(len(split.labels), "object")} of {counted(len(split.names), "class")}'
     print(*wrap_lines(f'{role} on {name}: {contents}: {names}'), sep='\n', flush=True)
 
-def _print_faults(faults, indent=''): # Those that do not stop; the others become an error
+def _print_faults(faults, indent='', root=''): # Those that do not stop; the others become an error
     lines = fault_lines([f for f in faults if not f.stops])
-    for line in lines: print(*wrap_lines(line, indent), sep='\n', flush=True)
+    for line in lines: print(*wrap_lines(line, indent, root), sep='\n', flush=True)
 
-def _print_splits(used, faults, pair): # `Fault`s by role, and of both together
+def _print_splits(used, faults, pair, root): # `Fault`s by role, and of both together; `root` of the data
     for role, split in used.items():
         _print_split(role, *split)
-        _print_faults(faults.get(role, []), '  ')
-    _print_faults(pair)
+        _print_faults(faults.get(role, []), '  ', root)
+    _print_faults(pair, '', root)
 
 # %% ../../nbs/data/11_prepare.ipynb #72e1c83d
 def _check_pair(used, train, val): # `Fault`s; the splits that were named, or None
@@ -61,7 +61,7 @@ def prepare_splits(
     used = _by_role(read)
     faults = dict(zip(used, found))
     pair = _check_pair(used, train, val)
-    if not quiet: _print_splits(used, faults, pair)
+    if not quiet: _print_splits(used, faults, pair, data)
     groups = {f'{role} split: ': fs for role, fs in faults.items()} | {'': pair}
     problems = [where + line for where, fs in groups.items() for line in fault_lines([f for f in fs if f.stops])]
     if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')

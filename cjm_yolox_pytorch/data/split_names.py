@@ -14,9 +14,8 @@ from ..files.paths import files_below, IMAGE_SUFFIXES, nfc
 
 # %% ../../nbs/data/02_split_names.ipynb #7cda08a6
 SPLITS = 'train', 'val', 'test'
-_STANDARD = {'training': 'train', 'valid': 'val', 'validate': 'val', 'validation': 'val', 'testing': 'test',
-    'trainval': 'trainval', 'all': 'all', 'default': 'all', 'annotations': 'all', '_annotations.coco': 'all',
-    'labels': 'all', 'result': 'all'}
+_STANDARD = dict(training='train', valid='val', validate='val', validation='val', testing='test', trainval='trainval',
+    all='all', default='all', annotations='all', labels='all', result='all') | {'_annotations.coco': 'all'}
 
 def split_name(name): # Its standard name; unknown ones stay as they are
     short = name.removeprefix('instances_').lower()

@@ -8,6 +8,7 @@ __all__ = ['CLASS_LISTS', 'label_folders', 'labels_in', 'label_file', 'labels_wi
 
 # %% ../../nbs/data/05_yolo.ipynb #6c0635ce
 import os, re, numpy as np
+from collections import Counter
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import product
@@ -28,10 +29,9 @@ def _split_line(line): # Class and shape
     raise ValueError(f'{shorten(line, 60)!r} has commas. Write blanks between numbers, and decimal points')
 
 # %% ../../nbs/data/05_yolo.ipynb #58fed216
-def _check_line(numbers, labels, known): # `known` tells which classes have names
-    label, *shape = numbers
+def _check_line(numbers):
+    _, *shape = numbers
     _check_count(len(numbers))
-    if label not in labels: raise ValueError(f'class {label:g} has no name{known}')
     low, high = (-2, 2) if len(shape) == 4 else (-.5, 1.5)
     beyond = [v for v in shape if not low <= v <= high]
     if not beyond: return
@@ -45,14 +45,14 @@ def _check_count(count):
     raise ValueError(f'{count} numbers, but a box has 5, and an outline 7, 9 or more{fix}')
 
 # %% ../../nbs/data/05_yolo.ipynb #533087f0
-def _yolo_row(numbers, labels, known=''): # Label, and corners as fractions of the image
-    _check_line(numbers, labels, known)
+def _yolo_row(numbers, labels): # Label, or -1 for a class without a name, and corners as fractions of the image
     label, *shape = numbers
+    _check_line(numbers)
     if len(shape) == 4:
         x, y, w, h = shape
-        return labels[label], x - w/2, y - h/2, x + w/2, y + h/2
+        return labels.get(label, -1), x - w/2, y - h/2, x + w/2, y + h/2
     xs, ys = shape[::2], shape[1::2]
-    return labels[label], min(xs), min(ys), max(xs), max(ys)
+    return labels.get(label, -1), min(xs), min(ys), max(xs), max(ys)
 
 # %% ../../nbs/data/05_yolo.ipynb #59de2025
 def _pose_score(x, y, w, h, *more):
@@ -66,19 +66,30 @@ def _pose_score(x, y, w, h, *more):
 
 # %% ../../nbs/data/05_yolo.ipynb #4a0f6887
 def _yolo_rows(where, files, labels, known): # (image, label, corners) of each line
-    rows, bad, poses = [], [], []
+    rows, bad, poses, unnamed = [], [], [], []
     for n, file in enumerate(files):
         for number, line in enumerate(read_text(file).splitlines() if file else [], start=1):
             if not line.strip(): continue
             try:
                 numbers = _split_line(line)
-                rows.append((n, *_yolo_row(numbers, labels, known)))
+                rows.append((n, *_yolo_row(numbers, labels)))
                 if len(numbers) > 5: poses.append(_pose_score(*numbers[1:]))
+                if numbers[0] not in labels: unnamed.append((numbers[0], file, number))
             except ValueError as e: # Of many, all but the first are only counted
                 bad.append(f'{file} line {number}: {shorten(e)}' if len(bad) < 3 else '')
-    raise_listing(f'{where}: lines that are not objects', bad, 'Fix them, or the class names')
+    raise_listing(f'{where}: lines that are not objects', bad, 'Fix them')
+    if unnamed: _raise_unnamed(where, unnamed, known)
     if len(poses) < 5 or min(poses) == 0 or poses.count(2) < len(poses)/2: return rows
     raise ValueError(f'{where}: {len(poses)} lines are poses or tracks. Keep the first 5 numbers of each')
+
+# %% ../../nbs/data/05_yolo.ipynb #a98450c9
+def _raise_unnamed(where, unnamed, known): # (class, file, number of the line); `known` tells which classes have names
+    label, file, number = unnamed[0]
+    counts = sorted(Counter(c for c, *_ in unnamed).items())
+    each = shorten(', '.join(f'{c:g} ({n})' for c, n in counts))
+    more = f'. Lines of each class without a name: {each}' if len(unnamed) > 1 else ''
+    what = f'{file} line {number}: class {label:g} has no name{known}{more}'
+    raise ValueError(f'{where}: {what}. Fix them, or the class names')
 
 # %% ../../nbs/data/05_yolo.ipynb #909f69b2
 def label_folders(folder, root=''): # For images in `folder`; above the folder `root` no `images` is replaced

@@ -6,7 +6,7 @@
 __all__ = ['export_weights', 'yolox_export', 'EXPORT_FORMATS', 'exportable']
 
 # %% ../../nbs/deploy/05_export.ipynb #3f8ac6cf
-import json, torch
+import json, os, torch
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +53,14 @@ def _output_file(weights, out, format, precision=''): # `precision`: half or int
     if format and not str(out).endswith(suffix): raise ValueError(f'{out}: files of {format} end in {suffix}')
     return Path(out)
 
+# %% ../../nbs/deploy/05_export.ipynb #89f34650
+_BESIDE = dict(openvino=['.bin'], ncnn=['.bin', '.json']) # Suffixes of what is written beside a file
+
+def _check_apart(path, weights): # A file, an address or a name
+    if not os.path.exists(weights): return
+    for file in (path, *map(path.with_suffix, _BESIDE.get(format_name(path), []))):
+        if file.exists() and file.samefile(weights): raise ValueError(f'{file} are the weights: choose another --out')
+
 # %% ../../nbs/deploy/05_export.ipynb #d4bc9f80
 def _export(weights, path, options):
     options = fit_options(path, **options)
@@ -61,6 +69,7 @@ def _export(weights, path, options):
     print(describe_trials(format_name(path), padded_size(weights), options['suppress'], options['static']))
 
 def _export_int8(weights, path, data, max_drop, options):
+    check_output(path, padded_size(weights), options['static'], int8=True) # Before many images are read
     *images, text = choose_images(weights, data)
     print(text, STEP_HEADER, sep='\n', flush=True)
     def watch(step, before): print(step_line(step, before), flush=True)
@@ -122,6 +131,7 @@ def yolox_export(
     if format == 'web': return _export_web(load_weights(weights, names=parse_names(names)), weights, out, runtime)
     path = _output_file(weights, out, format, 'int8' if int8 else 'half' if half else '')
     options = dict(raw=raw, suppress=suppress, camera=camera, static=static, conf=conf, iou=iou, classes=classes)
+    _check_apart(path, weights)
     loaded = load_weights(weights, names=parse_names(names))
     if int8: _export_int8(loaded, path, data, max_drop, options)
     else: _export(loaded, path, dict(options, half=half))

@@ -12,7 +12,7 @@ from torch import nn, Tensor
 
 from ..detection.selection import conf_of_classes, stored_conf
 from ..files.checkpoints import Weights
-from ..files.class_names import class_numbers
+from ..files.class_names import check_class_names, class_numbers
 from ..fuse import fuse
 from ..inference import offset_by_group, YOLOXInferenceWrapper
 from ..model import build_model
@@ -87,6 +87,7 @@ def _describe_output(weights, raw, suppress, static):
 
 # %% ../../nbs/deploy/00_graph.ipynb #63345a32
 def file_metadata(weights, raw=False, suppress=False, camera=False, static=False, conf=None, iou=.65, classes=None):
+    check_class_names(weights.names or [], 'weights') # As whoever loads the file does
     letterbox = 'scale the image until it fits, put it into the top left corner, and fill the rest with 114'
     known = dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names)
     known |= dict(size=padded_size(weights), input=_describe_input(weights, camera, static))

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from operator import attrgetter
 
 from ..data.annotations import read_annotated
-from .formats import save_onnx, unreported
+from .formats import save_onnx
 from ..detection.devices import METADATA
 from ..detection.exported import network_input
 from ..files.letterbox import letterbox
-from ..files.network_kinds import import_extra
+from ..files.network_kinds import import_extra, unreported
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bad1dd7f
 def _beyond_convs(nodes, inputs, outputs): # Names of nodes that no convolution leads to
@@ -103,9 +103,8 @@ def quantize_onnx(
 # %% ../../nbs/deploy/03_quantize.ipynb #bde26545
 def quantize_openvino(file, out, images, kept, metadata): # As `quantize_onnx`, but `out` is XML
     "Quantize an ONNX file for OpenVINO, but the nodes `kept`."
-    with unreported():
-        nncf, openvino = import_extra('nncf', 'int8'), import_extra('openvino')
-        model = openvino.convert_model(str(file))
+    nncf, openvino = import_extra('nncf', 'int8'), import_extra('openvino')
+    with unreported(): model = openvino.convert_model(str(file))
     names = [op.get_friendly_name() for op in model.get_ops()]
     names = [name for name in names if name.removesuffix('/WithoutBiases') in kept]
     ignored = nncf.IgnoredScope(names=names, validate=False)

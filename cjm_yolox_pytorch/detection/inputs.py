@@ -42,13 +42,13 @@ def _matching_files(given, out, failed): # Images and videos of one input
 def check_drawn_files(pairs, out): # Pairs of an input and its drawn file in `out`
     "Raise a `ValueError` if drawing would overwrite an input, or two inputs would become one file."
     inputs, sources = {os.path.realpath(f) for f, _ in pairs if not isinstance(f, Stream)}, {}
+    root = os.path.realpath(out)
     for f, drawn in pairs:
         place, other = os.path.realpath(drawn), sources.setdefault(drawn, f)
         if other != f: raise ValueError(f'{other} and {f} would both be drawn as {drawn}: rename one of them')
         what = 'a link to an input, which' if os.path.islink(drawn) else 'an input and'
         if place in inputs: raise ValueError(f'{drawn} is {what} would be overwritten: choose another --out')
-        if not _is_inside(drawn, os.path.realpath(out)):
-            raise ValueError(f'{drawn} is a link that leads out of {out}: remove it')
+        if not _is_inside(drawn, root): raise ValueError(f'{drawn} is a link that leads out of {out}: remove it')
 
 # %% ../../nbs/detection/02_inputs.ipynb #b4a3df8d
 def _drawn_name(path, root): return path.file_name if isinstance(path, Stream) else path.relative_to(root)

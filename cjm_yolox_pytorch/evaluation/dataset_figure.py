@@ -16,13 +16,21 @@ from ..files.images import read_image
 from ..files.letterbox import letterbox, letterbox_scale, letterbox_size
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #890c9220
+def _by_kind(faults, places): # Lists of faults whose image can be shown
+    kinds = {}
+    for f in faults:
+        if f.where in places: kinds.setdefault(f.kind, []).append(f)
+    return kinds.values()
+
 def _fault_cells(splits, faults, most): # Tuples (annotations, image, None, title)
     places = {str(path): (a, i) for a in splits.values() for i, path in enumerate(a.paths)}
-    cells, kinds = [], Counter()
-    for f in faults:
-        if f.where not in places or kinds[f.kind] == 3: continue
-        kinds[f.kind] += 1
-        cells.append((*places[f.where], None, f.kind))
+    kinds, cells = _by_kind(faults, places), []
+    each = max(3, most//max(1, len(kinds)))
+    for found in kinds:
+        count = each//2 if found[0].other else each
+        for k in np.unique(np.linspace(0, len(found) - 1, max(1, count)).astype(int)):
+            cells.append((*places[found[k].where], None, found[k].kind))
+            if found[k].other in places: cells.append((*places[found[k].other], None, 'of this image'))
     return cells[:most]
 
 # %% ../../nbs/evaluation/03_dataset_figure.ipynb #b6a8d7f4

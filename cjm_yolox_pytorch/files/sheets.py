@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GAP', 'LETTERS', 'Panel', 'split_rows', 'arrange', 'draw_sheet', 'save_sheet']
 
-# %% ../../nbs/files/04b_sheets.ipynb #c66f1135
+# %% ../../nbs/files/04b_sheets.ipynb #f174eaa3
 import numpy as np
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from .captions import font_and_text
 from .paths import atomic
 
-# %% ../../nbs/files/04b_sheets.ipynb #262b1d43
+# %% ../../nbs/files/04b_sheets.ipynb #46aac7f4
 @dataclass
 class Panel:
     "A picture on a sheet"
@@ -28,14 +28,14 @@ class Panel:
 
 GAP, LETTERS = 8, 15 # In pixels
 
-# %% ../../nbs/files/04b_sheets.ipynb #c60a9993
+# %% ../../nbs/files/04b_sheets.ipynb #5b28a84e
 def split_rows(aspects, count) -> list: # Of lists of indices, none of them empty
     "Divide pictures into about `count` rows, in their order."
     middle = np.cumsum(aspects) - np.divide(aspects, 2)
     rows = (middle/np.sum(aspects)*count).astype(int)
     return [np.flatnonzero(rows == r).tolist() for r in np.unique(rows)]
 
-# %% ../../nbs/files/04b_sheets.ipynb #d29baf4a
+# %% ../../nbs/files/04b_sheets.ipynb #18f2c135
 @cache
 def _length(word): # In pixels, with a space
     font, word = font_and_text(word + ' ', LETTERS)
@@ -56,7 +56,7 @@ def _heights(panels, rows, width): # Of pictures and of captions, for each row
     lines = [max(len(_lines(panels[i].caption, h*panels[i].aspect)) for i in row) for row, h in zip(rows, pictures)]
     return np.floor(pictures).astype(int), np.array(lines)*_line_height() + GAP
 
-# %% ../../nbs/files/04b_sheets.ipynb #58d9328d
+# %% ../../nbs/files/04b_sheets.ipynb #75194652
 def _fit(panels, rows, width, height): # -> largest width with which the page is not too high, or None
     for width in range(width, 220, -20):
         if sum(map(sum, _heights(panels, rows, width))) <= height: return width
@@ -73,7 +73,7 @@ def arrange(panels, width, height) -> tuple: # Rows, and the width of the page
         best = max(best, (size, used, rows))
     return best[2], best[1]
 
-# %% ../../nbs/files/04b_sheets.ipynb #2230402e
+# %% ../../nbs/files/04b_sheets.ipynb #c2f3b6ca
 def _write_lines(draw, lines, x, y, width): # From left and top, in black
     for n, line in enumerate(lines):
         font, line = font_and_text(line, LETTERS)
@@ -88,7 +88,7 @@ def _draw_row(page, panels, y, height): # Over the whole width
         page.paste(panel.draw(right - left, height), (left + n*GAP, y))
         _write_lines(draw, _lines(panel.caption, right - left), left + n*GAP, y + height + 2, right - left)
 
-# %% ../../nbs/files/04b_sheets.ipynb #c388ede6
+# %% ../../nbs/files/04b_sheets.ipynb #ad5c379a
 def draw_sheet(
     panels:list, # `Panel`s
     heading:list, # Lines

@@ -19,6 +19,15 @@ def test_lines_are_wrapped_between_words_only():
     assert f'    {path}' in lines and lines[0].startswith('  some') and lines[-1] == '    and more'
 
 
+@pytest.mark.parametrize('root', ['/my data/ships', 'my data', r'C:\my data\ships', '/plain'])
+def test_paths_with_blanks_stay_whole(root):
+    file = f'{root}/red boat/photo of a boat (2).rf.12ab.jpg'
+    text = f'{"some words "*6}{file}: is bad, as {root}. Correct the entry, or write {file}, {"some words "*6}'
+    lines = wrap_lines(text, '  ', root)
+    assert ' '.join(map(str.strip, lines)) == text.strip() and sum(line.count(file) for line in lines) == 2
+    assert all(len(line) <= 80 or file in line for line in lines) and any('some words some' in line for line in lines)
+
+
 def test_other_lines_and_directions_are_escaped():
     assert printable('a\u2028b\u2029c\u200ed\u200f') == r'a\u2028b\u2029c\u200ed\u200f'
 

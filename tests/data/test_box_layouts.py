@@ -139,7 +139,7 @@ def test_box_layout_is_silent_about_a_few_slips():
 
 def test_box_layout_is_silent_about_drawn_shapes(tmp_path):
     write_shapes(tmp_path, train=60, val=2, test=0)
-    for reader in find_splits(tmp_path).values(): assert not check(reader())
+    for reader in find_splits(tmp_path).values(): assert not {f.kind for f in check(reader())} - {'rare class'}
 
 
 @pytest.mark.parametrize('name', ['bccd', 'coco_ccby', 'ships'])

@@ -1,5 +1,6 @@
 "YOLO's text files: boxes and outlines, files that belong together, and what is refused."
 import os
+import re
 from unicodedata import normalize
 
 import numpy as np
@@ -308,7 +309,7 @@ def test_yolo_corners_in_place_of_centers_are_readable(tmp_path):
 
 
 def test_yolo_errors_name_files_in_long_paths(tmp_path):
-    with pytest.raises(ValueError, match=r'\.\.\.e+/a.txt line 1: class 7 has no name; \[0\] have names, counting'):
+    with pytest.raises(ValueError, match=r'd+/e+/a.txt line 1: class 7 has no name; \[0\] have names, counting'):
         read_text(tmp_path/('d'*100)/('e'*100), '7 .5 .5 .1 .1')
 
 
@@ -331,3 +332,10 @@ def test_yolo_notes_one_image_and_one_label_file_of_many(tmp_path):
     a = read_yolo(tmp_path/'images', ['ant'])
     assert a.stops == [] and len(a.notes) == 1
     assert a.notes[0].startswith('1 image without a label file and 1 label file without an image, such as')
+
+
+def test_yolo_names_all_classes_without_a_name_at_once(tmp_path):
+    text = '\n'.join(f'{c} .5 .5 .2 .2' for c in [0, 7, 3, 3, 12, 3])
+    message = 'line 2: class 7 has no name; .0. have names, counting from 0. Lines of each class without a name: '
+    with pytest.raises(ValueError, match=re.escape('3 (3), 7 (1), 12 (1). Fix them')) as e: read_text(tmp_path, text)
+    assert re.search(message, str(e.value))

@@ -255,6 +255,24 @@ def test_stopped_command_leaves_no_folder(tmp_path, monkeypatch, capsys, step, s
     assert end.value.code == status and [p.name for p in tmp_path.iterdir()] == ['nano.safetensors']
 
 
+@pytest.mark.parametrize('name, format, lost', [
+    ('pytorch_model.bin', 'openvino', 'pytorch_model.bin'), ('best.ncnn.bin', 'ncnn', 'best.ncnn.bin'),
+    ('best.onnx', 'onnx', 'best.onnx')])
+def test_weights_are_not_replaced(tmp_path, name, format, lost):
+    "Neither by the file nor by one that belongs to it"
+    torch.save(made_up().state, tmp_path/name)
+    before, out = (tmp_path/name).read_bytes(), str(tmp_path/'best.ncnn.param') if format == 'ncnn' else None
+    with pytest.raises(ValueError, match=f'{lost} are the weights: choose another --out'):
+        yolox_export(str(tmp_path/name), out=out, format=format)
+    assert (tmp_path/name).read_bytes() == before and len([*tmp_path.iterdir()]) == 1
+
+
+def test_names_that_nobody_could_load_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='weights: names of classes with control characters'):
+        export_weights(replace(made_up(), names=['cat', 'a\nb', 'owl']), tmp_path/'new/nano.onnx')
+    assert not [*tmp_path.iterdir()]
+
+
 # ---- Static files
 
 @pytest.mark.parametrize('options', [{}, dict(raw=True), dict(camera=True), dict(raw=True, camera=True)], ids=str)

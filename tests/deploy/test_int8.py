@@ -139,21 +139,6 @@ def test_int8_openvino_file_comes_with_its_numbers(weights, images, full, tmp_pa
     assert load_detector(tmp_path/'shapes.xml').notes == NOTES
 
 
-@pytest.mark.parametrize('before', [None, 'false'])
-def test_openvino_and_nncf_do_not_report_their_use(monkeypatch, before):
-    telemetry = pytest.importorskip('openvino_telemetry.utils.opt_in_checker')
-    monkeypatch.setattr(telemetry.os, 'environ', {} if before is None else dict(CI=before))
-    monkeypatch.setattr(formats.os, 'environ', telemetry.os.environ)
-    checker = telemetry.OptInChecker()
-    declined = telemetry.ConsentCheckResult.DECLINED
-    monkeypatch.setattr(checker, 'consent_file', lambda: '/nowhere')
-    assert checker.check(enable_opt_in_dialog=False, disable_in_ci=True) != declined
-    with pytest.raises(OSError), formats.unreported():
-        assert checker.check(enable_opt_in_dialog=False, disable_in_ci=True) == declined
-        raise OSError
-    assert formats.os.environ.get('CI') == before
-
-
 @given(st.lists(st.sampled_from(['Conv', 'Mul', 'Add']), min_size=1, max_size=9))
 def test_ends_are_what_lies_beyond_all_convolutions(types):
     "In a chain: up to the first convolution and from the last one on"
@@ -235,6 +220,17 @@ def test_stopped_command_leaves_nothing(weights, data, full, tmp_path, monkeypat
     (dict(int8=True, data='photos', max_drop=2.), 'max_drop=2.0: must be from 0 to 1')])
 def test_options_that_do_not_fit(options, problem):
     with pytest.raises(ValueError, match=problem): yolox_export('nowhere.pth', **options)
+
+
+def test_place_that_cannot_be_written_is_refused_before_images_are_read(weights, tmp_path, monkeypatch):
+    save_weights(weights, tmp_path/'w.safetensors')
+    options = dict(int8=True, data=str(tmp_path/'nowhere'))
+    with pytest.raises(NotADirectoryError, match='w.safetensors is not a folder. Choose another --out'):
+        yolox_export(str(tmp_path/'w.safetensors'), out=str(tmp_path/'w.safetensors/new/x.onnx'), **options)
+    monkeypatch.setattr(formats.os, 'access', lambda place, mode: False)
+    with pytest.raises(PermissionError, match=f'x.onnx: {tmp_path} is read-only. Choose another --out'):
+        yolox_export(str(tmp_path/'w.safetensors'), out=str(tmp_path/'new/x.onnx'), **options)
+    assert [p.name for p in tmp_path.iterdir()] == ['w.safetensors']
 
 
 def test_pt2_has_no_int8_and_no_half(weights, data, tmp_path):

@@ -2,7 +2,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -162,6 +164,67 @@ def test_page_loads_nothing_but_its_script():
     script = (PAGE/'detector.js').read_text(encoding='utf-8')
     assert {*re.findall(r"\$\('([\w-]+)'\)", script)} <= ids
     assert len(script.splitlines()) < 300 and max(map(len, script.splitlines())) <= 120
+
+
+PAGE_WITHOUT_BROWSER = """
+const wait = () => new Promise(resolve => setTimeout(resolve, 20)), elements = {}, grants = [], tracks = []
+const nothing = new Proxy(() => nothing, {get: (_, name) => name === Symbol.toPrimitive ? () => 1 : nothing})
+const pixels = {data: new Uint8ClampedArray(64).fill(9), width: 4, height: 4}
+const context = new Proxy({}, {get: (_, name) => name === 'getImageData' ? () => pixels : nothing, set: () => true})
+const element = () => ({style: {}, getContext: () => context, play: async () => {}, videoWidth: 4, videoHeight: 4,
+  replaceChildren() {}, textContent: '{"size": 32, "conf": 0.3}'})
+globalThis.document = {getElementById: id => elements[id] ??= element(), createElement: element}
+Object.defineProperty(globalThis, 'navigator', {value: {mediaDevices: {
+  getUserMedia: () => new Promise(resolve => grants.push(resolve))}}})
+Object.assign(globalThis, {location: {protocol: 'file:', search: ''}, addEventListener() {},
+  createImageBitmap: async () => ({width: 4, height: 4})})
+const code = require('fs').readFileSync(process.argv[1], 'utf8').replace('= load()', '= Promise.resolve()')
+const grant = () => {
+  const track = {stop() { this.stopped = true }}
+  tracks.push(track)
+  grants.at(-1)({getTracks: () => [track], getVideoTracks: () => [track]})
+}
+new Function('step', code + `
+network = {backend: 'wasm'}
+run = async () => new Float32Array(0)
+step($('camera').onclick, choose, () => shown = null)`)(async (click, choose, forget) => {
+  const report = {}
+  await wait()
+  STEPS
+  console.log(JSON.stringify({...report, asked: grants.length, stopped: tracks.map(t => !!t.stopped),
+    status: elements.status.textContent, problem: elements.problem.textContent, button: elements.camera.textContent}))
+  process.exit()
+})"""
+
+
+def run_page(steps):
+    "What the page says after `steps` in JavaScript, with stand-ins for the browser"
+    if not shutil.which('node'): pytest.skip('needs node')
+    code = PAGE_WITHOUT_BROWSER.replace('STEPS', steps)
+    done = subprocess.run(['node', '-e', code, PAGE/'detector.js'], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_double_click_starts_the_camera_once():
+    said = run_page('click(); click(); await wait(); grant(); await wait(); click(); await wait()')
+    assert said['asked'] == 1 and said['stopped'] == [True] and said['button'] == 'Use the camera'
+
+
+def test_camera_starts_again_after_it_was_stopped():
+    start = 'click(); await wait(); grant(); await wait(); '
+    said = run_page(f'{start} click(); {start}')
+    assert said['asked'] == 2 and said['stopped'] == [True, False] and said['button'] == 'Stop the camera'
+
+
+def test_photo_is_shown_though_the_browser_asks_for_the_camera():
+    said = run_page("click(); await wait(); choose({name: 'cat.png'}); grant(); await wait()")
+    assert said['stopped'] == [True] and said['button'] == 'Use the camera' and 'Nothing found' in said['status']
+
+
+def test_picture_too_large_for_the_browser_is_not_an_empty_one():
+    "Phones draw nothing on a canvas of more pixels than they can hold, and say nothing"
+    said = run_page("pixels.data.fill(0); choose({name: 'cat.png'}); await wait()")
+    assert said['problem'] == 'This browser shows nothing of the picture: choose a smaller one.' and not said['status']
 
 
 # ---- The command

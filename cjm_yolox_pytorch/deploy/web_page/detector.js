@@ -167,8 +167,9 @@ async function look(source, width, height) {
   Object.assign(reader, {width, height})
   const context = reader.getContext('2d', {willReadFrequently: true})
   context.drawImage(source, 0, 0)
-  const found = decode(await run(letterbox(context.getImageData(0, 0, width, height))))
-  shown = {found, ms: performance.now() - begin}
+  const pixels = context.getImageData(0, 0, width, height)
+  if (!pixels.data.some(Boolean)) throw new Error('This browser shows nothing of the picture: choose a smaller one.')
+  shown = {found: decode(await run(letterbox(pixels))), ms: performance.now() - begin}
   draw()
 }
 
@@ -183,7 +184,7 @@ async function showPhoto(file) {
   await look(photo, photo.width, photo.height)
 }
 
-let stream // Of the camera, while it runs
+let stream, asked // Of the camera, while it runs; whether it was asked for
 const CAMERA_PROBLEMS = {
   NotAllowedError: 'The camera was not permitted: allow it for this page in the browser’s settings, then try again.',
   NotFoundError: 'No camera was found: connect one, or choose a photo.',
@@ -192,10 +193,9 @@ const CAMERA_PROBLEMS = {
 
 async function useCamera() {
   if (!navigator.mediaDevices) throw new Error('Browsers give a camera only to pages on https:// or localhost.')
-  const found = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}}).catch(error => {
-    throw new Error(CAMERA_PROBLEMS[error.name] ?? `The camera does not start: ${error.message}`)
+  const found = stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}}).catch(e => {
+    throw new Error(CAMERA_PROBLEMS[e.name] ?? `The camera does not start: ${e.message}`)
   })
-  stream = found
   stream.getVideoTracks()[0].onended = stopCamera // It was unplugged, for example
   $('camera').textContent = 'Stop the camera'
   $('status').ariaLive = 'off' // A screen reader would read out every frame
@@ -203,16 +203,16 @@ async function useCamera() {
     await ready
     const video = Object.assign(document.createElement('video'), {srcObject: stream, muted: true, playsInline: true})
     await video.play()
-    while (stream === found) {
+    while (asked && stream === found) { // Not if a photo was chosen meanwhile
       await look(video, video.videoWidth, video.videoHeight)
       await new Promise(resolve => setTimeout(resolve)) // Lets the page answer
     }
-  } finally { stopCamera() }
+  } finally { if (stream === found) stopCamera() }
 }
 
 function stopCamera() {
   stream?.getTracks().forEach(track => track.stop())
-  stream = null
+  stream = asked = null
   $('camera').textContent = 'Use the camera'
   $('status').ariaLive = 'polite'
 }
@@ -289,7 +289,7 @@ function describeScore() {
 
 $('file').onchange = event => choose(event.target.files[0])
 $('file').onclick = event => { event.target.value = '' } // The same photo may be chosen again
-$('camera').onclick = () => stream ? stopCamera() : attempt(useCamera)
+$('camera').onclick = () => { if (stream) return stopCamera(); asked = true; attempt(() => asked && useCamera()) }
 $('score').oninput = event => { chosenScore = Number(event.target.value); describeScore(); draw() }
 addEventListener('dragover', event => event.preventDefault())
 addEventListener('drop', event => { event.preventDefault(); choose(event.dataTransfer.files[0]) })
