@@ -6,7 +6,7 @@
 __all__ = ['KEY', 'mistake_kinds', 'describe_mistakes', 'draw_mistakes', 'show_worst', 'cover_classes', 'choose_examples',
            'show_detections']
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #54f10b5f
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #741bb568
 import numpy as np
 from collections import Counter
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..files.captions import class_color, draw_named
 from ..files.drawing import shorten_name
 from ..files.sheets import draw_sheet, Panel, save_sheet
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #bea5456e
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #294d9079
 def mistake_kinds(r): # `MatchResult` -> [N] text: empty unless a mistake
     return np.select([r.wrong_class, r.false_positive], ['wrong class', 'on background'], '')
 
@@ -31,7 +31,7 @@ def _list_most(counter): # Such as: 3 cat, 1 dog
     left = counter.total() - sum(n for _, n in counter.most_common(3))
     return ', '.join([*parts, counted(left, 'other')] if left else parts)
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #59ac4141
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #e4cea2c5
 def _named_mistakes(names, labels, d, r): # Pairs of a kind and what it is about
     for n in np.flatnonzero(r.missed): yield 'missed', names[labels[n]]
     for n, kind in enumerate(mistake_kinds(r)):
@@ -46,7 +46,7 @@ def describe_mistakes(names, labels, d, r) -> str: # C names; [G]; `Detections` 
     text = '; '.join(f'{kind}: {_list_most(group)}' for kind, group in groups.items())
     return text or f'nothing wrong: {counted(r.correct.sum(), "object")} found'
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #2a0bf8f0
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #ae094f1d
 _LETTERS = [14, 12, 10] # Of names, in pixels: the smallest ones where it is crowded
 
 def _at_size(a, i, width, height): # Image `i` -> picture, and function that scales boxes [N, 4]
@@ -59,7 +59,7 @@ _COLORS = {'missed': 'red', 'wrong class': 'darkorange', '': 'limegreen'}
 _OTHER = 'magenta' # Detections where there is nothing of that kind
 KEY = 'Red: missed. Orange: wrong class. Magenta: other false positives. Green: correct.'
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #ca95d43b
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #7e1e48a7
 def _mistake_boxes(e, i): # Lists of boxes, texts and colors
     (boxes, labels, _), d, r, names = e.annotations.objects(i), e.detections[i], e.results[i], e.annotations.names
     rows = [(boxes[n], f'missed {names[labels[n]]}', 'missed') for n in np.flatnonzero(r.missed)]
@@ -75,7 +75,7 @@ def draw_mistakes(e, i, width, height):
     (image, scaled), (boxes, texts, colors) = _at_size(e.annotations, i, width, height), _mistake_boxes(e, i)
     return draw_named(image, scaled(boxes), texts, colors, _LETTERS)
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #8cca8f6c
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #f886e1de
 def _panel(a, i, draw, text, panes=1): # `panes`: pictures side by side
     file = shorten_name(printable(Path(a.paths[i]).name), 40)
     return Panel(panes*a.sizes[i, 1]/a.sizes[i, 0], draw, f'{file}: {text}')
@@ -89,12 +89,13 @@ def show_worst(
     a, wrong = e.annotations, np.array([r.mistakes for r in e.results])
     worst = [i for i in np.argsort(-wrong, kind='stable')[:count] if wrong[i]]
     def text(i): return describe_mistakes(a.names, a.objects(i)[1], e.detections[i], e.results[i])
-    panels = [_panel(a, i, lambda w, h, i=i: draw_mistakes(e, i, w, h), text(i)) for i in worst]
-    which = f'{counted(len(worst), "image")} with most mistakes, of {(wrong > 0).sum()} with any and {len(a)} in all'
-    none = f'No mistakes in {counted(len(a), "image")}'
-    save_sheet(draw_sheet(panels, [f'{which if worst else none}; {describe_conf(e.conf)}', KEY][:1 + bool(worst)]), path)
+    def draw(i): return lambda w, h: draw_mistakes(e, i, w, h)
+    panels = [_panel(a, i, draw(i), text(i)) for i in worst]
+    title = f'{counted(len(worst), "image")} with most mistakes, of {(wrong > 0).sum()} with any and {len(a)} in all'
+    if not worst: title = f'No mistakes in {counted(len(a), "image")}'
+    save_sheet(draw_sheet(panels, [f'{title}; {describe_conf(e.conf)}', *[KEY]*bool(worst)]), path)
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #192852c7
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #00f23517
 def cover_classes(a:Annotations, most:int) -> list: # At most so many images
     "Choose images in which every class appears."
     has = np.zeros((len(a), len(a.names)), dtype=bool)
@@ -106,7 +107,7 @@ def cover_classes(a:Annotations, most:int) -> list: # At most so many images
         left &= ~has[chosen[-1]]
     return chosen
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #069fef8b
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #39956dbc
 def choose_examples(a, results, least=6, most=40) -> list: # `MatchResult`s -> images, in the order of the split
     "Choose images of all classes, and good and bad ones."
     chosen, wrong = cover_classes(a, most), np.array([r.mistakes for r in results])
@@ -118,7 +119,7 @@ def choose_examples(a, results, least=6, most=40) -> list: # `MatchResult`s -> i
     ranked = dict.fromkeys([*chosen, *others, *range(len(a))])
     return sorted([*ranked][:max(least, len({*chosen}))])
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #3885de41
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #a5e730e4
 def _draw_pair(a, d, conf, i, width, height): # Truth beside detections
     (boxes, labels, crowd), half, names = a.objects(i), width//2, a.names
     image, scaled = _at_size(a, i, half - 1, height)
@@ -129,11 +130,12 @@ def _draw_pair(a, d, conf, i, width, height): # Truth beside detections
     shown = d.take(d.scores.cpu().numpy() > least_scores(conf, d.labels.cpu().numpy())).one_class_each()
     texts = [f'{names[c]} {score:.2f}' for c, score in zip(shown.labels.tolist(), shown.scores.tolist())]
     colors = [*map(class_color, shown.labels)]
-    page.paste(draw_named(image, scaled(shown.boxes.cpu().numpy()), texts, colors, _LETTERS), (half + 1, 0))
+    drawn = draw_named(image, scaled(shown.boxes.cpu().numpy()), texts, colors, _LETTERS)
+    page.paste(drawn, (half + 1, 0))
     return page
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #2cf02a85
-def _heading(a, chosen, conf):
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #a49cbd25
+def _page_heading(a, chosen, conf):
     left = [a.names[c] for c in np.flatnonzero(a.counts) if not any(c in a.objects(i)[1] for i in chosen)]
     yield f'Truth on the left, detections on the right; {describe_conf(conf)}'
     if left: yield f'Classes that are not shown: {shorten(", ".join(left))}'
@@ -153,4 +155,4 @@ def show_detections(
     def draw(i): return lambda w, h: _draw_pair(a, found[i], conf, i, w, h)
     panels = [_panel(a, i, draw(i), text(i), panes=2) for i in chosen]
     height = 1600*-(-len(panels)//12)
-    save_sheet(draw_sheet(panels, [*_heading(a, chosen, conf)], height=height), path)
+    save_sheet(draw_sheet(panels, [*_page_heading(a, chosen, conf)], height=height), path)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GAP', 'LETTERS', 'Panel', 'split_rows', 'arrange', 'draw_sheet', 'save_sheet']
 
-# %% ../../nbs/files/04b_sheets.ipynb #f174eaa3
+# %% ../../nbs/files/04b_sheets.ipynb #a8301feb
 import numpy as np
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from .captions import font_and_text
 from .paths import atomic
 
-# %% ../../nbs/files/04b_sheets.ipynb #46aac7f4
+# %% ../../nbs/files/04b_sheets.ipynb #8300d880
 @dataclass
 class Panel:
     "A picture on a sheet"
@@ -28,20 +28,20 @@ class Panel:
 
 GAP, LETTERS = 8, 15 # In pixels
 
-# %% ../../nbs/files/04b_sheets.ipynb #5b28a84e
+# %% ../../nbs/files/04b_sheets.ipynb #9130df75
 def split_rows(aspects, count) -> list: # Of lists of indices, none of them empty
     "Divide pictures into about `count` rows, in their order."
     middle = np.cumsum(aspects) - np.divide(aspects, 2)
     rows = (middle/np.sum(aspects)*count).astype(int)
     return [np.flatnonzero(rows == r).tolist() for r in np.unique(rows)]
 
-# %% ../../nbs/files/04b_sheets.ipynb #18f2c135
+# %% ../../nbs/files/04b_sheets.ipynb #a7f58e3b
 @cache
 def _length(word): # In pixels, with a space
     font, word = font_and_text(word + ' ', LETTERS)
     return font.getlength(word)
 
-def _lines(text, width): # Of words, at most 5
+def _wrap_words(text, width): # Of words, at most 5
     lines, left = [], 0
     for word in text.split():
         if _length(word) > left: lines, left = [*lines, []], width
@@ -49,31 +49,33 @@ def _lines(text, width): # Of words, at most 5
         left -= _length(word)
     return [' '.join(line) + ' …'*(n == 4 and len(lines) > 5) for n, line in enumerate(lines[:5])]
 
+# %% ../../nbs/files/04b_sheets.ipynb #eddaa800
 def _line_height(): return sum(font_and_text('', LETTERS)[0].getmetrics()) + 1
 
 def _heights(panels, rows, width): # Of pictures and of captions, for each row
     pictures = [(width - GAP*(len(row) - 1))/sum(panels[i].aspect for i in row) for row in rows]
-    lines = [max(len(_lines(panels[i].caption, h*panels[i].aspect)) for i in row) for row, h in zip(rows, pictures)]
+    lines = [max(len(_wrap_words(panels[i].caption, h*panels[i].aspect)) for i in row) for row, h in zip(rows, pictures)]
     return np.floor(pictures).astype(int), np.array(lines)*_line_height() + GAP
 
-# %% ../../nbs/files/04b_sheets.ipynb #75194652
-def _fit(panels, rows, width, height): # -> largest width with which the page is not too high, or None
+# %% ../../nbs/files/04b_sheets.ipynb #8d76b275
+def _widest(panels, rows, width, height): # -> largest width with which the page is not too high, or None
     for width in range(width, 220, -20):
         if sum(map(sum, _heights(panels, rows, width))) <= height: return width
 
 def arrange(panels, width, height) -> tuple: # Rows, and the width of the page
     "Divide `panels` into rows so that they are as large as possible."
-    aspects, best = [p.aspect for p in panels], (0, 0, [])
+    aspects, best = [p.aspect for p in panels], (-np.inf,)
     for count in range(1, len(panels) + 1):
         rows = split_rows(aspects, count)
-        used = _fit(panels, rows, width, height)
+        used = _widest(panels, rows, width, height)
         if used is None: continue
         pictures, _ = _heights(panels, rows, used)
-        size = np.mean([np.log(aspects[i]*h**2) for row, h in zip(rows, pictures) for i in row])
-        best = max(best, (size, used, rows))
+        sizes = np.array([(aspects[i]*h, h) for row, h in zip(rows, pictures) for i in row])
+        score = np.log(sizes).sum(axis=1).mean() - max(0, 140 - sizes[:, 0].min())
+        best = max(best, (score, used, rows))
     return best[2], best[1]
 
-# %% ../../nbs/files/04b_sheets.ipynb #c2f3b6ca
+# %% ../../nbs/files/04b_sheets.ipynb #9d71372c
 def _write_lines(draw, lines, x, y, width): # From left and top, in black
     for n, line in enumerate(lines):
         font, line = font_and_text(line, LETTERS)
@@ -86,9 +88,9 @@ def _draw_row(page, panels, y, height): # Over the whole width
     ends = np.append(0, np.round(ends/ends[-1]*room)).astype(int)
     for n, (panel, left, right) in enumerate(zip(panels, ends, ends[1:])):
         page.paste(panel.draw(right - left, height), (left + n*GAP, y))
-        _write_lines(draw, _lines(panel.caption, right - left), left + n*GAP, y + height + 2, right - left)
+        _write_lines(draw, _wrap_words(panel.caption, right - left), left + n*GAP, y + height + 2, right - left)
 
-# %% ../../nbs/files/04b_sheets.ipynb #ad5c379a
+# %% ../../nbs/files/04b_sheets.ipynb #4802b023
 def draw_sheet(
     panels:list, # `Panel`s
     heading:list, # Lines
@@ -97,7 +99,7 @@ def draw_sheet(
 ): # -> PIL image
     "Draw all pictures on one page, with a heading."
     rows, used = arrange(panels, width, height - 160) if panels else ([], 600)
-    heading = [line for text in heading for line in _lines(text, used)]
+    heading = [line for text in heading for line in _wrap_words(text, used)]
     y = len(heading)*_line_height() + GAP
     pictures, texts = _heights(panels, rows, used) if rows else ([], [])
     page = Image.new('RGB', (used, y + int(sum(pictures) + sum(texts))), 'white')
