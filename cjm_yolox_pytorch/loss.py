@@ -295,6 +295,7 @@ class LossSettings(PerImageMethods, nn.Module):
         compile:bool|str=False # Compile on accelerators; a string is a mode of `torch.compile`
     ):
         super().__init__()
+        if num_classes < 1: raise ValueError(f'num_classes={num_classes}: at least one class is needed')
         if box_loss not in BOX_LOSSES: raise ValueError(f'box_loss={box_loss!r}: choose one of {list(BOX_LOSSES)}')
         if not all(s > 0 for s in strides): raise ValueError(f'strides={list(strides)}: each must be greater than 0')
         self.num_classes = num_classes

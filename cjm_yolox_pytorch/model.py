@@ -258,6 +258,7 @@ def build_model(
 ) -> YOLOX:
     "Build a YOLOX of a given size."
     _check_model_type(model_type)
+    if num_classes < 1: raise ValueError(f'num_classes={num_classes}: at least one class is needed')
     backbone = CSPDarknet(**CSP_DARKNET_CFGS[model_type])
     neck = YOLOXPAFPN(**PAFPN_CFGS[model_type])
     head = YOLOXHead(num_classes, **HEAD_CFGS[model_type])

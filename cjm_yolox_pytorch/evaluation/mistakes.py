@@ -6,7 +6,7 @@
 __all__ = ['KEY', 'mistake_kinds', 'describe_mistakes', 'draw_mistakes', 'show_worst', 'cover_classes', 'choose_examples',
            'show_detections']
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #741bb568
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #ea9a82ed
 import numpy as np
 from collections import Counter
 from pathlib import Path
@@ -22,21 +22,23 @@ from ..files.captions import class_color, draw_named
 from ..files.drawing import shorten_name
 from ..files.sheets import draw_sheet, Panel, save_sheet
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #294d9079
-def mistake_kinds(r): # `MatchResult` -> [N] text: empty unless a mistake
-    return np.select([r.wrong_class, r.false_positive], ['wrong class', 'on background'], '')
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #11a76434
+_BOTH = 'wrong class and poorly localized'
+_WORDS = ['', 'wrong class', 'poorly localized', _BOTH, 'duplicate', 'on background', ''] # The last one for -1
+
+def mistake_kinds(r): return np.array(_WORDS)[r.kinds] # `MatchResult` -> [N] text: empty unless a mistake
 
 def _list_most(counter): # Such as: 3 cat, 1 dog
     parts = [f'{n} {shorten_name(name, 36)}' for name, n in counter.most_common(3)]
     left = counter.total() - sum(n for _, n in counter.most_common(3))
     return ', '.join([*parts, counted(left, 'other')] if left else parts)
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #e4cea2c5
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #d1412f21
 def _named_mistakes(names, labels, d, r): # Pairs of a kind and what it is about
     for n in np.flatnonzero(r.missed): yield 'missed', names[labels[n]]
     for n, kind in enumerate(mistake_kinds(r)):
         said = names[int(d.labels[n])]
-        if kind == 'wrong class': yield kind, f'{names[labels[r.objects[n]]]} taken for {said}'
+        if kind in ('wrong class', _BOTH): yield kind, f'{names[labels[r.objects[n]]]} taken for {said}'
         elif kind: yield kind, said
 
 def describe_mistakes(names, labels, d, r) -> str: # C names; [G]; `Detections` and `MatchResult` of one image
@@ -46,7 +48,7 @@ def describe_mistakes(names, labels, d, r) -> str: # C names; [G]; `Detections` 
     text = '; '.join(f'{kind}: {_list_most(group)}' for kind, group in groups.items())
     return text or f'nothing wrong: {counted(r.correct.sum(), "object")} found'
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #ae094f1d
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #e87fc737
 _LETTERS = [14, 12, 10] # Of names, in pixels: the smallest ones where it is crowded
 
 def _at_size(a, i, width, height): # Image `i` -> picture, and function that scales boxes [N, 4]
@@ -55,18 +57,23 @@ def _at_size(a, i, width, height): # Image `i` -> picture, and function that sca
     how = Image.Resampling.NEAREST if scale[0] > 3 else Image.Resampling.BICUBIC
     return image.resize((width, height), how), lambda boxes: np.reshape(boxes, (-1, 4))*scale
 
-_COLORS = {'missed': 'red', 'wrong class': 'darkorange', '': 'limegreen'}
-_OTHER = 'magenta' # Detections where there is nothing of that kind
-KEY = 'Red: missed. Orange: wrong class. Magenta: other false positives. Green: correct.'
+_COLORS = {'missed': 'red', 'wrong class': 'darkorange', _BOTH: 'darkorange', '': 'limegreen', 'there': 'white'}
+_OTHER = 'magenta'
+KEY = 'Red: missed. Orange: wrong class. Magenta: other errors; white: where it should be. Green: correct.'
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #7e1e48a7
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #8bc568ea
+def _name_mistake(names, labels, d, r, n, kind): # Of detection `n`
+    text = f'{names[int(d.labels[n])]} {d.scores[n]:.2f}'
+    if kind in ('wrong class', _BOTH): text += f', is {names[labels[r.objects[n]]]}'
+    return text if kind == 'wrong class' else f'{text}, {"poorly localized" if kind == _BOTH else kind}'
+
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #7c618c82
 def _mistake_boxes(e, i): # Lists of boxes, texts and colors
     (boxes, labels, _), d, r, names = e.annotations.objects(i), e.detections[i], e.results[i], e.annotations.names
     rows = [(boxes[n], f'missed {names[labels[n]]}', 'missed') for n in np.flatnonzero(r.missed)]
     for n, kind in enumerate(mistake_kinds(r)):
-        text = f'{names[int(d.labels[n])]} {d.scores[n]:.2f}'
-        if kind == 'wrong class': text += f', is {names[labels[r.objects[n]]]}'
-        if kind: rows.append((d.boxes[n].cpu().numpy(), text if kind == 'wrong class' else f'{text}, {kind}', kind))
+        if kind: rows.append((d.boxes[n].cpu().numpy(), _name_mistake(names, labels, d, r, n, kind), kind))
+        if 'poorly' in kind: rows.append((boxes[r.objects[n]], '', 'there'))
     rows += [(d.boxes[n].cpu().numpy(), '', '') for n in np.flatnonzero(r.correct)]
     found, texts, kinds = zip(*rows) if rows else ([], [], [])
     return found, texts, [_COLORS.get(kind, _OTHER) for kind in kinds]
@@ -75,7 +82,7 @@ def draw_mistakes(e, i, width, height):
     (image, scaled), (boxes, texts, colors) = _at_size(e.annotations, i, width, height), _mistake_boxes(e, i)
     return draw_named(image, scaled(boxes), texts, colors, _LETTERS)
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #f886e1de
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #a5270713
 def _panel(a, i, draw, text, panes=1): # `panes`: pictures side by side
     file = shorten_name(printable(Path(a.paths[i]).name), 40)
     return Panel(panes*a.sizes[i, 1]/a.sizes[i, 0], draw, f'{file}: {text}')
@@ -93,9 +100,9 @@ def show_worst(
     panels = [_panel(a, i, draw(i), text(i)) for i in worst]
     title = f'{counted(len(worst), "image")} with most mistakes, of {(wrong > 0).sum()} with any and {len(a)} in all'
     if not worst: title = f'No mistakes in {counted(len(a), "image")}'
-    save_sheet(draw_sheet(panels, [f'{title}; {describe_conf(e.conf)}', *[KEY]*bool(worst)]), path)
+    save_sheet(draw_sheet(panels, [f'{title}; {describe_conf(e.conf)}'] + ([KEY] if worst else [])), path)
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #00f23517
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #a414fa43
 def cover_classes(a:Annotations, most:int) -> list: # At most so many images
     "Choose images in which every class appears."
     has = np.zeros((len(a), len(a.names)), dtype=bool)
@@ -107,7 +114,7 @@ def cover_classes(a:Annotations, most:int) -> list: # At most so many images
         left &= ~has[chosen[-1]]
     return chosen
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #39956dbc
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #49a48131
 def choose_examples(a, results, least=6, most=40) -> list: # `MatchResult`s -> images, in the order of the split
     "Choose images of all classes, and good and bad ones."
     chosen, wrong = cover_classes(a, most), np.array([r.mistakes for r in results])
@@ -119,7 +126,7 @@ def choose_examples(a, results, least=6, most=40) -> list: # `MatchResult`s -> i
     ranked = dict.fromkeys([*chosen, *others, *range(len(a))])
     return sorted([*ranked][:max(least, len({*chosen}))])
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #a5e730e4
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #836b1eb5
 def _draw_pair(a, d, conf, i, width, height): # Truth beside detections
     (boxes, labels, crowd), half, names = a.objects(i), width//2, a.names
     image, scaled = _at_size(a, i, half - 1, height)
@@ -134,7 +141,7 @@ def _draw_pair(a, d, conf, i, width, height): # Truth beside detections
     page.paste(drawn, (half + 1, 0))
     return page
 
-# %% ../../nbs/evaluation/00d_mistakes.ipynb #a49cbd25
+# %% ../../nbs/evaluation/00d_mistakes.ipynb #240fcb46
 def _page_heading(a, chosen, conf):
     left = [a.names[c] for c in np.flatnonzero(a.counts) if not any(c in a.objects(i)[1] for i in chosen)]
     yield f'Truth on the left, detections on the right; {describe_conf(conf)}'

@@ -12,7 +12,9 @@ from pathlib import Path
 from ..commands.messages import counted
 from ..data.annotations import Annotations
 from ..detection.selection import describe_conf, describe_thresholds
-from .metrics import BACKGROUND_NAME, Evaluation
+from .errors import error_facts, error_lines
+from .intervals import ap_intervals
+from .metrics import Evaluation
 from .mistakes import show_detections, show_worst
 from .thresholds import match_by_score, plot_thresholds
 from ..files.drawing import escape_mathtext, save_figure, shorten_name
@@ -55,8 +57,9 @@ def plot_precision_recall(
     save_figure(fig, path)
 
 # %% ../../nbs/evaluation/01_report.ipynb #8753010b
-def _draw_matrix(ax, counts, fontsize):
-    N, share = len(counts), counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+def _draw_matrix(ax, counts, objects, fontsize): # [N, N] counts; [N-1] objects of each class
+    N, totals = len(counts), np.append(objects, 1)[:, None]
+    share = np.minimum(1, counts/np.maximum(1, totals)) # An object may have several detections
     share[-1] = counts[-1] / np.maximum(1, counts.sum(axis=0))
     signed = np.where(np.eye(N, dtype=bool), share, -share)
     ax.pcolormesh(signed, cmap='RdBu', vmin=-1, vmax=1, edgecolors='.9', lw=.5)
@@ -80,9 +83,9 @@ def plot_confusion(
     inches = float(np.clip(8/N, .17, .75))
     fig = _figure(N*inches + 2.2, N*inches + 2)
     ax, ticks, fontsize = fig.subplots(), np.arange(N) + .5, min(10, 45*inches)
-    _draw_matrix(ax, e.matrix[used][:, used], min(11, 30*inches))
+    _draw_matrix(ax, e.matrix[used][:, used], e.annotations.counts[used[:-1]], min(11, 30*inches))
     ax.set_xticks(ticks, [*names, 'missed'], rotation=90, fontsize=fontsize)
-    ax.set_yticks(ticks, [*names, 'background'], fontsize=fontsize)
+    ax.set_yticks(ticks, [*names, 'other errors'], fontsize=fontsize)
     ax.set_title(f'Confusion matrix, {describe_conf(e.conf)}', fontsize=10)
     save_figure(fig, path)
 
@@ -92,11 +95,12 @@ def report(
     detections:list, # One `Detections` per image, down to a score of about .001
     out=None, # Folder for metrics.json and five figures; nothing is written if None
     conf:float=.25, # Minimum score of detections in use, or [C]; average precision counts all
-    **more # Added to the metrics
-) -> dict: # Metrics of `Evaluation`, and `more`
+    **more # Added to the metrics; `size` and `tile` also tell which objects are small for the network
+) -> dict: # Metrics of `Evaluation`, `errors`, `intervals`, and `more`
     "Measure `detections`, and write metrics and figures."
     e = Evaluation(annotations, detections, conf)
-    e.metrics.update(more)
+    errors = error_facts(e, more.get('size'), more.get('tile'))
+    e.metrics.update(errors=errors, intervals=ap_intervals(annotations, detections), **more)
     if out is None: return e.metrics
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -117,48 +121,67 @@ def _write_figures(e, out):
 # %% ../../nbs/evaluation/01_report.ipynb #063a3f18
 def _finite(v): # None in place of NaN
     if isinstance(v, dict): return {k: _finite(x) for k, x in v.items()}
+    if isinstance(v, list): return [_finite(x) for x in v]
     return None if v != v else v
 
 # %% ../../nbs/evaluation/01_report.ipynb #a599d252
 _LINES = '''AP   {AP}  AP50 {AP50}  AP75 {AP75}  small {AP_small}  medium {AP_medium}  large {AP_large}
+{interval}
 AR   {AR_100}  AR10 {AR_10}  AR1  {AR_1}  small {AR_small}  medium {AR_medium}  large {AR_large}
 Pascal VOC: AP50 {VOC_AP50}, 11-point interpolation {VOC_AP50_11}
 {score}: precision {precision}, recall {recall}, F1 {f1}
-{right} correct, {confused} wrong class, {false}, {missed} missed'''
+{kinds}'''
 _LATENCY = 'latency: {total:.1f} ms per image, of which network {network:.1f} ms ({device})'
 
 def table(metrics:dict) -> list: # Metrics of `report` -> lines of at most 80 characters
     "Format metrics as text."
-    values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
-    values['false'] = counted(values['false'], 'false positive')
-    score = metrics['in_use']['score']
-    values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
-    lines = [*_LINES.format(**values).split('\n'), *_most_confused(metrics['confusion'])]
+    lines = _LINES.format(**_values(metrics)).split('\n')
     lines += _class_order(metrics.get('class_order', {}), metrics['confusion'], [*metrics['classes']])
     if 'thresholds' in metrics: lines.append(f'yolox_predict will keep boxes of {describe_thresholds(metrics)}')
     if 'latency' in metrics: lines.append(_LATENCY.format(**metrics['latency']))
-    classes = _class_rows(metrics['classes']) if len(metrics['classes']) > 1 else []
-    return [*classes, *(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  '))]
+    lines = [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent='  ')]
+    classes = _class_rows(metrics['classes'], metrics['intervals']['classes']) if len(metrics['classes']) > 1 else []
+    return [*classes, *lines, *error_lines(metrics)]
+
+# %% ../../nbs/evaluation/01_report.ipynb #3e42cbc2
+def _values(metrics):
+    values = {k: _number(v) for k, v in {**metrics, **metrics['in_use']}.items()}
+    values['interval'] = _interval_line(metrics['intervals'])
+    values['kinds'] = _count_line(metrics['in_use'])
+    score = metrics['in_use']['score']
+    values['score'] = describe_conf([*score.values()] if isinstance(score, dict) else score)
+    return values
+
+# %% ../../nbs/evaluation/01_report.ipynb #059cfcee
+_KINDS_IN_WORDS = {k: k.replace('_', ' ') for k in ['correct', 'wrong_class', 'poorly_localized', 'duplicate']}
+_KINDS_IN_WORDS |= dict(both='wrong class and poorly localized', background='on background', missed='missed')
+
+def _count_line(in_use): # Rare kinds only where there are any
+    always = 'correct', 'wrong_class', 'missed'
+    return ', '.join(f'{in_use[k]} {text}' for k, text in _KINDS_IN_WORDS.items() if in_use[k] or k in always)
 
 # %% ../../nbs/evaluation/01_report.ipynb #b2ecabfb
 def _number(v): # Floats as text
     if not isinstance(v, float): return v
     return '-' if math.isnan(v) else f'{v:.3f}'
 
-def _class_rows(classes): # The head first
-    columns = ['objects', 'AP', 'AP50', 'AP75', 'precision', 'recall']
+def _ends(interval): return '-' if interval[0] != interval[0] else '{:.2f}-{:.2f}'.format(*interval)
+
+def _interval_line(intervals):
+    few = ', too narrow where images are so few' if intervals['images'] < 25 else ''
+    what = f'90% intervals over {counted(intervals["images"], "image")}{few}'
+    return f'AP {_ends(intervals["AP"])}, AP50 {_ends(intervals["AP50"])}: {what}'
+
+# %% ../../nbs/evaluation/01_report.ipynb #4de12d7d
+def _class_rows(classes, intervals): # The head first
     found = {n: c for n, c in classes.items() if c['objects'] or not math.isnan(c['precision'])}
     width = max(5, *(len(shorten_name(n)) for n in classes))
-    for name, c in [('class', {k: k for k in columns}), *found.items()]:
-        numbers = [f'{_number(c[k]):>{max(6, len(k))}}' for k in columns]
-        yield ' '.join([f'{shorten_name(name):{width}}', *numbers])
+    yield f'{"class":{width}} objects     AP  interval   AP50 precision recall'
+    for name, c in found.items():
+        ap = f'{c["objects"]:7} {_number(c["AP"]):>6} {_ends(intervals[name]):>9} {_number(c["AP50"]):>6}'
+        yield f'{shorten_name(name):{width}} {ap} {_number(c["precision"]):>9} {_number(c["recall"]):>6}'
 
 # %% ../../nbs/evaluation/01_report.ipynb #38801cae
-def _most_confused(confusion): # A line, if there are any
-    pairs = [(n, a, b) for a, row in confusion.items() for b, n in row.items() if a != b]
-    pairs = sorted((p for p in pairs if BACKGROUND_NAME not in p), key=lambda p: -p[0])
-    if pairs: yield 'most often confused: ' + ', '.join(f'{a} as {b} ({n})' for n, a, b in pairs[:3])
-
 def _class_order(order, confusion, names): # True names by detected names; names of all classes
     if not order: return
     most = sorted(order.items(), key=lambda pair: -confusion[pair[1]][pair[0]])

@@ -70,8 +70,8 @@ def _count_confusions(splits, found): # [C+1, C+1]
     results = {s: [match_detections(*a.objects(i), d) for i, d in enumerate(found[s])] for s, a in splits.items()}
     return sum(confusion_matrix(a, found[s], results[s]) for s, a in splits.items())
 
-def _quality_remarks(matrix, names):
-    objects, right = matrix[:-1].sum(), matrix.trace()
+def _quality_remarks(matrix, objects, names): # Number of objects
+    right = matrix.trace()
     share = f'{right} of {objects} labeled objects'
     if right < .5*objects: yield f'the weights find only {share}, so their opinion on labels is worth little'
     swapped = [f'{names[true]} as {names[said]}' for said, true in displaced_classes(matrix).items()]
@@ -119,7 +119,8 @@ def compare_labels(
     order = _numbers_in(names, own)
     found, more = _detect_all(read, network, device, order, progress)
     said += [*more, *_class_remarks(read, names, own), *_training_remarks(splits, network.notes)]
-    said += [*_depth_remarks(splits, network.notes), *_quality_remarks(_count_confusions(read, found), names)]
+    objects = sum(int(a.counts.sum()) for a in read.values())
+    said += [*_depth_remarks(splits, network.notes), *_quality_remarks(_count_confusions(read, found), objects, names)]
     known = np.isin(np.arange(len(names)), order)
     return Comparison(read, find_disagreements(read, found, least, known), said)
 

@@ -8,13 +8,15 @@ __all__ = ['CLEAR', 'tile_lines']
 # %% ../../nbs/evaluation/01a_tile_gain.ipynb #6d46f92d
 import math
 
+from .metrics import MATCH_KINDS
+
 # %% ../../nbs/evaluation/01a_tile_gain.ipynb #fafcb466
 _COLUMNS = dict(AP='AP', AP50='AP50', AP_small='small', AP_medium='medium', AP_large='large')
 CLEAR = .01 # Of AP; a smaller difference may be luck
 
 def _gain_row(name, m): # At most 80 characters
     figures = ' '.join('     -' if math.isnan(m[k]) else f'{m[k]:6.3f}' for k in _COLUMNS)
-    boxes = sum(m['in_use'][k] for k in ('right', 'confused', 'false'))
+    boxes = sum(m['in_use'][k] for k in MATCH_KINDS)
     return f'{name:13} {figures} {boxes:7} {m["images_per_s"]:9.2f}'
 
 # %% ../../nbs/evaluation/01a_tile_gain.ipynb #dc8343eb

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GAP', 'LETTERS', 'Panel', 'split_rows', 'arrange', 'draw_sheet', 'save_sheet']
 
-# %% ../../nbs/files/04b_sheets.ipynb #a8301feb
+# %% ../../nbs/files/04b_sheets.ipynb #535e01f1
 import numpy as np
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from .captions import font_and_text
 from .paths import atomic
 
-# %% ../../nbs/files/04b_sheets.ipynb #8300d880
+# %% ../../nbs/files/04b_sheets.ipynb #1aa422d5
 @dataclass
 class Panel:
     "A picture on a sheet"
@@ -28,14 +28,14 @@ class Panel:
 
 GAP, LETTERS = 8, 15 # In pixels
 
-# %% ../../nbs/files/04b_sheets.ipynb #9130df75
+# %% ../../nbs/files/04b_sheets.ipynb #557035c1
 def split_rows(aspects, count) -> list: # Of lists of indices, none of them empty
     "Divide pictures into about `count` rows, in their order."
     middle = np.cumsum(aspects) - np.divide(aspects, 2)
     rows = (middle/np.sum(aspects)*count).astype(int)
     return [np.flatnonzero(rows == r).tolist() for r in np.unique(rows)]
 
-# %% ../../nbs/files/04b_sheets.ipynb #a7f58e3b
+# %% ../../nbs/files/04b_sheets.ipynb #c4c2a807
 @cache
 def _length(word): # In pixels, with a space
     font, word = font_and_text(word + ' ', LETTERS)
@@ -49,15 +49,16 @@ def _wrap_words(text, width): # Of words, at most 5
         left -= _length(word)
     return [' '.join(line) + ' …'*(n == 4 and len(lines) > 5) for n, line in enumerate(lines[:5])]
 
-# %% ../../nbs/files/04b_sheets.ipynb #eddaa800
+# %% ../../nbs/files/04b_sheets.ipynb #7abb32c2
 def _line_height(): return sum(font_and_text('', LETTERS)[0].getmetrics()) + 1
 
 def _heights(panels, rows, width): # Of pictures and of captions, for each row
     pictures = [(width - GAP*(len(row) - 1))/sum(panels[i].aspect for i in row) for row in rows]
-    lines = [max(len(_wrap_words(panels[i].caption, h*panels[i].aspect)) for i in row) for row, h in zip(rows, pictures)]
-    return np.floor(pictures).astype(int), np.array(lines)*_line_height() + GAP
+    def lines(i, h): return len(_wrap_words(panels[i].caption, h*panels[i].aspect))
+    most = [max(lines(i, h) for i in row) for row, h in zip(rows, pictures)]
+    return np.floor(pictures).astype(int), np.array(most)*_line_height() + GAP
 
-# %% ../../nbs/files/04b_sheets.ipynb #8d76b275
+# %% ../../nbs/files/04b_sheets.ipynb #61b8105a
 def _widest(panels, rows, width, height): # -> largest width with which the page is not too high, or None
     for width in range(width, 220, -20):
         if sum(map(sum, _heights(panels, rows, width))) <= height: return width
@@ -75,7 +76,7 @@ def arrange(panels, width, height) -> tuple: # Rows, and the width of the page
         best = max(best, (score, used, rows))
     return best[2], best[1]
 
-# %% ../../nbs/files/04b_sheets.ipynb #9d71372c
+# %% ../../nbs/files/04b_sheets.ipynb #8211b389
 def _write_lines(draw, lines, x, y, width): # From left and top, in black
     for n, line in enumerate(lines):
         font, line = font_and_text(line, LETTERS)
@@ -90,7 +91,7 @@ def _draw_row(page, panels, y, height): # Over the whole width
         page.paste(panel.draw(right - left, height), (left + n*GAP, y))
         _write_lines(draw, _wrap_words(panel.caption, right - left), left + n*GAP, y + height + 2, right - left)
 
-# %% ../../nbs/files/04b_sheets.ipynb #4802b023
+# %% ../../nbs/files/04b_sheets.ipynb #c6bfba1f
 def draw_sheet(
     panels:list, # `Panel`s
     heading:list, # Lines

@@ -1,5 +1,6 @@
 "The network computes what the published one computes, and loads weights that match it."
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from cjm_yolox_pytorch.boxes import flatten_levels
 from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
 from cjm_yolox_pytorch.fuse import fuse
 from cjm_yolox_pytorch.layers import Focus
+from cjm_yolox_pytorch.loss import YOLOXLoss
 from cjm_yolox_pytorch.model import NORM_STATS, PRIOR_BIAS, PUBLISHED, CSPDarknet, YOLOXPAFPN, build_model
 
 
@@ -102,3 +104,8 @@ def test_fuse_takes_any_stem(stem):
     model.backbone.stem = stem
     image = torch.rand(1, stem.conv.conv.in_channels//4, 96, 64)
     with torch.no_grad(): assert_close([*fuse(model)(image)], [*model.eval()(image)], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('make', [partial(build_model, 'yolox_nano', pretrained=False), YOLOXLoss])
+def test_a_class_is_needed(make):
+    with pytest.raises(ValueError, match='num_classes=0: at least one class is needed'): make(num_classes=0)

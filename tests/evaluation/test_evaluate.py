@@ -20,7 +20,8 @@ from cjm_yolox_pytorch.data.splits import hold_out, read_split
 from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.evaluation import evaluate
 from cjm_yolox_pytorch.evaluation.evaluate import detect, yolox_eval
-from cjm_yolox_pytorch.evaluation.metrics import BACKGROUND_NAME, METRICS, VOC_METRICS, average_precision, coco_results
+from cjm_yolox_pytorch.evaluation.metrics import (
+    BACKGROUND_NAME, MATCH_KINDS, METRICS, VOC_METRICS, average_precision, coco_results)
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
 from cjm_yolox_pytorch.files.letterbox import InputSpec
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
@@ -111,11 +112,11 @@ def test_command_writes_and_prints(shapes, tmp_path, command):
     assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
     assert {p.name for p in (tmp_path/'out').iterdir()} == FIGURES | {'metrics.json', 'truth.json', 'detections.json'}
     metrics, found, truth = (read_json(tmp_path/f'out/{name}.json') for name in ('metrics', 'detections', 'truth'))
-    assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', 'in_use', 'confusion', 'split', 'size', 'latency',
-                            'images_per_s'}
+    more = {'in_use', 'confusion', 'errors', 'intervals', 'split', 'size', 'latency', 'images_per_s'}
+    assert set(metrics) == {*METRICS, *VOC_METRICS, 'classes', *more}
     assert set(metrics['classes']['disc']) == {*METRICS, *VOC_METRICS, 'objects', 'precision', 'recall'}
-    assert set(metrics['in_use']) == {'score', 'right', 'confused', 'missed', 'false', 'precision', 'recall', 'f1'}
-    assert metrics['in_use']['score'] == .2 and metrics['in_use']['false'] > 0
+    assert set(metrics['in_use']) == {*MATCH_KINDS, 'missed', 'score', 'precision', 'recall', 'f1'}
+    assert metrics['in_use']['score'] == .2 and metrics['in_use']['background'] > 0
     assert metrics['split'] == 'test' and 0 < metrics['latency']['network'] < metrics['latency']['total']
     stats, *_ = official(truth, found)
     np.testing.assert_allclose([-1 if metrics[k] is None else metrics[k] for k in METRICS], stats, atol=1e-6)

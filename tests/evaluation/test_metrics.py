@@ -102,11 +102,10 @@ def test_correct_detections_are_those_that_coco_counts(seed, crowds, conf):
     _, _, recall = official(coco_truth(truth), coco_results(sure))
     assert truth.counts.all()
     np.testing.assert_allclose(matrix.diagonal()[:-1]/truth.counts, recall, atol=1e-12)
-    assert matrix[:-1].sum(1).tolist() == truth.counts.tolist() and matrix[-1, -1] == 0
+    assert matrix[-1, -1] == 0
     not_counted = sum(map(len, sure)) - matrix[:, :-1].sum()
     assert not_counted > 0 if crowds else not_counted == 0
-    for r in results: assert (r.correct + r.wrong_class.astype(int) + r.false_positive <= 1).all()
-    for r in results: assert ((r.objects >= 0) == (r.correct | r.wrong_class)).all()
+    assert matrix.sum() - matrix.trace() == sum(r.mistakes for r in results)
 
 
 def test_metrics_import_no_drawing():

@@ -26,6 +26,9 @@ def describe(e, i=0):
     ([(*HERE, 0)], [(*HERE, 1, .9)], 'wrong class: 1 cat taken for dog'),
     ([], [(*HERE, 1, .9), (*THERE, 1, .8)], 'on background: 2 dog'),
     ([(*HERE, 0), (*THERE, 1)], [(*HERE, 0, .9), (*THERE, 1, .9)], 'nothing wrong: 2 objects found'),
+    ([(*HERE, 0)], [(1, 1, 19, 9, 0, .9)], 'poorly localized: 1 cat'),
+    ([(*HERE, 0)], [(1, 1, 19, 9, 1, .9)], 'missed: 1 cat; wrong class and poorly localized: 1 cat taken for dog'),
+    ([(*HERE, 0)], [(*HERE, 0, .9), (*HERE, 0, .8)], 'duplicate: 1 cat'),
     ([], [], 'nothing wrong: 0 objects found'),
     ([(*HERE, 0)], [(*HERE, 0, .9), (*THERE, 2, .1)], 'nothing wrong: 1 object found')])
 def test_captions_say_what_is_wrong(tmp_path, objects, found, said):

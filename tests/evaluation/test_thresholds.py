@@ -20,7 +20,7 @@ from cjm_yolox_pytorch.model import NORM_STATS, build_model
 def counted(truth, found, conf):
     "Precision, recall and F1 by class and of all, from a matching at this very score"
     matrix = confusion_matrix(truth, found, [match_detections(*truth.objects(i), d, conf) for i, d in enumerate(found)])
-    parts = matrix.diagonal()[:-1], matrix[:, :-1].sum(axis=0), matrix[:-1].sum(axis=1)
+    parts = matrix.diagonal()[:-1], matrix[:, :-1].sum(axis=0), truth.counts
     right, found, objects = (np.append(n, n.sum()) for n in parts)
     with np.errstate(invalid='ignore'): return right/found, right/objects, 2*right/(found + objects)
 
