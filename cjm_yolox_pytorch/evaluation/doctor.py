@@ -196,7 +196,7 @@ _FIRST = ['cannot be read', 'missing data', 'test as validation', 'near duplicat
 
 def _group(fault): return _GROUPS[0 if fault.stops else 2 if fault.kind in ('box left out', 'note') else 1]
 
-_ADVICE = dict(line.split(': ') for line in '''
+_WHAT_TO_DO = dict(line.split(': ') for line in '''
 copy in another split: metrics are too high if images repeat; keep one of each
 image in two splits: metrics are too high if images repeat; leave each in one split
 near duplicate: frames of a video, or shots of one scene? Keep those in one split, or metrics are too high
@@ -209,7 +209,7 @@ box left out: draw it again, or remove it'''.strip().split('\n'))
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #5003e2e3
 def _fault_lines(kind, texts, root=''):
-    distinct, advice = [*dict.fromkeys(texts)], _ADVICE.get(kind, '')
+    distinct, advice = [*dict.fromkeys(texts)], _WHAT_TO_DO.get(kind, '')
     count = f' ({len(texts)})' if len(texts) > 1 else ''
     head, shown = f'{kind}{count}: {advice}', distinct if kind in TOLD_APART else distinct[:3]
     if len(distinct) == 1 and not advice: head, shown = head + distinct[0], []
