@@ -26,8 +26,9 @@ def parser_of(func) -> argparse.ArgumentParser: # The help is in comments, or in
         option = {}
         if p.default is not p.empty: option = dict(dest=name, default=p.default)
         if option and p.default is not None and p.default is not False: about += f' ({p.default})'
+        if name.endswith('_'): option['metavar'] = name[:-1].upper()
         option.update(_ARGUMENTS.get(p.annotation) or dict(type=p.annotation), help=about.replace('%', '%%'))
-        parser.add_argument(f'--{name.replace("_", "-")}' if 'dest' in option else name, **option)
+        parser.add_argument(f'--{name.rstrip("_").replace("_", "-")}' if 'dest' in option else name, **option)
     for name, (lines, about) in getattr(func, 'shows', {}).items():
         parser.add_argument(f'--{name}', nargs=0, const=lines, action=_Show, help=about, dest=argparse.SUPPRESS)
     return parser

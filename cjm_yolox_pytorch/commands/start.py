@@ -11,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 # %% ../../nbs/commands/03_start.ipynb #ffc66d2c
+# yolox_NAME -> its module
 COMMANDS = dict(convert='data.convert', predict='detection.predict', train='training.train', eval='evaluation.evaluate',
-    demo='training.demo', export='deploy.export', doctor='evaluation.doctor') # yolox_NAME -> its module
+    demo='training.demo', export='deploy.export', convert_weights='deploy.convert_weights', doctor='evaluation.doctor')
 
 def import_command(name): # The function of a command
     package, module = __name__.partition('.')[0], COMMANDS[name.removeprefix('yolox_')]

@@ -54,6 +54,7 @@ def format_lines(): # Text
     rows.append(('web', 'a folder', 'browsers', 'fixed', 'no', 'run', 'export')) # Its network is an ONNX file
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows: yield '  '.join(f'{cell:{width}}' for cell, width in zip(row, widths)).rstrip()
+    yield 'Frigate and DepthAI read ONNX in their own way: use --for frigate, --for depthai'
 
 # %% ../../nbs/deploy/00a_catalog.ipynb #290ebcc3
 def format_name(path) -> str: # A key of `FILE_FORMATS`

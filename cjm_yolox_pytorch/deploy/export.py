@@ -17,6 +17,7 @@ from .compare import describe_trials, HALF_TOLERANCE, TOLERANCE, try_file
 from .formats import check_output, drafted, EXPORT_FORMATS, write_draft
 from .graph import exportable, file_metadata, kept_scores, padded_size
 from .ladder import choose_images, quantize_weights, step_line, STEP_HEADER
+from .programs import export_for, PROGRAMS
 from .web import export_web
 from ..detection.selection import describe_conf
 from ..files.checkpoints import load_weights, Weights
@@ -44,12 +45,12 @@ def export_weights(
         return try_file(draft, module, size, camera, static, HALF_TOLERANCE if half else TOLERANCE)
 
 # %% ../../nbs/deploy/05_export.ipynb #3f6a91cd
-def _output_file(weights, out, format, precision=''): # `precision`: half or int8, for the name
+def _output_file(weights, out, format, kind=''): # `kind`: half, int8 or a program, for the name
     suffix = EXPORT_FORMATS.get(format or 'onnx')
     if suffix is None: raise ValueError(f'format={format!r}: choose one of {[*EXPORT_FORMATS, "web"]}')
     if out is None:
         beside = weights.rpartition('/')[2] if '://' in weights else weights
-        return Path(beside).with_suffix(f'.{precision}{suffix}' if precision else suffix)
+        return Path(beside).with_suffix(f'.{kind}{suffix}' if kind else suffix)
     if format and not str(out).endswith(suffix): raise ValueError(f'{out}: files of {format} end in {suffix}')
     return Path(out)
 
@@ -78,24 +79,31 @@ def _export_int8(weights, path, data, max_drop, options):
     print(f'written to {path}')
 
 # %% ../../nbs/deploy/05_export.ipynb #d77bedd2
-def _check_web(format, runtime, raw, camera, static, suppress, half, int8, **_):
-    given = dict(raw=raw, camera=camera, static=static, suppress=suppress, half=half, int8=int8)
+def _refuse_given(where, **given):
     useless = ', '.join(name for name, value in given.items() if value)
-    if format == 'web' and useless: raise ValueError(f'{useless} cannot be chosen with --format web: leave it out')
-    if format != 'web' and runtime: raise ValueError('runtime has no effect without --format web')
+    if useless: raise ValueError(f'{useless} cannot be chosen with {where}: leave it out')
 
-def _describe_file(weights, suppress, conf, classes, **_):
-    if suppress: print(f'it keeps boxes with a {describe_conf(kept_scores(weights, conf, classes))}')
-    if not weights.names: print('the classes have no names, only numbers: to give them names, use --names')
+def _check_place(format, for_, runtime, **given):
+    if for_ not in (None, *PROGRAMS): raise ValueError(f'for={for_!r}: choose one of {[*PROGRAMS]}')
+    if for_: _refuse_given(f'--for {for_}', **given, format=format not in (None, 'onnx'))
+    if format == 'web': _refuse_given('--format web', **given)
+    elif runtime: raise ValueError('runtime has no effect without --format web')
 
+# %% ../../nbs/deploy/05_export.ipynb #cb69daf5
 def _check_export_options(int8, half, data, max_drop, suppress, conf, iou, classes, **others):
-    _check_web(int8=int8, half=half, suppress=suppress, **others)
+    place = {name: others[name] for name in ('format', 'for_', 'runtime', 'raw', 'camera', 'static')}
+    _check_place(int8=int8, half=half, suppress=suppress, **place)
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_drop=(max_drop, 0, 1))
     if not suppress and (conf, iou, classes) != (None, .65, None):
         raise ValueError('conf, iou and classes have no effect without --suppress')
     if int8 and half: raise ValueError('int8 and half: choose one of them')
     if int8 and data is None: raise ValueError('int8 needs --data, to calibrate and to measure what is lost')
     if not int8 and (data, max_drop) != (None, .01): raise ValueError('data and max_drop have no effect without --int8')
+
+# %% ../../nbs/deploy/05_export.ipynb #b574e2ba
+def _describe_file(weights, suppress, conf, classes, **_):
+    if suppress: print(f'it keeps boxes with a {describe_conf(kept_scores(weights, conf, classes))}')
+    if not weights.names: print('the classes have no names, only numbers: to give them names, use --names')
 
 # %% ../../nbs/deploy/05_export.ipynb #ac349f35
 def _export_web(weights, file, out, runtime): # `file` as the user gave it
@@ -105,6 +113,13 @@ def _export_web(weights, file, out, runtime): # `file` as the user gave it
     print(f'to look at it: python -m http.server --directory {folder}, and open http://localhost:8000')
     _describe_file(weights, suppress=False, conf=None, classes=None)
 
+# %% ../../nbs/deploy/05_export.ipynb #b211122b
+def _export_for(program, weights, path):
+    difference = export_for(program, weights, path)
+    print(f'written to {path}: equal to PyTorch within {difference:.1e} cells,')
+    print(describe_trials('onnx', padded_size(weights), suppress=False, static=True))
+    print(PROGRAMS[program](weights, path))
+
 # %% ../../nbs/deploy/05_export.ipynb #500140dd
 @command
 @showing('list', format_lines, 'Print a table of all formats')
@@ -112,6 +127,7 @@ def yolox_export(
     weights:str, # File or address of weights, or a size such as yolox_s for published weights
     out:str=None, # File, or folder of a page, to write; beside WEIGHTS unless given
     format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml, web: see --list; default: as OUT, or onnx
+    for_:str=None, # frigate, depthai: write ONNX as this program reads it, and print its configuration
     raw:bool=False, # Give raw boxes, objectness and all probabilities, not decoded
     suppress:bool=False, # Suppress overlapping boxes (NMS) in the file
     camera:bool=False, # Take images as a camera gives them: uint8, [batch, height, width, 3]
@@ -129,10 +145,11 @@ def yolox_export(
     "Write WEIGHTS as a file for other programs, and check it"
     _check_export_options(**locals())
     if format == 'web': return _export_web(load_weights(weights, names=parse_names(names)), weights, out, runtime)
-    path = _output_file(weights, out, format, 'int8' if int8 else 'half' if half else '')
+    path = _output_file(weights, out, format, for_ or ('int8' if int8 else 'half' if half else ''))
     options = dict(raw=raw, suppress=suppress, camera=camera, static=static, conf=conf, iou=iou, classes=classes)
     _check_apart(path, weights)
     loaded = load_weights(weights, names=parse_names(names))
-    if int8: _export_int8(loaded, path, data, max_drop, options)
+    if for_: _export_for(for_, loaded, path)
+    elif int8: _export_int8(loaded, path, data, max_drop, options)
     else: _export(loaded, path, dict(options, half=half))
     _describe_file(loaded, **options)

@@ -183,6 +183,7 @@ def _read_metadata(path, text): # Of `yolox_export`
     known = {k: about[k] for k in ('num_classes', 'names', 'size', 'model_type')}
     known |= {k: about[k] for k in ('conf', 'iou', 'notes') if k in about}
     if limits: known['limits'] = tuple(map(int, limits.groups()))
+    if ' BGR ' in about['input']: known['pixels'] = 'bgr255'
     info = NetworkInfo(path, shape, dtype, _output_kind(about['output']), strides=tuple(about['strides']), **known)
     wrong = [*_wrong_fields(info)]
     if wrong: raise ValueError(f'wrong type or range of {", ".join(wrong)}')

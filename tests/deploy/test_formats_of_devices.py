@@ -221,7 +221,7 @@ def test_list_is_printed_without_weights():
     code += 'from cjm_yolox_pytorch.deploy.export import yolox_export; yolox_export()'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.splitlines()) == (0, [*format_lines()])
-    assert len(done.stdout.splitlines()) == len(FILE_FORMATS) + 2 and max(map(len, done.stdout.splitlines())) <= 80
+    assert len(done.stdout.splitlines()) == len(FILE_FORMATS) + 3 and max(map(len, done.stdout.splitlines())) <= 80
 
 
 @pytest.mark.slow

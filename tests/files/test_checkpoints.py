@@ -19,24 +19,11 @@ from torch.testing import assert_close
 from cjm_yolox_pytorch.files import checkpoints
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, recognize, save_weights
 from cjm_yolox_pytorch.files.families import (
-    CLASSES, COLUMN_MAJOR, ROW_MAJOR, STEM, STEM_VARIANCE, guess_focus, swap_focus)
+    CLASSES, COLUMN_MAJOR, ROW_MAJOR, STEM, STEM_VARIANCE, guess_focus, megvii_name, swap_focus)
 from cjm_yolox_pytorch.files.matching import load_matching
 from cjm_yolox_pytorch.model import MODEL_TYPES, NORM_STATS, build_model
 
-# From our names to theirs
-PARTS = {
-    'neck.reduce_layers.0': 'backbone.lateral_conv0', 'neck.reduce_layers.1': 'backbone.reduce_conv1',
-    'neck.top_down_blocks.0': 'backbone.C3_p4', 'neck.top_down_blocks.1': 'backbone.C3_p3',
-    'neck.downsamples.0': 'backbone.bu_conv2', 'neck.downsamples.1': 'backbone.bu_conv1',
-    'neck.bottom_up_blocks.0': 'backbone.C3_n3', 'neck.bottom_up_blocks.1': 'backbone.C3_n4',
-    'neck.out_convs': 'head.stems', 'bbox_head.multi_level_cls_convs': 'head.cls_convs',
-    'bbox_head.multi_level_reg_convs': 'head.reg_convs', 'bbox_head.multi_level_conv_cls': 'head.cls_preds',
-    'bbox_head.multi_level_conv_reg': 'head.reg_preds', 'bbox_head.multi_level_conv_obj': 'head.obj_preds',
-    'backbone.stem': 'backbone.backbone.stem',
-    **{f'backbone.stage{i}': f'backbone.backbone.dark{i + 1}' for i in (1, 2, 3, 4)}}
-INNER = {
-    'main_conv': 'conv1', 'short_conv': 'conv2', 'final_conv': 'conv3', 'blocks': 'm',
-    'depthwise_conv': 'dconv', 'pointwise_conv': 'pconv'}
+# From our names to theirs; those of Megvii are in the library, which also writes them
 MMYOLO = {
     'neck.reduce_layers.0': 'neck.reduce_layers.2', 'neck.reduce_layers.1': 'neck.top_down_layers.0.1',
     'neck.top_down_blocks.0': 'neck.top_down_layers.0.0', 'neck.top_down_blocks.1': 'neck.top_down_layers.1',
@@ -49,7 +36,6 @@ def replaced(key, names):
     return names.get(start, '') + key[len(start):]
 
 
-def megvii_key(key): return '.'.join(INNER.get(word, word) for word in replaced(key, PARTS).split('.'))
 def mmyolo_key(key): return replaced(key, MMYOLO)
 def our_key(key): return key
 
@@ -76,7 +62,7 @@ def theirs(state, key, bgr255=True):
 @pytest.mark.parametrize('model_type', MODEL_TYPES)
 @pytest.mark.parametrize('family', ['megvii', 'megvii_legacy', 'mmdetection', 'mmyolo'])
 def test_recognize_every_tensor_of_a_family(model_type, family):
-    key = dict(mmdetection=our_key, mmyolo=mmyolo_key).get(family, megvii_key)
+    key = dict(mmdetection=our_key, mmyolo=mmyolo_key).get(family, megvii_name)
     state = ours(model_type, 7)
     file = theirs(state, key, family != 'megvii_legacy')
     found = recognize({'model' if 'megvii' in family else 'state_dict': file, 'optimizer': {}})
@@ -100,7 +86,7 @@ def test_recognize_networks_of_0_2(model_type):
     assert all(found.state[k].data_ptr() == state[k].data_ptr() for k in state if k != STEM)
 
 
-@pytest.mark.parametrize('family, key', [('megvii', megvii_key), ('mmyolo', mmyolo_key)])
+@pytest.mark.parametrize('family, key', [('megvii', megvii_name), ('mmyolo', mmyolo_key)])
 def test_load_matching_fills_the_network(family, key):
     state = ours('yolox_nano', 7)
     found = recognize(dict(model=theirs(state, key)))
@@ -125,7 +111,7 @@ def test_save_and_load_again(model_type, tmp_path):
 @pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.', 'module._orig_mod.'])
 def test_recognize_prefixes_of_trainers(prefix):
     state = ours('yolox_nano', 3)
-    for key in (our_key, megvii_key, mmyolo_key):
+    for key in (our_key, megvii_name, mmyolo_key):
         file = {prefix + k: v for k, v in theirs(state, key).items()}
         assert recognize(dict(epoch=3, state_dict=file)).state.keys() == state.keys()
 
@@ -165,11 +151,11 @@ def test_real_weights(shared):
     checkpoint = torch.load(shared/'weights/yolox_nano_coco.pth', weights_only=True)
     weights = load_weights(shared/'weights/yolox_nano_coco.pth')
     assert (weights.family, weights.model_type, weights.num_classes) == ('megvii', 'yolox_nano', 80)
-    assert weights.focus == COLUMN_MAJOR and {megvii_key(k) for k in weights.state} == checkpoint['model'].keys()
-    stem = checkpoint['model'][megvii_key(STEM)]
+    assert weights.focus == COLUMN_MAJOR and {megvii_name(k) for k in weights.state} == checkpoint['model'].keys()
+    stem = checkpoint['model'][megvii_name(STEM)]
     assert (guess_focus(stem), guess_focus(swap_focus(stem))) == (COLUMN_MAJOR, ROW_MAJOR)
     # The same weights in the other order of pixels, which only the filters reveal
-    shuffled = {**checkpoint['model'], megvii_key(STEM): swap_focus(stem)}
+    shuffled = {**checkpoint['model'], megvii_name(STEM): swap_focus(stem)}
     with pytest.raises(ValueError, match='filters are smooth for another order'): recognize(dict(model=shuffled))
     reference = np.load(shared/'weights/reference.npz')
     x = torch.from_numpy(reference['x']).float().flip(1)/255 # RGB
