@@ -21,7 +21,7 @@ test: style pages
 	$(PYTEST) -m 'not slow' tests/deploy
 
 # ONNX Runtime, OpenVINO and torch share a process of their own, since one of them once brought down the others'
-test-all: style pages
+test-all: style pages .venv-web/node_modules
 	$(TWO) $(PYTEST) -n 2 --dist loadfile tests --ignore tests/deploy
 	$(PYTEST) tests/deploy
 
@@ -116,3 +116,10 @@ clean:
 		onnxruntime-web@$$(sed -n "s/^ONNXRUNTIME_WEB = '\(.*\)'/\1/p" ../cjm_yolox_pytorch/deploy/web.py) \
 		&& tar xzf onnxruntime-web-*.tgz && rm onnxruntime-web-*.tgz && touch package \
 		|| echo "ONNX Runtime Web could not be fetched with npm"
+
+# What nbs/tutorials/elsewhere/detect.mjs imports, without downloads for GPUs; without npm, its tests are skipped
+.venv-web/node_modules: cjm_yolox_pytorch/deploy/web.py
+	mkdir -p .venv-web
+	npm install --silent --no-save --ignore-scripts --prefix .venv-web sharp@0.35 \
+		onnxruntime-node@$$(sed -n "s/^ONNXRUNTIME_WEB = '\(.*\)'/\1/p" cjm_yolox_pytorch/deploy/web.py) \
+		&& touch .venv-web/node_modules || echo "ONNX Runtime for Node.js could not be fetched with npm"

@@ -120,11 +120,17 @@ def main():
             print(f'{format}: done', flush=True)
         times = take_turns(runs, canvases)
     for row in rows: row['ms'] = times.get(row['format'])
-    columns = 'format AP pixels scores MB ms remark'.split()
-    table = markdown(columns, [[cell(row.get(c)) for c in columns] for row in rows], texts=[0, 6])
     versions = {name: installed(name) for name in PACKAGES if installed(name)}
-    about = machine('cpu') | versions | dict(images=len(annotations))
-    save_results('formats', table, rows, about, args.out)
+    about = machine('cpu') | versions | dict(data=Path(args.data).name, images=len(annotations))
+    save_results('formats', as_table(rows), rows, about, args.out)
+
+
+# Columns of the table, by key in `rows`
+COLUMNS = dict(format='format', AP='AP', pixels='box difference, px', MB='MB', ms='ms', remark='remark')
+
+def as_table(rows):
+    cells = [[cell(row.get(key)) for key in COLUMNS] for row in rows]
+    return markdown(COLUMNS.values(), cells, texts=[0, 5])
 
 
 def cell(value): return '' if value is None else value if isinstance(value, str) else f'{value:.3g}'

@@ -116,7 +116,14 @@ def test_formats_benchmark(tmp_path):
     weights, pt2, ncnn = json.loads((tmp_path/'formats.json').read_text())['rows']
     assert weights['AP'] == pt2['AP'] and pt2['pixels'] < 1e-2 and pt2['ms'] > 0 and pt2['MB'] > 1
     if not installed('pnnx'): assert ncnn['remark'].startswith('ImportError: pnnx is missing')
-    assert '| format | AP | pixels |' in printed
+    assert '| format | AP | box difference, px | MB |' in printed
+
+
+def test_page_of_formats_shows_the_results():
+    page = json.loads((ROOT/'nbs/deploy/00a_catalog.ipynb').read_text(encoding='utf-8'))
+    outputs = [out.get('data', {}) for cell in page['cells'] for out in cell.get('outputs', [])]
+    table = (ROOT/'benchmarks/results/formats.md').read_text(encoding='utf-8')
+    assert table in [''.join(data.get('text/markdown', [])) for data in outputs], 'run nbs/deploy/00a_catalog.ipynb'
 
 
 def test_near_duplicates_benchmark(draw_shapes):

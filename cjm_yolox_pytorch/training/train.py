@@ -20,7 +20,8 @@ from ..commands.progress import show_progress
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
-from ..evaluation.report import report, show_detections, table
+from ..evaluation.mistakes import show_detections
+from ..evaluation.report import report, table
 from ..evaluation.thresholds import choose_thresholds
 
 # %% ../../nbs/training/03_train.ipynb #02497a88
