@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['place_names', 'font_and_text', 'ink_on', 'class_color', 'letter_sizes', 'arrange_names', 'enlarged', 'draw_named']
 
-# %% ../../nbs/files/04a_captions.ipynb #16b7c660
+# %% ../../nbs/files/04a_captions.ipynb #3d708a8d
 import math, numpy as np
 from functools import cache
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..commands.messages import printable
 from .drawing import CJK_FONTS, shorten_name
 
-# %% ../../nbs/files/04a_captions.ipynb #60c484d5
+# %% ../../nbs/files/04a_captions.ipynb #c860417e
 def _spots(box, size, hw): # [4] xyxy, width and height of a name -> [30, 2] left, top: the best first
     (x1, y1, x2, y2), (w, h) = box, size
     across, down = np.linspace(x1, x2 - w, 5), np.linspace(y1, y2 - h, 5)
@@ -22,7 +22,7 @@ def _spots(box, size, hw): # [4] xyxy, width and height of a name -> [30, 2] lef
     beside = [(x, y) for x in (x2, x1 - w) for y in down]
     return np.clip(along + beside, 0, [hw[1] - w, hw[0] - h])
 
-# %% ../../nbs/files/04a_captions.ipynb #d3462e45
+# %% ../../nbs/files/04a_captions.ipynb #aa158aa8
 def place_names(
     boxes, # [N, 4] xyxy in pixels, those that choose first at the front
     sizes, # [N, 2] widths and heights of their names
@@ -41,7 +41,7 @@ def place_names(
         if free.any(): corners, spans = np.vstack([corners, places[-1]]), np.vstack([spans, size])
     return places
 
-# %% ../../nbs/files/04a_captions.ipynb #8092dfe6
+# %% ../../nbs/files/04a_captions.ipynb #74355440
 @cache
 def _letters() -> dict: # File of a font -> code points that it has
     from matplotlib import get_data_path
@@ -51,11 +51,11 @@ def _letters() -> dict: # File of a font -> code points that it has
     others = [installed[name] for name in CJK_FONTS if name in installed]
     return {f: {*FT2Font(f).get_charmap()} for f in [f'{get_data_path()}/fonts/ttf/DejaVuSans.ttf', *others]}
 
-# %% ../../nbs/files/04a_captions.ipynb #ca992d7e
+# %% ../../nbs/files/04a_captions.ipynb #4d1c28ba
 @cache
 def _load_font(file, size): return ImageFont.truetype(file, size)
 
-# %% ../../nbs/files/04a_captions.ipynb #bdaec4ec
+# %% ../../nbs/files/04a_captions.ipynb #26f7d773
 def font_and_text(text, size): # In pixels -> font of Pillow, and what it can write of `text`
     "Choose a font for a text."
     text = printable(text)
@@ -64,7 +64,7 @@ def font_and_text(text, size): # In pixels -> font of Pillow, and what it can wr
     for c in missing[file]: text = text.replace(c, c.encode('unicode_escape').decode())
     return _load_font(file, size), text
 
-# %% ../../nbs/files/04a_captions.ipynb #42f4372a
+# %% ../../nbs/files/04a_captions.ipynb #a633463c
 def _luminance(color): # Name or hexadecimal -> from 0 to 1, as WCAG 2.1 defines it
     from matplotlib.colors import to_rgb
     linear = [v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4 for v in to_rgb(color)]
@@ -77,7 +77,7 @@ def class_color(label): # Of matplotlib's cycle of ten
     from matplotlib.colors import to_hex
     return to_hex(f'C{int(label) % 10}')
 
-# %% ../../nbs/files/04a_captions.ipynb #93134a0b
+# %% ../../nbs/files/04a_captions.ipynb #c6a8964b
 def _measure(text, size): # Width and height in pixels, with a margin
     font, text = font_and_text(text, size)
     return math.ceil(font.getlength(text)) + size//3, sum(font.getmetrics())
@@ -86,7 +86,7 @@ def letter_sizes(hw): # Of names on a picture, the usual one first, in pixels
     usual = min(max(12, round(max(hw)*12/640)), min(hw)//4)
     return [max(9, round(usual*part)) for part in (1, .8, .65)]
 
-# %% ../../nbs/files/04a_captions.ipynb #67727816
+# %% ../../nbs/files/04a_captions.ipynb #99d6d279
 def arrange_names(boxes, texts, hw, sizes): # `sizes` of letters -> size, place of each name, and the note
     "Find the largest letters with which all names have room, or name the first boxes."
     for size in sizes:
@@ -98,13 +98,13 @@ def arrange_names(boxes, texts, hw, sizes): # `sizes` of letters -> size, place 
     places = place_names(boxes, rooms, hw, [(*corner, w, h)] if min(corner) >= 0 else ())
     return size, places, (f'+{places.count(None)} unnamed', corner) if min(corner) >= 0 else None
 
-# %% ../../nbs/files/04a_captions.ipynb #33900c19
+# %% ../../nbs/files/04a_captions.ipynb #110b0668
 def enlarged(image): # PIL image -> the same if it is large enough, and the factor
     factor = math.ceil(200/max(image.size))
     if factor == 1: return image.copy(), 1
     return image.resize([n*factor for n in image.size], Image.Resampling.NEAREST), factor
 
-# %% ../../nbs/files/04a_captions.ipynb #6303ecbe
+# %% ../../nbs/files/04a_captions.ipynb #c31bd125
 def _write(draw, text, place, size, color): # On a ground of `color`
     font, text = font_and_text(text, size)
     (x, y), (w, h) = place, _measure(text, size)
@@ -115,17 +115,18 @@ def _draw_outlines(draw, boxes, colors, width): # The first on top
     for (x1, y1, x2, y2), color in [*zip(boxes.tolist(), colors)][::-1]:
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=width)
 
-# %% ../../nbs/files/04a_captions.ipynb #0826981f
+# %% ../../nbs/files/04a_captions.ipynb #a8a77da5
 def draw_named(
     image, # PIL image, RGB
     boxes, # [N, 4] xyxy in pixels
     texts, # N names, or empty
     colors, # N
-    sizes=None # Of letters, in pixels; by the size of the picture if None
+    sizes=None # Of letters, in pixels, on a picture that keeps its size; by the size of the picture if None
 ): # -> PIL image
     "Draw `boxes` on a picture, and names that cover no other name."
-    (drawn, factor), boxes = enlarged(image), np.asarray(boxes, dtype=float).reshape(-1, 4)
-    boxes, hw, draw = boxes*factor, drawn.size[::-1], ImageDraw.Draw(drawn)
+    drawn, factor = (image.copy(), 1) if sizes else enlarged(image)
+    boxes, hw = np.asarray(boxes, dtype=float).reshape(-1, 4)*factor, drawn.size[::-1]
+    draw = ImageDraw.Draw(drawn)
     _draw_outlines(draw, boxes, colors, max(round(max(hw)/320), 1))
     named = [i for i, text in enumerate(texts) if text]
     texts = [shorten_name(texts[i], 36) for i in named]

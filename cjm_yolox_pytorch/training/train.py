@@ -20,7 +20,8 @@ from ..commands.progress import show_progress
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
 from ..data.prepare import prepare_splits
-from ..evaluation.report import report, show_detections, table
+from ..evaluation.mistakes import show_detections
+from ..evaluation.report import report, table
 from ..evaluation.thresholds import choose_thresholds
 
 # %% ../../nbs/training/03_train.ipynb #02497a88
@@ -134,7 +135,7 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     "Measure the best weights of a training, and write metrics and plots beside them."
     best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
-    more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes))
+    more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes), size=best.size)
     if best.notes.get('thresholds'): more['thresholds'] = best.notes['thresholds']
     found = trainer.predict(trainer.val, progress=partial(show_progress, unit='batches', desc='best weights'))
     return report(trainer.val, found, trainer.out, **more)
