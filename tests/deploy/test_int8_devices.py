@@ -176,8 +176,8 @@ def falling(monkeypatch):
     def write(module, folder, suffix, *_):
         (folder/f'full{suffix}').write_text('fp32')
         return folder/f'full{suffix}', folder/f'full{suffix}'
-    nodes = [Node('stem', ['a'], ['b'], 'stem'), Node('dw', ['b'], ['c'], 'dw', True), Node('h', ['c'], ['d'], 'bbox_head'),
-             Node('boxes', ['d'], ['e'], 'bbox_head')]
+    nodes = [Node('stem', ['a'], ['b'], 'stem'), Node('dw', ['b'], ['c'], 'dw', depthwise=True)]
+    nodes += [Node('tower', ['c'], ['d'], 'bbox_head'), Node('boxes', ['d'], ['e'], 'bbox_head')]
     for suffix, way in QUANTIZERS.items():
         fake = way._replace(nodes=lambda file: nodes, quantize=lambda full, file, *_: file.write_text('int8'))
         monkeypatch.setitem(QUANTIZERS, suffix, fake)
