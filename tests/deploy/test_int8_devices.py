@@ -144,7 +144,10 @@ def test_traced_network_has_the_convolutions_of_the_model(trace, weights):
     convs = {name: m for name, m in exportable(weights).named_modules() if isinstance(m, nn.Conv2d)}
     depthwise, head = sum(m.groups > 1 for m in convs.values()), sum('bbox_head' in name for name in convs)
     assert (len(convs), dict(ends=10, depthwise=depthwise, head=head)) == EXPECTED
-    assert counts(quantize_devices.executorch_nodes(trace)) == EXPECTED
+    nodes = quantize_devices.executorch_nodes(trace)
+    assert counts(nodes) == EXPECTED
+    kept = set().union(*graph_parts(nodes).values())
+    assert not kept & {n.weight for n in nodes} # Whose convolutions would stay in fp32 with them
 
 
 def test_litert_file_has_the_convolutions_of_the_model(weights, tmp_path):
