@@ -49,8 +49,7 @@ def _mend(f, kind): # Labels, scores and whether correct
         kept = f.kind != kind
         return f.label[kept], f.score[kept], f.kind[kept] == CORRECT
     hit = np.flatnonzero((f.kind == CORRECT) | (f.kind == kind))
-    hit = hit[np.argsort(-f.score[hit], kind='stable')]
-    hit = hit[np.unique(f.target[hit], return_index=True)[1]] # The best of each object
+    hit = hit[np.unique(f.target[hit], return_index=True)[1]] # The first of each object is the best
     false = np.flatnonzero((f.kind != CORRECT) & (f.kind != kind))
     label = np.append(f.object_label[f.target[hit]], f.label[false])
     return label, f.score[np.append(hit, false)], np.arange(len(label)) < len(hit)
@@ -62,12 +61,7 @@ def _ap50(label, score, correct, objects): # [D] each, [C] -> [C]
     return areas(ranking, each, sums_before(each), objects)
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #a4cbf44f
-def error_costs(
-    annotations:Annotations, # Ground truth
-    detections:list # One `Detections` per image, down to a score of .001 or so
-) -> dict: # Kind of error -> rise of AP50 if all of them were mended
-    "Compute what errors of each kind cost."
-    f, C = find_errors(annotations, detections), len(annotations.names)
+def _costs(f, C): # C classes -> kind of error -> rise of AP50 if all of them were mended
     objects, missed = (np.bincount(f.object_label[rows], minlength=C) for rows in (f.real, f.missed))
     there = objects > 0
     if not there.any(): return dict.fromkeys([*MATCH_KINDS[1:], 'missed'], np.nan)
@@ -76,6 +70,13 @@ def error_costs(
     costs = {name: _ap50(*_mend(f, k), objects)[there].mean() for k, name in enumerate(MATCH_KINDS) if k != CORRECT}
     costs['missed'] = np.nan_to_num(_ap50(*now, objects - missed), nan=1.)[there].mean()
     return {name: float(ap - base) for name, ap in costs.items()}
+
+def error_costs(
+    annotations:Annotations, # Ground truth
+    detections:list # One `Detections` per image, down to a score of .001 or so
+) -> dict: # Kind of error -> rise of AP50
+    "Compute what errors of each kind cost."
+    return _costs(find_errors(annotations, detections), len(annotations.names))
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #bab10f1e
 SMALL = 16 # Side in pixels of the canvas; cells of the finest level are 8 pixels wide
@@ -93,10 +94,11 @@ def error_facts(
 ) -> dict: # For metrics.json
     "Compute what errors cost, and what explains them."
     also_found = sum(int(np.isin(r.objects[r.wrong_class], r.objects[r.correct]).sum()) for r in e.results)
-    missed = np.concatenate([r.missed for r in e.results])
+    missed, f = np.concatenate([r.missed for r in e.results]), find_errors(e.annotations, e.detections)
     small = int((_canvas_sides(e.annotations, size, tile)[missed] < SMALL).sum())
-    gains = error_costs(e.annotations, e.detections)
-    return dict(AP50_gain=gains, wrong_class_also_found=also_found, missed_small=small)
+    lower = int(missed[f.target[f.kind == CORRECT]].sum())
+    counts = dict(wrong_class_also_found=also_found, missed_small=small, missed_found_lower=lower)
+    return dict(AP50_gain=_costs(f, len(e.annotations.names)), **counts)
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #eb5400da
 def confused_pairs(confusion:dict) -> list: # Of `Evaluation.metrics` -> count, true and predicted name, most first
@@ -110,19 +112,24 @@ def _wrong_classes(metrics, count): # What is wrong, and what to try
     pairs = [pair for pair in confused_pairs(metrics['confusion']) if pair[0] >= 5]
     cure = 'more training images of these classes, or one class for those that need not be told apart'
     if not pairs: cure = 'more training images, a longer training or a larger model'
+    also = metrics['errors']['wrong_class_also_found']
+    if also >= count/2: cure += f'; --class-agnostic keeps the best box of an object ({also} are second boxes)'
     return _pairs_in_words(pairs) or f'{count}, no pair of classes more than four times', cure
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #066804c2
 def _missed_objects(metrics, count):
-    small = metrics['errors']['missed_small']
-    if small < count/2: return f'{count}', 'more training images with such objects, or a longer training'
-    sides = f'{count}, of which {small} are smaller than {SMALL} x {SMALL} pixels for the network'
-    return sides, 'a larger --img-size, or --tile where images are large'
+    small, lower = (metrics['errors'][f'missed_{k}'] for k in ('small', 'found_lower'))
+    if small >= count/3:
+        what = f'{count}, {small} of them smaller than {SMALL} x {SMALL} pixels for the network'
+        return what, 'a larger --img-size, or --tile where images are large'
+    cure = 'more training images with such objects, or a longer training'
+    if lower < count/3: return f'{count}', cure
+    return f'{count}, {lower} of them found with a lower score', f'a lower score, at the price of false ones; {cure}'
 
 _ADVICE = dict(both='more training images or a longer training')
 _ADVICE['poorly_localized'] = 'a larger --img-size; yolox_doctor DATA --weights W shows labels whose boxes are loose'
 _ADVICE['duplicate'] = 'a lower --iou, which removes boxes that overlap less'
-_ADVICE['background'] = 'yolox_doctor DATA --weights W shows objects without labels; or more images without objects'
+_ADVICE['background'] = 'yolox_doctor DATA --weights W lists likely missing labels; or more images without objects'
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #3f8c1245
 LEAST_ERRORS, LEAST_GAIN = 10, .01 # For advice
@@ -134,15 +141,22 @@ def _diagnose(kind, metrics): # What is wrong, and what to try
     if kind == 'wrong_class': return _wrong_classes(metrics, count)
     return _missed_objects(metrics, count) if kind == 'missed' else (f'{count}', _ADVICE[kind])
 
+def _most_frequent(counts, metrics): # Of kinds that cost something -> lines
+    worst = max(counts, key=counts.get, default=None)
+    if worst is None or counts[worst] < LEAST_ERRORS: return []
+    errors = sum(metrics['in_use'][k] for k in _PLURALS)
+    start = 'most errors are' if counts[worst] > errors/2 else 'the most frequent errors are'
+    what, cure = _diagnose(worst, metrics)
+    return [f'{start} {_PLURALS[worst]}: {what}', f'try: {cure}']
+
+# %% ../../nbs/evaluation/00c_errors.ipynb #06eac4ad
 def error_lines(metrics:dict) -> list: # Metrics with `errors` of `error_facts` -> lines of at most 80 characters
     "Say what costs most, and what to try."
     if 'class_order' in metrics: return [] # Of names in the wrong order, costs mean nothing
     gains = sorted(metrics['errors']['AP50_gain'].items(), key=lambda pair: -pair[1])
-    shown = [f'{metrics["AP50"] + gain:.3f} without {_PLURALS[k]}' for k, gain in gains if gain >= LEAST_GAIN][:3]
-    lines, (worst, _) = [f'AP50 would be {", ".join(shown)}'] if shown else [], gains[0]
-    if shown and metrics['in_use'][worst] >= LEAST_ERRORS:
-        what, cure = _diagnose(worst, metrics)
-        lines += [f'{_PLURALS[worst]} cost most: {what}', f'try: {cure}']
+    costly = {k: f'{metrics["AP50"] + gain:.3f} without {_PLURALS[k]}' for k, gain in gains if gain >= LEAST_GAIN}
+    lines = [f'AP50 would be {", ".join([*costly.values()][:3])}'] if costly else []
+    lines += _most_frequent({k: metrics['in_use'][k] for k in costly}, metrics)
     pairs = _pairs_in_words(confused_pairs(metrics['confusion']))
     if pairs and not any(pairs in line for line in lines): lines.insert(0, f'most often confused: {pairs}')
     return [part for line in lines for part in wrap_lines(printable(line))]

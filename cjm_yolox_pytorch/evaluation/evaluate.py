@@ -30,6 +30,7 @@ from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from ..detection.tiled import choose_tiling, find_in_tiles, merge_by_image
 from ..detection.tiled import settings_of_tiles, tile_remarks
+from .intervals import ap_samples, difference_lines, rank_matches
 from .metrics import check_names, coco_results
 from .report import report, table
 from .thresholds import find_thresholds, images_fingerprint
@@ -243,6 +244,7 @@ def _evaluate(loaded, split, a, img_size, out, batch, workers, device, scores, *
     found = detect(model, a, spec, batch, workers, progress=progress, conf=conf, **settings)
     more = dict(images_per_s=len(a)/(time.time() - start), latency=latency(model, a, spec, **settings))
     more |= dict(split=split, size=spec.img_size)
+    if settings['tile']: more['tile'] = settings['tile']
     metrics = report(a, found, out, working_conf, **more)
     if out: write_coco(a, found, out)
     return metrics, a, found
@@ -279,14 +281,18 @@ def _megabytes(file): # On the disk; OpenVINO and NCNN have the numbers in anoth
     numbers = [path.with_suffix('.bin')] if path.suffix in ('.xml', '.param') else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
 
+# %% ../../nbs/evaluation/02_evaluate.ipynb #724913be
 def _compare(weights, loaded, split, annotations, out, **options): # Several networks in one table
     width = min(max(map(len, weights)), 40)
-    rows = [f'{"file":{width}}  size      AP    AP50  ms/image      MB']
+    rows, samples = [f'{"file":{width}}  size      AP    AP50  ms/image      MB'], []
     for file, network, a in zip(weights, loaded, annotations):
-        m, *_ = _evaluate(network, split, a, out=out and Path(out)/Path(file).name, **options)
+        m, used, found = _evaluate(network, split, a, out=out and Path(out)/Path(file).name, **options)
         figures = f'{m["AP"]:7.3f} {m["AP50"]:7.3f} {m["latency"]["total"]:9.1f} {_megabytes(file):7.2f}'
+        samples.append(ap_samples(rank_matches(used, found))[:, 0])
         rows.append(f'{file[-width:]:{width}} {str(m["size"]):>5} {figures}')
     print(f'on {split}: {_count(annotations[0])}', *map(printable, rows), sep='\n', flush=True)
+    differences = difference_lines([Path(w).name for w in weights], samples)
+    for line in differences: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     if options['tile']: print('all of them on tiles: give a single file to see whether tiles help', flush=True)
     if out: print(f'details written to folders in {out}', flush=True)
 

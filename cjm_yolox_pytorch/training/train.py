@@ -135,7 +135,7 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     "Measure the best weights of a training, and write metrics and plots beside them."
     best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
-    more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes))
+    more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes), size=best.size)
     if best.notes.get('thresholds'): more['thresholds'] = best.notes['thresholds']
     found = trainer.predict(trainer.val, progress=partial(show_progress, unit='batches', desc='best weights'))
     return report(trainer.val, found, trainer.out, **more)

@@ -161,10 +161,12 @@ def test_report_of_two_classes_that_look_alike(cards):
     assert metrics['AP50'] + metrics['errors']['AP50_gain']['wrong_class'] == pytest.approx(1)
     lines = table(metrics)
     assert f'{use["correct"]} correct, {squares} wrong class, 0 missed' in lines
-    last = ' '.join(' '.join(lines[-4:]).split())
+    last = ' '.join(' '.join(lines[-6:]).split())
     assert 'AP50 would be 1.000 without wrong classes' in last
-    assert f'wrong classes cost most: nine taken for ten ({-(-squares//2)}), ten taken for nine ({squares//2})' in last
+    pairs = f'nine taken for ten ({-(-squares//2)}), ten taken for nine ({squares//2})'
+    assert f'most errors are wrong classes: {pairs}' in last
     assert 'try: more training images of these classes, or one class' in last
+    assert f'--class-agnostic keeps the best box of an object ({squares} are second boxes)' in last
     assert max(map(len, lines)) <= 80
 
 
@@ -181,15 +183,18 @@ def test_no_advice_without_enough_errors(cards):
 @pytest.mark.parametrize('kind, said', [
     ('poorly_localized', '--img-size'), ('both', 'longer training'), ('duplicate', '--iou'),
     ('background', 'yolox_doctor'), ('missed', '--tile'), ('wrong_class', 'larger model')])
-def test_advice_is_about_the_kind_that_costs_most(cards, kind, said):
+def test_advice_is_about_the_most_frequent_kind(cards, kind, said):
     metrics = report(*cards[:2])
     gains = dict.fromkeys([*MATCH_KINDS[1:], 'missed'], .02)
-    metrics['errors'] |= dict(AP50_gain={**gains, kind: .05}, missed_small=15)
-    metrics['in_use'] |= {kind: 20}
+    metrics['errors'] |= dict(AP50_gain=gains, missed_small=15)
+    metrics['in_use'] |= {**dict.fromkeys(gains, 11), kind: 20}
     metrics['confusion'] = dict(nine=dict(ten=4))
     lines = error_lines(metrics)
     assert said in ' '.join(lines[-3:]) and max(map(len, lines)) <= 80
-    assert ('taken for' in lines[0]) and len([line for line in lines if line.startswith('try')]) == 1
+    assert 'taken for' in lines[0] and len([line for line in lines if line.startswith('try')]) == 1
+    assert any(line.startswith('the most frequent errors are') for line in lines)
+    metrics['errors']['AP50_gain'][kind] = .001 # Frequent, but it costs nothing
+    assert not {line for line in lines if 'frequent' in line} & {*error_lines(metrics)}
 
 
 def test_missed_objects_are_small_for_the_network(tmp_path):
@@ -198,3 +203,9 @@ def test_missed_objects_are_small_for_the_network(tmp_path):
     small = [report(truth, [detections([])], size=size, tile=tile)['errors']['missed_small']
         for size, tile in ((None, None), (100, None), ((100, 400), None), (100, 200))]
     assert small == [0, 3, 3, 0]
+
+
+def test_missed_objects_may_be_found_with_a_lower_score(tmp_path):
+    truth = tiny_split(tmp_path, [(60, 60)], [[(*CARD, NINE), (35, 5, 58, 58, NINE), (1, 1, 9, 9, NINE)]], ['nine'])
+    rows = [(*CARD, NINE, .9), (35, 5, 58, 58, NINE, .1)]
+    assert report(truth, [detections(rows)])['errors']['missed_found_lower'] == 1

@@ -231,6 +231,9 @@ def test_several_files_make_one_table(shapes, tmp_path, command):
     assert code == 0 and lines[start + 1].split() == ['file', 'size', 'AP', 'AP50', 'ms/image', 'MB']
     rows = [line.split() for line in lines[start + 2:start + 4]]
     assert [row[-5] for row in rows] == ['96', '64'] and all(len(line) <= 80 for line in lines[start:start + 4])
+    difference = next(line for line in lines[start + 4:] if line.startswith('small.safetensors: AP '))
+    assert float(difference.split()[2]) == pytest.approx(float(rows[1][-4]) - float(rows[0][-4]), abs=2e-3)
+    assert 'against nano.safetensors' in printed
     for row, file in zip(rows, files):
         metrics = read_json(tmp_path/'out'/file.name/'metrics.json')
         assert float(row[-4]) == pytest.approx(metrics['AP'], abs=6e-4) and file.name in row[0]

@@ -55,13 +55,15 @@ def test_intervals_are_wider_on_fewer_images_and_the_same_each_time():
 
 
 def test_report_shows_intervals(tmp_path):
-    truth = tiny_split(tmp_path, [(20, 30)]*3, [[(1, 1, 9, 9, 0)]]*3, ['cat', 'dog'])
-    metrics = report(truth, [detections([(1, 1, 9, 9, 0, .9)]), detections([]), detections([])], tmp_path/'out')
-    assert metrics['intervals']['AP'] == metrics['intervals']['classes']['cat'] and metrics['intervals']['images'] == 3
+    there = [[(1, 1, 9, 9, 0)]]*4 + [[(1, 1, 9, 9, 0), (11, 1, 19, 9, 2)]]
+    truth = tiny_split(tmp_path, [(20, 30)]*5, there, ['cat', 'dog', 'cow'])
+    metrics = report(truth, [detections([(1, 1, 9, 9, 0, .9)]), *[detections([])]*4], tmp_path/'out')
+    assert metrics['intervals']['images'] == 5
+    assert np.isnan(metrics['intervals']['classes']['cow']).all() # On a single image
     lines = table(metrics)
-    low, high = metrics['intervals']['AP']
+    low, high = metrics['intervals']['classes']['cat']
     assert f'{low:.2f}-{high:.2f}' in lines[1] and lines[1].split()[0] == 'cat'
-    assert any('over 3 images, too narrow' in ' '.join(pair) for pair in zip(lines, lines))
+    assert any('over 5 images, too narrow' in line for line in lines)
     assert '"dog": [\n    null,\n    null\n   ]' in (tmp_path/'out/metrics.json').read_text()
 
 

@@ -49,6 +49,8 @@ def test_every_class_is_shown_and_good_and_bad_images(seed):
     assert chosen == sorted(set(chosen)) and len(chosen) >= 6
     shown = {c for i in chosen for c in a.objects(i)[1][~a.objects(i)[2]]}
     assert shown == {*a.labels[~a.crowd]} and chosen == choose_examples(a, e.results)
+    covered = {c for i in cover_classes(a, 40) for c in a.objects(i)[1][~a.objects(i)[2]]}
+    assert covered == shown and len(cover_classes(a, 1)) == 1
     good = [r.correct.any() and not r.mistakes for r in e.results]
     assert any(good[i] for i in chosen) == any(good) and any(e.results[i].mistakes for i in chosen)
 
@@ -57,6 +59,7 @@ def test_good_ones_are_shown_among_many_bad_ones(tmp_path):
     e = evaluate(tmp_path, [[(*HERE, 0)]]*5, [[]]*3 + [[(*HERE, 0, .9)]] + [[]])
     chosen = choose_examples(e.annotations, e.results, least=2)
     assert 3 in chosen and len(chosen) == 2 and cover_classes(e.annotations, 40) == [0]
+    assert choose_examples(e.annotations, e.results, least=1) == [0, 3] # Though one has every class
     assert choose_examples(e.annotations.take([0]), e.results[:1]) == [0]
 
 

@@ -166,7 +166,7 @@ def test_corrected_labels_and_another_order_are_the_same_images():
 
 def test_eval_tells_its_own_best_score_only_if_asked(measure, capsys):
     measure()
-    assert 'interval' not in capsys.readouterr().out
+    assert 'resamples' not in capsys.readouterr().out
     measure(thresholds=True, precision=.01)
     printed = capsys.readouterr().out
     assert 'the score with the best F1 on test (200 resamples)' in printed
