@@ -49,8 +49,7 @@ def _mend(f, kind): # Labels, scores and whether correct
         kept = f.kind != kind
         return f.label[kept], f.score[kept], f.kind[kept] == CORRECT
     hit = np.flatnonzero((f.kind == CORRECT) | (f.kind == kind))
-    hit = hit[np.argsort(-f.score[hit], kind='stable')]
-    hit = hit[np.unique(f.target[hit], return_index=True)[1]] # The best of each object
+    hit = hit[np.unique(f.target[hit], return_index=True)[1]] # The first of each object is the best
     false = np.flatnonzero((f.kind != CORRECT) & (f.kind != kind))
     label = np.append(f.object_label[f.target[hit]], f.label[false])
     return label, f.score[np.append(hit, false)], np.arange(len(label)) < len(hit)

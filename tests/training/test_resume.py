@@ -80,7 +80,8 @@ def test_epoch_resumes_in_its_middle(shapes, tmp_path, changes):
 def test_patience_is_resumed(shapes, tmp_path, monkeypatch):
     "A training that stopped early has nothing left to do"
     scores, nothing = iter([.3, .2, .1, .4]), Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())
-    monkeypatch.setattr(Trainer, 'validate', lambda self: (dict(AP=next(scores), AP50=.5), [nothing]*len(self.val)))
+    def validate(self, progress): return dict(AP=next(scores), AP50=.5), [nothing]*len(self.val)
+    monkeypatch.setattr(Trainer, 'validate', validate)
     fit(trainer(shapes, eval_interval=1, patience=2), tmp_path)
     best = fit(trainer(shapes, eval_interval=1, patience=2), tmp_path, resume=True)
     assert best['epoch'] == 1 and len(read_rows(tmp_path/'metrics.csv')) == 3

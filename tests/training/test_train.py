@@ -124,7 +124,7 @@ def test_error_of_the_command_is_one_line(shapes, tmp_path, start_training):
 def scores(monkeypatch):
     "Average precisions of the next validations"
     nothing, values = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long()), []
-    def validate(self): return dict(AP=values.pop(0), AP50=.5), [nothing]*len(self.val)
+    def validate(self, progress): return dict(AP=values.pop(0), AP50=.5), [nothing]*len(self.val)
     monkeypatch.setattr(Trainer, 'validate', validate)
     return values
 

@@ -211,7 +211,7 @@ def validated(data, out):
     with processes('cpu'):
         small = trainer(data)
         small.val = small.val.take(range(3)) # Two for one process, one for the other
-        def predict(split, watch):
+        def predict(split, **_):
             numbers = [small.val.paths.tolist().index(path) for path in split.paths]
             return [Detections(torch.full((1, 4), float(n)), torch.ones(1), torch.zeros(1).long()) for n in numbers]
         small.predict = predict
