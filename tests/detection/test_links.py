@@ -4,7 +4,7 @@ import pytest
 from fuzz import pixels
 from hostile import armed, root # noqa: F401
 
-from cjm_yolox_pytorch.detection.inputs import find_inputs
+from cjm_yolox_pytorch.detection.inputs import check_drawn_files, find_inputs
 
 
 def test_output_links_that_lead_elsewhere(root):
@@ -13,7 +13,8 @@ def test_output_links_that_lead_elsewhere(root):
     inputs = [str(root/'a.png'), str(root/'deep')]
     for link in ('out/a.png.jpg', 'out/deep'):
         (root/link).symlink_to(root.parent/'secret' if link.endswith('jpg') else root.parent)
-        with pytest.raises(ValueError, match='leads out of .*/out: remove it'): find_inputs(inputs, root/'out')
+        pairs, _ = find_inputs(inputs, root/'out')
+        with pytest.raises(ValueError, match='leads out of .*/out: remove it'): check_drawn_files(pairs, root/'out')
         (root/link).unlink()
     assert len(find_inputs(inputs, root/'out')[0]) == 2
 
