@@ -124,6 +124,7 @@ def measure(predictors, groups):
     times = {variant: [] for variant in predictors}
     for i, group in enumerate(groups):
         for variant in alternating(predictors, i):
+            predictors[variant](group) # The threads of the variant before may still be spinning
             times[variant].append(timed(lambda: predictors[variant](group)))
     return {variant: len(groups[0])/statistics.median(t) for variant, t in times.items()}
 

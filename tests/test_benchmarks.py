@@ -132,3 +132,8 @@ def test_page_of_formats_shows_the_results():
 def test_near_duplicates_benchmark(draw_shapes):
     printed = run('near_duplicates.py', draw_shapes(train=10, val=0, test=0))
     assert '10 images' in printed and '0% of a random fifth found' in printed
+
+
+def test_waiting_benchmark():
+    pair, median = run('waiting.py', '--pairs', '1', '--steps', '1').splitlines()
+    assert pair.count('a step') == 2 and median.startswith('median x')
