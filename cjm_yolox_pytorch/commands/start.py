@@ -21,8 +21,9 @@ COMMANDS = dict(convert='data.convert', predict='detection.predict', train='trai
     demo='training.demo', export='deploy.export', convert_weights='deploy.convert_weights', doctor='evaluation.doctor')
 
 def import_command(name): # The function of a command
-    package, module = __name__.partition('.')[0], COMMANDS[name.removeprefix('yolox_')]
-    return getattr(import_module(f'{package}.{module}'), name)
+    known = {f'yolox_{key}': module for key, module in COMMANDS.items()}
+    if name not in known: sys.exit(f'{name}: the name of the program must be one of {", ".join(known)}')
+    return getattr(import_module(f'{__name__.partition(".")[0]}.{known[name]}'), name)
 
 # %% ../../nbs/commands/03_start.ipynb #ba69fafc
 def _leave(*_):

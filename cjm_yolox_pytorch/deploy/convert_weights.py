@@ -15,7 +15,7 @@ from ..commands.messages import counted
 from ..files.checkpoints import load_weights, Weights
 from ..files.families import COLUMN_MAJOR, FAMILIES, megvii_name, PixelFormat
 from ..files.families import restore_stem, STEM
-from ..files.paths import atomic, new_folder
+from ..files.paths import atomic, check_other_file, new_folder
 from ..model import build_model, IMAGENET_STATS
 
 # %% ../../nbs/deploy/06_convert_weights.ipynb #f0052cfe
@@ -53,7 +53,7 @@ def _check_file(path, state, pixels): # `state` of `_complete_state`
     found = load_weights(path, **asdict(pixels)).state
     same = {k: torch.equal(found[k], v) for k, v in state.items() if k != STEM and k in found}
     equal = all(same.values()) and found.keys() == state.keys()
-    if equal and torch.allclose(found[STEM], state[STEM], rtol=2**-22, atol=0): return
+    if equal and torch.allclose(found[STEM], state[STEM], rtol=2**-22, atol=1e-30): return
     raise RuntimeError('the tensors in the file are not those of the weights')
 
 # %% ../../nbs/deploy/06_convert_weights.ipynb #556415b5
@@ -85,7 +85,9 @@ def _describe_pixels(to, pixels, mean): # Text; `mean`: of the weights
 
 # %% ../../nbs/deploy/06_convert_weights.ipynb #034acb5b
 def _output(weights, to, out): # Path of the file
-    if out is not None: return Path(out)
+    if out is not None:
+        if Path(out).suffix not in ('.pth', '.pt', '.ckpt'): raise ValueError(f'{out}: files of PyTorch end in .pth')
+        return Path(out)
     return Path(weights.rpartition('/')[2] if '://' in weights else weights).with_suffix(f'.{to}.pth')
 
 @command
@@ -96,7 +98,9 @@ def yolox_convert_weights(
 ):
     "Write WEIGHTS with the names of other implementations"
     if to not in OTHER_TOOLS: raise ValueError(f'--to: choose one of {", ".join(OTHER_TOOLS)}')
-    loaded, path = load_weights(weights), _output(weights, to, out)
+    path = _output(weights, to, out)
+    check_other_file(path, weights)
+    loaded = load_weights(weights)
     pixels = convert_weights(loaded, to, path)
     print(f'written to {path}: {loaded.model_type} with {counted(loaded.num_classes, "class")}')
     print(_describe_pixels(to, pixels, loaded.mean))

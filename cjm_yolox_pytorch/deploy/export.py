@@ -6,7 +6,7 @@
 __all__ = ['export_weights', 'yolox_export', 'EXPORT_FORMATS', 'exportable']
 
 # %% ../../nbs/deploy/05_export.ipynb #3f8ac6cf
-import json, os, torch
+import json, torch
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .web import export_web
 from ..detection.selection import describe_conf
 from ..files.checkpoints import load_weights, Weights
 from ..files.class_names import parse_names
+from ..files.paths import check_other_file
 from ..utils import check_between
 
 _all_ = ['EXPORT_FORMATS', 'exportable'] # Of the rooms below
@@ -58,9 +59,7 @@ def _output_file(weights, out, format, kind=''): # `kind`: half, int8 or a progr
 _BESIDE = dict(openvino=['.bin'], ncnn=['.bin', '.json']) # Suffixes of what is written beside a file
 
 def _check_apart(path, weights): # A file, an address or a name
-    if not os.path.exists(weights): return
-    for file in (path, *map(path.with_suffix, _BESIDE.get(format_name(path), []))):
-        if file.exists() and file.samefile(weights): raise ValueError(f'{file} are the weights: choose another --out')
+    for file in (path, *map(path.with_suffix, _BESIDE.get(format_name(path), []))): check_other_file(file, weights)
 
 # %% ../../nbs/deploy/05_export.ipynb #d4bc9f80
 def _export(weights, path, options):

@@ -155,8 +155,8 @@ def yolox_predict(
     conf:float=None, # Keep detections with a higher score; the one chosen in training unless given, or .25
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best
     max_detections:int=300, # Most detections per image
-    class_agnostic:bool=False, # Keep the best of boxes that overlap, whatever their classes, as pictures always do
-    multi_label:bool=False, # Let a box have several classes, in pictures, too
+    class_agnostic:bool=False, # Keep the best of boxes that overlap, whatever their classes, as pictures do
+    multi_label:bool=False, # Let a box have several classes, and draw all of them
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
     tile:int=None, # Cut images into tiles of so many pixels, for small objects in large images
     overlap:float=None, # Share of a tile that neighbors have in common; .2 unless given

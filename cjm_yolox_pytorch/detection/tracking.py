@@ -62,8 +62,9 @@ def draw(self:TrackedDetections, class_agnostic:bool=True, iou:float=.65): # As 
     texts = [f'{f"#{n} " if n else ""}{found.name(i)} {found.scores[i]:.2f}' for i, n in enumerate(found.track_ids)]
     picture = as_picture(self.image)
     canvas, width = ImageDraw.Draw(picture), max(round(max(picture.size)/320), 1)
+    hidden = {*self.track_ids.tolist()} - {*found.track_ids.tolist()}
     for n, points in (self.trails or {}).items():
-        if len(points) > 1: canvas.line(points, fill=class_color(n), width=width, joint='curve')
+        if len(points) > 1 and n not in hidden: canvas.line(points, fill=class_color(n), width=width, joint='curve')
     return draw_named(picture, found.boxes, texts, [*map(class_color, found.track_ids)])
 
 # %% ../../nbs/detection/04_tracking.ipynb #ea5839a7

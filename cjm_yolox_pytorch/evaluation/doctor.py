@@ -293,7 +293,7 @@ def _labeling_files(report): # Path -> text; with remarks for the report
     return files
 
 def _pictures(report, out): # Where to see what is said
-    if out: return f'pictures are in {Path(out)/"doctor.png"}'
+    if out: return f'pictures go to {Path(out)/"doctor.png"}'
     return 'to see these images, add --out FOLDER' if any(map(os.path.isfile, (f.where for f in report.faults))) else ''
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #0af66606

@@ -291,7 +291,8 @@ def _compare(weights, loaded, split, annotations, out, **options): # Several net
         samples.append(ap_samples(rank_matches(used, found))[:, 0])
         rows.append(f'{file[-width:]:{width}} {str(m["size"]):>5} {figures}')
     print(f'on {split}: {_count(annotations[0])}', *map(printable, rows), sep='\n', flush=True)
-    differences = difference_lines([Path(w).name for w in weights], samples)
+    names = [Path(w).name for w in weights]
+    differences = difference_lines(names if len({*names}) == len(names) else weights, samples)
     for line in differences: print(*wrap_lines(printable(line)), sep='\n', flush=True)
     if options['tile']: print('all of them on tiles: give a single file to see whether tiles help', flush=True)
     if out: print(f'details written to folders in {out}', flush=True)

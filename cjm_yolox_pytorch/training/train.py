@@ -137,6 +137,7 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     trainer.ema.module.load_state_dict(best.state)
     more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes), size=best.size)
     if best.notes.get('thresholds'): more['thresholds'] = best.notes['thresholds']
+    if trainer.recipe.tile: more['tile'] = trainer.recipe.tile
     found = trainer.predict(trainer.val, progress=partial(show_progress, unit='batches', desc='best weights'))
     return report(trainer.val, found, trainer.out, **more)
 

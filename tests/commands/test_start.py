@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cjm_yolox_pytorch.commands.start import import_command
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = '''
 import signal, sys
@@ -49,3 +51,9 @@ def test_command_gets_the_earlier_handler(monkeypatch):
     try: start.start()
     finally: signal.signal(signal.SIGINT, before)
     assert handlers == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize('name', ['train', 'yolox_train_dev', '-c'])
+def test_other_names_of_programs_are_refused(name):
+    message = f'{name}: the name of the program must be one of yolox_'
+    with pytest.raises(SystemExit, match=message): import_command(name)

@@ -164,3 +164,13 @@ def test_real_weights_become_the_file_they_came_from(shared, tmp_path):
     assert all(torch.equal(again[k], v) for k, v in theirs.items() if k != stem)
     assert_close(again[stem], theirs[stem], rtol=ULP, atol=0)
     assert load_weights(tmp_path/'again.pth').family == 'megvii'
+
+
+def test_weights_are_not_replaced(tmp_path):
+    file = tmp_path/'w.pth'
+    file.write_bytes(b'mine')
+    with pytest.raises(ValueError, match='w.pth would be replaced'):
+        yolox_convert_weights(str(file), 'mmdet', str(file))
+    with pytest.raises(ValueError, match='files of PyTorch end in .pth'):
+        yolox_convert_weights(str(file), 'mmdet', str(tmp_path/'w.safetensors'))
+    assert file.read_bytes() == b'mine' and [*tmp_path.iterdir()] == [file]
