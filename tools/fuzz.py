@@ -46,7 +46,7 @@ from cjm_yolox_pytorch.model import VARIANTS
 from cjm_yolox_pytorch.data.checks import check, check_splits
 from cjm_yolox_pytorch.data.splits import find_splits
 from cjm_yolox_pytorch.files.images import stored_sizes
-from cjm_yolox_pytorch.detection.inputs import find_inputs
+from cjm_yolox_pytorch.detection.inputs import check_drawn_files, find_inputs
 from cjm_yolox_pytorch.files.images import read_image
 from cjm_yolox_pytorch.commands.command import _message
 
@@ -310,6 +310,7 @@ def paths_base(root): pixels(root, 'images/a.png')
 
 def read_paths(root):
     pairs, _ = find_inputs([str(root)], root/'out')
+    check_drawn_files(pairs, root/'out')
     out = os.path.realpath(root/'out')
     for _, path in pairs:
         real = os.path.realpath(path)
@@ -643,7 +644,7 @@ OURS = tuple({os.path.realpath(p) for p in PYTHON})
 
 
 def watch(event, args):
-    root = WATCH['root']
+    root = WATCH and WATCH['root'] # None while Python exits
     if root is None: return
     if event.startswith(ACTS): WATCH['seen'].append(f'{event} {args}')
     elif event == 'open' and isinstance(args[0], (str, bytes)) and not may_open(root, *args):
