@@ -43,13 +43,7 @@ def _mean_ranges(quantizer, file, images): # Tensor -> mean over images of its e
     return {name: mean(name) for name in found[0]}
 
 # %% ../../nbs/deploy/03a_quantize_devices.ipynb #2818d23c
-def quantize_litert(
-    file, # LiteRT in fp32
-    out, # File to write
-    images, # Inputs of the network for calibration, as `CalibrationImages` gives them
-    kept, # Names of nodes that stay in fp32
-    metadata:str # JSON of `yolox_export`
-):
+def quantize_litert(file, out, images, kept, metadata): # As `quantize_onnx`, but both are of LiteRT
     "Quantize the convolutions of a file of LiteRT, but the nodes `kept`."
     tools = import_extra('ai_edge_quantizer', 'litert')
     quantizer, ops = tools.Quantizer(os.fspath(file)), tools.qtyping.TFLOperationName
@@ -83,7 +77,7 @@ def _observed(program, kept): # Copy of the network, with observers
     return steps.prepare_pt2e(program.module(), quantizer), steps.convert_pt2e
 
 # %% ../../nbs/deploy/03a_quantize_devices.ipynb #ea91bc88
-def quantize_executorch(file, out, images, kept, metadata): # As `quantize_litert`, but `file` is a pt2 file
+def quantize_executorch(file, out, images, kept, metadata): # As `quantize_onnx`, but `file` is a pt2 file
     "Quantize the convolutions of a traced network, but the nodes `kept`, and write it for ExecuTorch."
     program = torch.export.load(file)
     with quietly('torchao'): network, convert = _observed(program, kept)

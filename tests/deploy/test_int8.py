@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import decisive_model
 
-from cjm_yolox_pytorch.data.annotations import build_annotations
 from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.deploy import formats, ladder, quantize
@@ -22,8 +21,7 @@ from cjm_yolox_pytorch.deploy.export import export_weights, yolox_export
 from cjm_yolox_pytorch.deploy.graph import exportable
 from cjm_yolox_pytorch.deploy.ladder import LADDER, Step, choose_images, measure_file, quantize_weights
 from cjm_yolox_pytorch.detection.backends import load_exported_network
-from cjm_yolox_pytorch.detection.detector import load_detector, prepare_network
-from cjm_yolox_pytorch.evaluation.evaluate import detect
+from cjm_yolox_pytorch.detection.detector import load_detector
 from cjm_yolox_pytorch.files.checkpoints import Weights, save_weights
 from cjm_yolox_pytorch.model import NORM_STATS
 
@@ -43,16 +41,6 @@ def weights(data):
     names = read_split(data, 'train').names
     state = decisive_model(len(names)).state_dict()
     return Weights(state, 'yolox_nano', len(names), **NORM_STATS['yolox_nano'], names=names, size=96, notes=NOTES)
-
-
-@pytest.fixture(scope='module')
-def images(weights, data):
-    "For calibration and validation; the truth is what the network finds, so that its AP is nearly 1"
-    train, val = read_split(data, 'train'), read_split(data, 'val')
-    network, spec = prepare_network(weights, 'cpu')
-    rows = [[i, label, *box] for i, d in enumerate(detect(network, val, spec, conf=.3))
-            for box, label in zip(d.boxes.tolist(), d.labels.tolist())]
-    return train, build_annotations('found', weights.names, val.paths, val.sizes, rows)
 
 
 @pytest.fixture(scope='module')
