@@ -76,7 +76,7 @@ def test_readme_is_made_from_the_index(processed):
 
 
 def test_every_module_has_a_notebook():
-    modules = [p for p in (ROOT/PACKAGE).rglob('*.py') if p.name not in ('__init__.py', '_modidx.py')]
+    modules = [p for p in (ROOT/PACKAGE).rglob('*.py') if p.name not in ('__init__.py', '__main__.py', '_modidx.py')]
     assert {*modules} == {*MODULES.values()}
 
 
@@ -214,6 +214,7 @@ def test_imported_names_are_used(notebook):
 def test_version_is_the_same_everywhere():
     version = re.search(r'^version = (.+)$', (ROOT/'settings.ini').read_text(), re.M)[1]
     assert f'__version__ = "{version}"' in (ROOT/PACKAGE/'__init__.py').read_text()
+    assert any(f'__version__ = "{version}"' in source for _, source in cells(ROOT/'nbs/tutorials/from_python.ipynb'))
     assert f'## {version}' in (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
 
 
@@ -226,8 +227,17 @@ def test_fastcore_is_used_where_both_of_its_lines_agree():
     assert not any(re.search(r'^\s*import fastcore', source, re.M) for source in sources)
 
 
+@pytest.mark.parametrize('name', [name for name in ROOMS if '.' in name and not name.startswith('commands.')])
+def test_messages_go_to_logging(name):
+    "Commands print them; of the rest, only what is written for another program"
+    prints = [n for n in ast.walk(ast.parse(MODULES[name].read_text(encoding='utf-8')))
+        if isinstance(n, ast.Call) and ast.unparse(n.func) == 'print']
+    assert len(prints) <= 3*(name == 'detection.predict')
+
+
 def test_commands_exist():
     scripts = re.search(r'^console_scripts = (.+)$', (ROOT/'settings.ini').read_text(), re.M)[1].split()
-    assert scripts == [f'yolox_{name}={PACKAGE}.commands.start:start' for name in COMMANDS]
+    programs = ['cjm-yolox', *(f'yolox_{name}' for name in COMMANDS)]
+    assert scripts == [f'{program}={PACKAGE}.commands.start:start' for program in programs]
     for name, module in COMMANDS.items():
         assert f'\ndef yolox_{name}(' in MODULES[module].read_text(encoding='utf-8')

@@ -80,9 +80,6 @@ def set_postfix_str(self:ProgressLines, s:str, refresh:bool=False): self.postfix
 @patch
 def set_description_str(self:ProgressLines, *_): pass
 
-@patch
-def write(self:ProgressLines, s:str): print(s, flush=True)
-
 # %% ../../nbs/commands/00a_progress.ipynb #49497059
 @patch
 def __enter__(self:ProgressLines): return self

@@ -9,6 +9,7 @@ __all__ = ['prepare_splits']
 import numpy as np
 
 from ..commands.messages import counted, wrap_lines
+from ..commands.say import caution, say
 from .checks import borrowed_test, check, check_splits, fault_lines, same_split
 from .splits import choose_splits, find_splits, hold_out
 
@@ -23,22 +24,22 @@ def _by_role(read): # Name and `Annotations` for training and for validation
     return dict(zip(('training', 'validation'), read))
 
 # %% ../../nbs/data/11_prepare.ipynb #bf28e6d5
-def _print_split(role, name, split):
+def _say_split(role, name, split):
     names = ', '.join(split.names[:8]) + (' ...' if len(split.names) > 8 else '')
     empty = (np.diff(split.starts) == 0).sum()
     images = counted(len(split), 'image') + (f' ({empty} without objects)' if empty else '')
     contents = f'{images}, {counted(len(split.labels), "object")} of {counted(len(split.names), "class")}'
-    print(*wrap_lines(f'{role} on {name}: {contents}: {names}'), sep='\n', flush=True)
+    say(*wrap_lines(f'{role} on {name}: {contents}: {names}'))
 
-def _print_faults(faults, indent='', root=''): # Those that do not stop; the others become an error
+def _say_faults(faults, indent='', root=''): # Those that do not stop; the others become an error
     lines = fault_lines([f for f in faults if not f.stops])
-    for line in lines: print(*wrap_lines(line, indent, root), sep='\n', flush=True)
+    for line in lines: caution(*wrap_lines(line, indent, root))
 
-def _print_splits(used, faults, pair, root): # `Fault`s by role, and of both together; `root` of the data
+def _say_splits(used, faults, pair, root): # `Fault`s by role, and of both together; `root` of the data
     for role, split in used.items():
-        _print_split(role, *split)
-        _print_faults(faults.get(role, []), '  ', root)
-    _print_faults(pair, '', root)
+        _say_split(role, *split)
+        _say_faults(faults.get(role, []), '  ', root)
+    _say_faults(pair, '', root)
 
 # %% ../../nbs/data/11_prepare.ipynb #72e1c83d
 def _check_pair(used, train, val): # `Fault`s; the splits that were named, or None
@@ -52,16 +53,16 @@ def prepare_splits(
     train:str=None, # Training split; found by its name if None
     val:str=None, # Validation split; found by its name, or a tenth of the training split, if None
     allow_missing:bool=False, # Report missing data instead of raising an error
-    quiet:bool=False, # Print nothing
+    quiet:bool=False, # Say nothing
     **reading # `format`, `images` and `bit_depth` of `find_splits`
 ) -> dict: # Name and `Annotations` by role, training and validation
-    "Read, print and check the training and the validation split of `data`."
+    "Read, describe and check the training and the validation split of `data`."
     read = _read_splits(data, train, val, **reading)
     found = [check(split, allow_missing) for _, split in read] # Before some is held out, as `yolox_doctor` does
     used = _by_role(read)
     faults = dict(zip(used, found))
     pair = _check_pair(used, train, val)
-    if not quiet: _print_splits(used, faults, pair, data)
+    if not quiet: _say_splits(used, faults, pair, data)
     groups = {f'{role} split: ': fs for role, fs in faults.items()} | {'': pair}
     problems = [where + line for where, fs in groups.items() for line in fault_lines([f for f in fs if f.stops])]
     if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..commands.command import command
 from ..commands.messages import counted
+from ..commands.say import say
 from ..files.checkpoints import load_weights, Weights
 from ..files.families import COLUMN_MAJOR, FAMILIES, megvii_name, PixelFormat
 from ..files.families import restore_stem, STEM
@@ -102,5 +103,5 @@ def yolox_convert_weights(
     check_other_file(path, weights)
     loaded = load_weights(weights)
     pixels = convert_weights(loaded, to, path)
-    print(f'written to {path}: {loaded.model_type} with {counted(loaded.num_classes, "class")}')
-    print(_describe_pixels(to, pixels, loaded.mean))
+    say(f'written to {path}: {loaded.model_type} with {counted(loaded.num_classes, "class")}')
+    say(_describe_pixels(to, pixels, loaded.mean))

@@ -23,7 +23,8 @@ from .quantize import CalibrationImages, graph_parts
 from .quantize_devices import QUANTIZERS
 from ..detection.backends import load_exported_network
 from ..detection.detector import prepare_network
-from ..evaluation.evaluate import detect, latency
+from ..evaluation.evaluate import detect
+from ..evaluation.latency import latency
 from ..evaluation.metrics import average_precision
 from ..files.checkpoints import Weights
 

@@ -6,18 +6,21 @@
 __all__ = ['yolox_predict']
 
 # %% ../../nbs/detection/05_predict.ipynb #43b1552e
-import math, os, sys, time
+import math, os, shutil, sys, time
 from contextlib import closing, nullcontext
 from itertools import groupby
 from pathlib import Path
 
-from ..commands.command import command
+from ..commands.command import command, print_json, to_json
+from ..commands.exit_codes import fail
 from ..commands.messages import counted, printable, wrap_lines
+from ..commands.options import grouped
 from ..commands.progress import show_progress
+from ..commands.say import say
 from .backends import remarks
 from .detector import load_detector
 from .inputs import check_drawn_files, count_images, find_inputs, left_out, read_inputs
-from .outputs import check_overwrite, CocoWriter, Drawing, Tally
+from .outputs import check_overwrite, CocoWriter, Drawing, ORDER_HEADER, Tally
 from .prelabels import LabelWriter
 from .selection import describe_thresholds
 from .tiled import choose_tiling, tile_remarks
@@ -72,20 +75,32 @@ def _find_all(detector, files, failed, out, write, labels, track, every, batch, 
     return tally
 
 # %% ../../nbs/detection/05_predict.ipynb #8c1e5a27
-def _report(tally, failed, out, seconds):
+def _report(tally, out, seconds):
     common = ', '.join(f'{name} {k}' for name, k in tally.most_common(8))
     total = f'{counted(tally.images, "image")}, {counted(tally.objects.total(), "object")}'
-    if tally.images: print(total + (f'; most frequent: {printable(common)}' if common else ''))
+    if tally.images: say(total + (f'; most frequent: {printable(common)}' if common else ''))
     speed = f'{tally.images/seconds:.1f} images/s, including reading and writing'
-    if tally.images: print(f'{speed}; written to {out}', flush=True)
-    if live := tally.describe_live(): print(*wrap_lines(live), sep='\n', flush=True)
+    if tally.images: say(f'{speed}; written to {out}')
+    if live := tally.describe_live(): say(*wrap_lines(live))
     hidden = f'not drawn: {counted(tally.hidden, "box")} on objects that have a surer one of another class'
     both = f'{hidden}; --class-agnostic drops them from files and counts, too'
-    if tally.hidden: print(*wrap_lines(both), sep='\n', flush=True)
+    if tally.hidden: say(*wrap_lines(both))
     most, full = tally.max_detections, counted(tally.full, 'image')
-    if tally.full: print(f'{full} with {counted(most, "object")} or more: for more of them, raise --max-detections')
+    if tally.full: say(f'{full} with {counted(most, "object")} or more: for more of them, raise --max-detections')
+
+# %% ../../nbs/detection/05_predict.ipynb #c36fdd3c
+def _print_results(tally, failed, out, written): # `written`: whether there is a detections.json
+    objects = {str(tally.names[i]): k for i, k in tally.objects.items()}
+    text = to_json(dict(out=out, images=tally.images, objects=objects, failed=failed))
+    if not written: return print(text, flush=True)
+    print(text[:-1], ', "detections": ', sep='', end='')
+    with open(out/'detections.json') as f: shutil.copyfileobj(f, sys.stdout)
+    print('}', flush=True)
+
+# %% ../../nbs/detection/05_predict.ipynb #d71b619d
+def _end_with(failed): # Messages by path
     errors = '\n'.join(map(printable, failed.values()))
-    if failed: sys.exit(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}')
+    if failed: fail(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}', 3)
 
 # %% ../../nbs/detection/05_predict.ipynb #2b94c0fe
 def _check_labels(labels, overwrite, write, order):
@@ -120,11 +135,11 @@ def _remarks(detector, track, conf, iou, tile, overlap, **_): # Lines of text
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
 def _say(*lists): # Of lines
-    for line in (line for lines in lists for line in lines): print(*wrap_lines(printable(line)), sep='\n', flush=True)
+    for line in (line for lines in lists for line in lines): say(*wrap_lines(printable(line)))
 
 # %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
 def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit_depth, names, pixels, device, order,
-    network, track, every, **options):
+    network, track, every, json, **options):
     _check_labels(labels, overwrite, write, order)
     _check_options(write, img_size, bit_depth, every, **options)
     names, out = parse_names(names), Path(out)
@@ -138,13 +153,24 @@ def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit
     if labels: labels.set_names(detector.names or range(detector.num_classes))
     _say(left_out(inputs, files), _remarks(detector, track, **options))
     with new_folder(out):
-        if order: return order_files(detector, files, failed, out, **options)
+        if order: return _order(detector, files, failed, out, json, **options)
         tally = _find_all(detector, files, failed, out, 'labels' if labels else write, labels, track, every, **options)
         if labels: _say(labels.said)
-        _report(tally, failed, out, time.time() - start)
+        _report(tally, out, time.time() - start)
+        if json: _print_results(tally, failed, out, tally.images and not labels and write != 'pictures')
+        _end_with(failed)
+
+# %% ../../nbs/detection/05_predict.ipynb #1d75e9b7
+def _order(detector, files, failed, out, json, **options):
+    rows = order_files(detector, files, failed, out, **options)
+    listed = [dict(zip(ORDER_HEADER, row)) for row in rows]
+    if json: print_json(dict(out=out, order=listed, failed=failed))
+    _end_with(failed)
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13
 @command
+@grouped(inputs='network every bit_depth', boxes='iou max_detections class_agnostic multi_label mirrored overlap',
+    weights='names pixels', output='labels overwrite order json')
 def yolox_predict(
     weights:str, # Weights (file, address, or a size such as yolox_s), or an exported .onnx, .xml or .pt2 file
     inputs:list, # Images, folders, patterns such as "photos/*.jpg", videos, addresses, and cameras such as 0
@@ -171,6 +197,7 @@ def yolox_predict(
     network:bool=False, # Read INPUTS that are addresses of http, https or rtsp
     every:int=1, # Of a video, read one frame in so many; live streams also skip what they have no time for
     track:bool=False, # Number objects through the frames of videos, and write the tracks in MOTChallenge's format
+    json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
 ):
     "Find objects in INPUTS with WEIGHTS"
     _predict_files(**locals())

@@ -7,13 +7,14 @@ __all__ = ['AGGREGATES', 'LOWEST', 'uncertainties', 'image_uncertainty', 'order_
            'order_files']
 
 # %% ../../nbs/detection/03a_uncertainty.ipynb #11b14e9c
-import csv, sys, numpy as np
+import csv, numpy as np
 from functools import partial
 from itertools import islice
 
 from ..boxes import box_iou
 from ..commands.messages import counted, printable
 from ..commands.progress import show_progress
+from ..commands.say import say
 from .detections import Detections
 from .inputs import is_video, read_inputs
 from .outputs import check_overwrite, ORDER_HEADER
@@ -78,16 +79,14 @@ def check_order(order, files, conf, path): # Before anything is written; `files`
     check_overwrite([path])
 
 # %% ../../nbs/detection/03a_uncertainty.ipynb #d0a15d80
-def _report_order(rows, failed, path):
-    print(f'{counted(len(rows), "image")}, the least sure first; written to {path}')
-    for file, value, _ in rows[:10]: print(f'{value:8.3f}  {printable(file)}')
-    if len(rows) > 10: print(f'          and {len(rows) - 10} more')
-    sys.stdout.flush()
-    errors = '\n'.join(map(printable, failed.values()))
-    if failed: sys.exit(f'{len(failed)} of the inputs could not be read:\n{errors}')
+def _report_order(rows, path):
+    say(f'{counted(len(rows), "image")}, the least sure first; written to {path}')
+    for file, value, _ in rows[:10]: say(f'{value:8.3f}  {printable(file)}')
+    if len(rows) > 10: say(f'          and {len(rows) - 10} more')
 
-def order_files(detector, files, failed, out, batch, **options):
+def order_files(detector, files, failed, out, batch, **options): # -> rows of the file
     "Write `order.csv` into the existing folder `out`, and report; options as for `order_images`."
     rows = order_images(detector, files, failed, batch, partial(show_progress, total=len(files)), **options)
     write_order(rows, out/'order.csv')
-    _report_order(rows, failed, out/'order.csv')
+    _report_order(rows, out/'order.csv')
+    return rows

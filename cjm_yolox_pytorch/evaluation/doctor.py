@@ -11,9 +11,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..commands.command import command
+from ..commands.command import command, print_json
 from ..commands.messages import counted, file_name, printable, shorten, wrap_lines
+from ..commands.options import grouped
 from ..commands.progress import show_progress
+from ..commands.say import say
 from ..data.checks import borrowed_test, check, check_difficulty, check_splits
 from ..data.checks import Fault, same_split, TOLD_APART
 from ..data.label_files import write_files
@@ -239,6 +241,8 @@ def _conclusion(n): # Number of kinds of faults that stop
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6890
 @command
+@grouped(data='format images bit_depth allow_missing', second_opinion='weights names pixels device overwrite',
+    output='json')
 def yolox_doctor(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
@@ -249,14 +253,14 @@ def yolox_doctor(
     allow_missing:bool=False, # Call the data ready even if a tenth of the images or labels, or more, is missing
     img_size:int=416, # Side of the canvas in training, in pixels
     out:str=None, # Folder for what is found, as JSON, pictures and a labeling task; by default nothing is written
-    json:bool=False, # Print JSON instead of text
+    json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
     weights:str=None, # Also find labels that these contradict: weights, or an exported .onnx, .xml or .pt2 file
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     device:str=None, # For WEIGHTS: cpu, cuda, ...; the fastest unless given
     overwrite:bool=False, # Replace the labeling task of an earlier run
 ):
-    "Check whether the dataset DATA is ready to train on, and show what is in it"
+    "Check whether DATA is ready to train on, and describe it"
     _run_doctor(**locals())
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #de15fd84
@@ -283,7 +287,7 @@ def _run_doctor(data, img_size, bit_depth, out, json, weights, names, pixels, de
     report = examine(data, img_size, show_progress, bit_depth=bit_depth, **reading)
     if network and report.splits: report.comparison = _ask(report, network, device)
     _publish(report, json, out, overwrite)
-    if not report.ready: raise SystemExit(1)
+    if not report.ready: raise SystemExit(3)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #eb6b07cc
 def _labeling_files(report): # Path -> text; with remarks for the report
@@ -299,8 +303,8 @@ def _pictures(report, out): # Where to see what is said
 # %% ../../nbs/evaluation/04_doctor.ipynb #0af66606
 def _publish(report, as_json, out, overwrite=False): # Print, and write into a folder if one is given
     files = _labeling_files(report) if out else {}
-    lines = [_to_json(report)] if as_json else map(printable, report_lines(report, _pictures(report, out)))
-    print(*lines, sep='\n', flush=True)
+    if as_json: print_json(summary(report))
+    else: say(*map(printable, report_lines(report, _pictures(report, out))))
     if out: _write_report(report, Path(out), files, overwrite)
 
 def _write_report(report, out, files, overwrite):

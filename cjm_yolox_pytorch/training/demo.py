@@ -12,6 +12,7 @@ from pathlib import Path
 from torchvision.transforms import v2
 
 from ..commands.command import command
+from ..commands.say import say
 from ..data.prepare import prepare_splits
 from ..data.shapes import write_shapes
 from ..evaluation.evaluate import yolox_eval
@@ -37,11 +38,11 @@ def yolox_demo(
     (_, train), (_, val) = prepare_splits(data).values()
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
     except KeyboardInterrupt:
-        print('stopped; the next yolox_demo starts again', flush=True)
+        say('stopped; the next yolox_demo starts again')
         sys.exit(130) # As Ctrl-C elsewhere
-    print('on held-out images:', flush=True)
+    say('on held-out images:')
     yolox_eval(str(out/'best.safetensors'), str(data), split='test', out=str(out/'test'), device=device)
-    print(f'look at {out/"curves.png"} and {out/"test/detections.png"}', flush=True)
+    say(f'look at {out/"curves.png"} and {out/"test/detections.png"}')
 
 # %% ../../nbs/training/04_demo.ipynb #a71ea6fe
 def _draw_dataset(out, data, images):
@@ -51,7 +52,7 @@ def _draw_dataset(out, data, images):
         _clear_folder(out, data, mark)
         data.mkdir(exist_ok=True)
         mark.touch() # Before there is anything to replace
-        print(f'drawing shapes into {data}', flush=True)
+        say(f'drawing shapes into {data}')
         write_shapes(data, train=images, val=100, test=200, size=96)
 
 def _clear_folder(out, data, mark):

@@ -1,7 +1,10 @@
 "Options that mean the same are explained in the same words."
+import inspect
+
 import pytest
 from fastcore.docments import docments
 
+from cjm_yolox_pytorch.commands.options import parser_of
 from cjm_yolox_pytorch.data.convert import yolox_convert
 from cjm_yolox_pytorch.deploy.convert_weights import yolox_convert_weights
 from cjm_yolox_pytorch.deploy.export import yolox_export
@@ -23,3 +26,23 @@ from cjm_yolox_pytorch.training.train import yolox_train
     ('images', [yolox_train, yolox_doctor, yolox_eval, yolox_convert])])
 def test_same_options_have_the_same_help(option, commands):
     assert len({docments(command)[option] for command in commands}) == 1
+
+
+EVERY_COMMAND = pytest.mark.parametrize('command', [yolox_convert, yolox_convert_weights, yolox_export, yolox_predict,
+    yolox_doctor, yolox_eval, yolox_demo, yolox_train], ids=lambda command: command.__name__)
+
+
+@EVERY_COMMAND
+def test_options_are_grouped_once_and_about_ten_come_first(command):
+    grouped = ' '.join(getattr(command, 'groups', {}).values()).split()
+    names = [*inspect.signature(command).parameters]
+    assert len({*grouped}) == len(grouped) and {*grouped} <= {*names}
+    assert len({*names} - {*grouped}) <= 11 # With what has to be given
+
+
+@EVERY_COMMAND
+def test_help_fits_a_terminal(command, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    lines = parser_of(command).format_help().splitlines()
+    assert max(map(len, lines)) <= 80 and lines[0].startswith(f'usage: {command.__name__} [options]')
+    assert lines[-1] == 'exit status: 0 done, 1 error, 2 usage, 3 data, 4 weights, 5 memory, 130 Ctrl-C'

@@ -6,6 +6,7 @@ import pytest
 from layouts import (
     CLASSES, LINE, NAMES, both, coco, every, labeled, write, write_files, write_image, write_layout, yolo)
 
+from cjm_yolox_pytorch.commands.say import shown
 from cjm_yolox_pytorch.data import prepare
 from cjm_yolox_pytorch.data.annotations import build_annotations
 from cjm_yolox_pytorch.data.checks import Fault, check, check_difficulty, check_splits, fault_lines
@@ -84,7 +85,7 @@ def test_prepare_prints_every_note(tmp_path, monkeypatch, capsys):
     find = prepare.find_splits
     monkeypatch.setattr(prepare, 'find_splits', lambda *args: {
         split: lambda read=read: replace(read(), notes=notes) for split, read in find(*args).items()})
-    prepare_splits(tmp_path)
+    with shown(): prepare_splits(tmp_path)
     printed = capsys.readouterr().out
     assert [printed.count(note) for note in notes] == [2, 2, 2] # Training and validation
 
@@ -110,9 +111,9 @@ def test_check_stops_if_a_tenth_of_the_boxes_is_left_out(flat, stops, tmp_path):
 def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
     write_flat_boxes(tmp_path, 5)
     with pytest.raises(ValueError, match='5 of .* boxes are left out. To train anyway, pass --allow-missing'):
-        prepare_splits(tmp_path, 'train', 'train')
+        with shown(): prepare_splits(tmp_path, 'train', 'train')
     assert 'training on train' in capsys.readouterr().out
-    prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
+    with shown(): prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
     assert '  missing data: 5 of 20 boxes are left out\n' in capsys.readouterr().out
 
 
@@ -120,9 +121,9 @@ def test_prepare_tells_what_stops_once_and_of_which_split(tmp_path, capsys):
     "In the error only; the printed lines fit into 80 columns"
     write_flat_boxes(tmp_path, 5)
     with pytest.raises(ValueError, match=r'^training split: missing data: .*; validation split: missing data'):
-        prepare_splits(tmp_path, 'train', 'train')
+        with shown(): prepare_splits(tmp_path, 'train', 'train')
     assert 'missing' not in capsys.readouterr().out
-    prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
+    with shown(): prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
@@ -134,7 +135,7 @@ def test_prepare_checks_a_split_before_a_tenth_is_held_out(tmp_path, capsys):
         objects = [dict(id=n, image_id=n, category_id=1, bbox=[5, 5, 5*(n != flat), 5]) for n in range(20)]
         objects += [dict(o, id=o['id'] + 20, bbox=[20, 20, 5, 5]) for o in objects[:10]]
         write(tmp_path/'train.json', dict(coco(['a']), images=images, annotations=objects))
-        prepare_splits(tmp_path)
+        with shown(): prepare_splits(tmp_path)
         assert capsys.readouterr().out.count('box left out: ') == 1
 
 
@@ -219,7 +220,7 @@ def without_val(root):
     (lambda root: write_layout('voc official', root), {}, False)])
 def test_prepare_says_that_the_test_split_is_validated_on(layout, options, told, tmp_path, capsys):
     layout(tmp_path)
-    prepare_splits(tmp_path, **options)
+    with shown(): prepare_splits(tmp_path, **options)
     text = ' '.join(capsys.readouterr().out.split())
     assert ('test as validation: there is no val split, so test is used to choose the best epoch' in text) == told
 

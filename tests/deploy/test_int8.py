@@ -79,7 +79,7 @@ def falling(monkeypatch):
 def run(monkeypatch, *words):
     monkeypatch.setattr(sys, 'argv', ['yolox_export', *map(str, words)])
     with pytest.raises(SystemExit) as end: yolox_export()
-    return end.value.code
+    return end.value.args[0]
 
 
 # ---- What is in a file

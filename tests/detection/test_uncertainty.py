@@ -64,7 +64,7 @@ def run(monkeypatch, capsys, *args): # As in a shell: exit status, output and er
     monkeypatch.setattr(sys, 'argv', ['yolox_predict', *map(str, args), '--device', 'cpu'])
     status = 0
     try: yolox_predict()
-    except SystemExit as e: status = e.code
+    except SystemExit as e: status = e.args[0]
     return status, *capsys.readouterr()
 
 

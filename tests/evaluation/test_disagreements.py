@@ -280,7 +280,7 @@ def run(monkeypatch, capsys, *args): # As in a shell: exit status, output and er
     monkeypatch.setattr(sys, 'argv', ['yolox_doctor', *map(str, args)])
     status = 0
     try: yolox_doctor()
-    except SystemExit as e: status = e.code
+    except SystemExit as e: status = e.args[0]
     return status, *capsys.readouterr()
 
 

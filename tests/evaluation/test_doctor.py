@@ -280,8 +280,8 @@ def test_doctor_command(tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path/'out/doctor.png').size[0] == 1200
     assert run(tmp_path/'data', '--bit-depth', '12', '--allow-missing')[0] == 0
     status, text, errors = run(tmp_path/'data', '--format', 'coco', '--json')
-    assert status == 1 and 'does not look like coco' in json.loads(text)['faults'][0]['text'] and not errors
+    assert status == 3 and 'does not look like coco' in json.loads(text)['faults'][0]['text'] and not errors
     (tmp_path/'data/train/images/a.png').write_bytes(broken_images('png')['half'])
     status, text, _ = run(tmp_path/'data')
-    assert status == 1 and 'a.png cannot be decoded' in re.sub(r'\s+', ' ', text)
+    assert status == 3 and 'a.png cannot be decoded' in re.sub(r'\s+', ' ', text)
     assert text.endswith('not ready to train: 1 item above must be fixed\n')

@@ -101,7 +101,7 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', ['yolox_eval', *map(str, args), '--device', 'cpu'])
         code = 0
         try: yolox_eval()
-        except SystemExit as e: code = e.code
+        except SystemExit as e: code = e.args[0]
         return code, *capsys.readouterr()
     return run
 

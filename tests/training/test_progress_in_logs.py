@@ -9,6 +9,7 @@ import pytest
 from trainings import ranks, run_command, trainer, words
 
 from cjm_yolox_pytorch.commands import progress
+from cjm_yolox_pytorch.commands.say import shown
 from cjm_yolox_pytorch.training.train import fit, measure_best
 
 STEPS = [f'epoch {n} of 4, step {step} of 3' for n in range(1, 5) for step in (1, 2, 3)]
@@ -28,7 +29,7 @@ def talkative(monkeypatch): monkeypatch.setattr(progress, 'INTERVAL', 0)
 
 def test_training_says_how_far_it_is_after_steps_and_in_validations(shapes, tmp_path, no_plots, talkative, capsys):
     t = trainer(shapes)
-    fit(t, tmp_path)
+    with shown(): fit(t, tmp_path)
     printed = capsys.readouterr()
     assert told(printed.err) == WHOLE and told(printed.out) == []
     assert [line.partition('/')[0].strip() for line in printed.out.splitlines()] == ['1', '2', '3', '4']
@@ -37,7 +38,7 @@ def test_training_says_how_far_it_is_after_steps_and_in_validations(shapes, tmp_
 
 
 def test_quick_training_says_nothing_but_its_epochs(shapes, tmp_path, no_plots, capsys):
-    fit(trainer(shapes, epochs=1), tmp_path)
+    with shown(): fit(trainer(shapes, epochs=1), tmp_path)
     printed = capsys.readouterr()
     assert printed.err == '' and printed.out.count('\n') == 1
 

@@ -14,7 +14,7 @@ import torch
 from trainings import SMALL, trainer, words
 
 import cjm_yolox_pytorch.training.trainer
-from cjm_yolox_pytorch.commands.command import parser_of
+from cjm_yolox_pytorch.commands.options import parser_of
 from cjm_yolox_pytorch.commands.start import COMMANDS, import_command
 from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import read_split
@@ -72,7 +72,7 @@ def test_help_explains_every_option(name):
 
 def test_help_of_train_shows_defaults_of_the_recipe():
     printed = ' '.join(parser_of(yolox_train).format_help().split())
-    assert '--no-aug-epochs NO_AUG_EPOCHS' in printed and '(squared_iou)' in printed
+    assert '--no-aug-epochs N ' in printed and '(squared_iou)' in printed
     assert 'Peak learning rate for this batch size: change both together (0.002)' in printed
 
 

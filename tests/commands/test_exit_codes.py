@@ -1,0 +1,60 @@
+"The exit status tells data, weights, memory and the rest apart."
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cjm_yolox_pytorch
+from cjm_yolox_pytorch.commands import exit_codes
+from cjm_yolox_pytorch.commands.command import command
+from cjm_yolox_pytorch.commands.start import import_command
+
+PACKAGE = Path(cjm_yolox_pytorch.__path__[0])
+
+
+def status(monkeypatch, line):
+    program, *words = line.split()
+    monkeypatch.setattr(sys, 'argv', [program, *words])
+    with pytest.raises(SystemExit) as end: import_command(program)()
+    return end.value.code
+
+
+@pytest.mark.parametrize('line, code', [
+    ('yolox_train nowhere', 3), ('yolox_train {}', 3), ('yolox_train shapes --format coco --train fold1', 3),
+    ('yolox_train shapes --weights nowhere.pth', 4), ('yolox_train shapes --weights text.pth', 4),
+    ('yolox_train shapes --epochs 0', 1), ('yolox_train shapes --format xml', 1), ('yolox_train shapes --names a', 1),
+    ('yolox_train shapes --out shapes', 1), ('yolox_train shapes --device gpu', 1),
+    ('yolox_train', 2), ('yolox_train shapes --epochs few', 2), ('yolox_train shapes --epoch-s 3', 2),
+    ('yolox_eval nowhere.pth shapes', 4), ('yolox_eval text.onnx shapes', 4), ('yolox_eval w.pth shapes --iou 65', 1),
+    ('yolox_predict nowhere.pth shapes', 4), ('yolox_predict text.pth nowhere.jpg', 4),
+    ('yolox_predict text.pth shapes --write pdf', 1), ('yolox_export nowhere.pth', 4),
+    ('yolox_export text.pth --format pdf', 1), ('yolox_doctor nowhere', 3), ('yolox_doctor shapes --img-size 0', 1),
+    ('yolox_convert nowhere --to coco --out x', 3), ('yolox_convert shapes --to kitti --out x', 1),
+    ('yolox_convert shapes --to voc --out shapes', 1), ('yolox_convert_weights text.pth --to mmdet', 4)])
+def test_commands(monkeypatch, tmp_path, draw_few, line, code):
+    monkeypatch.chdir(tmp_path)
+    Path('shapes').symlink_to(draw_few)
+    for name in ('text.pth', 'text.onnx'): Path(name).write_text('text')
+    assert status(monkeypatch, line.format(tmp_path)) == code
+
+
+@pytest.fixture(scope='module')
+def draw_few(draw_shapes): return draw_shapes(train=4, val=2, test=0, size=64)
+
+
+@pytest.mark.parametrize('error, code', [
+    (MemoryError(), 5), (torch.OutOfMemoryError('CUDA out of memory'), 5), (OSError('the disk is full'), 1),
+    (ValueError('Caught ValueError in DataLoader worker process 0.\nValueError: a.jpg: cut off'), 3)])
+def test_errors(monkeypatch, capsys, error, code):
+    @command
+    def some_command(): raise error
+    monkeypatch.setattr(sys, 'argv', ['some_command'])
+    with pytest.raises(SystemExit) as end: some_command()
+    assert end.value.code == code and capsys.readouterr().err.startswith('some_command: error: ')
+
+
+def test_modules_exist():
+    for name in exit_codes._SUBJECTS:
+        path = PACKAGE.joinpath(*name.split('.'))
+        assert path.with_suffix('.py').is_file() or path.is_dir(), name
