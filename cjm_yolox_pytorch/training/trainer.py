@@ -128,6 +128,8 @@ def _start(self:Trainer):
     self.best = dict(AP=-1.) # Metrics of the best epoch
     self.notes = {} # Notes for weights files
     self.loader = self.out = None # Loader of training images; output folder
+    self.callbacks = [] # Objects with hooks
+    self.step_losses = {} # Scalar tensors of the last step, by name
 
 # %% ../../nbs/training/01_trainer.ipynb #fd2aa34c
 @patch(as_prop=True)
@@ -253,6 +255,13 @@ def report_progress(self:Trainer,
     text = f'{losses} lr {lr:.0e} {speed:.0f} img/s {memory_gb(self.device):.1f} GB'
     progress.set_description_str(f'{self.epoch + 1}/{epochs} {text}')
 
+# %% ../../nbs/training/01_trainer.ipynb #a77f6a92
+@patch
+def notify(self:Trainer, hook:str): # Such as on_step_end
+    "Call the method `hook` of each callback that has it, with this trainer."
+    for callback in self.callbacks:
+        if hasattr(callback, hook): getattr(callback, hook)(self)
+
 # %% ../../nbs/training/01_trainer.ipynb #04cae625
 @patch
 def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
@@ -262,6 +271,8 @@ def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
     for batch in self.loader:
         losses = self.step(batch)
         _add_losses(self.totals, losses)
+        self.step_losses = losses
+        self.notify('on_step_end')
         if check: check()
         check = partial(self.check_finite, batch, _read_later(losses), self.done)
         if progress is not None: self.report_progress(progress, (self.done - begun)/(time.time() - start))
