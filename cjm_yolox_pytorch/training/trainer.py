@@ -162,6 +162,7 @@ def step(self:Trainer, batch:Batch) -> dict:
     self.scheduler.step()
     self.ema.update()
     self.done += 1
+    self.step_losses = losses
     return losses
 
 # %% ../../nbs/training/01_trainer.ipynb #3d83ad99
@@ -271,7 +272,6 @@ def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
     for batch in self.loader:
         losses = self.step(batch)
         _add_losses(self.totals, losses)
-        self.step_losses = losses
         self.notify('on_step_end')
         if check: check()
         check = partial(self.check_finite, batch, _read_later(losses), self.done)
