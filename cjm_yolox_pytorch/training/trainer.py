@@ -138,6 +138,13 @@ def steps(self:Trainer) -> int: return self.epoch*len(self.batches) + self.done
 @patch(as_prop=True)
 def no_aug(self:Trainer) -> bool: return self.epoch >= self.recipe.epochs - self.recipe.capped_no_aug
 
+# %% ../../nbs/training/01_trainer.ipynb #a77f6a92
+@patch
+def notify(self:Trainer, hook:str): # Such as on_step_end
+    "Call the method `hook` of each callback that has it, with this trainer."
+    for callback in self.callbacks:
+        if hasattr(callback, hook): getattr(callback, hook)(self)
+
 # %% ../../nbs/training/01_trainer.ipynb #528d4a27
 @patch
 def losses(self:Trainer, batch:Batch) -> dict:
@@ -163,6 +170,7 @@ def step(self:Trainer, batch:Batch) -> dict:
     self.ema.update()
     self.done += 1
     self.step_losses = losses
+    self.notify('on_step_end')
     return losses
 
 # %% ../../nbs/training/01_trainer.ipynb #3d83ad99
@@ -256,13 +264,6 @@ def report_progress(self:Trainer,
     text = f'{losses} lr {lr:.0e} {speed:.0f} img/s {memory_gb(self.device):.1f} GB'
     progress.set_description_str(f'{self.epoch + 1}/{epochs} {text}')
 
-# %% ../../nbs/training/01_trainer.ipynb #a77f6a92
-@patch
-def notify(self:Trainer, hook:str): # Such as on_step_end
-    "Call the method `hook` of each callback that has it, with this trainer."
-    for callback in self.callbacks:
-        if hasattr(callback, hook): getattr(callback, hook)(self)
-
 # %% ../../nbs/training/01_trainer.ipynb #04cae625
 @patch
 def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
@@ -272,7 +273,6 @@ def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
     for batch in self.loader:
         losses = self.step(batch)
         _add_losses(self.totals, losses)
-        self.notify('on_step_end')
         if check: check()
         check = partial(self.check_finite, batch, _read_later(losses), self.done)
         if progress is not None: self.report_progress(progress, (self.done - begun)/(time.time() - start))
