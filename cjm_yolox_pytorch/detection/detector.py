@@ -7,7 +7,7 @@ __all__ = ['network_like', 'prepare_input', 'run_network', 'box_pairs', 'predict
            'load_network', 'load_detector']
 
 # %% ../../nbs/detection/01_detector.ipynb #78fd2a1b
-import os, torch
+import math, os, torch
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,21 +124,37 @@ def __call__(self:Detector,
     images, # Anything that `as_image` takes, or a list of such
     batch:int=8, # Images, or tiles, that go through the network together
     conf:float=None, # Minimum score, or [C]; that of the weights if None
-    classes=None, # Names of the classes to keep: a list, or text such as `car,person`; all if None
+    classes=None, # Classes to keep: names or numbers in a list, or text such as `car,person`; all if None
     tile:int=None, # Side in pixels of the tiles that images are cut into; None: whole images
     overlap:float=None, # Share of a tile that neighbors have in common; .2 if None
-    **kwargs # Of `predict` and `nms`: mirrored, iou, class_agnostic, multi_label, ...
+    iou:float=.65, # Of boxes of a class that overlap by more, keep the best. Larger: more boxes
+    max_det:int=None, # Most detections per image (also called max_detections); 300 if None
+    **kwargs # Of `predict` and `nms`: mirrored, class_agnostic, multi_label, ...
 ): # -> `Detections`, or a list of them
-    options = dict(batch=batch, conf=conf, classes=classes, tile=tile, overlap=overlap, **kwargs)
-    if not isinstance(images, (list, tuple)): return self([images], **options)[0]
+    settings = _checked(iou, max_det, **kwargs)
     conf = conf_of_classes(self.conf if conf is None else conf, self.num_classes, class_numbers(classes, self.names))
-    found, numbered, tiling = [], list(enumerate(images)), choose_tiling(tile, overlap)
-    def find(some): return predict(self.model, some, self.spec, conf=conf, **settings_of_tiles(tile, **kwargs))
+    many = isinstance(images, (list, tuple))
+    found = self._find(images if many else [images], batch, conf, tile, choose_tiling(tile, overlap), settings)
+    return found if many else found[0]
+
+# %% ../../nbs/detection/01_detector.ipynb #19591b8c
+@patch
+def _find(self:Detector, images, batch, conf, tile, tiling, settings): # -> a list of `Detections`
+    found, numbered = [], list(enumerate(images))
+    def find(some): return predict(self.model, some, self.spec, conf=conf, **settings_of_tiles(tile, **settings))
     for start in range(0, len(images), batch):
         group = [_read(i, image, self.bit_depth) for i, image in numbered[start:start + batch]]
-        some = find_in_tiles(find, group, batch=batch, **tiling, **kwargs)
+        some = find_in_tiles(find, group, batch=batch, **tiling, **settings)
         found += [replace(d, names=self.names, image=image) for image, d in zip(group, some)]
     return found
+
+# %% ../../nbs/detection/01_detector.ipynb #732b7dec
+def _checked(iou, max_det, max_detections=None, **kwargs): # -> arguments of `predict` and `nms`
+    limits = [n for n in (max_det, max_detections) if n is not None]
+    if len(limits) > 1: raise ValueError('max_det and max_detections are names of the same limit: give one of them')
+    limit = limits[0] if limits else 300
+    check_between(iou=(iou, 0, 1), max_det=(limit, 1, math.inf))
+    return dict(kwargs, iou=iou, max_detections=limit)
 
 # %% ../../nbs/detection/01_detector.ipynb #17170f4c
 def _read(i, image, bit_depth):

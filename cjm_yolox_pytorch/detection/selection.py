@@ -54,5 +54,7 @@ def conf_of_classes(
         raise ValueError(f'conf: {counts}: give one, or one for each')
     if not (np.min(conf) >= 0 and np.max(conf) <= 1): raise ValueError(f'conf={shorten(conf)}: scores are from 0 to 1')
     if chosen is None: return conf
+    beyond = [n for n in chosen if n not in range(num_classes)]
+    if beyond: raise ValueError(f'classes={shorten(beyond)}: they are numbered from 0 to {num_classes - 1}')
     kept = np.isin(np.arange(num_classes), chosen)
     return np.where(kept, conf, 1.).tolist()

@@ -54,6 +54,11 @@ class TrackedDetections(Detections):
         rows = super().to_coco(image_id)
         return [row | ({} if i == 0 else dict(track_id=i)) for row, i in zip(rows, self.track_ids.tolist())]
 
+    def to_supervision(self): # As for `Detections`, with `tracker_id`, 0 where there is none
+        theirs = super().to_supervision()
+        theirs.tracker_id = np.asarray(self.track_ids)
+        return theirs
+
 # %% ../../nbs/detection/04_tracking.ipynb #06e38f08
 @patch
 def draw(self:TrackedDetections, class_agnostic:bool=True, iou:float=.65): # As for `Detections`

@@ -7,6 +7,7 @@ __all__ = ['COCO_NAMES', 'MAX_CLASSES', 'check_distinct', 'check_class_names', '
 
 # %% ../../nbs/files/01_class_names.ipynb #3b6008ef
 import difflib, os
+from numbers import Integral
 from pathlib import Path
 
 from ..commands.messages import CONTROL, raise_listing, repeated, shorten
@@ -58,16 +59,19 @@ def _split_names(text):
 
 # %% ../../nbs/files/01_class_names.ipynb #031593ac
 def class_numbers(
-    chosen, # Names of classes: a list, `cat,dog`, or a text file with one name per line; None for all
+    chosen, # Names: a list, `cat,dog`, or a text file with one per line. Or a number, or some. None for all
     names:list # C class names; None if unknown
 ) -> list: # Their numbers in order; None for all
     "Look up the classes `chosen` by their names."
-    if chosen is None: return None
+    if isinstance(chosen, (Integral, tuple, range)): chosen = [chosen] if isinstance(chosen, Integral) else [*chosen]
+    if chosen is None or _are_numbers(chosen): return chosen and sorted(chosen)
     chosen = [chosen] if chosen in (names or []) else parse_names(chosen) # A name may have a comma
     if not names: raise ValueError(f'classes={shorten(chosen)}: the weights have no class names: use --names')
     unknown = [f'{n!r} (similar: {_near_names(n, names)})' for n in chosen if n not in names]
     raise_listing('classes that the weights do not have', unknown, f'They have {shorten(", ".join(names))}')
     return sorted(map(names.index, chosen))
+
+def _are_numbers(chosen): return isinstance(chosen, list) and all(isinstance(n, Integral) for n in chosen)
 
 def _near_names(name, names): # Up to three, also if only the case differs
     by_lower = {n.lower(): n for n in names}

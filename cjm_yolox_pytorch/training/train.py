@@ -30,8 +30,9 @@ from ..evaluation.thresholds import choose_thresholds
 from ..files.checkpoints import load_weights
 from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
+from .callbacks import check_callbacks, make_logger
 from .recipe import Augmentation, check_choice, Recipe, RECIPES
-from .runs import check_folder, COLUMNS, load_state, lock_folder, LOGGERS, LOSSES
+from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
 from ..utils import check_between
@@ -49,16 +50,17 @@ def _has_next_epoch(t):
     return t.epoch < t.recipe.epochs and not 0 < patience <= waited
 
 # %% ../../nbs/training/03_train.ipynb #5fbb4766
-def _finish_epoch(t, row, loggers, progress): # Whether to train another epoch
+def _finish_epoch(t, row, progress): # Whether to train another epoch
     found = None
     if t.epoch % t.recipe.eval_interval == 0 or t.epoch == t.recipe.epochs:
         metrics, found = t.validate(partial(_tell_validation, t, progress))
         if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
+    t.rows.append(row)
     if t.rank == 0:
         if found: _note_thresholds(t, found)
         _write_epoch(t, row)
         if found: show_detections(t.val, found, t.out/'detections.png')
-        for log in loggers: log(row, t.out)
+    t.notify('on_epoch_end')
     return t.agree(_has_next_epoch(t))
 
 def _tell_validation(t, progress, batches): # Yields them
@@ -79,7 +81,6 @@ def _write_epoch(t, row):
     if 'AP' in row and not row['AP'] <= t.best['AP']: # Also the first one, and NaN
         t.best = row
         save_trained(t, t.out/'best.safetensors', row)
-    t.rows.append(row)
     save_trained(t, t.out/'last.safetensors', row)
     write_rows(t.out/'metrics.csv', t.rows)
     plot_curves(t.rows, t.out/'curves.png')
@@ -88,7 +89,7 @@ def _write_epoch(t, row):
 # %% ../../nbs/training/03_train.ipynb #9d8db425
 _BAR = '{remaining} left, {desc}'
 
-def _train_epochs(t, stop, loggers):
+def _train_epochs(t, stop):
     going, epochs, steps = _has_next_epoch(t), t.recipe.epochs, len(t.batches)
     options = dict(total=epochs*steps, initial=t.steps, window=t.recipe.eval_interval*steps)
     with show_progress(bar=dict(bar_format=_BAR), disable=t.rank > 0, **options) as progress:
@@ -97,7 +98,7 @@ def _train_epochs(t, stop, loggers):
             losses = t.train_epoch(progress, stop)
             if losses:
                 row = dict(epoch=t.epoch, **losses, **_measure_speed(t, begun, time.time() - start))
-                going = _finish_epoch(t, row, loggers, progress)
+                going = _finish_epoch(t, row, progress)
                 if t.rank == 0: say(_epoch_line(row, epochs))
             if going and stop(): _save_and_stop(t)
 
@@ -118,17 +119,21 @@ def fit(
     trainer:Trainer,
     out, # Folder for all files
     resume:bool=False, # Resume the training that was interrupted there
-    loggers=() # Functions of a row and the folder
+    callbacks=() # Objects with hooks, such as loggers
 ) -> dict: # Metrics of the epoch with the highest AP
     "Train through all epochs, with weights, metrics and plots in `out`. Raises `KeyboardInterrupt` when asked to stop."
+    check_callbacks(callbacks)
     out = trainer.out = Path(out)
+    trainer.callbacks = [*callbacks]
     first = trainer.rank == 0
     if first: check_folder(out, resume)
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out) if first else nullcontext(), stop_signals(trainer.group) as stop:
         if resume: load_state(trainer, out/'state.pt')
         elif first: save_state(trainer, out/'state.pt') # To resume from the beginning
-        _train_epochs(trainer, stop, loggers)
+        trainer.notify('on_train_start')
+        _train_epochs(trainer, stop)
+        trainer.notify('on_train_end')
     return trainer.best
 
 # %% ../../nbs/training/03_train.ipynb #b1d0150b
@@ -201,18 +206,19 @@ def train(
     epochs:int=None, # Passes over the training images; by default 30
     out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
     device:str=None, # cpu, cuda, ...; the fastest if None
+    callbacks:list=(), # As in `fit`
     **options # Others of `yolox_train` by their names, such as batch=16 or resume=True
 ) -> Trained:
     "Train a YOLOX on `data`. Raises `KeyboardInterrupt` if asked to stop, after everything is saved."
     given = dict(data=data, model=model, weights=weights, epochs=epochs, out=out, device=device)
-    return _run_training(**options_of(yolox_train, **given, **options))
+    return _run_training(callbacks=callbacks, **options_of(yolox_train, **given, **options))
 
 # %% ../../nbs/training/03_train.ipynb #428c80ae
 def _run_training(data, weights, names, recipe, format, images, bit_depth, allow_missing, train, val, out, resume, logger,
-    device, workers, json=False, **changes): # -> `Trained`
+    device, workers, callbacks=(), json=False, **changes): # -> `Trained`
     check_between(bit_depth=(bit_depth, 8, 16))
     if names and not weights: raise ValueError('--names are those of the initial weights: give --weights, too')
-    if logger: check_choice('logger', logger, LOGGERS)
+    callbacks = [*callbacks, *([make_logger(logger)] if logger else [])]
     plan = _choose_recipe(recipe, workers, changes)
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
@@ -224,7 +230,7 @@ def _run_training(data, weights, names, recipe, format, images, bit_depth, allow
         trainer = _make_trainer(plan, used, initial, device)
         if weights: trainer.notes['weights'] = _short_path(weights)
         first = trainer.rank == 0
-        _fit_or_explain(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
+        _fit_or_explain(trainer, out, resume, callbacks if first else [])
         return Trained(out, out/'best.safetensors', measure_best(trainer) if first else {})
 
 # %% ../../nbs/training/03_train.ipynb #cf4949d3
@@ -245,7 +251,7 @@ def yolox_train(
     val:str=None, # Validation split; by default val, or test if there is no val, or a tenth of the training split
     out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
     resume:bool=False, # Resume the interrupted training in the folder
-    logger:str=None, # Also send metrics to tensorboard or wandb
+    logger:str=None, # Also send metrics to tensorboard, wandb, mlflow, trackio, or your own module:function
     device:str=None, # cpu, cuda, ...; the fastest unless given
     workers:int=None, # Processes that load images; by default half of the cores, at most 8
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
@@ -286,8 +292,8 @@ def _make_trainer(plan, used, initial, device):
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #2e266fb6
-def _fit_or_explain(trainer, out, resume, loggers):
-    try: fit(trainer, out, resume, loggers)
+def _fit_or_explain(trainer, out, resume, callbacks):
+    try: fit(trainer, out, resume, callbacks)
     except KeyboardInterrupt as e:
         if e.args and trainer.rank == 0: say(str(e), 'to resume, add --resume to the same command')
         raise

@@ -1,5 +1,6 @@
 "Detections: drawing, and the forms other programs want."
 import io
+import json
 import sys
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cjm_yolox_pytorch.detection.detections import Detections
+from cjm_yolox_pytorch.detection.detections import Detection, Detections
+from cjm_yolox_pytorch.detection.tracking import TrackedDetections
 
 
 def some(n=0, image=None):
@@ -57,3 +59,80 @@ def test_supervision_gets_boxes_scores_and_names():
 def test_supervision_is_named_if_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'supervision', None)
     with pytest.raises(ImportError, match='pip install supervision'): some().to_supervision()
+
+
+def test_supervision_gets_text_also_without_detections():
+    pytest.importorskip('supervision')
+    both = [some(n).to_supervision().data['class_name'].dtype.kind for n in (0, 2)]
+    assert both == ['U', 'U']
+
+
+def pets():
+    boxes = torch.arange(20.).reshape(5, 4)
+    labels = torch.tensor([1, 0, 1, 2, 0])
+    return Detections(boxes, torch.linspace(.9, .5, 5), labels, ['cat', 'dog', 'owl'], torch.zeros(3, 30, 40).byte())
+
+
+@pytest.mark.parametrize('key, rows', [
+    (slice(1, 3), [1, 2]), (slice(None, None, 2), [0, 2, 4]), ([3, 0], [3, 0]), (torch.tensor([4]), [4]),
+    (np.array([True, False, False, True, False]), [0, 3]), ([False, True, False, False, False], [1]), ([], []),
+    (torch.tensor([False, False, True, True, True]), [2, 3, 4]), ('dog', [0, 2]), (['owl', 'cat'], [1, 3, 4])])
+@pytest.mark.parametrize('arrays', [False, True])
+def test_parts_of_detections(key, rows, arrays):
+    found = pets().numpy() if arrays else pets()
+    part = found[key]
+    assert (part.names, part.image is found.image, type(part.boxes)) == (found.names, True, type(found.boxes))
+    assert part.boxes.tolist() == pets().boxes[rows].tolist()
+    assert part.scores.tolist() == pets().scores[rows].tolist() and part.labels.tolist() == pets().labels[rows].tolist()
+
+
+def test_one_detection_has_plain_numbers():
+    found = pets()
+    assert found[3] == found[-2] == [*found][3] == Detection([12., 13., 14., 15.], found.scores[3].item(), 2, 'owl')
+    assert found.numpy()[np.int64(3)] == found[3] and [type(v) for v in found[3]] == [list, float, int, str]
+    assert found[found.scores.argmin()] == found[4]
+    with pytest.raises(IndexError): found[5]
+    with pytest.raises(ValueError, match="'cow' .similar: owl"): found['cow']
+    with pytest.raises(ValueError, match='no class names'): some(2)['cat']
+
+
+def test_everything_moves_to_a_device():
+    moved = pets().to('meta')
+    assert {t.device.type for t in (moved.boxes, moved.scores, moved.labels, moved.image)} == {'meta'}
+    back = pets().numpy().to('cpu')
+    assert torch.equal(back.labels, pets().labels) and torch.equal(back.image, pets().image)
+    tracked = TrackedDetections(*vars(pets()).values(), torch.arange(5)).numpy()
+    assert isinstance(tracked.track_ids, np.ndarray) and tracked['cat'].track_ids.tolist() == [1, 4]
+
+
+def test_arrays_are_drawn_and_converted_like_tensors(tmp_path):
+    found = pets()
+    assert (np.asarray(found.numpy().draw()) == np.asarray(found.draw())).all()
+    assert found.numpy().to_coco(3) == found.to_coco(3) and found.numpy().to_json() == found.to_json()
+    assert repr(found.numpy()) == repr(found)
+
+
+def test_json_of_detections():
+    about = json.loads(pets().to_json(indent=1))
+    assert (about['width'], about['height'], len(about['detections'])) == (40, 30, 5)
+    assert about['detections'][1] == dict(box=[4, 5, 6, 7], score=pets().scores[1].item(), label=0, name='cat')
+    assert json.loads(some(1).to_json()) == some(1).to_dict() and some(1).to_dict()['width'] is None
+
+
+@pytest.mark.parametrize('name, kind', [('a.jpg', 'JPEG'), ('a.PNG', 'PNG'), ('a.webp', 'WEBP'), ('a.tif', 'TIFF')])
+def test_saved_pictures(tmp_path, name, kind):
+    assert pets().save(tmp_path/name, class_agnostic=False) == tmp_path/name
+    with Image.open(tmp_path/name) as image: assert image.format == kind and image.size == pets().draw().size
+
+
+@pytest.mark.parametrize('name', ['a', 'a.txt', 'a.json'])
+def test_pictures_need_an_extension_of_a_picture(tmp_path, name):
+    with pytest.raises(ValueError, match='no extension of a picture: choose .jpg'): pets().save(tmp_path/name)
+    with pytest.raises(ValueError, match='no image to draw on'): some(1).save(tmp_path/'a.jpg')
+    assert not [*tmp_path.iterdir()]
+
+
+def test_tracks_keep_their_numbers_for_supervision():
+    pytest.importorskip('supervision')
+    tracked = TrackedDetections(*vars(pets()).values(), torch.arange(5))
+    assert tracked['dog'].to_supervision().tracker_id.tolist() == [0, 2]

@@ -62,3 +62,27 @@ def test_real_weights_find_what_is_there(shared):
 def test_detector_refuses_scores_that_are_not_from_0_to_1(detector, conf):
     with pytest.raises(ValueError, match='conf=.*: scores are from 0 to 1'):
         detector(Image.new('RGB', (40, 30)), conf=conf)
+
+
+def test_calls_choose_scores_overlap_classes_and_number(detector):
+    photo = Image.effect_noise((64, 64), 80)
+    every = detector(photo, conf=0, iou=1, max_det=1000)
+    assert len(every) == 8**2 + 4**2 + 2**2
+    assert len(detector(photo, conf=0, iou=.1)) < len(every)
+    middle = every.scores.median().item()
+    assert len(detector(photo, conf=middle, iou=1)) == (every.scores > middle).sum()
+    best = detector(photo, conf=0, iou=1, max_det=3)
+    assert best.scores.tolist() == every.scores[:3].tolist()
+    assert detector([photo], conf=0, iou=1, max_detections=3)[0].scores.tolist() == best.scores.tolist()
+    for classes in ('dog,owl', ['owl', 'dog'], ('dog', 'owl'), [1, 2], range(1, 3)):
+        some = detector(photo, conf=0, iou=1, max_det=1000, classes=classes)
+        assert some.scores.tolist() == every[['dog', 'owl']].scores.tolist()
+    assert len(detector(photo, conf=0, classes=1)['dog']) == len(detector(photo, conf=0, classes=1))
+
+
+@pytest.mark.parametrize('options, error', [
+    (dict(iou=45), 'iou=45: must be from 0 to 1'), (dict(iou=float('nan')), 'iou=nan: must be'),
+    (dict(max_det=0), 'max_det=0: must be at least 1'), (dict(max_det=3, max_detections=3), 'names of the same limit'),
+    (dict(classes=3), r'classes=\[3\]: they are numbered from 0 to 2'), (dict(classes=[-1]), 'numbered from 0 to 2')])
+def test_options_out_of_range(detector, options, error):
+    with pytest.raises(ValueError, match=error): detector(Image.new('RGB', (40, 30)), **options)
