@@ -8,9 +8,9 @@ __all__ = ['YOLOXLoss', 'build_model', 'load_weights', 'Detections', 'Detector',
 # %% ../nbs/tutorials/from_python.ipynb #220f53eb
 __version__ = "0.3.0"
 
-_HOMES = dict(YOLOXLoss='loss', build_model='model', load_weights='files.checkpoints', Detections='detection.detections',
-    Detector='detection.detector', load_detector='detection.detector', train='training.train',
-    evaluate='evaluation.evaluate', export='deploy.export')
+_HOMES = dict(YOLOXLoss='loss', build_model='model', load_weights='files.checkpoints',
+    Detections='detection.detections', Detector='detection.detector', load_detector='detection.detector',
+    train='training.train', evaluate='evaluation.evaluate', export='deploy.export')
 _all_ = ['YOLOXLoss', 'build_model', 'load_weights', 'Detections', 'Detector', 'load_detector', 'train', 'evaluate',
     'export']
 

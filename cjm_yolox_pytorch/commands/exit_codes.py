@@ -15,7 +15,8 @@ EXIT_CODES = {0: 'done', 1: 'error', 2: 'usage', 3: 'data', 4: 'weights', 5: 'me
 # Floors, and modules that differ from the rest of their floor
 _SUBJECTS = {'data': 3, 'data.convert': 1, 'data.label_files': 1, 'data.tiling': 1, 'files.images': 3, 'files.video': 3,
     'files.streams': 3, 'detection.inputs': 3, 'files.checkpoints': 4, 'files.pickles': 4, 'files.families': 4,
-    'files.matching': 4, 'files.network_kinds': 4, 'detection.exported': 4, 'detection.onnx': 4, 'detection.backends': 4}
+    'files.matching': 4, 'files.network_kinds': 4, 'detection.exported': 4, 'detection.onnx': 4,
+    'detection.backends': 4}
 
 def _modules(e): # That `e` passed through, the innermost first: cjm_yolox_pytorch.data.coco
     frame, names = e.__traceback__, []

@@ -28,6 +28,10 @@ def _add_option(group, name, p, about): # `p`: the parameter
 # %% ../../nbs/commands/01b_options.ipynb #641c488a
 _STATUS = 'exit status: ' + ', '.join(f'{code} {text}' for code, text in EXIT_CODES.items())
 
+def _required(parameters): # As in the line of usage
+    needed = {name: p.annotation for name, p in parameters.items() if p.default is p.empty}
+    return [f'{name} ...' if kind is list else name for name, kind in needed.items()]
+
 def parser_of(
     func, # The help is in comments, or in the dict `func.option_help`
     program:str=None # As the user called it; by default the name of `func`
@@ -42,8 +46,7 @@ def parser_of(
         _add_option(groups.get(name, parser), name, parameters[name], comments[name])
     for name, (lines, about) in getattr(func, 'shows', {}).items():
         parser.add_argument(f'--{name}', nargs=0, const=lines, action=_Show, help=about, dest=argparse.SUPPRESS)
-    required = [f'{name} ...' if p.annotation is list else name for name, p in parameters.items() if p.default is p.empty]
-    parser.usage = ' '.join([parser.prog, '[options]', *required])
+    parser.usage = ' '.join([parser.prog, '[options]', *_required(parameters)])
     return parser
 
 # %% ../../nbs/commands/01b_options.ipynb #f3dfea2e

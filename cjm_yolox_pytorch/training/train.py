@@ -214,8 +214,8 @@ def train(
     return _run_training(callbacks=callbacks, **options_of(yolox_train, **given, **options))
 
 # %% ../../nbs/training/03_train.ipynb #428c80ae
-def _run_training(data, weights, names, recipe, format, images, bit_depth, allow_missing, train, val, out, resume, logger,
-    device, workers, callbacks=(), json=False, **changes): # -> `Trained`
+def _run_training(data, weights, names, recipe, format, images, bit_depth, allow_missing, train, val, out, resume,
+    logger, device, workers, callbacks=(), json=False, **changes): # Options of `yolox_train` -> `Trained`
     check_between(bit_depth=(bit_depth, 8, 16))
     if names and not weights: raise ValueError('--names are those of the initial weights: give --weights, too')
     callbacks = [*callbacks, *([make_logger(logger)] if logger else [])]
