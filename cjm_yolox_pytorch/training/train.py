@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.docments import docments
 
-from ..commands.command import command
+from ..commands.command import command, showing
 from ..commands.messages import counted, wrap_lines
 from ..commands.progress import show_progress
 from ..commands.signals import stop_signals
@@ -30,6 +30,7 @@ from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
 from .callbacks import check_callbacks, make_logger
 from .recipe import check_choice, Recipe, RECIPES
+from .recipe_file import read_recipe, recipe_lines, write_recipe
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
@@ -130,6 +131,7 @@ def fit(
     with lock_folder(out) if first else nullcontext(), stop_signals(trainer.group) as stop:
         if resume: load_state(trainer, out/'state.pt')
         elif first: save_state(trainer, out/'state.pt') # To resume from the beginning
+        if first: write_recipe(trainer.recipe, out/'recipe.yaml')
         trainer.notify('on_train_start')
         _train_epochs(trainer, stop)
         trainer.notify('on_train_end')
@@ -182,12 +184,13 @@ def _explain_death(e): # RuntimeError -> clear error if another process ended, e
 
 # %% ../../nbs/training/03_train.ipynb #72f5ad8e
 @command
+@showing('print-recipe', lambda: recipe_lines(Recipe()), 'Print a recipe with all defaults, as a file to edit')
 @recipe_options
 def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
-    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below) or paper
+    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
@@ -224,9 +227,11 @@ def yolox_train(
 
 # %% ../../nbs/training/03_train.ipynb #b77288ff
 def _choose_recipe(recipe, workers, changes):
-    check_choice('recipe', recipe, RECIPES)
-    changes['workers'] = _spare_cores() if workers is None else workers
-    return RECIPES[recipe](**{k: v for k, v in changes.items() if v is not None and v is not False})
+    changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None and v is not False}
+    file = Path(recipe).suffix.lower() in ('.yaml', '.yml')
+    if not file: check_choice('recipe', recipe, [*RECIPES, 'a file such as birds.yaml'])
+    defaults = dict(workers=_spare_cores()) | (read_recipe(recipe) if file else {})
+    return (Recipe if file else RECIPES[recipe])(**defaults | changes)
 
 # %% ../../nbs/training/03_train.ipynb #746840e2
 def _initial_weights(weights, names, model): # `Weights`, or None for random ones
