@@ -25,11 +25,11 @@ def recipe_lines(recipe:Recipe) -> list: # Of YAML
     for part in reversed(Recipe.__bases__): # In the order of its fields
         about = docments(part)
         lines += ['', f'# {part.__doc__}']
-        entries = [(f.name, _entry(f.name, getattr(recipe, f.name))) for f in fields(part)]
+        entries = [(f.name, _yaml_line(f.name, getattr(recipe, f.name))) for f in fields(part)]
         lines += [f'{entry:23} # {about[name]}' for name, entry in entries]
     return lines
 
-def _entry(name, value): return yaml.safe_dump({name: value}, width=float('inf'), allow_unicode=True).strip()
+def _yaml_line(name, value): return yaml.safe_dump({name: value}, width=float('inf'), allow_unicode=True).strip()
 
 # %% ../../nbs/training/00a_recipe_file.ipynb #377eba70
 def write_recipe(

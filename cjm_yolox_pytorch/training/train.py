@@ -89,6 +89,7 @@ def _write_epoch(t, row):
 _BAR = '{remaining} left, {desc}'
 
 def _train_epochs(t, stop):
+    t.notify('on_train_start')
     going, epochs, steps = _has_next_epoch(t), t.recipe.epochs, len(t.batches)
     options = dict(total=epochs*steps, initial=t.steps, window=t.recipe.eval_interval*steps)
     with show_progress(bar=dict(bar_format=_BAR), disable=t.rank > 0, **options) as progress:
@@ -101,6 +102,7 @@ def _train_epochs(t, stop):
                 if t.rank == 0: progress.write(_epoch_line(row, epochs))
                 sys.stdout.flush() # For a pipe
             if going and stop(): _save_and_stop(t)
+    t.notify('on_train_end')
 
 # %% ../../nbs/training/03_train.ipynb #e66df920
 def _measure_speed(t, begun, seconds):
@@ -132,9 +134,7 @@ def fit(
         if resume: load_state(trainer, out/'state.pt')
         elif first: save_state(trainer, out/'state.pt') # To resume from the beginning
         if first: write_recipe(trainer.recipe, out/'recipe.yaml')
-        trainer.notify('on_train_start')
         _train_epochs(trainer, stop)
-        trainer.notify('on_train_end')
     return trainer.best
 
 # %% ../../nbs/training/03_train.ipynb #b1d0150b
