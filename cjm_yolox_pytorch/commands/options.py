@@ -12,11 +12,11 @@ from difflib import get_close_matches
 from .exit_codes import EXIT_CODES
 
 # %% ../../nbs/commands/01b_options.ipynb #8907ef2f
-_KINDS = {bool: dict(action='store_true'), list: dict(nargs='+'), int: dict(type=int, metavar='N'),
+_ARGUMENTS = {bool: dict(action='store_true'), list: dict(nargs='+'), int: dict(type=int, metavar='N'),
     float: dict(type=float, metavar='X')}
 
 def _add_option(group, name, p, about): # `p`: the parameter
-    kind = dict(_KINDS.get(p.annotation) or dict(type=p.annotation))
+    kind = dict(_ARGUMENTS.get(p.annotation) or dict(type=p.annotation))
     if p.default is p.empty:
         kind.pop('metavar', None)
         return group.add_argument(name, help=about.replace('%', '%%'), **kind)

@@ -197,7 +197,7 @@ def _is_row(row, needed): # Whether it is a dict of numbers by column, with the 
     return {needed} <= row.keys() <= {*COLUMNS} and all(isinstance(v, (int, float)) for v in row.values())
 
 # %% ../../nbs/training/02_runs.ipynb #aa5dba05
-RUN_MARKERS = 'state.pt', 'best.safetensors', 'last.safetensors', 'metrics.csv'
+RUN_MARKERS = 'state.pt', 'best.safetensors', 'last.safetensors', 'metrics.csv', 'recipe.yaml'
 
 def check_folder(
     out:Path, # Folder of a training

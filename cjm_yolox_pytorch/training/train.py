@@ -16,7 +16,7 @@ from fastcore.docments import docments
 
 from ..commands.command import command, print_json
 from ..commands.messages import counted, wrap_lines
-from ..commands.options import grouped, options_of
+from ..commands.options import grouped, options_of, showing
 from ..commands.progress import show_progress
 from ..commands.say import caution, say
 from ..commands.signals import stop_signals
@@ -32,6 +32,7 @@ from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
 from .callbacks import check_callbacks, make_logger
 from .recipe import Augmentation, check_choice, Recipe, RECIPES
+from .recipe_file import read_recipe, recipe_lines, write_recipe
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
@@ -90,6 +91,7 @@ def _write_epoch(t, row):
 _BAR = '{remaining} left, {desc}'
 
 def _train_epochs(t, stop):
+    t.notify('on_train_start')
     going, epochs, steps = _has_next_epoch(t), t.recipe.epochs, len(t.batches)
     options = dict(total=epochs*steps, initial=t.steps, window=t.recipe.eval_interval*steps)
     with show_progress(bar=dict(bar_format=_BAR), disable=t.rank > 0, **options) as progress:
@@ -101,6 +103,7 @@ def _train_epochs(t, stop):
                 going = _finish_epoch(t, row, progress)
                 if t.rank == 0: say(_epoch_line(row, epochs))
             if going and stop(): _save_and_stop(t)
+    t.notify('on_train_end')
 
 # %% ../../nbs/training/03_train.ipynb #e66df920
 def _measure_speed(t, begun, seconds):
@@ -131,9 +134,8 @@ def fit(
     with lock_folder(out) if first else nullcontext(), stop_signals(trainer.group) as stop:
         if resume: load_state(trainer, out/'state.pt')
         elif first: save_state(trainer, out/'state.pt') # To resume from the beginning
-        trainer.notify('on_train_start')
+        if first: write_recipe(trainer.recipe, out/'recipe.yaml')
         _train_epochs(trainer, stop)
-        trainer.notify('on_train_end')
     return trainer.best
 
 # %% ../../nbs/training/03_train.ipynb #b1d0150b
@@ -235,6 +237,7 @@ def _run_training(data, weights, names, recipe, format, images, bit_depth, allow
 
 # %% ../../nbs/training/03_train.ipynb #cf4949d3
 @command
+@showing('print-recipe', lambda: recipe_lines(Recipe()), 'Print a recipe with all defaults, as a file to edit')
 @recipe_options
 @grouped(data='names format images bit_depth allow_missing train', schedule='recipe', augmentation='',
     hardware='workers amp compile sync_bn', output='logger json')
@@ -242,7 +245,7 @@ def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
-    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below) or paper
+    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
@@ -270,9 +273,11 @@ def _show_trained(run, json):
 
 # %% ../../nbs/training/03_train.ipynb #b77288ff
 def _choose_recipe(recipe, workers, changes):
-    check_choice('recipe', recipe, RECIPES)
-    changes['workers'] = _spare_cores() if workers is None else workers
-    return RECIPES[recipe](**{k: v for k, v in changes.items() if v is not None and v is not False})
+    changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None and v is not False}
+    file = Path(recipe).suffix.lower() in ('.yaml', '.yml')
+    if not file: check_choice('recipe', recipe, [*RECIPES, 'a file such as birds.yaml'])
+    defaults = dict(workers=_spare_cores()) | (read_recipe(recipe) if file else {})
+    return (Recipe if file else RECIPES[recipe])(**defaults | changes)
 
 # %% ../../nbs/training/03_train.ipynb #746840e2
 def _initial_weights(weights, names, model): # `Weights`, or None for random ones
