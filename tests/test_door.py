@@ -1,6 +1,7 @@
 "One import for Python, and what it costs; one program for the shell."
 import ast
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import cjm_yolox_pytorch as package
 from cjm_yolox_pytorch.commands.start import COMMANDS
 from cjm_yolox_pytorch.data.shapes import write_shapes
+from cjm_yolox_pytorch.deploy.export import yolox_export
+from cjm_yolox_pytorch.training.train import yolox_train
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'cjm_yolox_pytorch'
@@ -62,7 +65,7 @@ def test_other_names_are_missing():
     assert 'TYPE_CHECKING' not in dir(package)
 
 
-@pytest.mark.parametrize('name', ['build_model', 'train', 'evaluate', 'export'])
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'export'])
 def test_functions_have_type_hints(name):
     signature = inspect.signature(getattr(package, name))
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -89,6 +92,13 @@ def test_from_a_folder_to_a_detector_without_a_word(tmp_path, monkeypatch, capsy
     assert path == run.weights.with_suffix('.pt2') and path.is_file()
     assert len(package.load_detector(path)('shapes/test/00000.png', conf=0., max_detections=2)) == 2
     assert capsys.readouterr().out == ''
+    yolox_export(str(run.weights), format='pt2', static=True, json=True)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['path'] == str(path) and 'written to' in printed.err
+    small = dict(model='yolox_nano', epochs=1, img_size=64, batch=4, workers=0, device='cpu')
+    yolox_train('shapes', out='b', json=True, **small)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['weights'] == 'b/best.safetensors' and 'best: epoch 1, on val:' in printed.err
 
 
 # ---- The shell

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .exit_codes import exit_code, fail
 from .messages import printable
-from .options import parser_of
+from .options import grouped, parser_of
 from .say import shown
 from .signals import exit_on_signals
 
@@ -44,14 +44,16 @@ def _hyphens(word): # The name of an option with hyphens; its value as it is
     name, equals, value = word.partition('=')
     return name.replace('_', '-') + equals + value if word.startswith('--') else word
 
-# %% ../../nbs/commands/02_command.ipynb #8b0a5209
+# %% ../../nbs/commands/02_command.ipynb #b46decec
 def _called(): # Name of the command
     program, _, verb = Path(sys.argv[0]).stem.rpartition(' ')
     one_for_all = program.endswith(('cjm-yolox', 'cjm_yolox_pytorch')) # See `start`
     return f'yolox_{verb.replace("-", "_")}' if one_for_all else Path(sys.argv[0]).stem
 
-def command(func): # Named like its command
+# %% ../../nbs/commands/02_command.ipynb #8b0a5209
+def command(func=None, **groups): # `func` is named like its command; `groups` as in `grouped`
     "Make `func` also a shell command, which reports input errors in one line."
+    if func is None: return lambda func: command(grouped(**groups)(func))
     @wraps(func)
     def run(*args, **kwargs):
         if args or kwargs or _called() != func.__name__:

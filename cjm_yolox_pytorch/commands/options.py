@@ -41,7 +41,7 @@ def parser_of(
     parser = argparse.ArgumentParser(program or func.__name__, description=func.__doc__, epilog=_STATUS)
     comments = {**docments(func), **getattr(func, 'option_help', {})}
     parameters = inspect.signature(func).parameters
-    groups = _groups(parser, func)
+    groups = _help_groups(parser, func)
     for name in sorted(parameters, key=[*groups, *parameters].index): # In each group in the order that was given
         _add_option(groups.get(name, parser), name, parameters[name], comments[name])
     for name, (lines, about) in getattr(func, 'shows', {}).items():
@@ -57,7 +57,7 @@ def grouped(**groups): # Title -> names of options, separated by blanks
         return func
     return add
 
-def _groups(parser, func): # Option -> group of argparse
+def _help_groups(parser, func): # Option -> group of argparse
     found = {}
     for title, names in getattr(func, 'groups', {}).items():
         found |= dict.fromkeys(names.split(), parser.add_argument_group(title.replace('_', ' ')))

@@ -21,14 +21,14 @@ COMMANDS = dict(convert='data.convert', predict='detection.predict', train='trai
     demo='training.demo', export='deploy.export', convert_weights='deploy.convert_weights', doctor='evaluation.doctor')
 
 # %% ../../nbs/commands/03_start.ipynb #5eda52de
-def _about(name): # First line of the docstring of a command
+def _about_command(name): # First line of the docstring of a command
     path = Path(__file__).parents[1].joinpath(*COMMANDS[name].split('.')).with_suffix('.py')
     functions = [n for n in ast.parse(path.read_text(encoding='utf-8')).body if isinstance(n, ast.FunctionDef)]
     return next(ast.get_docstring(f) for f in functions if f.name == f'yolox_{name}').split('\n')[0]
 
 def overview(program:str) -> str: # `program`: cjm-yolox, or as the user started it
     "Describe all commands, a line for each."
-    lines = [f'  {name.replace("_", "-"):16} {_about(name)}' for name in COMMANDS]
+    lines = [f'  {name.replace("_", "-"):16} {_about_command(name)}' for name in COMMANDS]
     return '\n'.join([f'usage: {program} VERB [options]', '', *lines, '', f'more: {program} VERB --help'])
 
 # %% ../../nbs/commands/03_start.ipynb #d3cf9ff8

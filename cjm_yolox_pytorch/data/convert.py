@@ -238,5 +238,5 @@ def yolox_convert(
     images:str=None, # Folder of the images, if it is not in a usual place
     allow_missing:bool=False, # Convert even if a tenth of the images or labels, or more, is missing
 ):
-    "Write the dataset DATA in another format, or with other splits"
+    "Write DATA in another format, or with other splits"
     _convert_dataset(**locals())

@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from ..commands.command import command, print_json
-from ..commands.options import grouped, options_of, showing
+from ..commands.options import options_of, showing
 from ..commands.progress import show_progress
 from ..commands.say import caution, say
+
+# %% ../../nbs/deploy/05_export.ipynb #d3771932
 from .catalog import fit_options, format_lines, format_name
 from .compare import describe_trials, HALF_TOLERANCE, TOLERANCE, try_file
 from .formats import check_output, drafted, EXPORT_FORMATS, write_draft
@@ -154,8 +156,7 @@ def export(
     return _run_export(**options_of(yolox_export, **given, **options))['path']
 
 # %% ../../nbs/deploy/05_export.ipynb #500140dd
-@command
-@grouped(what_the_file_computes='raw suppress camera static conf iou classes', int8_and_pages='data max_drop runtime',
+@command(what_the_file_computes='raw suppress camera static conf iou classes', int8_and_pages='data max_drop runtime',
     output='json')
 @showing('list', format_lines, 'Print a table of all formats')
 def yolox_export(

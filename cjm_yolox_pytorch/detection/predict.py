@@ -10,13 +10,13 @@ import math, os, shutil, sys, time
 from contextlib import closing, nullcontext
 from itertools import groupby
 from pathlib import Path
-
 from ..commands.command import command, print_json, to_json
 from ..commands.exit_codes import fail
 from ..commands.messages import counted, printable, wrap_lines
-from ..commands.options import grouped
 from ..commands.progress import show_progress
 from ..commands.say import say
+
+# %% ../../nbs/detection/05_predict.ipynb #1b270510
 from .backends import remarks
 from .detector import load_detector
 from .inputs import check_drawn_files, count_images, find_inputs, left_out, read_inputs
@@ -102,6 +102,11 @@ def _end_with(failed): # Messages by path
     errors = '\n'.join(map(printable, failed.values()))
     if failed: fail(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}', 3)
 
+def _conclude(tally, failed, out, start, json, write): # `start`: time in seconds
+    _report(tally, out, time.time() - start)
+    if json: _print_results(tally, failed, out, tally.images and write in ('json', 'both'))
+    _end_with(failed)
+
 # %% ../../nbs/detection/05_predict.ipynb #2b94c0fe
 def _check_labels(labels, overwrite, write, order):
     if labels and write != 'both': raise ValueError(f'write={write!r}: with --labels, only labels are written')
@@ -146,7 +151,8 @@ def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out, network)
     if labels: labels = LabelWriter(labels, [f for f, _ in files], out, overwrite, Path(weights).stem)
-    _check_places(files, out, 'labels' if labels else write, order, track, options['conf'])
+    if labels: write = 'labels' # Nothing else
+    _check_places(files, out, write, order, track, options['conf'])
     if order: options.update(conf=LOWEST)
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written
@@ -154,11 +160,9 @@ def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit
     _say(left_out(inputs, files), _remarks(detector, track, **options))
     with new_folder(out):
         if order: return _order(detector, files, failed, out, json, **options)
-        tally = _find_all(detector, files, failed, out, 'labels' if labels else write, labels, track, every, **options)
+        tally = _find_all(detector, files, failed, out, write, labels, track, every, **options)
         if labels: _say(labels.said)
-        _report(tally, out, time.time() - start)
-        if json: _print_results(tally, failed, out, tally.images and not labels and write != 'pictures')
-        _end_with(failed)
+        _conclude(tally, failed, out, start, json, write)
 
 # %% ../../nbs/detection/05_predict.ipynb #1d75e9b7
 def _order(detector, files, failed, out, json, **options):
@@ -168,8 +172,7 @@ def _order(detector, files, failed, out, json, **options):
     _end_with(failed)
 
 # %% ../../nbs/detection/05_predict.ipynb #5e0b7d13
-@command
-@grouped(inputs='network every bit_depth', boxes='iou max_detections class_agnostic multi_label mirrored overlap',
+@command(inputs='network every bit_depth', boxes='iou max_detections class_agnostic multi_label mirrored overlap',
     weights='names pixels', output='labels overwrite order json')
 def yolox_predict(
     weights:str, # Weights (file, address, or a size such as yolox_s), or an exported .onnx, .xml or .pt2 file

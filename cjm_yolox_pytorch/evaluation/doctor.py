@@ -10,10 +10,8 @@ import json, math, os, numpy as np
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
 from ..commands.command import command, print_json
 from ..commands.messages import counted, file_name, printable, shorten, wrap_lines
-from ..commands.options import grouped
 from ..commands.progress import show_progress
 from ..commands.say import say
 from ..data.checks import borrowed_test, check, check_difficulty, check_splits
@@ -240,9 +238,7 @@ def _conclusion(n): # Number of kinds of faults that stop
     return f'not ready to train: {counted(n, "item")} above must be fixed' if n else 'ready to train'
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #1f5c6890
-@command
-@grouped(data='format images bit_depth allow_missing', second_opinion='weights names pixels device overwrite',
-    output='json')
+@command(data='format images bit_depth allow_missing', second_opinion='weights names pixels device overwrite')
 def yolox_doctor(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default

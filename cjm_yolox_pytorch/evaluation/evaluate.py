@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..commands.command import command, print_json
 from ..commands.messages import counted, printable, repeated, wrap_lines
-from ..commands.options import grouped, options_of
+from ..commands.options import options_of
 from ..commands.progress import show_progress
 from ..commands.say import caution, say
 from ..data.annotations import Annotations, fingerprint, relabel_for
@@ -230,13 +230,13 @@ def _count(a): # Text
     crowds = f' and {counted(a.crowd.sum(), "crowd")}' if a.crowd.any() else ''
     return f'{counted(len(a), "image")}, {counted(a.counts.sum(), "object")}{crowds}'
 
-def _measure(loaded, split, a, thresholds, precision, **options): # -> metrics, images and scores
+def _measure_one(loaded, split, a, thresholds, precision, **options): # -> metrics, images and scores
     metrics, a, found = _evaluate(loaded, split, a, **options)
     scores = _find_scores(a, found, thresholds, precision)
     return metrics | {kind: [*map(asdict, rows)] for kind, rows in scores.items()}, a, scores
 
 def _show_one(file, loaded, split, a, thresholds, precision, **options): # -> metrics
-    metrics, a, scores = _measure(loaded, split, a, thresholds, precision, **options)
+    metrics, a, scores = _measure_one(loaded, split, a, thresholds, precision, **options)
     title = getattr(loaded, 'model_type', Path(file).name)
     say(f'{title} at {metrics["size"]} on {split}: {_count(a)}', *table(metrics))
     if options['tile']: say(*_compare_with_whole(loaded, a, metrics, **options))
@@ -269,7 +269,7 @@ def _show_several(files, loaded, split, annotations, out, **options): # -> metri
     return found
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a04fa996
-def _prepare(weights, data, split, names, allow_missing, conf, working_conf, thresholds, precision, classes, iou,
+def _prepare_eval(weights, data, split, names, allow_missing, conf, working_conf, thresholds, precision, classes, iou,
     max_detections, class_agnostic, multi_label, tile, overlap, out, json=False, **options): # Those of `yolox_eval`
     settings = dict(iou=iou, max_detections=max_detections, class_agnostic=class_agnostic, multi_label=multi_label)
     _check_eval_options(conf=conf, working_conf=working_conf, precision=precision, **options, **settings)
@@ -284,8 +284,7 @@ def _prepare(weights, data, split, names, allow_missing, conf, working_conf, thr
     return files, *read, dict(options, out=out, **settings) # Files, networks, split, annotations and settings
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02f
-@command
-@grouped(data='format images bit_depth names pixels allow_missing', metrics='conf precision iou max_detections '
+@command(data='format images bit_depth names pixels allow_missing', metrics='conf precision iou max_detections '
     'class_agnostic multi_label overlap', hardware='workers', output='json')
 def yolox_eval(
     weights:list, # Weights (file, address, or a size such as yolox_s), or exported files; several to compare them
@@ -316,7 +315,7 @@ def yolox_eval(
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
 ):
     "Measure how good WEIGHTS are on a split of DATA"
-    files, loaded, split, a, settings = _prepare(**locals())
+    files, loaded, split, a, settings = _prepare_eval(**locals())
     if len(files) > 1: results = _show_several(files, loaded, split, a, **settings)
     else: results = _show_one(files[0], loaded[0], split, a[0], thresholds, precision, **settings)
     if json: print_json(results)
@@ -333,5 +332,5 @@ def evaluate(
     "Measure how good `weights` are on a split of `data`."
     given = dict(weights=[weights], data=data, split=split, out=out, device=device)
     options = options_of(yolox_eval, **given, **options)
-    _, loaded, split, a, settings = _prepare(**options)
-    return _measure(loaded[0], split, a[0], options['thresholds'], options['precision'], **settings)[0]
+    _, loaded, split, a, settings = _prepare_eval(**options)
+    return _measure_one(loaded[0], split, a[0], options['thresholds'], options['precision'], **settings)[0]

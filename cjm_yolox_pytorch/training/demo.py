@@ -30,7 +30,7 @@ def yolox_demo(
     epochs:int=6, # Passes over them
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
-    "Train and evaluate on a dataset of drawn shapes, as a first try"
+    "Train and evaluate on drawn shapes, as a first try"
     check_between(images=(images, 1, math.inf))
     out, data = Path(out), Path(out)/'shapes'
     recipe = _recipe(epochs)

@@ -172,10 +172,10 @@ def recipe_options(func):
     return func
 
 # %% ../../nbs/training/03_train.ipynb #224e6c63
-_FIRST = 'model', 'img_size', 'epochs', 'batch', 'lr' # That people change first
+_SHOWN_FIRST = 'model', 'img_size', 'epochs', 'batch', 'lr' # That people change first
 
 def _group_fields(groups): # Of the help; `groups` are completed
-    grouped = {*_FIRST, *' '.join(groups.values()).split()}
+    grouped = {*_SHOWN_FIRST, *' '.join(groups.values()).split()}
     for f in fields(Recipe):
         title = 'augmentation' if f.name in Augmentation.__annotations__ else 'schedule'
         if f.name not in grouped: groups[title] += f' {f.name}'

@@ -178,7 +178,7 @@ def test_check_splits_names_every_unknown_class_and_those_that_are_similar(tmp_p
 
 def test_prepare_validates_on_training_images_if_both_are_named(tmp_path, capsys):
     write_layout('yolo images/train', tmp_path)
-    used = prepare_splits(tmp_path, train='train', val='train')
+    with shown(): used = prepare_splits(tmp_path, train='train', val='train')
     assert [name for name, _ in used.values()] == ['train', 'train']
     assert 'metrics are those of training images' in ' '.join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match='name it with both --train and --val'): prepare_splits(tmp_path, val='train')

@@ -310,5 +310,5 @@ def test_help_fits_a_terminal_and_errors_are_one_line(tmp_path):
     assert shown.returncode == 0 and max(map(len, shown.stdout.splitlines())) <= 80
     words = [COMMAND, str(tmp_path), '--to', 'coco', '--out', str(tmp_path/'x')]
     failed = subprocess.run(words, capture_output=True, text=True)
-    assert failed.returncode == 3 and failed.stderr.count('\n') == 1
+    assert failed.returncode == 1 and failed.stderr.count('\n') == 1
     assert failed.stderr.startswith('yolox_convert: error: ')

@@ -51,6 +51,21 @@ def test_json_and_drawn_images_of_a_folder(file, images, tmp_path, capsys):
     assert '3 images, 12 objects' in capsys.readouterr().out
 
 
+def test_json_has_the_boxes_and_the_failures(file, images, tmp_path, capsys):
+    "Everything else goes to stderr"
+    (images/'d.png').write_text('text')
+    with pytest.raises(SystemExit) as end:
+        run(file, images, out=tmp_path/'out', conf=0., max_detections=4, json=True)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert end.value.code == 3 and [*found['failed']] == [str(images/'d.png')]
+    assert found['detections'] == record(tmp_path/'out') and found['out'] == str(tmp_path/'out')
+    assert found['images'] == 3 and sum(found['objects'].values()) == 12 and '3 images, 12 objects' in printed.err
+    (images/'d.png').unlink()
+    run(file, images, out=tmp_path/'drawn', write='pictures', json=True)
+    assert 'detections' not in json.loads(capsys.readouterr().out)
+
+
 class Doubts:
     "A detector that finds one object twice, as two classes, whatever it is asked; stands in for a `Detector`"
     names, num_classes, bit_depth, conf, notes, model = ['cat', 'dog'], 2, 16, .25, {}, None

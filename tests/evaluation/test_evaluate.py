@@ -1,6 +1,7 @@
 "The command with all its options, and the published weights on photos."
 import io
 import json
+import shutil
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -120,6 +121,16 @@ def test_command_writes_and_prints(shapes, tmp_path, command):
     assert metrics['split'] == 'test' and 0 < metrics['latency']['network'] < metrics['latency']['total']
     stats, *_ = official(truth, found)
     np.testing.assert_allclose([-1 if metrics[k] is None else metrics[k] for k in METRICS], stats, atol=1e-6)
+
+
+def test_json_has_the_metrics_and_everything_else_goes_to_stderr(shapes, tmp_path, command):
+    code, printed, said = command(shapes/'nano.safetensors', shapes, '--json', '--thresholds', '--out', tmp_path/'out')
+    found, written = json.loads(printed), read_json(tmp_path/'out/metrics.json')
+    assert code == 0 and 'yolox_nano at 96 on test: 8 images' in said
+    assert [row['name'] for row in found.pop('best_f1')][0] == 'all classes' and found == written
+    files = [str(shutil.copy(shapes/'nano.safetensors', tmp_path/f'{name}.safetensors')) for name in 'ab']
+    found = json.loads(command(*files, shapes, '--json')[1])
+    assert [*found] == files and {m['split'] for m in found.values()} == {'test'}
 
 
 def test_options_do_something(shapes, tmp_path, monkeypatch, capsys):
