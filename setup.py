@@ -14,8 +14,9 @@ readme = re.sub(r'\]\((?!http)', f']({raw}', Path('README.md').read_text(encodin
 
 extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
 extras['mobile'] = [p for name in ('ncnn', 'litert', 'executorch', 'coreml') for p in extras[name]]
-# Tests exercise every feature, so `dev` holds what each extra of the library itself needs
-extras['dev'] = [*extras['dev'], *extras['export'], *extras['int8'], *extras['video'], *extras['track'], *extras['log']]
+# Tests exercise nearly every feature, so `dev` holds what each extra of the library itself needs, but for large ones
+needed = 'dev', 'export', 'int8', 'video', 'track', 'tensorboard', 'wandb'
+extras['dev'] = [p for name in needed for p in extras[name]]
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

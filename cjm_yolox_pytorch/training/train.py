@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.docments import docments
 
-from ..commands.command import command
+from ..commands.command import command, showing
 from ..commands.messages import counted, wrap_lines
 from ..commands.progress import show_progress
 from ..commands.signals import stop_signals
@@ -28,8 +28,10 @@ from ..evaluation.thresholds import choose_thresholds
 from ..files.checkpoints import load_weights
 from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
+from .callbacks import check_callbacks, make_logger
 from .recipe import check_choice, Recipe, RECIPES
-from .runs import check_folder, COLUMNS, load_state, lock_folder, LOGGERS, LOSSES
+from .recipe_file import read_recipe, recipe_lines, write_recipe
+from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
 from ..utils import check_between
@@ -47,16 +49,17 @@ def _has_next_epoch(t):
     return t.epoch < t.recipe.epochs and not 0 < patience <= waited
 
 # %% ../../nbs/training/03_train.ipynb #5fbb4766
-def _finish_epoch(t, row, loggers, progress): # Whether to train another epoch
+def _finish_epoch(t, row, progress): # Whether to train another epoch
     found = None
     if t.epoch % t.recipe.eval_interval == 0 or t.epoch == t.recipe.epochs:
         metrics, found = t.validate(partial(_tell_validation, t, progress))
         if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
+    t.rows.append(row)
     if t.rank == 0:
         if found: _note_thresholds(t, found)
         _write_epoch(t, row)
         if found: show_detections(t.val, found, t.out/'detections.png')
-        for log in loggers: log(row, t.out)
+    t.notify('on_epoch_end')
     return t.agree(_has_next_epoch(t))
 
 def _tell_validation(t, progress, batches): # Yields them
@@ -77,7 +80,6 @@ def _write_epoch(t, row):
     if 'AP' in row and not row['AP'] <= t.best['AP']: # Also the first one, and NaN
         t.best = row
         save_trained(t, t.out/'best.safetensors', row)
-    t.rows.append(row)
     save_trained(t, t.out/'last.safetensors', row)
     write_rows(t.out/'metrics.csv', t.rows)
     plot_curves(t.rows, t.out/'curves.png')
@@ -86,7 +88,8 @@ def _write_epoch(t, row):
 # %% ../../nbs/training/03_train.ipynb #9d8db425
 _BAR = '{remaining} left, {desc}'
 
-def _train_epochs(t, stop, loggers):
+def _train_epochs(t, stop):
+    t.notify('on_train_start')
     going, epochs, steps = _has_next_epoch(t), t.recipe.epochs, len(t.batches)
     options = dict(total=epochs*steps, initial=t.steps, window=t.recipe.eval_interval*steps)
     with show_progress(bar=dict(bar_format=_BAR), disable=t.rank > 0, **options) as progress:
@@ -95,10 +98,11 @@ def _train_epochs(t, stop, loggers):
             losses = t.train_epoch(progress, stop)
             if losses:
                 row = dict(epoch=t.epoch, **losses, **_measure_speed(t, begun, time.time() - start))
-                going = _finish_epoch(t, row, loggers, progress)
+                going = _finish_epoch(t, row, progress)
                 if t.rank == 0: progress.write(_epoch_line(row, epochs))
                 sys.stdout.flush() # For a pipe
             if going and stop(): _save_and_stop(t)
+    t.notify('on_train_end')
 
 # %% ../../nbs/training/03_train.ipynb #e66df920
 def _measure_speed(t, begun, seconds):
@@ -117,17 +121,20 @@ def fit(
     trainer:Trainer,
     out, # Folder for all files
     resume:bool=False, # Resume the training that was interrupted there
-    loggers=() # Functions of a row and the folder
+    callbacks=() # Objects with hooks, such as loggers
 ) -> dict: # Metrics of the epoch with the highest AP
     "Train through all epochs, with weights, metrics and plots in `out`. Raises `KeyboardInterrupt` when asked to stop."
+    check_callbacks(callbacks)
     out = trainer.out = Path(out)
+    trainer.callbacks = [*callbacks]
     first = trainer.rank == 0
     if first: check_folder(out, resume)
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out) if first else nullcontext(), stop_signals(trainer.group) as stop:
         if resume: load_state(trainer, out/'state.pt')
         elif first: save_state(trainer, out/'state.pt') # To resume from the beginning
-        _train_epochs(trainer, stop, loggers)
+        if first: write_recipe(trainer.recipe, out/'recipe.yaml')
+        _train_epochs(trainer, stop)
     return trainer.best
 
 # %% ../../nbs/training/03_train.ipynb #b1d0150b
@@ -177,12 +184,13 @@ def _explain_death(e): # RuntimeError -> clear error if another process ended, e
 
 # %% ../../nbs/training/03_train.ipynb #72f5ad8e
 @command
+@showing('print-recipe', lambda: recipe_lines(Recipe()), 'Print a recipe with all defaults, as a file to edit')
 @recipe_options
 def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
-    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below) or paper
+    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
@@ -191,7 +199,7 @@ def yolox_train(
     val:str=None, # Validation split; by default val, or test if there is no val, or a tenth of the training split
     out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
     resume:bool=False, # Resume the interrupted training in the folder
-    logger:str=None, # Also send metrics to tensorboard or wandb
+    logger:str=None, # Also send metrics to tensorboard, wandb, mlflow, trackio, or your own module:function
     device:str=None, # cpu, cuda, ...; the fastest unless given
     workers:int=None, # Processes that load images; by default half of the cores, at most 8
     **changes # Other fields of `Recipe`, such as epochs=50
@@ -199,7 +207,7 @@ def yolox_train(
     "Train a YOLOX on DATA"
     check_between(bit_depth=(bit_depth, 8, 16))
     if names and not weights: raise ValueError('--names are those of the initial weights: give --weights, too')
-    if logger: check_choice('logger', logger, LOGGERS)
+    callbacks = [make_logger(logger)] if logger else []
     plan = _choose_recipe(recipe, workers, changes)
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
@@ -211,7 +219,7 @@ def yolox_train(
         trainer = _make_trainer(plan, used, initial, device)
         if weights: trainer.notes['weights'] = _short_path(weights)
         first = trainer.rank == 0
-        best = _fit_or_explain(trainer, out, resume, [LOGGERS[logger](out)] if logger and first else [])
+        best = _fit_or_explain(trainer, out, resume, callbacks if first else [])
         if first:
             split = _measured_split(trainer.notes)
             print(f'best: epoch {best["epoch"]}, on {split}:', *table(measure_best(trainer)), sep='\n')
@@ -219,9 +227,11 @@ def yolox_train(
 
 # %% ../../nbs/training/03_train.ipynb #b77288ff
 def _choose_recipe(recipe, workers, changes):
-    check_choice('recipe', recipe, RECIPES)
-    changes['workers'] = _spare_cores() if workers is None else workers
-    return RECIPES[recipe](**{k: v for k, v in changes.items() if v is not None and v is not False})
+    changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None and v is not False}
+    file = Path(recipe).suffix.lower() in ('.yaml', '.yml')
+    if not file: check_choice('recipe', recipe, [*RECIPES, 'a file such as birds.yaml'])
+    defaults = dict(workers=_spare_cores()) | (read_recipe(recipe) if file else {})
+    return (Recipe if file else RECIPES[recipe])(**defaults | changes)
 
 # %% ../../nbs/training/03_train.ipynb #746840e2
 def _initial_weights(weights, names, model): # `Weights`, or None for random ones
@@ -241,8 +251,8 @@ def _make_trainer(plan, used, initial, device):
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #2e266fb6
-def _fit_or_explain(trainer, out, resume, loggers):
-    try: return fit(trainer, out, resume, loggers)
+def _fit_or_explain(trainer, out, resume, callbacks):
+    try: return fit(trainer, out, resume, callbacks)
     except KeyboardInterrupt as e:
         if not e.args: raise # Ctrl-C before there was anything to save
         if trainer.rank == 0: print(f'{e}\nto resume, add --resume to the same command', flush=True)

@@ -128,6 +128,8 @@ def _start(self:Trainer):
     self.best = dict(AP=-1.) # Metrics of the best epoch
     self.notes = {} # Notes for weights files
     self.loader = self.out = None # Loader of training images; output folder
+    self.callbacks = [] # Objects with hooks
+    self.step_losses = {} # Scalar tensors of the last step, by name
 
 # %% ../../nbs/training/01_trainer.ipynb #fd2aa34c
 @patch(as_prop=True)
@@ -135,6 +137,13 @@ def steps(self:Trainer) -> int: return self.epoch*len(self.batches) + self.done
 
 @patch(as_prop=True)
 def no_aug(self:Trainer) -> bool: return self.epoch >= self.recipe.epochs - self.recipe.capped_no_aug
+
+# %% ../../nbs/training/01_trainer.ipynb #a77f6a92
+@patch
+def notify(self:Trainer, hook:str): # Such as on_step_end
+    "Call the method `hook` of each callback that has it, with this trainer."
+    for callback in self.callbacks:
+        if hasattr(callback, hook): getattr(callback, hook)(self)
 
 # %% ../../nbs/training/01_trainer.ipynb #528d4a27
 @patch
@@ -160,6 +169,8 @@ def step(self:Trainer, batch:Batch) -> dict:
     self.scheduler.step()
     self.ema.update()
     self.done += 1
+    self.step_losses = losses
+    self.notify('on_step_end')
     return losses
 
 # %% ../../nbs/training/01_trainer.ipynb #3d83ad99

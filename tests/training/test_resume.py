@@ -87,13 +87,6 @@ def test_patience_is_resumed(shapes, tmp_path, monkeypatch):
     assert best['epoch'] == 1 and len(read_rows(tmp_path/'metrics.csv')) == 3
 
 
-def test_failing_logger_loses_nothing(shapes, tmp_path, uninterrupted):
-    def fail(row, out): raise ConnectionError('no network')
-    with pytest.raises(ConnectionError): fit(trainer(shapes), tmp_path, loggers=[fail])
-    fit(trainer(shapes), tmp_path, resume=True)
-    assert_same_training(tmp_path, uninterrupted)
-
-
 @pytest.fixture(scope='module')
 def resumable(shapes, tmp_path_factory):
     "A trainer, and the file of a state in the middle of its second epoch"

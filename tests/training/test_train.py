@@ -28,7 +28,7 @@ from cjm_yolox_pytorch.training.train import fit, yolox_train
 from cjm_yolox_pytorch.training.trainer import Trainer
 
 FILES = ['best.safetensors', 'confusion.png', 'curves.png', 'detections.png', 'last.safetensors', 'metrics.csv',
-    'metrics.json', 'precision_recall.png', 'state.pt', 'thresholds.png', 'worst.png']
+    'metrics.json', 'precision_recall.png', 'recipe.yaml', 'state.pt', 'thresholds.png', 'worst.png']
 
 
 def train(data, out, **options):

@@ -1,0 +1,66 @@
+"A recipe goes through a file: what a training wrote trains the same network again."
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from trainings import SMALL, assert_same_training, trainer
+
+from cjm_yolox_pytorch.files.checkpoints import load_weights
+from cjm_yolox_pytorch.training.recipe import Recipe
+from cjm_yolox_pytorch.training.recipe_file import read_recipe
+from cjm_yolox_pytorch.training.train import fit, yolox_train
+
+pytestmark = pytest.mark.usefixtures('no_plots')
+
+
+def test_file_of_a_training_trains_the_same_network(shapes, tmp_path, uninterrupted):
+    recipe = read_recipe(uninterrupted/'recipe.yaml')
+    assert Recipe(**recipe) == Recipe(**SMALL)
+    yolox_train(str(shapes), recipe=str(uninterrupted/'recipe.yaml'), out=str(tmp_path/'run'), device='cpu')
+    assert_same_training(tmp_path/'run', uninterrupted)
+
+
+def test_options_go_above_the_file(shapes, tmp_path):
+    (tmp_path/'mine.YAML').write_text('model: yolox_nano\nimg_size: 64\nbatch: 4\nlr: 1e-3\nworkers: 0\nepochs: 50\n')
+    yolox_train(str(shapes), recipe=tmp_path/'mine.YAML', out=tmp_path/'run', device='cpu', epochs=1)
+    used = load_weights(tmp_path/'run/last.safetensors').notes['recipe']
+    assert used == asdict(Recipe('yolox_nano', img_size=64, batch=4, lr=.001, epochs=1))
+    assert Recipe(**read_recipe(tmp_path/'run/recipe.yaml')) == Recipe(**used)
+
+
+def test_resumed_training_writes_what_it_changes(shapes, tmp_path):
+    class Stop:
+        def on_train_start(self, t): raise StopIteration
+    with pytest.raises(StopIteration): fit(trainer(shapes, epochs=1), tmp_path, callbacks=[Stop()])
+    fit(trainer(shapes, epochs=1, clip_grad_norm=7.), tmp_path, resume=True)
+    assert read_recipe(tmp_path/'recipe.yaml')['clip_grad_norm'] == 7
+
+
+@pytest.mark.parametrize('text, message', [('epoch: 5', 'odd.yaml: unknown fields: epoch .did you mean epochs'),
+    ('lr: fast', "lr='fast': must be a number"), ('epochs: true', 'epochs=True: must be a whole number'),
+    ('batch: 8.5', 'batch=8.5: must be a whole number'), ('freeze: 3', 'freeze=3: must be text'),
+    ('lr: .inf', 'lr=inf: '), ('lr: 1\nlr: 2', 'lr appears twice'), ('', 'not a recipe'), ('[', 'not YAML'),
+    ('epochs: 0', 'epochs=0: must be at least 1'), ('model: yolox_xl', "model='yolox_xl': choose one of")])
+def test_odd_files_are_refused_before_the_data_are_read(tmp_path, text, message):
+    (tmp_path/'odd.yaml').write_text(text)
+    with pytest.raises(ValueError, match=message): yolox_train('no-data', recipe=str(tmp_path/'odd.yaml'))
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='none.yaml'): yolox_train('no-data', recipe=str(tmp_path/'none.yaml'))
+
+
+def test_own_recipe_in_the_folder_is_not_overwritten(shapes, tmp_path):
+    own = tmp_path/'recipe.yaml'
+    own.write_text('epochs: 1 # Mine')
+    with pytest.raises(FileExistsError, match='holds a training already'): fit(trainer(shapes), tmp_path)
+    assert own.read_text() == 'epochs: 1 # Mine'
+
+
+def test_printed_recipe_is_a_recipe(tmp_path):
+    command = [Path(sys.executable).with_name('yolox_train'), '--print-recipe']
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (tmp_path/'printed.yaml').write_text(printed)
+    assert Recipe(**read_recipe(tmp_path/'printed.yaml')) == Recipe() and '# Passes over the training images' in printed
