@@ -7,6 +7,7 @@ __all__ = ['published_spec', 'YOLOXDetector']
 
 # %% ../../nbs/detection/01b_torchvision_loops.ipynb #849969f4
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 
 from ..boxes import as_xyxy
@@ -24,7 +25,7 @@ def published_spec(model, strides=(8, 16, 32)) -> InputSpec:
     return InputSpec(variant.side, variant.mean, variant.std, tuple(strides))
 
 # %% ../../nbs/detection/01b_torchvision_loops.ipynb #61bca667
-def _pixels(i, image): # [3, H, W] from 0 to 255
+def _bytes(i, image): # [3, H, W] from 0 to 255
     if image.ndim != 3 or len(image) != 3: raise ValueError(f'image {i}: shape {[*image.shape]}, not [3, H, W]')
     if image.dtype == torch.uint8: return image
     if not image.is_floating_point(): raise ValueError(f'image {i}: {image.dtype}, not uint8 or floats from 0 to 1')
@@ -63,17 +64,20 @@ class YOLOXDetector(nn.Module):
         self.model, self.loss, self.options = model, loss, dict(conf=.001) | options
         self.spec = published_spec(model, loss.strides) if spec is None else spec
 
-    def forward(self,
-        images, # B tensors [3, H, W] of any sizes, floats from 0 to 1 or uint8, RGB
-        targets=None # B dicts: boxes [G, 4] xyxy in pixels, labels [G] from 0; perhaps iscrowd [G]
-    ): # In training mode scalars by name; otherwise B dicts of boxes [N, 4], labels [N], scores [N]
-        images = [_pixels(i, image.as_subclass(Tensor)) for i, image in enumerate(images)]
-        if not self.training: return self._find(images)
-        if targets is None: raise ValueError('training needs targets: to detect, call eval() first')
-        batch = torch.stack([letterbox(image.float(), self.spec.canvas_hw) for image in images])
-        outputs = self.model(prepare_input(self.model, batch, self.spec))
-        return self.loss(*outputs, **_objects(targets, images, self.spec.canvas_hw))
+# %% ../../nbs/detection/01b_torchvision_loops.ipynb #8a820380
+@patch
+def forward(self:YOLOXDetector,
+    images, # B tensors [3, H, W] of any sizes, floats from 0 to 1 or uint8, RGB
+    targets=None # B dicts: boxes [G, 4] xyxy in pixels, labels [G] from 0; perhaps iscrowd [G]
+): # In training mode scalars by name; otherwise B dicts of boxes [N, 4], labels [N], scores [N]
+    images = [_bytes(i, image.as_subclass(Tensor)) for i, image in enumerate(images)]
+    if not self.training: return _detections_as_dicts(self, images)
+    if targets is None: raise ValueError('training needs targets: to detect, call eval() first')
+    batch = torch.stack([letterbox(image.float(), self.spec.canvas_hw) for image in images])
+    outputs = self.model(prepare_input(self.model, batch, self.spec))
+    return self.loss(*outputs, **_objects(targets, images, self.spec.canvas_hw))
 
-    def _find(self, images):
-        found = predict(self.model, images, self.spec, **self.options)
-        return [dict(boxes=d.boxes, labels=d.labels, scores=d.scores) for d in found]
+# %% ../../nbs/detection/01b_torchvision_loops.ipynb #bdce383d
+def _detections_as_dicts(d, images): # Images from 0 to 255
+    found = predict(d.model, images, d.spec, **d.options)
+    return [dict(boxes=f.boxes, labels=f.labels, scores=f.scores) for f in found]

@@ -149,7 +149,8 @@ def test_torchmetrics_takes_what_comes_back(drawn):
     targets = [t for _, batch in loader for t in batch]
     model = YOLOXDetector(Recites(targets), YOLOXLoss(C, strides=[8]), InputSpec(SIDE, strides=(8,))).eval()
     nothing = dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
-    for images, batch in loader: metric.update(model(images), [{k: t.get(k, v) for k, v in nothing.items()} for t in batch])
+    for images, batch in loader:
+        metric.update(model(images), [{k: t.get(k, v) for k, v in nothing.items()} for t in batch])
     found, val = metric.compute(), find_splits(drawn)['val']()
     ours = average_precision(val, detect(Recites(targets).eval(), val, model.spec))
     assert_close([found['map'].item(), found['map_50'].item()], [ours['AP'], ours['AP50']], atol=1e-5, rtol=0)
@@ -194,7 +195,8 @@ def test_groups_teach_no_background():
 
 @pytest.mark.parametrize('image, target, error', [
     (torch.rand(3, 64, 64)*255, {}, 'image 0: floats from .* give 0 to 1, not normalized, or uint8'),
-    (torch.randn(3, 64, 64), {}, 'image 0: floats from -'), (torch.zeros(3, 64, 64).long(), {}, 'torch.int64, not uint8'),
+    (torch.randn(3, 64, 64), {}, 'image 0: floats from -'),
+    (torch.zeros(3, 64, 64).long(), {}, 'torch.int64, not uint8'),
     (torch.full((3, 64, 64), float('nan')), {}, 'image 0: floats from nan'),
     (torch.rand(1, 64, 64), {}, r'shape \[1, 64, 64\], not \[3, H, W\]'),
     (torch.rand(3, 64, 64), dict(boxes=torch.zeros(0, 4)), "target 0 has .'boxes'.: boxes and labels are needed"),
