@@ -24,14 +24,15 @@ from .batches import seeded
 # %% ../../nbs/data/10a_named_dataset.ipynb #7e691069
 def _as_bytes(image): # [3, H, W] uint8
     if isinstance(image, Image): image = pil_to_tensor(image.convert('RGB'))
-    needed = 'a PIL image, or a tensor [3, H, W] of uint8 or of floats from 0 to 1 is needed'
-    if not isinstance(image, Tensor) or image.ndim != 3: raise ValueError(f'an image of {describe(image)}, but {needed}')
-    image = image.as_subclass(Tensor).expand(3, -1, -1) if len(image) == 1 else image.as_subclass(Tensor)
+    needed = 'for an image, a PIL image or a tensor [3, H, W] of uint8 or of floats from 0 to 1 is needed'
+    if not isinstance(image, Tensor) or image.ndim != 3: raise ValueError(f'{describe(image)}, but {needed}')
+    image = image.as_subclass(Tensor)
+    if len(image) == 1: image = image.expand(3, -1, -1)
     if image.is_floating_point():
         low, high = image.min().item(), image.max().item()
         if not 0 <= low <= high <= 1: raise ValueError(f'an image from {low:.3g} to {high:.3g}, but {needed}')
         image = (image*255).round().byte()
-    if image.dtype != torch.uint8 or len(image) != 3: raise ValueError(f'an image of {describe(image)}, but {needed}')
+    if image.dtype != torch.uint8 or len(image) != 3: raise ValueError(f'{describe(image)}, but {needed}')
     return image
 
 # %% ../../nbs/data/10a_named_dataset.ipynb #596a85a9
@@ -40,7 +41,7 @@ _WRAP = 'wrap_dataset_for_transforms_v2(dataset, target_keys=["boxes", "labels"]
 def _columns_of(target): # Boxes [G, 4], labels [G], crowd flags [G], areas [G]
     if not isinstance(target, dict):
         kind = type(target).__name__
-        raise ValueError(f'a target of type {kind}, but a dict is needed: for a dataset of torchvision, {_WRAP}')
+        raise ValueError(f'a target of type {kind}, but a dict is needed. For a dataset of torchvision: {_WRAP}')
     if not {*target} - {'image_id'}: target = dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0))
     missing = [k for k in ('boxes', 'labels') if k not in target]
     if missing: raise ValueError(f'a target with {sorted(target)}, but without {" and ".join(missing)}')
@@ -57,7 +58,7 @@ def _check_boxes(boxes):
     if not bad.any(): return
     raise ValueError(f'the box {boxes[bad][0].round(2).tolist()}: finite x1, y1, x2, y2 are needed, the smaller first')
 
-def _visible(boxes, hw): # Boxes [G, 4] that end at the border, and whether enough is left [G]
+def _end_at_border(boxes, hw): # Boxes [G, 4] that end at the border, and whether enough is left [G]
     boxes = boxes.clip(0, [hw[1], hw[0]]*2)
     return boxes, (boxes[:, 2:] - boxes[:, :2] >= .01).all(1)
 
@@ -83,7 +84,7 @@ class NamedDataset:
     def take(self, indices): return replace(self, indices=self.indices[indices])
 
 # %% ../../nbs/data/10a_named_dataset.ipynb #79599011
-def _number(label, numbers): # Number of the class
+def _class_number(label, numbers): # Number of the class
     if label in numbers: return numbers[label]
     cure = "labels that do not count from 0 need a dict, such as names={1: 'cat', 2: 'dog'}"
     raise ValueError(f'label {label}, but there are names for {shorten(sorted(numbers), 80)}: {cure}')
@@ -97,8 +98,8 @@ def item(self:NamedDataset, i:int) -> tuple: # Image [3, H, W], boxes [G, 4], la
         if not isinstance(pair, (tuple, list)) or len(pair) != 2: raise ValueError('not a pair of image and target')
         image, (boxes, labels, *others) = _as_bytes(pair[0]), _columns_of(pair[1])
         _check_boxes(boxes)
-        boxes, seen = _visible(boxes, image.shape[1:])
-        labels = np.array([_number(label, self.numbers) for label in labels], dtype=np.int64)
+        boxes, seen = _end_at_border(boxes, image.shape[1:])
+        labels = np.array([_class_number(label, self.numbers) for label in labels], dtype=np.int64)
         return image, *(column[seen] for column in (boxes, labels, *others))
     except ValueError as e: raise ValueError(f'{self.paths[i]}: {e}') from e
 
@@ -115,7 +116,8 @@ def image(self:NamedDataset, i:int) -> Tensor: # [3, H, W] uint8
     with seeded(int(self.indices[i])): return self.item(i)[0]
 
 def annotate(data:NamedDataset) -> Annotations:
-    "Read all targets of `data` once."
+    "Read all targets of `data` once; `Annotations` are returned as they are."
+    if isinstance(data, Annotations): return data
     rows, sizes = [np.zeros((0, 8))], []
     for i in range(len(data)):
         with seeded(int(data.indices[i])): image, boxes, labels, *others = data.item(i)

@@ -102,7 +102,8 @@ def _stateful(t): # Parts that have a state
 def _describe_start(t): # What the training began with
     train, val = t.train, t.val
     in_files = isinstance(train, Annotations)
-    objects, folder = (len(train.labels), os.path.dirname(os.path.realpath(train.paths[0]))) if in_files else (None, None)
+    objects = len(train.labels) if in_files else None
+    folder = os.path.dirname(os.path.realpath(train.paths[0])) if in_files else None
     return dict(names=list(train.names), images=len(train), objects=objects, fingerprint=data_fingerprint(train),
         val_images=len(val), val_objects=len(val.labels), val_fingerprint=data_fingerprint(val),
         bit_depth=train.bit_depth, weights=t.notes.get('weights'), folder=folder, torch=str(torch.__version__))

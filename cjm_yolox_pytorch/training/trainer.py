@@ -19,7 +19,7 @@ from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
 from ..data.augment import yolox_transforms
 from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
-from ..data.named_dataset import annotate, named, NamedDataset
+from ..data.named_dataset import annotate, named
 from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
@@ -63,13 +63,12 @@ class Trainer:
         transforms:list=None, # Transforms of the training images; those of `recipe` if None
         names=None # Class names of a `Dataset`: a list for labels from 0, or a dict by label
     ):
-        train, val = named(train, names), named(val, names)
+        train = named(train, names)
         store_attr('recipe,train,transforms')
-        self.val = relabel(annotate(val) if isinstance(val, NamedDataset) else val, train.names)
+        self.val = relabel(annotate(named(val, names)), train.names)
         self.device = choose_device(device)
         self.rank, self.world = rank_and_world()
         _check_start(self, weights)
-        self.samples = tile_annotations(train, recipe.tile, recipe.overlap)
         torch.manual_seed(recipe.seed)
         self._build(weights)
         self._start()
@@ -124,6 +123,7 @@ def _start(self:Trainer):
     self.ema = EMA(self.model, r.ema_decay, r.ema_tau)
     self.dtype = amp_dtype(r.amp, self.device, r.model == 'yolox_nano')
     self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+    self.samples = tile_annotations(self.train, r.tile, r.overlap)
     self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world)
     self.scheduler = make_scheduler(self.optimizer, r, len(self.batches))
     self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For objects in main memory

@@ -130,7 +130,7 @@ def test_random_validation_images_are_the_same_each_time():
 def refused(message, train=None, val=None, names=NAMES, **changes):
     recipe = Recipe(**{**SMALL, **changes})
     with pytest.raises(ValueError, match=message):
-        train, val = (default if given is None else given for given, default in ((train, Drawn(4)), (val, Drawn(2))))
+        train, val = (Drawn(4) if data is None else data for data in (train, val))
         Trainer(recipe, train, val, device='cpu', names=names).train_epoch()
 
 
@@ -149,7 +149,7 @@ def item(boxes=((1, 2, 30, 40),), labels=(1,), image=None, **more):
     (item(labels=(6,)), r'Items\[0\]: label 6, but there are names for \[1, 2, 3, 4, 5\]'),
     (item(labels=(1, 2)), r'of the lengths \[1, 2, 1, 1\]'), (item()[0], 'not a pair of image and target'),
     ((item()[0], []), 'a target of type list'), ((item()[0], dict(bbox=[])), 'without boxes and labels'),
-    (item(boxes=((0, 0, float('nan'), 9),)), 'finite x1, y1'), (item(image=np.zeros((9, 9, 3))), 'an image of ndarray')])
+    (item(boxes=((0, 0, float('nan'), 9),)), 'finite x1, y1'), (item(image=np.zeros((9, 9, 3))), 'Items.0.: ndarray, but for an image')])
 @pytest.mark.parametrize('role', ['train', 'val'])
 def test_odd_items_are_named(odd, message, role): refused(message, **{role: Items(odd)})
 
