@@ -149,7 +149,8 @@ def item(boxes=((1, 2, 30, 40),), labels=(1,), image=None, **more):
     (item(labels=(6,)), r'Items\[0\]: label 6, but there are names for \[1, 2, 3, 4, 5\]'),
     (item(labels=(1, 2)), r'of the lengths \[1, 2, 1, 1\]'), (item()[0], 'not a pair of image and target'),
     ((item()[0], []), 'a target of type list'), ((item()[0], dict(bbox=[])), 'without boxes and labels'),
-    (item(boxes=((0, 0, float('nan'), 9),)), 'finite x1, y1'), (item(image=np.zeros((9, 9, 3))), 'Items.0.: ndarray, but for an image')])
+    (item(boxes=((0, 0, float('nan'), 9),)), 'finite x1, y1'),
+    (item(image=np.zeros((9, 9, 3))), 'Items.0.: ndarray, but for an image')])
 @pytest.mark.parametrize('role', ['train', 'val'])
 def test_odd_items_are_named(odd, message, role): refused(message, **{role: Items(odd)})
 
