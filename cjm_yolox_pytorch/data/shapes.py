@@ -90,7 +90,7 @@ def _write_split(folder, seeds, size): # An image for each seed, and a COCO file
         with atomic(folder/f'{i:05}.png', sync=False) as file: drawn.save(file, 'PNG', compress_level=1)
         boxes[:, 2:] -= boxes[:, :2] # x, y, width, height
         for (x, y, w, h), label in zip(boxes.tolist(), labels.tolist()):
-            ids = dict(id=len(objects), image_id=i, category_id=label, iscrowd=0)
+            ids = dict(id=len(objects) + 1, image_id=i, category_id=label, iscrowd=0) # pycocotools ignores 0
             objects.append(ids | dict(bbox=[x, y, w, h], area=w*h))
     classes = [dict(id=i, name=name) for i, name in enumerate(SHAPES)]
     coco = dict(images=images, annotations=objects, categories=classes)
