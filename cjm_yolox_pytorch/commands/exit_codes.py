@@ -13,10 +13,11 @@ EXIT_CODES = {0: 'done', 1: 'error', 2: 'usage', 3: 'data', 4: 'weights', 5: 'me
 
 # %% ../../nbs/commands/01a_exit_codes.ipynb #f5b9ea87
 # Floors, and modules that differ from the rest of their floor
-_SUBJECTS = {'data': 3, 'data.convert': 1, 'data.label_files': 1, 'data.tiling': 1, 'files.images': 3, 'files.video': 3,
-    'files.streams': 3, 'detection.inputs': 3, 'files.checkpoints': 4, 'files.pickles': 4, 'files.families': 4,
-    'files.matching': 4, 'files.network_kinds': 4, 'detection.exported': 4, 'detection.onnx': 4,
-    'detection.backends': 4}
+_OTHERS = 'data.convert data.label_files data.tiling'
+_DATA = 'data files.images files.video files.streams detection.inputs'
+_WEIGHTS = ('files.checkpoints files.pickles files.families files.matching files.network_kinds '
+    'detection.exported detection.onnx detection.backends')
+_SUBJECTS = {name: code for code, names in {1: _OTHERS, 3: _DATA, 4: _WEIGHTS}.items() for name in names.split()}
 
 def _modules(e): # That `e` passed through, the innermost first: cjm_yolox_pytorch.data.coco
     frame, names = e.__traceback__, []

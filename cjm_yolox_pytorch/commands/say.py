@@ -28,8 +28,8 @@ class _Printer(logging.Handler):
 
     def emit(self, record):
         file, bars = getattr(sys, self.stream), sys.modules.get('tqdm')
-        with bars.tqdm.external_write_mode(file) if bars else nullcontext():
-            print(record.getMessage(), file=file, flush=True)
+        cleared = bars.tqdm.external_write_mode(file) if bars else nullcontext()
+        with cleared: print(record.getMessage(), file=file, flush=True)
 
 # %% ../../nbs/commands/00b_say.ipynb #fd294846
 @contextmanager

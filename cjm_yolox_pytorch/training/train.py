@@ -310,8 +310,8 @@ def _say_start(t, initial):
     if t.loaded: say(*wrap_lines(f'weights: {t.loaded}'))
     if t.recipe.tile: say(f'training on {counted(len(t.samples), "tile")} of {t.recipe.tile} pixels')
     before = initial.notes.get('bit_depth') if initial else None
-    if before and before != t.train.bit_depth:
-        caution(f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}')
+    other = f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}'
+    if before and before != t.train.bit_depth: caution(other)
     if share >= 4 or t.recipe.sync_bn: return
     cure = '--batch, or --sync-bn' if t.world > 1 else '--batch'
     caution(f'batch norm sees too few images at a time ({share}): choose a larger {cure}')

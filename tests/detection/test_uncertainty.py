@@ -89,7 +89,8 @@ def test_order_of_inputs_does_not_matter(detector, images):
 def test_unreadable_images_are_said(unsure, images, tmp_path, monkeypatch, capsys):
     (images/'c.jpg').write_bytes(b'no picture')
     status, text, _ = run(monkeypatch, capsys, unsure, images, '--order', 'uncertainty', '--out', tmp_path/'out')
-    assert status.startswith('1 of the inputs could not be read or drawn:') and 'c.jpg' in status and text.startswith('3 images')
+    assert status.startswith('1 of the inputs could not be read') and 'c.jpg' in status
+    assert text.startswith('3 images')
 
 
 @pytest.mark.parametrize('options, message', [
