@@ -38,6 +38,7 @@ class Annotations:
     bit_depth:int = 16 # Bits that the pixels of 16-bit files use
     scores:np.ndarray = None # [T] float32 from 0 to 1, if these are predictions
     crops:np.ndarray = None # [N, 6] for tiles: height and width of the whole image, and the tile xyxy
+    source:object = None # A `NamedDataset` that the images come from, in place of files
 
     def __len__(self): return len(self.paths)
 
@@ -73,8 +74,9 @@ def take(self:Annotations, indices) -> Annotations: # `indices` [K] of images
     dropped = [d for d in self.dropped if d[0] in kept]
     names = ['boxes', 'labels', 'crowd', 'areas'] + ([] if self.scores is None else ['scores'])
     columns = {name: getattr(self, name)[rows] for name in names}
-    crops = None if self.crops is None else self.crops[indices]
-    return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, dropped=dropped, crops=crops, **columns)
+    columns['crops'] = None if self.crops is None else self.crops[indices]
+    columns['source'] = None if self.source is None else self.source.take(indices)
+    return replace(self, paths=paths, sizes=self.sizes[indices], starts=starts, dropped=dropped, **columns)
 
 # %% ../../nbs/data/01_annotations.ipynb #4595398f
 def _complete_sizes(where, paths, sizes): # [N, 2]
@@ -162,8 +164,9 @@ def read_annotated(
 ) -> Tensor: # [3, H, W] uint8 RGB, of the size in `annotations`
     "Read image `i`, turned as it was when it was annotated."
     path, depth, crops = annotations.paths[i], annotations.bit_depth, annotations.crops
-    if crops is None: return _read_turned(path, tuple(annotations.sizes[i].tolist()), depth)
+    if crops is None: return _read_whole(annotations, i, tuple(annotations.sizes[i].tolist()))
     height, width, x1, y1, x2, y2 = crops[i].tolist()
+    if annotations.source is not None: return _read_whole(annotations, i, (height, width))[:, y1:y2, x1:x2]
     return _read_once(path, (height, width), depth, os.stat(path).st_mtime_ns)[:, y1:y2, x1:x2]
 
 def _read_turned(path, size, depth):
@@ -175,6 +178,15 @@ def _read_turned(path, size, depth):
 
 @lru_cache(1) # Tiles of an image often follow each other
 def _read_once(path, size, depth, changed): return _read_turned(path, size, depth)
+
+# %% ../../nbs/data/01_annotations.ipynb #467a6a78
+def _read_whole(annotations, i, size):
+    path, source = annotations.paths[i], annotations.source
+    if source is None: return _read_turned(path, size, annotations.bit_depth)
+    image = source.image(i)
+    if image.shape[1:] == size: return image
+    sizes = f'{image.shape[2]}x{image.shape[1]} pixels, and was {size[1]}x{size[0]}'
+    raise ValueError(f'{path} is {sizes}. Images of a validation Dataset have to stay the same')
 
 # %% ../../nbs/data/01_annotations.ipynb #0ad86562
 def class_names_and_labels(where, classes): # Names in the order of their numbers, and labels by number

@@ -58,7 +58,9 @@ def tile_annotations(
     if not tile or not len(a): return a
     parts = [_tiles_of_image(a, i, tile, overlap) for i in range(len(a))]
     crops, counts, boxes, labels, crowd, areas = (np.concatenate(column) for column in zip(*parts))
-    paths = np.repeat(a.paths, [len(part[0]) for part in parts])
+    image = np.repeat(np.arange(len(a)), [len(part[0]) for part in parts])
+    source = None if a.source is None else a.source.take(image)
     sizes = crops[:, [5, 4]] - crops[:, [3, 2]]
     columns = dict(boxes=boxes.astype(np.float32), labels=labels, crowd=crowd, areas=areas.astype(np.float32))
-    return replace(a, paths=paths, sizes=sizes, starts=np.append(0, counts.cumsum()), crops=crops, **columns)
+    columns |= dict(crops=crops, source=source)
+    return replace(a, paths=a.paths[image], sizes=sizes, starts=np.append(0, counts.cumsum()), **columns)

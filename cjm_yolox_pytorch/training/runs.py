@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..commands.messages import shorten
-from ..data.annotations import fingerprint
+from ..data.annotations import Annotations
+from ..data.named_dataset import data_fingerprint
 from ..files.checkpoints import save_weights, Weights
 from ..files.paths import atomic
 from ..files.pickles import read_file
@@ -100,9 +101,11 @@ def _stateful(t): # Parts that have a state
 # %% ../../nbs/training/02_runs.ipynb #4d30d9af
 def _describe_start(t): # What the training began with
     train, val = t.train, t.val
-    folder = os.path.dirname(os.path.realpath(train.paths[0]))
-    return dict(names=list(train.names), images=len(train), objects=len(train.labels), fingerprint=fingerprint(train),
-        val_images=len(val), val_objects=len(val.labels), val_fingerprint=fingerprint(val),
+    in_files = isinstance(train, Annotations)
+    objects = len(train.labels) if in_files else None
+    folder = os.path.dirname(os.path.realpath(train.paths[0])) if in_files else None
+    return dict(names=list(train.names), images=len(train), objects=objects, fingerprint=data_fingerprint(train),
+        val_images=len(val), val_objects=len(val.labels), val_fingerprint=data_fingerprint(val),
         bit_depth=train.bit_depth, weights=t.notes.get('weights'), folder=folder, torch=str(torch.__version__))
 
 # %% ../../nbs/training/02_runs.ipynb #c94a0f3b

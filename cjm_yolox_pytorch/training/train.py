@@ -19,6 +19,7 @@ from ..commands.messages import counted, wrap_lines
 from ..commands.progress import show_progress
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
+from ..data.named_dataset import same_images
 from ..data.prepare import prepare_splits
 from ..evaluation.mistakes import show_detections
 from ..evaluation.report import report, table
@@ -71,7 +72,7 @@ def _tell_validation(t, progress, batches): # Yields them
 
 # %% ../../nbs/training/03_train.ipynb #10096934
 def _note_thresholds(t, found): # `Detections` of each validation image
-    if fingerprint(t.train) == fingerprint(t.val): return
+    if same_images(t.train, t.val): return
     t.notes['thresholds'] = choose_thresholds(t.val, found, t.notes.get('validation'))
 
 

@@ -19,6 +19,7 @@ from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
 from ..data.augment import yolox_transforms
 from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
+from ..data.named_dataset import annotate, named
 from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
@@ -55,15 +56,16 @@ class Trainer:
     "Train a network according to a recipe"
     def __init__(self,
         recipe:Recipe,
-        train:Annotations, # Training split
-        val:Annotations, # Validation split
+        train:Annotations, # Training split, or a torch `Dataset` of images and targets
+        val:Annotations, # Validation split, or a `Dataset`
         weights:Weights=None, # Initial weights; random if None
         device:str=None, # The fastest if None
-        transforms:list=None # Transforms of the training images; those of `recipe` if None
+        transforms:list=None, # Transforms of the training images; those of `recipe` if None
+        names=None # Class names of a `Dataset`: a list for labels from 0, or a dict by label
     ):
+        train = named(train, names)
         store_attr('recipe,train,transforms')
-        self.samples = tile_annotations(train, recipe.tile, recipe.overlap)
-        self.val = relabel(val, train.names)
+        self.val = relabel(annotate(named(val, names)), train.names)
         self.device = choose_device(device)
         self.rank, self.world = rank_and_world()
         _check_start(self, weights)
@@ -75,7 +77,9 @@ class Trainer:
 def _check_start(t, weights):
     r, parts = t.recipe, t.recipe.grad_accum*t.world
     check_names(t.train.names)
-    if t.train.crowd.all(): raise ValueError(f'nothing to train on: {t.train}')
+    of_files = isinstance(t.train, Annotations)
+    if t.train.crowd.all() if of_files else not len(t.train): raise ValueError(f'nothing to train on: {t.train}')
+    if r.tile and not of_files: raise ValueError(f'tile={r.tile} is for images in files: cut them in the Dataset')
     if t.val.crowd.all(): raise ValueError(f'nothing to validate on: {t.val}')
     if weights and weights.model_type != r.model:
         cure = f'choose model={weights.model_type!r} (--model), or other weights'
@@ -119,6 +123,7 @@ def _start(self:Trainer):
     self.ema = EMA(self.model, r.ema_decay, r.ema_tau)
     self.dtype = amp_dtype(r.amp, self.device, r.model == 'yolox_nano')
     self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+    self.samples = tile_annotations(self.train, r.tile, r.overlap)
     self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world)
     self.scheduler = make_scheduler(self.optimizer, r, len(self.batches))
     self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For objects in main memory
