@@ -44,7 +44,7 @@ def _class_lines(weights):
 
 # %% ../../nbs/files/10_model_card.ipynb #b4e763f0
 def _training_lines(notes):
-    known = dict(training='split', fingerprint='data fingerprint', weights='initial weights', bit_depth='bits of a pixel')
+    known = dict(training='split', fingerprint='data fingerprint', weights='started from', bit_depth='bits per pixel')
     rows = [(name, _plain(notes[k])) for k, name in known.items() if notes.get(k)]
     rows += [(_plain(k), _plain(v)) for k, v in (notes.get('recipe') or {}).items()]
     return ['## Training', '', *_table(('setting', 'value'), rows), ''] if rows else []
