@@ -8,9 +8,8 @@ __all__ = ['YOLOXLoss', 'build_model', 'Detections', 'Detector', 'load_detector'
 # %% ../nbs/tutorials/from_python.ipynb #220f53eb
 __version__ = "0.3.0"
 
-_HOMES = dict(YOLOXLoss='loss', build_model='model', Detections='detection.detections',
-    Detector='detection.detector', load_detector='detection.detector', train='training.train',
-    evaluate='evaluation.evaluate', export='deploy.export')
+_HOMES = dict(YOLOXLoss='loss', build_model='model', Detections='detection.detections', Detector='detection.detector',
+    load_detector='detection.detector', train='training.train', evaluate='evaluation.evaluate', export='deploy.export')
 _all_ = ['YOLOXLoss', 'build_model', 'Detections', 'Detector', 'load_detector', 'train', 'evaluate', 'export']
 
 # %% ../nbs/tutorials/from_python.ipynb #e9ddc76e
