@@ -15,7 +15,7 @@ EXIT_CODES = {0: 'done', 1: 'error', 2: 'usage', 3: 'data', 4: 'weights', 5: 'me
 # Floors, and modules that differ from the rest of their floor
 _OTHERS = 'data.convert data.label_files data.tiling'
 _DATA = 'data files.images files.video files.streams detection.inputs'
-_WEIGHTS = ('files.checkpoints files.pickles files.families files.matching files.network_kinds '
+_WEIGHTS = ('files.checkpoints files.pickles files.families files.hub files.matching files.network_kinds '
     'detection.exported detection.onnx detection.backends')
 _SUBJECTS = {name: code for code, names in {1: _OTHERS, 3: _DATA, 4: _WEIGHTS}.items() for name in names.split()}
 
