@@ -15,7 +15,7 @@ readme = re.sub(r'\]\((?!http)', f']({raw}', Path('README.md').read_text(encodin
 extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
 extras['mobile'] = [p for name in ('ncnn', 'litert', 'executorch', 'coreml') for p in extras[name]]
 # Tests exercise nearly every feature, so `dev` holds what each extra of the library itself needs, but for large ones
-needed = 'dev', 'export', 'int8', 'video', 'track', 'tensorboard', 'wandb'
+needed = 'dev', 'export', 'int8', 'video', 'track', 'hub', 'tensorboard', 'wandb'
 extras['dev'] = [p for name in needed for p in extras[name]]
 
 setup(

@@ -236,25 +236,30 @@ PRETRAINED_URLS = PUBLISHED['cjm'] | dict(yolox_nano=PUBLISHED['megvii']['yolox_
 def _check_model_type(model_type):
     if model_type not in VARIANTS: raise ValueError(f'model_type={model_type!r}: choose one of {MODEL_TYPES}')
 
+_EARLIER_DIR = './pretrained_checkpoints/'
+
 def pretrained_file(
     model_type:str, # One of `MODEL_TYPES`
-    checkpoint_dir='./pretrained_checkpoints/', # Folder of downloaded weights
+    checkpoint_dir='./pretrained_checkpoints/', # Folder of downloaded weights; by default the cache of all folders
     family:str=None # A key of `PUBLISHED`; those of `PRETRAINED_URLS` if None
 ) -> Path: # File with published COCO weights
     "Download the published weights of `model_type`, unless they are there already."
-    from cjm_yolox_pytorch.files.checkpoints import download
+    from cjm_yolox_pytorch.files.checkpoints import download, mirrored
     _check_model_type(model_type)
-    if family is None: return download(PRETRAINED_URLS[model_type], checkpoint_dir)
     families = [f for f, urls in PUBLISHED.items() if model_type in urls]
-    if family not in families: raise ValueError(f'{family} has published no {model_type}: choose one of {families}')
-    return download(PUBLISHED[family][model_type], Path(checkpoint_dir)/family)
+    known = family in (None, *families)
+    if not known: raise ValueError(f'{family} has published no {model_type}: choose one of {families}')
+    url = PUBLISHED[family][model_type] if family else PRETRAINED_URLS[model_type]
+    folder = Path(checkpoint_dir)/(family or '')
+    shared = checkpoint_dir == _EARLIER_DIR and not (folder/url.rpartition('/')[2]).exists()
+    return download(url, None if shared else folder, source=mirrored(url))
 
 # %% ../nbs/02_model.ipynb #f6f66458
 def build_model(
     model_type:str, # One of `MODEL_TYPES`
     num_classes:int, # C
     pretrained=True, # True or 'megvii', 'mmyolo', 'cjm': COCO weights; a file, URL or `Weights`: these; False: none
-    checkpoint_dir='./pretrained_checkpoints/' # Folder of downloaded weights
+    checkpoint_dir='./pretrained_checkpoints/' # Folder of downloaded weights; by default the cache of all folders
 ) -> YOLOX:
     "Build a YOLOX of a given size."
     _check_model_type(model_type)

@@ -25,6 +25,7 @@ from .tiled import choose_tiling, find_in_tiles, settings_of_tiles
 # %% ../../nbs/detection/01_detector.ipynb #0ce54dfd
 from ..files.checkpoints import download, load_weights, Weights
 from ..files.class_names import class_numbers
+from ..files.hub import find_pretrained, publish, write_pretrained
 from ..files.images import as_image
 from ..files.letterbox import InputSpec, letterbox, letterbox_scale, normalize, unletterbox
 from ..files.network_kinds import network_kind
@@ -117,6 +118,7 @@ class Detector:
         self.model, self.spec = prepare_network(weights, device, img_size)
         self.names, self.num_classes = weights.names, weights.num_classes
         self.notes, self.conf = weights.notes, stored_conf(weights.notes)
+        self.source = weights # Or where they came from
 
 # %% ../../nbs/detection/01_detector.ipynb #df2c3f84
 @patch
@@ -197,9 +199,12 @@ def load_detector(
     pixels:str=None # For exported networks of other programs: order and range of pixels, a key of `PIXELS`
 ) -> Detector:
     "Load a detector that is ready to use."
+    source = weights
     if not isinstance(weights, Weights): weights = load_network(weights, names, img_size, pixels)
     elif names or pixels: raise ValueError('names and pixels are for files: change `names` of the weights instead')
-    return Detector(weights, device, img_size, bit_depth)
+    detector = Detector(weights, device, img_size, bit_depth)
+    detector.source = source
+    return detector
 
 # %% ../../nbs/detection/01_detector.ipynb #66e711a3
 @patch
@@ -208,3 +213,33 @@ def __repr__(self:Detector) -> str:
     if self.notes.get('thresholds'): kept = describe_thresholds(self.notes)
     return f'Detector of {counted(self.num_classes, "class")} at {self.spec.img_size}: {kept}'
 
+
+# %% ../../nbs/detection/01_detector.ipynb #5a37eb21
+@patch(cls_method=True)
+def from_pretrained(cls:Detector,
+    source, # Repository such as user/name, folder, file, address, or a size such as yolox_s
+    revision:str=None, # Branch, tag or commit of a repository
+    token:str=None, # For private repositories; that of `hf auth login` if None
+    **options # Of `load_detector`
+) -> Detector:
+    "Load a detector from a hub, or from here."
+    return load_detector(find_pretrained(source, revision, token), **options)
+
+# %% ../../nbs/detection/01_detector.ipynb #ebde53a9
+def _to_publish(detector): # Weights as they were, and curves beside them
+    if isinstance(detector.source, Weights): return detector.source, []
+    weights = load_weights(detector.source, names=detector.names)
+    beside = [Path(detector.source).with_name(name) for name in ('curves.png', 'thresholds.png')]
+    return weights, [p for p in beside if p.is_file() and Path(detector.source).is_file()]
+
+@patch
+def save_pretrained(self:Detector, folder, repo_id:str=None, license:str=None) -> Path: # As `files.hub` has it
+    "Write the weights and their card to a folder."
+    weights, pictures = _to_publish(self)
+    return write_pretrained(weights, folder, repo_id, license, pictures)
+
+@patch
+def push_to_hub(self:Detector, repo_id:str, private:bool=False, license:str=None, token:str=None) -> str:
+    "Publish the weights with a model card; returns the address."
+    weights, pictures = _to_publish(self)
+    return publish(weights, repo_id, private, license, pictures, token)

@@ -83,7 +83,7 @@ def _write_epoch(t, row):
         save_trained(t, t.out/'best.safetensors', row)
     save_trained(t, t.out/'last.safetensors', row)
     write_rows(t.out/'metrics.csv', t.rows)
-    plot_curves(t.rows, t.out/'curves.png')
+    if 'AP' in row or row['seconds'] > 30: plot_curves(t.rows, t.out/'curves.png') # Half a second
     save_state(t, t.out/'state.pt')
 
 # %% ../../nbs/training/03_train.ipynb #9d8db425
