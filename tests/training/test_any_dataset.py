@@ -72,6 +72,7 @@ def test_training_in_the_middle_of_an_epoch_resumes(tmp_path):
     steps = iter([False, True])
     first.train_epoch(stop=lambda: next(steps))
     save_state(first, tmp_path/'state.pt')
+    torch.rand(3), np.random.rand(3), random.random()
     load_state(second, tmp_path/'state.pt')
     second.train_epoch()
     assert all(map(torch.equal, second.model.state_dict().values(), full.model.state_dict().values()))
