@@ -12,24 +12,26 @@ import re, sys, torch
 EXIT_CODES = {0: 'done', 1: 'error', 2: 'usage', 3: 'data', 4: 'weights', 5: 'memory', 130: 'Ctrl-C'}
 
 # %% ../../nbs/commands/01a_exit_codes.ipynb #f5b9ea87
-# Floors, and modules that differ from the rest of their floor
-_OTHERS = 'data.convert data.label_files data.tiling'
+# Floors; modules and functions that differ from the rest of their floor
+_OTHERS = 'data.convert data.label_files data.tiling files.paths.atomic files.paths.check_output_folder'
 _DATA = 'data files.images files.video files.streams detection.inputs'
 _WEIGHTS = ('files.checkpoints files.pickles files.families files.hub files.matching files.network_kinds '
     'detection.exported detection.onnx detection.backends')
 _SUBJECTS = {name: code for code, names in {1: _OTHERS, 3: _DATA, 4: _WEIGHTS}.items() for name in names.split()}
 
-def _modules(e): # That `e` passed through, the innermost first: cjm_yolox_pytorch.data.coco
+def _places(e): # That `e` passed through, the innermost first: cjm_yolox_pytorch.data.coco.read_coco
     frame, names = e.__traceback__, []
     while frame:
-        names.insert(0, frame.tb_frame.f_globals.get('__name__', ''))
+        names.insert(0, f'{frame.tb_frame.f_globals.get("__name__", "")}.{frame.tb_frame.f_code.co_name}')
         frame = frame.tb_next
     return names
 
 def _subject(e):
-    ours = [name.split('.')[1:] for name in _modules(e) if name.startswith('cjm_yolox_pytorch.')]
-    found = [_SUBJECTS.get('.'.join(parts)) or _SUBJECTS.get(parts[0]) for parts in ours]
-    return next(filter(None, found), 1)
+    for name in _places(e):
+        package, *parts = name.split('.')
+        known = [_SUBJECTS.get('.'.join(parts[:n])) for n in range(len(parts), 0, -1)]
+        if package == 'cjm_yolox_pytorch' and any(known): return next(filter(None, known))
+    return 1
 
 # %% ../../nbs/commands/01a_exit_codes.ipynb #638fd06a
 def exit_code(

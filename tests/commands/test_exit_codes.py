@@ -9,6 +9,7 @@ import cjm_yolox_pytorch
 from cjm_yolox_pytorch.commands import exit_codes
 from cjm_yolox_pytorch.commands.command import command
 from cjm_yolox_pytorch.commands.start import import_command
+from cjm_yolox_pytorch.files.checkpoints import save_weights, Weights
 
 PACKAGE = Path(cjm_yolox_pytorch.__path__[0])
 
@@ -54,7 +55,14 @@ def test_errors(monkeypatch, capsys, error, code):
     assert end.value.code == code and capsys.readouterr().err.startswith('some_command: error: ')
 
 
-def test_modules_exist():
+def test_what_cannot_be_written_is_not_about_weights(tmp_path):
+    with pytest.raises(OSError, match='could not be written') as error:
+        save_weights(Weights({}, 'yolox_nano', 1, (0.,)*3, (1.,)*3), tmp_path/'nowhere/a.safetensors')
+    assert exit_codes.exit_code(error.value) == 1
+
+
+def test_places_exist():
     for name in exit_codes._SUBJECTS:
-        path = PACKAGE.joinpath(*name.split('.'))
-        assert path.with_suffix('.py').is_file() or path.is_dir(), name
+        floor, module, function = [*name.split('.'), None, None][:3]
+        path = PACKAGE/floor if module is None else PACKAGE/floor/f'{module}.py'
+        assert path.exists() and (function is None or f'\ndef {function}(' in path.read_text(encoding='utf-8')), name
