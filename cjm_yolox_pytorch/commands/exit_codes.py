@@ -19,7 +19,7 @@ _WEIGHTS = ('files.checkpoints files.pickles files.families files.hub files.matc
     'detection.exported detection.onnx detection.backends')
 _SUBJECTS = {name: code for code, names in {1: _OTHERS, 3: _DATA, 4: _WEIGHTS}.items() for name in names.split()}
 
-def _places(e): # That `e` passed through, the innermost first: cjm_yolox_pytorch.data.coco.read_coco
+def _passed_modules(e): # That `e` passed through, the innermost first: cjm_yolox_pytorch.data.coco.read_coco
     frame, names = e.__traceback__, []
     while frame:
         names.insert(0, f'{frame.tb_frame.f_globals.get("__name__", "")}.{frame.tb_frame.f_code.co_name}')
@@ -27,7 +27,7 @@ def _places(e): # That `e` passed through, the innermost first: cjm_yolox_pytorc
     return names
 
 def _subject(e):
-    for name in _places(e):
+    for name in _passed_modules(e):
         package, *parts = name.split('.')
         known = [_SUBJECTS.get('.'.join(parts[:n])) for n in range(len(parts), 0, -1)]
         if package == 'cjm_yolox_pytorch' and any(known): return next(filter(None, known))
