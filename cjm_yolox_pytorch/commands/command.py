@@ -10,7 +10,7 @@ import inspect, json, sys, torch
 from functools import wraps
 from pathlib import Path
 
-from .exit_codes import exit_code, fail
+from .exit_codes import exit_code, fail, is_out_of_memory
 from .messages import printable
 from .options import grouped, parser_of
 from .say import shown
@@ -28,7 +28,7 @@ def _message(e, package): # What to tell the user, or None if `e` is a bug
 def _error_line(e, package): # The same for an exception of any type
     if isinstance(e, torch.OutOfMemoryError):
         return f'the accelerator is out of memory: choose a smaller --batch ({str(e).splitlines()[0]})'
-    if isinstance(e, MemoryError): return f'out of memory ({(str(e).strip() or "MemoryError").splitlines()[-1]})'
+    if is_out_of_memory(e): return f'out of memory ({(str(e).strip() or "MemoryError").splitlines()[-1]})'
     if isinstance(e, (ValueError, FloatingPointError, OSError, ImportError)): return _message(e, package)
 
 # %% ../../nbs/commands/02_command.ipynb #073e784e

@@ -91,8 +91,12 @@ def _write_epoch(t, row):
 # %% ../../nbs/training/03_train.ipynb #9d8db425
 _BAR = '{remaining} left, {desc}'
 
-def _train_epochs(t, stop):
+def _train_and_notify(t, stop):
     t.notify('on_train_start')
+    try: _train_epochs(t, stop)
+    finally: t.notify('on_train_end') # Also when it was interrupted, so that loggers close
+
+def _train_epochs(t, stop):
     going, epochs, steps = _has_next_epoch(t), t.recipe.epochs, len(t.batches)
     options = dict(total=epochs*steps, initial=t.steps, window=t.recipe.eval_interval*steps)
     with show_progress(bar=dict(bar_format=_BAR), disable=t.rank > 0, **options) as progress:
@@ -104,7 +108,6 @@ def _train_epochs(t, stop):
                 going = _finish_epoch(t, row, progress)
                 if t.rank == 0: say(_epoch_line(row, epochs))
             if going and stop(): _save_and_stop(t)
-    t.notify('on_train_end')
 
 # %% ../../nbs/training/03_train.ipynb #e66df920
 def _measure_speed(t, begun, seconds):
@@ -136,7 +139,7 @@ def fit(
         if resume: load_state(trainer, out/'state.pt')
         elif first: save_state(trainer, out/'state.pt') # To resume from the beginning
         if first: write_recipe(trainer.recipe, out/'recipe.yaml')
-        _train_epochs(trainer, stop)
+        _train_and_notify(trainer, stop)
     return trainer.best
 
 # %% ../../nbs/training/03_train.ipynb #b1d0150b
@@ -274,7 +277,7 @@ def _show_trained(run, json):
 
 # %% ../../nbs/training/03_train.ipynb #b77288ff
 def _choose_recipe(recipe, workers, changes):
-    changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None and v is not False}
+    changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None}
     file = Path(recipe).suffix.lower() in ('.yaml', '.yml')
     if not file: check_choice('recipe', recipe, [*RECIPES, 'a file such as birds.yaml'])
     defaults = dict(workers=_spare_cores()) | (read_recipe(recipe) if file else {})

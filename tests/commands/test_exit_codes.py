@@ -46,6 +46,7 @@ def draw_few(draw_shapes): return draw_shapes(train=4, val=2, test=0, size=64)
 
 @pytest.mark.parametrize('error, code', [
     (MemoryError(), 5), (torch.OutOfMemoryError('CUDA out of memory'), 5), (OSError('the disk is full'), 1),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), 5),
     (ValueError('Caught ValueError in DataLoader worker process 0.\nValueError: a.jpg: cut off'), 3)])
 def test_errors(monkeypatch, capsys, error, code):
     @command

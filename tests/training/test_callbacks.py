@@ -37,10 +37,11 @@ def test_hooks_are_called_in_order(shapes, tmp_path, no_plots):
 
 
 def test_callback_may_stop_a_training_that_is_resumed(shapes, tmp_path, uninterrupted, no_plots):
-    class Stop:
+    class Stop(Diary):
         def on_epoch_end(self, t):
             if t.epoch == 2: raise StopIteration
-    with pytest.raises(StopIteration): fit(trainer(shapes), tmp_path, callbacks=[Stop()])
+    with pytest.raises(StopIteration): fit(trainer(shapes), tmp_path, callbacks=[stop := Stop()])
+    assert stop.seen[-1] == ('end', 2) # Loggers close
     assert len(read_rows(tmp_path/'metrics.csv')) == 2
     diary = Diary()
     fit(trainer(shapes), tmp_path, resume=True, callbacks=[diary])

@@ -23,8 +23,9 @@ def test_file_of_a_training_trains_the_same_network(shapes, tmp_path, uninterrup
 
 
 def test_options_go_above_the_file(shapes, tmp_path):
-    (tmp_path/'mine.YAML').write_text('model: yolox_nano\nimg_size: 64\nbatch: 4\nlr: 1e-3\nworkers: 0\nepochs: 50\n')
-    yolox_train(str(shapes), recipe=tmp_path/'mine.YAML', out=tmp_path/'run', device='cpu', epochs=1)
+    (tmp_path/'mine.YAML').write_text('model: yolox_nano\nimg_size: 64\nbatch: 4\nlr: 1e-3\nworkers: 0\nepochs: 50\n'
+        'compile: true\n')
+    yolox_train(str(shapes), recipe=tmp_path/'mine.YAML', out=tmp_path/'run', device='cpu', epochs=1, compile=False)
     used = load_weights(tmp_path/'run/last.safetensors').notes['recipe']
     assert used == asdict(Recipe('yolox_nano', img_size=64, batch=4, lr=.001, epochs=1))
     assert Recipe(**read_recipe(tmp_path/'run/recipe.yaml')) == Recipe(**used)
