@@ -111,7 +111,7 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def at_the_shell(monkeypatch, *words):
     monkeypatch.setattr(sys, 'argv', ['yolox_convert_weights', *map(str, words)])
     with pytest.raises(SystemExit) as end: yolox_convert_weights()
-    return str(end.value)
+    return end.value.args[0]
 
 
 @pytest.mark.parametrize('words, message', [

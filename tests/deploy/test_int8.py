@@ -79,7 +79,7 @@ def falling(monkeypatch):
 def run(monkeypatch, *words):
     monkeypatch.setattr(sys, 'argv', ['yolox_export', *map(str, words)])
     with pytest.raises(SystemExit) as end: yolox_export()
-    return end.value.args[0]
+    return end.value
 
 
 # ---- What is in a file
@@ -166,7 +166,7 @@ def test_earlier_file_stays_if_too_much_is_lost(weights, images, full, falling, 
 
 def test_command_prints_the_ladder(weights, data, full, falling, tmp_path, monkeypatch, capsys):
     save_weights(weights, tmp_path/'w.safetensors')
-    status = run(monkeypatch, tmp_path/'w.safetensors', '--int8', '--data', data)
+    status = str(run(monkeypatch, tmp_path/'w.safetensors', '--int8', '--data', data))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'calibrated on images of train, measured on val: 6 images'
     assert [line[:28].strip() for line in lines[1:]] == ['in fp32', 'everything', *LADDER]
@@ -191,7 +191,7 @@ def test_stopped_command_leaves_nothing(weights, data, full, tmp_path, monkeypat
         time.sleep(9)
     monkeypatch.setattr(ladder, 'measure_file', stop)
     out = tmp_path/'new/x.onnx'
-    assert run(monkeypatch, tmp_path/'w.safetensors', '--int8', '--data', data, '--out', out) == status
+    assert run(monkeypatch, tmp_path/'w.safetensors', '--int8', '--data', data, '--out', out).code == status
     assert [p.name for p in tmp_path.iterdir()] == ['w.safetensors']
 
 
