@@ -8,13 +8,13 @@ __all__ = ['fit', 'measure_best', 'recipe_options', 'Trained', 'train', 'yolox_t
 # %% ../../nbs/training/03_train.ipynb #8b98973b
 import inspect, os, time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 from fastcore.docments import docments
 
-from ..commands.command import command, print_json
+from ..commands.command import choose_device, command, print_json
 from ..commands.messages import counted, wrap_lines
 from ..commands.options import grouped, options_of, showing
 from ..commands.progress import show_progress
@@ -31,6 +31,7 @@ from ..evaluation.thresholds import choose_thresholds
 from ..files.checkpoints import load_weights
 from ..files.class_names import parse_names
 from ..files.paths import check_output_folder
+from .batch_size import choose_batch, number_or_auto
 from .callbacks import check_callbacks, make_logger
 from .recipe import Augmentation, check_choice, Recipe, RECIPES
 from .recipe_file import read_recipe, recipe_lines, write_recipe
@@ -167,11 +168,12 @@ def recipe_options(func):
     func.option_help = {}
     for f in fields(Recipe):
         if f.name in signature.parameters: continue
-        kind = getattr(f.type, '__origin__', f.type) # `int` of Annotated[int, 0, 9]
+        kind = number_or_auto if f.name == 'batch' else getattr(f.type, '__origin__', f.type) # `int` of Annotated
         options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
         default = f'{f.default:g}' if isinstance(f.default, float) else f.default
         plain = default in (None, '') or kind is bool
         func.option_help[f.name] = comments[f.name] if plain else f'{comments[f.name]} ({default})'
+    func.option_help['batch'] += '; auto: as many as fit into memory'
     func.__signature__ = signature.replace(parameters=options)
     return func
 
@@ -225,14 +227,17 @@ def _run_training(data, weights, names, recipe, format, images, bit_depth, allow
     check_between(bit_depth=(bit_depth, 8, 16))
     if names and not weights: raise ValueError('--names are those of the initial weights: give --weights, too')
     callbacks = [*callbacks, *([make_logger(logger)] if logger else [])]
-    plan = _choose_recipe(recipe, workers, changes)
+    auto = changes.get('batch') == 'auto'
+    plan = _choose_recipe(recipe, workers, dict(changes, batch=None) if auto else changes)
     out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
     check_output_folder(out, data)
     check_folder(out, resume)
+    if auto and resume: plan = _with_batch_of(plan, out)
     initial = None if resume else _initial_weights(weights, names, plan.model)
     reading = dict(format=format, images=images, bit_depth=bit_depth)
     with processes(device) as device:
         used = prepare_splits(data, train, val, allow_missing, quiet=rank_and_world()[0] > 0, **reading)
+        if auto and not resume: plan = _fit_into_memory(plan, used, device, changes)
         trainer = _make_trainer(plan, used, initial, device)
         if weights: trainer.notes['weights'] = _short_path(weights)
         first = trainer.rank == 0
@@ -282,6 +287,18 @@ def _choose_recipe(recipe, workers, changes):
     if not file: check_choice('recipe', recipe, [*RECIPES, 'a file such as birds.yaml'])
     defaults = dict(workers=_spare_cores()) | (read_recipe(recipe) if file else {})
     return (Recipe if file else RECIPES[recipe])(**defaults | changes)
+
+# %% ../../nbs/training/03_train.ipynb #688fc9dd
+def _fit_into_memory(plan, used, device, changes):
+    train = next(iter(used.values()))[1]
+    keep_lr = changes.get('lr') is not None
+    plan, why = choose_batch(plan, len(train.names), len(train), choose_device(device), keep_lr)
+    if rank_and_world()[0] == 0: say(*wrap_lines(why))
+    return plan
+
+def _with_batch_of(plan, out):
+    recorded = read_recipe(out/'recipe.yaml')
+    return replace(plan, batch=recorded['batch'], lr=recorded['lr'])
 
 # %% ../../nbs/training/03_train.ipynb #746840e2
 def _initial_weights(weights, names, model): # `Weights`, or None for random ones
