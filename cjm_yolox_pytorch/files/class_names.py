@@ -40,14 +40,20 @@ def check_class_names(names, where):
     check_distinct(names, where)
 
 # %% ../../nbs/files/01_class_names.ipynb #fe9680fa
-def parse_names(names) -> list: # `cat,dog`, or a text file with one name per line; None or a list as they are
+def parse_names(names) -> list: # `cat,dog`, or a text file with one per line; a list; a dict by label. None stays None
     "Read class names, as the option `--names` gives them."
     if names is None or isinstance(names, list): return names
+    if isinstance(names, dict): return _names_from_0(names)
+    if not isinstance(names, (str, os.PathLike)): return [*names]
     text = os.fspath(names)
     found = [n.strip() for n in (_name_lines(text) if os.path.isfile(text) else _split_names(text))]
     if '' in found: raise ValueError(f'names={shorten(text)!r}: name {found.index("") + 1} of {len(found)} is empty')
     check_class_names(found, shorten(text))
     return found
+
+def _names_from_0(names): # A dict by label -> list
+    if {*names} != {*range(len(names))}: raise ValueError(f'names={shorten(names)}: labels must count from 0, without gaps')
+    return [names[i] for i in range(len(names))]
 
 def _name_lines(path): # Without blank lines at the end
     if not path.lower().endswith(('.yaml', '.yml', '.json')): return read_text(Path(path)).rstrip().split('\n')

@@ -19,7 +19,7 @@ from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
 from ..data.augment import yolox_transforms
 from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
-from ..data.named_dataset import annotate, named
+from ..data.named_dataset import annotate, named_splits
 from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
@@ -63,9 +63,9 @@ class Trainer:
         transforms:list=None, # Transforms of the training images; those of `recipe` if None
         names=None # Class names of a `Dataset`: a list for labels from 0, or a dict by label
     ):
-        train = named(train, names)
+        train, val = named_splits(train, val, names)
         store_attr('recipe,train,transforms')
-        self.val = relabel(annotate(named(val, names)), train.names)
+        self.val = relabel(annotate(val), train.names)
         self.device = choose_device(device)
         self.rank, self.world = rank_and_world()
         _check_start(self, weights)
