@@ -146,9 +146,9 @@ def _run_export(weights, out, format, for_, names, half, int8, data, max_drop, r
 
 # %% ../../nbs/deploy/05_export.ipynb #4488dd73
 def export(
-    weights:str, # File or address of weights, or a size such as yolox_s for published weights
-    format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml or web; by default as `out`, or onnx
-    out:str=None, # File, or folder of a page, to write; beside `weights` if None
+    weights:str|os.PathLike, # File or address of weights, or a size such as yolox_s for published weights
+    format:str|None=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml or web; by default as `out`, or onnx
+    out:str|os.PathLike|None=None, # File, or folder of a page, to write; beside `weights` if None
     **options # Others of `yolox_export` by their names, such as suppress=True
 ) -> Path: # What was written
     "Write `weights` as a file for other programs, and check it."

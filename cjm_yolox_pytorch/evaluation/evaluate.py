@@ -164,13 +164,11 @@ def _working_conf(notes, a): # Of the weights; a score, or [C]
     say(*wrap_lines(f'metrics are at {describe_thresholds(notes)}'))
     return stored_conf(notes)
 
-
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1c359c0d
 def _only(a, chosen): # Numbers of classes -> `Annotations` with objects of these alone
     kept = np.isin(a.labels, chosen)
     columns = {name: getattr(a, name)[kept] for name in ('boxes', 'labels', 'crowd', 'areas')}
     return replace(a, starts=np.append(0, kept.cumsum())[a.starts], **columns)
-
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a6f16214
 def _find_scores(a, found, thresholds, precision): # Kind -> C+1 `Threshold`
@@ -322,11 +320,11 @@ def yolox_eval(
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #2e55f731
 def evaluate(
-    weights:str, # Weights (file, address, or a size such as yolox_s), or an exported file
-    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
-    split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
-    out:str=None, # Folder for metrics.json, figures and COCO files; nothing is written if None
-    device:str=None, # cpu, cuda, ...; the fastest if None
+    weights:str|os.PathLike, # Weights (file, address, or a size such as yolox_s), or an exported file
+    data:str|os.PathLike, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
+    split:str|None=None, # Split to measure; by default test, or val; of a single split, what training held out
+    out:str|os.PathLike|None=None, # Folder for metrics.json, figures and COCO files; nothing is written if None
+    device:str|None=None, # cpu, cuda, ...; the fastest if None
     **options # Others of `yolox_eval` by their names, such as classes='car,person'
 ) -> dict: # Metrics of `report`; with `thresholds` or `precision` also what they find
     "Measure how good `weights` are on a split of `data`."

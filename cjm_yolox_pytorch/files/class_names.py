@@ -51,8 +51,9 @@ def parse_names(names) -> list: # `cat,dog`, or a text file with one per line; a
     check_class_names(found, shorten(text))
     return found
 
+# %% ../../nbs/files/01_class_names.ipynb #cfa964c0
 def _names_from_0(names): # A dict by label -> list
-    if {*names} != {*range(len(names))}: raise ValueError(f'names={shorten(names)}: labels must count from 0, without gaps')
+    if {*names} != {*range(len(names))}: raise ValueError(f'names={shorten(names)}: labels count from 0, without gaps')
     return [names[i] for i in range(len(names))]
 
 def _name_lines(path): # Without blank lines at the end

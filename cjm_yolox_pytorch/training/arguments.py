@@ -29,16 +29,14 @@ def check_data(
 ):
     "Raise an error for data that do not go with the other options."
     if in_folder(data):
-        folder = f'data={str(data)!r} is a folder or file'
-        if not isinstance(val, (str, type(None))): raise ValueError(f'{folder}: val is the name of a split there')
-        if names and not weights:
-            raise ValueError(f'{folder}: names are those of the initial weights: give weights, too (--weights)')
-        return
-    kind = type(data).__name__
+        unnamed = 'names are those of the initial weights: give weights, too (--weights)'
+        if names and not weights: raise ValueError(unnamed)
+        if val is None or isinstance(val, str): return
+        raise ValueError(f'val: with data={str(data)!r}, give the name of a split there')
+    given = f'data is a Dataset ({type(data).__name__})'
     useless = [name for name, default in FOR_FOLDERS.items() if reading[name] != default]
-    if useless: raise ValueError(f'{", ".join(useless)}: for data in a folder, not for a {kind}: leave out')
-    if val is not None and not in_folder(val): return
-    raise ValueError(f'val={val!r}: with a {kind} to train on, give a Dataset to validate on, too: val=...')
+    if useless: raise ValueError(f'{given}: leave out {", ".join(useless)}, which are for data in a folder')
+    if val is None or in_folder(val): raise ValueError(f'{given}, but val={val!r}: give a validation Dataset as val')
 
 # %% ../../nbs/training/02a_arguments.ipynb #08c41300
 def name_of_data(data) -> str: # For the folder of the training
@@ -76,8 +74,8 @@ def _change_recipe(recipe, changes):
 def initial_weights(weights, names, model:str) -> Weights|None: # As for `train`; None for random ones
     "Load the weights that a training begins with."
     if weights is None: return None
-    if not isinstance(weights, Weights):
-        return load_weights(model if weights == 'coco' else weights, names=parse_names(names))
+    from_file = not isinstance(weights, Weights)
+    if from_file: return load_weights(model if weights == 'coco' else weights, names=parse_names(names))
     if names: raise ValueError('names are for files of weights: change `names` of the Weights instead')
     return weights
 

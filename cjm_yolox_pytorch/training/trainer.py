@@ -10,16 +10,18 @@ import math, os, sys, time, torch
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any, TYPE_CHECKING
 
 from fastcore.basics import patch, store_attr
 from torch import distributed as dist, nn
+from torch.utils.data import Dataset
 
 from ..commands.command import choose_device
 from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
 from ..data.augment import yolox_transforms
 from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
-from ..data.named_dataset import annotate, named_splits
+from ..data.named_dataset import annotate, named_splits, NamedDataset
 from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
@@ -31,8 +33,7 @@ from ..files.matching import load_matching
 from ..files.paths import atomic
 from ..loss import YOLOXLoss
 from ..model import build_model, VARIANTS
-from .recipe import amp_dtype, canvas_size, EMA, freeze, Recipe
-from .recipe import make_optimizer, make_scheduler
+from .recipe import amp_dtype, canvas_size, EMA, freeze, Recipe, make_optimizer, make_scheduler
 
 # %% ../../nbs/training/01_trainer.ipynb #f01406e6
 @contextmanager
@@ -54,14 +55,17 @@ def rank_and_world() -> tuple:
 # %% ../../nbs/training/01_trainer.ipynb #d2dd9580
 class Trainer:
     "Train a network according to a recipe"
+    if TYPE_CHECKING:
+        def __getattr__(self, name:str) -> Any: ... # What later cells add
+
     def __init__(self,
         recipe:Recipe,
-        train:Annotations, # Training split, or a torch `Dataset` of images and targets
-        val:Annotations, # Validation split, or a `Dataset`
-        weights:Weights=None, # Initial weights; random if None
-        device:str=None, # The fastest if None
-        transforms:list=None, # Transforms of the training images; those of `recipe` if None
-        names=None # Class names of a `Dataset`: a list for labels from 0, or a dict by label
+        train:Annotations|NamedDataset|Dataset, # Training split, or a torch `Dataset` of images and targets
+        val:Annotations|NamedDataset|Dataset, # Validation split, or a `Dataset`
+        weights:Weights|None=None, # Initial weights; random if None
+        device:str|None=None, # The fastest if None
+        transforms:list|None=None, # Transforms of the training images; those of `recipe` if None
+        names:list|dict|str|None=None # Class names of a `Dataset`: a list for labels from 0, or a dict by label
     ):
         train, val = named_splits(train, val, names)
         store_attr('recipe,train,transforms')

@@ -110,13 +110,13 @@ def test_callbacks_of_the_trainer_stay(shapes, tmp_path, no_plots):
 
 
 @pytest.mark.parametrize('call, message', [
-    (lambda d: train(Items(), names=['a', 'b']), 'val=None: with a Items to train on, give a Dataset to validate on'),
-    (lambda d: train(Items(), val='val', names=['a', 'b']), "val='val': with a Items"),
+    (lambda d: train(Items(), names=['a', 'b']), 'Dataset .Items., but val=None: give a validation'),
+    (lambda d: train(Items(), val='val', names=['a', 'b']), "but val='val': give a validation Dataset"),
     (lambda d: train(Items(), val=Items()), r"a Dataset has no class names: give names=\['cat', 'dog'\]"),
-    (lambda d: train(Items(), val=Items(), names='a,b', format='coco', images='x'), 'format, images: for data in a fold'),
+    (lambda d: train(Items(), val=Items(), names='a,b', format='coco', images='x'), 'leave out format, images, which'),
     (lambda d: train(torch.utils.data.DataLoader(Items()), val=Items(), names='a,b'), 'DataLoader has no items by numb'),
-    (lambda d: train(Items(), Items(), names='a,b'), "val=None: with a Items to train on, give a Dataset to validate"),
-    (lambda d: train(d, val=Items()), 'is a folder or file: val is the name of a split there'),
+    (lambda d: train(Items(), Items(), names='a,b'), "but val=None: give a validation Dataset as val"),
+    (lambda d: train(d, val=Items()), 'give the name of a split there'),
     (lambda d: train(d, names=['a', 'b']), r'names are those of the initial weights: give weights, too \(--weights\)'),
     (lambda d: train(d, 'yolox_s', recipe=PLAN), "model='yolox_s', but the recipe is for 'yolox_nano': leave out model"),
     (lambda d: train(d, recipe=fine_tune_recipe), r"recipe=<function .* choose one of .*'Recipe\(...\)'"),
