@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from cjm_yolox_pytorch.evaluation.evaluate import evaluate
     from cjm_yolox_pytorch.loss import YOLOXLoss
     from cjm_yolox_pytorch.model import build_model
+
+# %% ../nbs/tutorials/from_python.ipynb #659e87f3
+if TYPE_CHECKING:
     from cjm_yolox_pytorch.training.recipe import Recipe
     from cjm_yolox_pytorch.training.train import train
     from cjm_yolox_pytorch.training.trainer import Trainer

@@ -7,9 +7,10 @@ __all__ = ['Detections', 'Detection', 'as_picture']
 
 # %% ../../nbs/detection/00_detections.ipynb #00d44279
 import json, sys, numpy as np, torch
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple, TYPE_CHECKING
+from typing import NamedTuple, overload, TYPE_CHECKING
 
 from fastcore.basics import patch
 from PIL import Image, ImageShow
@@ -21,11 +22,10 @@ from ..files.captions import class_color, draw_named
 from ..files.class_names import class_numbers
 from ..files.paths import atomic
 
+if TYPE_CHECKING: from typing_extensions import Self
+
 # %% ../../nbs/detection/00_detections.ipynb #2a196ee6
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import overload
-    from typing_extensions import Self
     class _DetectionsMethods:
         def __iter__(self) -> Iterator['Detection']: ...
         @overload
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         def to_dict(self) -> dict[str, object]: ...
         def to_json(self, **kwargs:object) -> str: ...
         def to_coco(self, image_id:int=0) -> list[dict[str, object]]: ...
-        def to_supervision(self): ... # -> `supervision.Detections`
+        def to_supervision(self): ...
 else: _DetectionsMethods = object
 
 # %% ../../nbs/detection/00_detections.ipynb #fd3c2515

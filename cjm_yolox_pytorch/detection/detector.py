@@ -10,7 +10,7 @@ __all__ = ['network_like', 'prepare_input', 'run_network', 'box_pairs', 'predict
 import math, os, torch
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, overload, TYPE_CHECKING
 
 from fastcore.basics import patch
 from torch import nn
@@ -111,33 +111,23 @@ def prepare_network(
     return source, InputSpec(hw[0] if hw[0] == hw[1] else hw, strides=source.info.strides)
 
 # %% ../../nbs/detection/01_detector.ipynb #1937192a
-if TYPE_CHECKING: # What later cells add to the class, for type checkers and editors
-    from typing import Any, overload
+if TYPE_CHECKING:
     class _DetectorMethods:
         @overload
-        def __call__(self, images:list|tuple, batch:int=8, conf:float|list|None=None, classes:Any=None,
-            tile:int|None=None, overlap:float|None=None, iou:float=.65, max_det:int|None=None,
-            **kwargs:Any) -> list[Detections]: ...
+        def __call__(self, images:list|tuple, batch:int=8, conf:Any=None, **options:Any) -> list[Detections]: ...
         @overload
-        def __call__(self, images:Any, batch:int=8, conf:float|list|None=None, classes:Any=None,
-            tile:int|None=None, overlap:float|None=None, iou:float=.65, max_det:int|None=None,
-            **kwargs:Any) -> Detections: ...
+        def __call__(self, images:Any, batch:int=8, conf:Any=None, **options:Any) -> Detections: ...
         @classmethod
-        def from_pretrained(cls, source:str|Path, revision:str|None=None, token:str|None=None,
-            **options:Any) -> 'Detector': ...
+        def from_pretrained(cls, source:str|Path, **options:Any) -> 'Detector': ...
         def save_pretrained(self, folder:str|Path, repo_id:str|None=None, license:str|None=None) -> Path: ...
-        def push_to_hub(self, repo_id:str, private:bool=False, license:str|None=None, token:str|None=None) -> str: ...
+        def push_to_hub(self, repo_id:str, private:bool=False, license:str|None=None, **options:Any) -> str: ...
 else: _DetectorMethods = object
 
 # %% ../../nbs/detection/01_detector.ipynb #667754ba
 class Detector(_DetectorMethods):
     "Find objects in images of any kind, with `Weights` or an `ExportedNetwork`. Options as in `load_detector`."
-    def __init__(self,
-        weights:Weights|ExportedNetwork,
-        device:str|None=None,
-        img_size:int|tuple|list|None=None,
-        bit_depth:int|None=None
-    ):
+    def __init__(self, weights:Weights|ExportedNetwork, device:str|None=None, img_size:int|tuple|list|None=None,
+        bit_depth:int|None=None):
         self.bit_depth = weights.notes.get('bit_depth', 16) if bit_depth is None else bit_depth
         check_between(bit_depth=(self.bit_depth, 8, 16))
         self.model, self.spec = prepare_network(weights, device, img_size)

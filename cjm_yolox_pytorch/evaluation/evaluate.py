@@ -78,7 +78,7 @@ def _choose_split(data, split, notes, **reading) -> tuple: # Its name and annota
     splits = find_splits(data, **reading)
     name = resolve_split(data, splits, split) if split else _usual_split(data, [*splits])
     a = splits[name]()
-    if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with --split')
+    if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with split (--split)')
     try: rest, held = hold_out(a)
     except ValueError: rest, held = a, None # Too few images
     most = held is not None and fingerprint(rest) == notes.get('fingerprint')
@@ -125,7 +125,7 @@ def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
 def _trained_depth(loaded): # Bit depth of the training
     depths = sorted({n.notes.get('bit_depth', 16) for n in loaded})
-    if len(depths) > 1: raise ValueError(f'the weights were trained with bit depths of {depths}: choose by --bit-depth')
+    if len(depths) > 1: raise ValueError(f'the weights were trained with bit depths {depths}: choose bit_depth (--bit-depth)')
     if depths != [16]: say(f'reading 16-bit images with a bit depth of {depths[0]}, as in training')
     return depths[0]
 

@@ -188,10 +188,10 @@ def _group_fields(groups): # Of the help; `groups` are completed
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
-    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers'
+    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer workers (--workers)'
     other = 'another process of this training ended: fix the error that it printed, if any'
-    if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then add --resume')
-    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(f'{other}. Then add --resume')
+    if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then resume it (--resume)')
+    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(f'{other}. Then resume it (--resume)')
 
 # %% ../../nbs/training/03_train.ipynb #72f5ad8e
 @dataclass
@@ -212,7 +212,7 @@ def train(
     val:str|Dataset|Annotations|None=None, # Validation split of a folder, by its name; or validation images
     names:list|dict|str|None=None, # Classes of a `Dataset`, as in `Trainer`; for a folder, of the initial weights
     recipe:str|os.PathLike|Recipe='fine_tune', # Defaults for options not given: fine_tune, paper, a YAML file, `Recipe`
-    callbacks=(), # As in `fit`
+    callbacks:object=(), # As in `fit`
     **options # Others of `yolox_train` by their names, such as batch=16 or resume=True
 ) -> Trained:
     "Train a YOLOX on `data`. Raises `KeyboardInterrupt` if asked to stop, after everything is saved."
@@ -299,7 +299,7 @@ def _make_trainer(plan, used, names, initial, device):
 def _fit_or_explain(trainer, out, resume, callbacks):
     try: fit(trainer, out, resume, callbacks)
     except KeyboardInterrupt as e:
-        if e.args and trainer.rank == 0: say(str(e), 'to resume, add --resume to the same command')
+        if e.args and trainer.rank == 0: say(str(e), 'to resume, the same with resume=True (--resume)')
         raise
     except RuntimeError as e: raise _explain_death(e) or e
 
@@ -312,5 +312,5 @@ def _say_start(t, initial):
     other = f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}'
     if before and before != t.train.bit_depth: caution(other)
     if share >= 4 or t.recipe.sync_bn: return
-    cure = '--batch, or --sync-bn' if t.world > 1 else '--batch'
+    cure = 'batch (--batch), or sync_bn (--sync-bn)' if t.world > 1 else 'batch (--batch)'
     caution(f'batch norm sees too few images at a time ({share}): choose a larger {cure}')
