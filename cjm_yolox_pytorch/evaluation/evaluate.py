@@ -125,7 +125,8 @@ def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
 def _trained_depth(loaded): # Bit depth of the training
     depths = sorted({n.notes.get('bit_depth', 16) for n in loaded})
-    if len(depths) > 1: raise ValueError(f'the weights were trained with bit depths {depths}: choose bit_depth (--bit-depth)')
+    several = f'the weights were trained with bit depths {depths}: choose bit_depth (--bit-depth)'
+    if len(depths) > 1: raise ValueError(several)
     if depths != [16]: say(f'reading 16-bit images with a bit depth of {depths[0]}, as in training')
     return depths[0]
 

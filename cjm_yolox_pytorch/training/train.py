@@ -193,7 +193,7 @@ def _explain_death(e): # RuntimeError -> clear error if another process ended, e
     if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then resume it (--resume)')
     if 'gloo' in text or 'NCCL' in text: return ChildProcessError(f'{other}. Then resume it (--resume)')
 
-# %% ../../nbs/training/03_train.ipynb #72f5ad8e
+# %% ../../nbs/training/03_train.ipynb #213b4b48
 @dataclass
 class Trained:
     "What a training left."
@@ -201,6 +201,7 @@ class Trained:
     weights:Path # File in it with the weights of the epoch with the highest AP
     metrics:dict # Of these on the validation split, as `report` has them; empty but in the first process
 
+# %% ../../nbs/training/03_train.ipynb #72f5ad8e
 def train(
     data:str|os.PathLike|Dataset|Annotations, # A dataset's folder or file, as for `yolox_train`; or training images
     model:str|None=None, # yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x; by default yolox_tiny

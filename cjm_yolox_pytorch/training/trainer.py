@@ -33,7 +33,8 @@ from ..files.matching import load_matching
 from ..files.paths import atomic
 from ..loss import YOLOXLoss
 from ..model import build_model, VARIANTS
-from .recipe import amp_dtype, canvas_size, EMA, freeze, Recipe, make_optimizer, make_scheduler
+from .recipe import amp_dtype, canvas_size, EMA, freeze, Recipe
+from .recipe import make_optimizer, make_scheduler
 
 # %% ../../nbs/training/01_trainer.ipynb #f01406e6
 @contextmanager
@@ -52,12 +53,15 @@ def rank_and_world() -> tuple:
     if not dist.is_available() or not dist.is_initialized(): return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
-# %% ../../nbs/training/01_trainer.ipynb #d2dd9580
-class Trainer:
-    "Train a network according to a recipe"
-    if TYPE_CHECKING:
-        def __getattr__(self, name:str) -> Any: ... # What later cells add
+# %% ../../nbs/training/01_trainer.ipynb #ea9fc1a1
+if TYPE_CHECKING:
+    class _Later:
+        def __getattr__(self, name:str) -> Any: ...
+else: _Later = object
 
+# %% ../../nbs/training/01_trainer.ipynb #d2dd9580
+class Trainer(_Later):
+    "Train a network according to a recipe"
     def __init__(self,
         recipe:Recipe,
         train:Annotations|NamedDataset|Dataset, # Training split, or a torch `Dataset` of images and targets
