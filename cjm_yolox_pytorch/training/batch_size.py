@@ -138,7 +138,8 @@ def choose_batch(
     parts = recipe.grad_accum
     sizes = batch_sizes(images//parts, max(1, recipe.batch//parts))
     best, why = (_choose_on_cpu if device.type == 'cpu' else _choose_on_gpu)(recipe, num_classes, device, sizes)
-    if not best: raise MemoryError(f"batch='auto': not even one image fits: {why}. Choose a smaller --img-size or --model")
+    cure = 'choose a smaller model (--model) or img_size (--img-size)'
+    if not best: raise MemoryError(f"batch='auto': not even one image fits: {why}; {cure}")
     if best == sizes[-1]: why += f'; the most for {images} training images'
     lr = recipe.lr if keep_lr else scale_lr(recipe, best*parts)
     return replace(recipe, batch=best*parts, lr=lr), f'batch {best*parts}, lr {lr:.2g}: {why}'
