@@ -24,7 +24,7 @@ def _renewed_card(name, old, license, write): # Text, or None if the `old` one s
     if is_unedited(old): return write(license or known)
     if license and license != known:
         says = f'says {known}' if known else 'says none'
-        raise ValueError(f'license={license!r}: the card of {name} was edited and {says}. Change it there, in README.md')
+        raise ValueError(f'license={license!r}: the card of {name} was edited and {says}. Change it there (README.md)')
     caution(f'the card of {name} was edited, so it stays: check that it still fits, or delete README.md for a new one')
 
 # %% ../../nbs/files/11_hub.ipynb #b64274f2
@@ -35,6 +35,7 @@ def _copy(path, folder): # Unless it is there
     if place.exists() and place.samefile(path): return
     with atomic(place) as partial: shutil.copy(path, partial)
 
+# %% ../../nbs/files/11_hub.ipynb #2c285b32
 def write_pretrained(
     weights:Weights,
     folder, # Made if it is not there
@@ -61,7 +62,7 @@ def _choose_file(where, names, cure): # One of `names`
         if name in found: return name
     if len(found) == 1: return found[0]
     has = shorten(', '.join(found or sorted(names)), 160) or 'no files at all'
-    lack = f'neither {WEIGHTS} nor {BEST}' if found else 'no weights in safetensors, and pickles are not read from there'
+    lack = f'neither {WEIGHTS} nor {BEST}' if found else 'no weights in safetensors, and pickles are not read'
     raise FileNotFoundError(f'{where} has {lack}. It has {has}: {cure}')
 
 def _check_safetensors(path):
@@ -107,6 +108,7 @@ def _hub_api(token, why=''):
     try: return import_extra('huggingface_hub', 'hub').HfApi(token=token)
     except ImportError as e: raise ImportError(f'{why}{e}') from e
 
+# %% ../../nbs/files/11_hub.ipynb #31d6e439
 def hub_weights(
     repo_id:str, # user/name
     revision:str=None, # Branch, tag or commit; the main branch if None
@@ -116,14 +118,14 @@ def hub_weights(
     api = _hub_api(token, f'{repo_id}: no such file or folder here, and to look for a repository, ')
     errors = import_extra('huggingface_hub.errors', 'hub')
     def fetch(name): return api.hf_hub_download(repo_id, name, revision=revision)
+    def list_files(): return api.list_repo_files(repo_id, revision=revision)
     cure = 'download the one you want, and give the file'
     with _reading(api, repo_id, revision):
         try: path = fetch(WEIGHTS)
         except errors.LocalEntryNotFoundError:
             path = _cached_weights(api, repo_id, revision, cure)
             if path is None: raise
-        except errors.EntryNotFoundError:
-            path = fetch(_choose_file(repo_id, api.list_repo_files(repo_id, revision=revision), cure))
+        except errors.EntryNotFoundError: path = fetch(_choose_file(repo_id, list_files(), cure))
     return _check_safetensors(path)
 
 # %% ../../nbs/files/11_hub.ipynb #aaabf8b2
@@ -136,11 +138,11 @@ def _repository(source): # user/name, or None
 
 def find_pretrained(source, revision:str=None, token:str=None): # -> what `load_detector` takes
     "Find weights: those of a repository or folder; a file, an address or a size stays what it is."
-    path, is_size = Path(source), source in MODEL_TYPES
-    known = is_size or path.exists() or str(source).endswith(_FILES)
+    path = Path(source)
+    known = source in MODEL_TYPES or path.exists() or str(source).endswith(_FILES)
     if not known and (repo_id := _repository(str(source))): return hub_weights(repo_id, revision, token)
     if revision: raise ValueError(f'revision={revision!r}: it is for repositories, and {source} is not one')
-    if path.is_dir() and not is_size and not (path/'Manifest.json').exists():
+    if path.is_dir() and not (path/'Manifest.json').exists():
         cure = 'give a file, or the folder of a finished training'
         return _check_safetensors(path/_choose_file(source, os.listdir(path), cure))
     if known or '://' in str(source): return source

@@ -51,6 +51,7 @@ def _are_thresholds(found, num_classes): # A score for all classes, and one for 
     scores = [found.get('score'), *found['classes']]
     return len(scores) == num_classes + 1 and all(map(_is_share, scores))
 
+# %% ../../nbs/files/05a_network_kinds.ipynb #ea05b9c9
 def _are_class_results(found, num_classes): # Lists by name; None where nothing could be measured
     if not isinstance(found, dict) or {*found} != {'objects', 'AP', 'AP50'}: return False
     if not all(isinstance(v, list) and len(v) == num_classes for v in found.values()): return False
