@@ -30,7 +30,7 @@ def _renewed_card(name, old, license, write): # Text, or None if the `old` one s
 # %% ../../nbs/files/11_hub.ipynb #b64274f2
 WEIGHTS, CARD, BEST = 'model.safetensors', 'README.md', 'best.safetensors'
 
-def _copy(path, folder): # Unless it is there
+def _copy_picture(path, folder): # Unless it is there
     place = folder/path.name
     if place.exists() and place.samefile(path): return
     with atomic(place) as partial: shutil.copy(path, partial)
@@ -50,7 +50,7 @@ def write_pretrained(
     text = _renewed_card(name, read_text(card), license, write) if card.exists() else write(license)
     with new_folder(folder):
         save_weights(weights, folder/WEIGHTS)
-        for picture in pictures: _copy(picture, folder)
+        for picture in pictures: _copy_picture(picture, folder)
         if text:
             with atomic(card) as partial: partial.write_text(text, encoding='utf-8', newline='\n')
     return folder

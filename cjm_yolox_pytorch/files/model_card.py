@@ -44,19 +44,19 @@ def _result_lines(notes):
     return ['## Results', '', said, meaning, '']
 
 # %% ../../nbs/files/10_model_card.ipynb #37be0497
-def _number(v): return f'{v:.3f}' if isinstance(v, float) else '-' if v is None else str(v)
+def _cell(v): return f'{v:.3f}' if isinstance(v, float) else '-' if v is None else str(v)
 
 def _class_lines(weights):
     notes, names = weights.notes, weights.names or range(weights.num_classes)
     measured, chosen = notes.get('class_results') or {}, notes.get('thresholds')
     columns = dict(number=range(weights.num_classes), name=map(_plain, names))
-    columns |= {k: map(_number, measured[k]) for k in ('objects', 'AP', 'AP50') if k in measured}
-    if chosen: columns['score'] = map(_number, chosen['classes'])
+    columns |= {k: map(_cell, measured[k]) for k in ('objects', 'AP', 'AP50') if k in measured}
+    if chosen: columns['score'] = map(_cell, chosen['classes'])
     said = ['Detections above `score` are kept; it balances precision and recall (best F1). `conf=` overrides it.', '']
     return ['## Classes', '', *(said if chosen else []), *_table(columns, zip(*columns.values())), '']
 
 # %% ../../nbs/files/10_model_card.ipynb #b4e763f0
-_FIRST = 'model', 'img_size', 'epochs', 'batch', 'lr' # Of the recipe
+_MAIN_SETTINGS = 'model', 'img_size', 'epochs', 'batch', 'lr' # Of the recipe
 _HASHED = 'The fingerprint is a hash of boxes, labels and file names.'
 
 def _rows(settings): return [(_plain(k), _plain(v)) for k, v in settings.items()]
@@ -66,7 +66,7 @@ def _training_lines(notes):
     facts = {name: notes[k] for k, name in known.items() if notes.get(k)}
     if notes.get('bit_depth', 16) != 16: facts['bits used in 16-bit images'] = notes['bit_depth']
     recipe, head = notes.get('recipe') or {}, ('setting', 'value')
-    facts |= {k: recipe[k] for k in _FIRST if k in recipe}
+    facts |= {k: recipe[k] for k in _MAIN_SETTINGS if k in recipe}
     opened = ['<details><summary>The whole recipe</summary>', '', *_table(head, _rows(recipe)), '', '</details>', '']
     said = [*_table(head, _rows(facts)), '', *([_HASHED, ''] if 'data fingerprint' in facts else [])]
     return ['## Training', '', *said, *(opened if recipe else [])] if facts else []
@@ -80,10 +80,10 @@ def _picture_lines(names): # Of files
     return ['## Curves', '', *shown] if names else []
 
 # %% ../../nbs/files/10_model_card.ipynb #8eba34eb
-def _lines(text): return [line.rstrip() for line in text.strip().splitlines()]
+def _stripped_lines(text): return [line.rstrip() for line in text.strip().splitlines()]
 
 def _signature(text): # A comment in HTML
-    digest = hashlib.sha256('\n'.join(_lines(text)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256('\n'.join(_stripped_lines(text)).encode()).hexdigest()[:16]
     return f'<!-- cjm-yolox-pytorch renews this card unless it is edited: {digest} -->'
 
 def is_unedited(card:str) -> bool:
@@ -117,7 +117,7 @@ def model_card(
 # %% ../../nbs/files/10_model_card.ipynb #999c9c79
 def card_license(card:str) -> str | None:
     "Read the license from the head of `card`."
-    head = re.match(r'---\n(.*?)\n---$', '\n'.join(_lines(card)), re.S | re.M)
+    head = re.match(r'---\n(.*?)\n---$', '\n'.join(_stripped_lines(card)), re.S | re.M)
     try: about = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError: return None
     return about.get('license') if isinstance(about, dict) else None
