@@ -111,7 +111,7 @@ def predict_memory(peaks:dict, images:int) -> float: # GB, as `peaks` are by num
 def free_gb() -> float:
     "Read how much memory programs can still have, in 10**9 bytes."
     meminfo, group = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
-    if not meminfo.exists(): raise ValueError("batch='auto': how much memory is free is read on Linux only: give a number")
+    if not meminfo.exists(): raise ValueError("batch='auto': free memory is read on Linux only: give a number")
     free = int(re.search(r'MemAvailable:\s+(\d+)', meminfo.read_text())[1])*1024
     limit = (group/'memory.max').read_text().strip() if (group/'memory.max').exists() else 'max'
     if limit != 'max': free = min(free, int(limit) - int((group/'memory.current').read_text()))
@@ -146,7 +146,8 @@ def choose_batch(
 
 def _check_choice_possible(device):
     if rank_and_world()[1] > 1: raise ValueError("batch='auto' is for one process: give a number")
-    if device.type not in ('cpu', 'cuda'): raise ValueError(f"batch='auto' is for CPUs and CUDA, not {device}: give a number")
+    if device.type in ('cpu', 'cuda'): return
+    raise ValueError(f"batch='auto' is for CPUs and CUDA, not {device}: give a number")
 
 # %% ../../nbs/training/01b_batch_size.ipynb #29d162f1
 def _choose_on_gpu(recipe, num_classes, device, sizes):
