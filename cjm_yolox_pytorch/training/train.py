@@ -55,12 +55,13 @@ def _has_next_epoch(t):
 
 # %% ../../nbs/training/03_train.ipynb #5fbb4766
 def _finish_epoch(t, row, progress): # Whether to train another epoch
-    found = None
+    metrics, found = {}, None
     if t.epoch % t.recipe.eval_interval == 0 or t.epoch == t.recipe.epochs:
         metrics, found = t.validate(partial(_tell_validation, t, progress))
         if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
     t.rows.append(row)
     if t.rank == 0:
+        _note_class_results(t, metrics)
         if found: _note_thresholds(t, found)
         _write_epoch(t, row)
         if found: show_detections(t.val, found, t.out/'detections.png')
@@ -78,6 +79,14 @@ def _tell_validation(t, progress, batches): # Yields them
 def _note_thresholds(t, found): # `Detections` of each validation image
     if same_images(t.train, t.val): return
     t.notes['thresholds'] = choose_thresholds(t.val, found, t.notes.get('validation'))
+
+# %% ../../nbs/training/03_train.ipynb #e23f72b8
+def _note_class_results(t, metrics): # Of `validate`; empty after an epoch without it
+    t.notes.pop('class_results', None)
+    rows = [metrics['classes'][name] for name in t.val.names] if metrics.get('classes') else []
+    shares = {k: [row[k] if row[k] == row[k] else None for row in rows] for k in ('AP', 'AP50')} # Not NaN
+    if rows: t.notes['class_results'] = dict(objects=t.val.counts.tolist(), **shares)
+
 
 # %% ../../nbs/training/03_train.ipynb #7c38a66c
 def _write_epoch(t, row):
