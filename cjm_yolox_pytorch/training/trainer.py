@@ -17,7 +17,8 @@ from torch import distributed as dist, nn
 from ..commands.command import choose_device
 from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
-from ..data.augment import yolox_transforms
+from ..data.augment import extra_transforms, yolox_transforms
+from ..data.balance import repeat_factors
 from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
 from ..data.named_dataset import annotate, named
 from ..data.tiling import tile_annotations
@@ -124,7 +125,8 @@ def _start(self:Trainer):
     self.dtype = amp_dtype(r.amp, self.device, r.model == 'yolox_nano')
     self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
     self.samples = tile_annotations(self.train, r.tile, r.overlap)
-    self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world)
+    repeats = repeat_factors(self.samples, r.balance) if r.balance else None
+    self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world, repeats=repeats)
     self.scheduler = make_scheduler(self.optimizer, r, len(self.batches))
     self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For objects in main memory
     self.epoch = self.done = 0 # Completed epochs, and completed steps of the current one
@@ -212,7 +214,8 @@ def start_epoch(self:Trainer):
 def recipe_transforms(r:Recipe) -> list:
     "Make the transforms of the training images."
     scale, hsv = (r.min_scale, r.max_scale), (r.hsv_h, r.hsv_s, r.hsv_v)
-    return yolox_transforms(r.img_size, r.mosaic, r.mixup, scale, r.degrees, r.translate, r.shear, hsv, r.flip_lr)
+    first = yolox_transforms(r.img_size, r.mosaic, r.mixup, scale, r.degrees, r.translate, r.shear, hsv, r.flip_lr)
+    return first + extra_transforms(r.flip_ud, r.rot90, r.blur, r.grayscale, r.cutout)
 
 # %% ../../nbs/training/01_trainer.ipynb #341c771c
 def _read_later(losses): # Start copying them to the CPU -> function that waits for them
