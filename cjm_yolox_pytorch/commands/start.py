@@ -7,8 +7,11 @@ __all__ = ['COMMANDS', 'shorten_waits', 'overview', 'command_line', 'import_comm
 
 # %% ../../nbs/commands/03_start.ipynb #a30db5ae
 import ast, os, signal, sys
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+
+from .. import __version__
 
 # %% ../../nbs/commands/03_start.ipynb #69fde851
 def shorten_waits(): # Unless the user chose otherwise
@@ -16,9 +19,9 @@ def shorten_waits(): # Unless the user chose otherwise
     if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '10000')
 
 # %% ../../nbs/commands/03_start.ipynb #358dd258
-# yolox_NAME -> its module
-COMMANDS = dict(convert='data.convert', predict='detection.predict', train='training.train', eval='evaluation.evaluate',
-    demo='training.demo', export='deploy.export', convert_weights='deploy.convert_weights', doctor='evaluation.doctor')
+# yolox_NAME -> its module, in the order in which people need them
+COMMANDS = dict(predict='detection.predict', train='training.train', eval='evaluation.evaluate', export='deploy.export',
+    doctor='evaluation.doctor', convert='data.convert', convert_weights='deploy.convert_weights', demo='training.demo')
 
 # %% ../../nbs/commands/03_start.ipynb #5eda52de
 def _about_command(name): # First line of the docstring of a command
@@ -31,6 +34,14 @@ def overview(program:str) -> str: # `program`: cjm-yolox, or as the user started
     lines = [f'  {name.replace("_", "-"):16} {_about_command(name)}' for name in COMMANDS]
     return '\n'.join([f'usage: {program} VERB [options]', '', *lines, '', f'more: {program} VERB --help'])
 
+# %% ../../nbs/commands/03_start.ipynb #fe25c337
+def _unknown_verb(program, word): # The message
+    if word.startswith('-'): return f'{program}: error: the verb comes first, as in {program} train DATA'
+    verbs = [name.replace('_', '-') for name in COMMANDS]
+    near = get_close_matches(word.lower().removeprefix('yolox_').replace('_', '-'), verbs, 1)
+    cure = f'did you mean {near[0]}?' if near else f'choose one of {", ".join(verbs)}'
+    return f'{program}: error: there is no verb {word!r}: {cure}'
+
 # %% ../../nbs/commands/03_start.ipynb #d3cf9ff8
 def command_line(
     words:list # `sys.argv`
@@ -42,9 +53,12 @@ def command_line(
     program = 'cjm-yolox' if name == 'cjm-yolox' else 'python -m cjm_yolox_pytorch'
     verb = rest[0].replace('-', '_') if rest else ''
     if verb in COMMANDS: return f'yolox_{verb}', [f'{program} {rest[0]}', *rest[1:]]
-    asked = rest and rest[0] in ('-h', '--help')
-    print(overview(program), file=sys.stdout if asked else sys.stderr)
-    sys.exit(0 if asked else 2)
+    answers = {'-h': overview(program), '--help': overview(program), '--version': f'cjm-yolox-pytorch {__version__}'}
+    if rest and rest[0] in answers:
+        print(answers[rest[0]])
+        sys.exit(0)
+    print(_unknown_verb(program, rest[0]) if rest else overview(program), file=sys.stderr)
+    sys.exit(2)
 
 # %% ../../nbs/commands/03_start.ipynb #ffc66d2c
 def import_command(name): # The function of a command

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cjm_yolox_pytorch.commands.start import import_command
+from cjm_yolox_pytorch import __version__
+from cjm_yolox_pytorch.commands.start import COMMANDS, command_line, import_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = '''
@@ -57,3 +58,20 @@ def test_command_gets_the_earlier_handler(monkeypatch):
 def test_other_names_of_programs_are_refused(name):
     message = f'{name}: the name of the program must be one of yolox_'
     with pytest.raises(SystemExit, match=message): import_command(name)
+
+
+@pytest.mark.parametrize('line, message', [('cjm-yolox trian birds', "no verb 'trian': did you mean train?"),
+    ('cjm-yolox Convert_Weight a.pth', "no verb 'Convert_Weight': did you mean convert-weights?"),
+    ('cjm_yolox_pytorch/__main__.py yolox_eval a.pth', "no verb 'yolox_eval': did you mean eval?"),
+    ('cjm-yolox fly', f"no verb 'fly': choose one of {', '.join(COMMANDS).replace('_', '-')}"),
+    ('cjm-yolox --epochs 3 train birds', 'the verb comes first, as in cjm-yolox train DATA')])
+def test_unknown_verb_is_named_with_the_nearest(capsys, line, message):
+    with pytest.raises(SystemExit) as end: command_line(line.split())
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out) == (2, '') and message in printed.err and printed.err.count('\n') == 1
+
+
+@pytest.mark.parametrize('program', ['cjm-yolox', 'cjm_yolox_pytorch/__main__.py'])
+def test_version_is_told(capsys, program):
+    with pytest.raises(SystemExit) as end: command_line([program, '--version'])
+    assert (end.value.code, capsys.readouterr().out) == (0, f'cjm-yolox-pytorch {__version__}\n')
