@@ -90,8 +90,8 @@ def test_boxes_turn_with_their_images(name, hw):
 def test_each_right_angle_comes_equally_often():
     torch.manual_seed(0)
     turn, = extra_transforms(rot90=.75)
-    places = [tuple(turn(*white_square((30, 30), [0, 0, 4, 4]))[1]['boxes'][0].round().int().tolist()) for _ in range(800)]
-    times = Counter(places)
+    targets = [turn(*white_square((30, 30), [0, 0, 4, 4]))[1] for _ in range(800)]
+    times = Counter(tuple(t['boxes'][0].round().int().tolist()) for t in targets)
     assert len(times) == 4 and min(times.values()) > 160 and max(times.values()) < 240
 
 
