@@ -139,6 +139,8 @@ def _epoch_order(rng, count, repeats): # Numbers of the images
     teeth = np.floor(repeats[order].cumsum() + rng.random()).astype(int) # Up to the end of each image
     return rng.permutation(np.repeat(order, np.diff(teeth, prepend=0)))
 
+def _epoch_length(count, repeats): return count if repeats is None else repeats.sum()
+
 # %% ../../nbs/data/10_batches.ipynb #af147fcc
 @dataclass
 class EpochBatches:
@@ -155,15 +157,13 @@ class EpochBatches:
     def __post_init__(self):
         if self.batch % self.world: raise ValueError(f'batch={self.batch} is not divisible by {self.world} processes')
 
-    def __len__(self): # Batches of a whole epoch
-        return math.ceil((self.count if self.repeats is None else self.repeats.sum()) / self.batch)
+    def __len__(self): return math.ceil(_epoch_length(self.count, self.repeats) / self.batch) # Of a whole epoch
 
     def __iter__(self): # A list of pairs of image and seed for each batch
         order = _epoch_order(np.random.default_rng([self.seed, self.epoch]), self.count, self.repeats)
         share = self.batch // self.world
         for n in range(self.start, len(self)):
-            first = n*self.batch + self.rank*share
-            places = range(first, first + share)
+            places = range(n*self.batch, (n + 1)*self.batch)[self.rank*share:][:share]
             yield [(int(order[p % len(order)]), _image_seed(self.seed, self.epoch, p)) for p in places]
 
 # %% ../../nbs/data/10_batches.ipynb #5dfa1679

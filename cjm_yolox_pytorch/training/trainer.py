@@ -115,6 +115,10 @@ def set_stats(self:Trainer, mean, std):
     self.spec = InputSpec(self.recipe.img_size, mean, std, tuple(self.model.bbox_head.strides))
     self.stats = [torch.tensor(v, device=self.device) for v in (mean, std)]
 
+# %% ../../nbs/training/01_trainer.ipynb #d6fb335b
+def _repeats(t): # [N] of each image or tile on average, or None if it comes once
+    return repeat_factors(t.samples, t.recipe.balance) if t.recipe.balance else None
+
 # %% ../../nbs/training/01_trainer.ipynb #a7949dfe
 @patch
 def _start(self:Trainer):
@@ -125,8 +129,7 @@ def _start(self:Trainer):
     self.dtype = amp_dtype(r.amp, self.device, r.model == 'yolox_nano')
     self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
     self.samples = tile_annotations(self.train, r.tile, r.overlap)
-    repeats = repeat_factors(self.samples, r.balance) if r.balance else None
-    self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world, repeats=repeats)
+    self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world, repeats=_repeats(self))
     self.scheduler = make_scheduler(self.optimizer, r, len(self.batches))
     self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For objects in main memory
     self.epoch = self.done = 0 # Completed epochs, and completed steps of the current one
