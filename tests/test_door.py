@@ -43,8 +43,8 @@ def test_importing_the_loss_from_the_package_loads_the_loss():
 
 
 def imported_for_editors():
-    block = next(node for node in SOURCE.body if isinstance(node, ast.If))
-    return {a.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    nodes = [node for block in SOURCE.body if isinstance(block, ast.If) for node in block.body]
+    return {a.name: node.module for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
 
 
 def test_editors_see_the_names_that_there_are():

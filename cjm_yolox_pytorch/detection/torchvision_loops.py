@@ -11,7 +11,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 
 from ..boxes import as_xyxy
-from .detector import predict, prepare_input
+from .detector import detector_settings, predict, prepare_input
+from .selection import conf_of_classes
 from ..files.letterbox import InputSpec, letterbox, letterbox_scale
 from ..loss import YOLOXLoss
 from ..model import VARIANTS, YOLOX
@@ -57,11 +58,13 @@ class YOLOXDetector(nn.Module):
     def __init__(self,
         model:nn.Module, # With the outputs of `YOLOX`
         loss:YOLOXLoss, # For the same number of classes
-        spec:InputSpec=None, # Canvas, normalization and strides; `published_spec` if None
-        **options # Of `nms`: conf, iou, max_detections, ...
+        spec:InputSpec|None=None, # Canvas, normalization and strides; `published_spec` if None
+        conf:float|list=.001, # Minimum score, or [C]
+        **options # Of `detector_settings`: iou, max_det, ...
     ):
         super().__init__()
-        self.model, self.loss, self.options = model, loss, dict(conf=.001) | options
+        self.model, self.loss = model, loss
+        self.options = dict(detector_settings(**options), conf=conf_of_classes(conf, loss.num_classes))
         self.spec = published_spec(model, loss.strides) if spec is None else spec
 
 # %% ../../nbs/detection/01b_torchvision_loops.ipynb #8a820380

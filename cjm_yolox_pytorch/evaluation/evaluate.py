@@ -78,7 +78,7 @@ def _choose_split(data, split, notes, **reading) -> tuple: # Its name and annota
     splits = find_splits(data, **reading)
     name = resolve_split(data, splits, split) if split else _usual_split(data, [*splits])
     a = splits[name]()
-    if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with --split')
+    if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with split (--split)')
     try: rest, held = hold_out(a)
     except ValueError: rest, held = a, None # Too few images
     most = held is not None and fingerprint(rest) == notes.get('fingerprint')
@@ -125,7 +125,8 @@ def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
 def _trained_depth(loaded): # Bit depth of the training
     depths = sorted({n.notes.get('bit_depth', 16) for n in loaded})
-    if len(depths) > 1: raise ValueError(f'the weights were trained with bit depths of {depths}: choose by --bit-depth')
+    several = f'the weights were trained with bit depths {depths}: choose bit_depth (--bit-depth)'
+    if len(depths) > 1: raise ValueError(several)
     if depths != [16]: say(f'reading 16-bit images with a bit depth of {depths[0]}, as in training')
     return depths[0]
 
@@ -164,13 +165,11 @@ def _working_conf(notes, a): # Of the weights; a score, or [C]
     say(*wrap_lines(f'metrics are at {describe_thresholds(notes)}'))
     return stored_conf(notes)
 
-
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1c359c0d
 def _only(a, chosen): # Numbers of classes -> `Annotations` with objects of these alone
     kept = np.isin(a.labels, chosen)
     columns = {name: getattr(a, name)[kept] for name in ('boxes', 'labels', 'crowd', 'areas')}
     return replace(a, starts=np.append(0, kept.cumsum())[a.starts], **columns)
-
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a6f16214
 def _find_scores(a, found, thresholds, precision): # Kind -> C+1 `Threshold`
@@ -322,11 +321,11 @@ def yolox_eval(
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #2e55f731
 def evaluate(
-    weights:str, # Weights (file, address, or a size such as yolox_s), or an exported file
-    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
-    split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
-    out:str=None, # Folder for metrics.json, figures and COCO files; nothing is written if None
-    device:str=None, # cpu, cuda, ...; the fastest if None
+    weights:str|os.PathLike, # Weights (file, address, or a size such as yolox_s), or an exported file
+    data:str|os.PathLike, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
+    split:str|None=None, # Split to measure; by default test, or val; of a single split, what training held out
+    out:str|os.PathLike|None=None, # Folder for metrics.json, figures and COCO files; nothing is written if None
+    device:str|None=None, # cpu, cuda, ...; the fastest if None
     **options # Others of `yolox_eval` by their names, such as classes='car,person'
 ) -> dict: # Metrics of `report`; with `thresholds` or `precision` also what they find
     "Measure how good `weights` are on a split of `data`."

@@ -205,3 +205,14 @@ def test_groups_teach_no_background():
 def test_bad_input_is_named(image, target, error):
     model = YOLOXDetector(build_model('yolox_nano', C, pretrained=False), YOLOXLoss(C), InputSpec(SIDE))
     with pytest.raises(ValueError, match=error): model([image], [target])
+
+
+@pytest.mark.parametrize('options, kind, error', [
+    (dict(confidence=.5), TypeError, 'confidence: detectors have no such option, but conf'),
+    (dict(conf=50), ValueError, 'conf=50: scores are from 0 to 1'),
+    (dict(conf=[.1]), ValueError, '1 score for 5 classes'),
+    (dict(iou='.5'), ValueError, "iou='.5': must be a number"),
+    (dict(max_det=0), ValueError, 'max_det=0: must be at least 1')])
+def test_options_are_checked_before_the_first_image(options, kind, error):
+    network = build_model('yolox_nano', C, pretrained=False)
+    with pytest.raises(kind, match=error): YOLOXDetector(network, YOLOXLoss(C), **options)
