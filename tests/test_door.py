@@ -74,6 +74,7 @@ def test_functions_have_type_hints(name):
 
 @pytest.mark.parametrize('call, meant', [
     (lambda: package.train('data', epoch=5), 'epoch: yolox_train has no such option; did you mean epochs'),
+    (lambda: package.train('data', batch_size=5), 'batch_size: yolox_train has no such option; did you mean batch'),
     (lambda: package.evaluate('w', 'data', working_cnf=.5), 'working_cnf: yolox_eval .*did you mean working_conf'),
     (lambda: package.export('w', 'onnx', camra=True), 'camra: yolox_export .*did you mean camera')])
 def test_slips_are_named(call, meant):

@@ -84,6 +84,6 @@ def options_of(
     "Complete `given` by the defaults of the other options of `func`."
     parameters = inspect.signature(func).parameters
     for name in given.keys() - parameters.keys():
-        near = get_close_matches(name, parameters, 1)
+        near = [p for p in parameters if p in name.split('_')] + get_close_matches(name, parameters, 1)
         raise TypeError(f'{name}: {func.__name__} has no such option' + (f'; did you mean {near[0]}?' if near else ''))
     return {name: given.get(name, p.default) for name, p in parameters.items()}

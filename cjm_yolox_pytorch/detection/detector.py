@@ -30,6 +30,7 @@ from ..files.hub import find_pretrained, publish, write_pretrained
 from ..files.images import as_image
 from ..files.letterbox import InputSpec, letterbox, letterbox_scale, normalize, unletterbox
 from ..files.network_kinds import network_kind
+from ..files.paths import weights_path
 from ..fuse import fuse
 from ..inference import nms, scored_boxes
 from ..model import build_model, MODEL_TYPES, pretrained_file
@@ -148,6 +149,7 @@ def __call__(self:Detector,
     max_det:int=None, # Most detections per image (also called max_detections); 300 if None
     **kwargs # Of `predict` and `nms`: mirrored, class_agnostic, multi_label, ...
 ): # -> `Detections`, or a list of them
+    check_between(batch=(batch, 1, math.inf))
     settings = detector_settings(iou, max_det, **kwargs)
     conf = conf_of_classes(self.conf if conf is None else conf, self.num_classes, class_numbers(classes, self.names))
     many = isinstance(images, (list, tuple))
@@ -190,8 +192,9 @@ def _check_loads(path):
 
 def local_file(source) -> Path:
     "Download `source` if it is an address or a size such as yolox_s; other files are where they are."
+    source = weights_path(source)
     if source in MODEL_TYPES: return pretrained_file(source)
-    if not str(source).startswith(('https://', 'http://')): return Path(source)
+    if not source.startswith(('https://', 'http://')): return Path(source)
     if not source.partition('?')[0].endswith('.xml'): return download(source, check=_check_loads)
     raise ValueError(f'{source}: OpenVINO has two files: download this one and the .bin beside it, and give the .xml')
 

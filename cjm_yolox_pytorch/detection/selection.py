@@ -48,6 +48,7 @@ def conf_of_classes(
     chosen:list=None # Numbers of the classes to keep; all if None
 ): # As `conf`, with 1 for the other classes
     "Leave out all but the `chosen` classes."
+    if hasattr(conf, 'tolist'): conf = conf.tolist() # An array or tensor
     if np.ndim(conf) and len(conf) != num_classes:
         counts = f'{counted(len(conf), "score")} for {counted(num_classes, "class")}'
         raise ValueError(f'conf: {counts}: give one, or one for each')

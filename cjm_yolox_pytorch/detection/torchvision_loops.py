@@ -27,6 +27,8 @@ def published_spec(model, strides=(8, 16, 32)) -> InputSpec:
 
 # %% ../../nbs/detection/01b_torchvision_loops.ipynb #61bca667
 def _bytes(i, image): # [3, H, W] from 0 to 255
+    if not isinstance(image, Tensor): raise ValueError(f'image {i}: {type(image).__name__}, not a tensor [3, H, W]')
+    image = image.as_subclass(Tensor)
     if image.ndim != 3 or len(image) != 3: raise ValueError(f'image {i}: shape {[*image.shape]}, not [3, H, W]')
     if image.dtype == torch.uint8: return image
     if not image.is_floating_point(): raise ValueError(f'image {i}: {image.dtype}, not uint8 or floats from 0 to 1')
@@ -73,7 +75,7 @@ def forward(self:YOLOXDetector,
     images, # B tensors [3, H, W] of any sizes, floats from 0 to 1 or uint8, RGB
     targets=None # B dicts: boxes [G, 4] xyxy in pixels, labels [G] from 0; perhaps iscrowd [G]
 ): # In training mode scalars by name; otherwise B dicts of boxes [N, 4], labels [N], scores [N]
-    images = [_bytes(i, image.as_subclass(Tensor)) for i, image in enumerate(images)]
+    images = [_bytes(i, image) for i, image in enumerate(images)]
     if not self.training: return _detections_as_dicts(self, images)
     if targets is None: raise ValueError('training needs targets: to detect, call eval() first')
     batch = torch.stack([letterbox(image.float(), self.spec.canvas_hw) for image in images])

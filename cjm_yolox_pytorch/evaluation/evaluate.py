@@ -31,6 +31,7 @@ from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from ..detection.tiled import choose_tiling, merge_by_image
 from ..detection.tiled import settings_of_tiles, tile_remarks
+from ..files.paths import weights_path
 from .intervals import ap_samples, difference_lines, rank_matches
 from .latency import latency
 from .metrics import check_names
@@ -273,7 +274,7 @@ def _prepare_eval(weights, data, split, names, allow_missing, conf, working_conf
     settings = dict(iou=iou, max_detections=max_detections, class_agnostic=class_agnostic, multi_label=multi_label)
     _check_eval_options(conf=conf, working_conf=working_conf, precision=precision, **options, **settings)
     settings |= choose_tiling(tile, overlap)
-    files = [os.fspath(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
+    files = [weights_path(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
     searched = thresholds or precision is not None
     if len(files) > 1 and searched: raise ValueError('thresholds and precision need a single file')
     if out: _check_out(out, files, data)

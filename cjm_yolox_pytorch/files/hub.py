@@ -30,10 +30,8 @@ def _renewed_card(name, old, license, write): # Text, or None if the `old` one s
 # %% ../../nbs/files/11_hub.ipynb #b64274f2
 WEIGHTS, CARD, BEST = 'model.safetensors', 'README.md', 'best.safetensors'
 
-def _copy_picture(path, folder): # Unless it is there
-    place = folder/path.name
-    if place.exists() and place.samefile(path): return
-    with atomic(place) as partial: shutil.copy(path, partial)
+def _copy_picture(path, folder): # Which may be its own
+    with atomic(folder/path.name) as partial: shutil.copy(path, partial)
 
 # %% ../../nbs/files/11_hub.ipynb #2c285b32
 def write_pretrained(

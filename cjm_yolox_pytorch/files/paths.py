@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'VIDEO_SUFFIXES', 'atomic', 'new_folder', 'check_other_file', 'files_in', 'files_below', 'subfolder',
            'nfc', 'with_form', 'check_forms', 'files_by_stem', 'find_path', 'path_inside', 'check_files_exist',
-           'images_beside', 'read_bytes', 'read_text', 'read_lines', 'check_output_folder']
+           'images_beside', 'read_bytes', 'read_text', 'read_lines', 'check_output_folder', 'weights_path']
 
 # %% ../../nbs/files/00_paths.ipynb #466e42d3
 import math, os, stat, unicodedata
@@ -187,3 +187,10 @@ def check_output_folder(out, data, below=False): # `below`: refuse folders below
     place, root = (Path(p).resolve() for p in (out, data))
     if place == root or (below and place.is_relative_to(root)):
         raise ValueError(f'{out} is in the folder of the data, where images become data: choose another out (--out)')
+
+# %% ../../nbs/files/00_paths.ipynb #1299b082
+def weights_path(weights) -> str: # Or an address, or a size such as yolox_s
+    "Return the file of `weights` as text."
+    if isinstance(weights, (str, os.PathLike)): return os.fspath(weights)
+    needed = 'weights as a file, an address, or a size such as yolox_s, are needed'
+    raise TypeError(f'{type(weights).__name__}: {needed}')

@@ -28,6 +28,7 @@ def check_data(
     reading:dict # Options of `FOR_FOLDERS`
 ):
     "Raise an error for data that do not go with the other options."
+    if data is None: raise ValueError('data=None: give the folder of a dataset, or a Dataset')
     if in_folder(data):
         unnamed = 'names are those of the initial weights: give weights, too (--weights)'
         if names and not weights: raise ValueError(unnamed)

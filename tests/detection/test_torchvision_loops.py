@@ -198,6 +198,7 @@ def test_groups_teach_no_background():
     (torch.randn(3, 64, 64), {}, 'image 0: floats from -'),
     (torch.zeros(3, 64, 64).long(), {}, 'torch.int64, not uint8'),
     (torch.full((3, 64, 64), float('nan')), {}, 'image 0: floats from nan'),
+    (torch.rand(3, 64, 64).numpy(), {}, r'image 0: ndarray, not a tensor \[3, H, W\]'),
     (torch.rand(1, 64, 64), {}, r'shape \[1, 64, 64\], not \[3, H, W\]'),
     (torch.rand(3, 64, 64), dict(boxes=torch.zeros(0, 4)), "target 0 has .'boxes'.: boxes and labels are needed"),
     (torch.rand(3, 64, 64), dict(boxes=torch.ones(1, 4), labels=torch.zeros(2)), '1 box.* but 2 labels'),
