@@ -20,8 +20,8 @@ from ..commands.command import choose_device
 from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
 from ..data.augment import extra_transforms, yolox_transforms
-from ..data.balance import repeat_factors
-from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
+from ..data.balance import balanced_batches
+from ..data.batches import Batch, DetectionDataset, resize_batch, train_loader
 from ..data.named_dataset import annotate, named_splits, NamedDataset
 from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
@@ -51,8 +51,7 @@ def processes(device:str=None):
 
 def rank_and_world() -> tuple:
     "Return the rank of this process and the number of processes."
-    if not dist.is_available() or not dist.is_initialized(): return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 # %% ../../nbs/training/01_trainer.ipynb #ea9fc1a1
 if TYPE_CHECKING:
@@ -123,10 +122,6 @@ def set_stats(self:Trainer, mean, std):
     self.spec = InputSpec(self.recipe.img_size, mean, std, tuple(self.model.bbox_head.strides))
     self.stats = [torch.tensor(v, device=self.device) for v in (mean, std)]
 
-# %% ../../nbs/training/01_trainer.ipynb #d6fb335b
-def _repeats(t): # [N] of each image or tile on average, or None if it comes once
-    return repeat_factors(t.samples, t.recipe.balance) if t.recipe.balance else None
-
 # %% ../../nbs/training/01_trainer.ipynb #a7949dfe
 @patch
 def _start(self:Trainer):
@@ -137,7 +132,7 @@ def _start(self:Trainer):
     self.dtype = amp_dtype(r.amp, self.device, r.model == 'yolox_nano')
     self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
     self.samples = tile_annotations(self.train, r.tile, r.overlap)
-    self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world, repeats=_repeats(self))
+    self.batches = balanced_batches(self.samples, r.balance, r.batch, r.seed, self.rank, self.world)
     self.scheduler = make_scheduler(self.optimizer, r, len(self.batches))
     self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For objects in main memory
     self.epoch = self.done = 0 # Completed epochs, and completed steps of the current one
