@@ -22,6 +22,7 @@ def _message(e, package): # What to tell the user, or None if `e` is a bug
     # The error of a DataLoader's worker arrives at the end of a whole traceback
     if text.startswith('Caught ') and ' worker process ' in text: return text.strip().split('\n')[-1].partition(': ')[2]
     while last.tb_next: last = last.tb_next
+    if isinstance(e, OSError) and e.filename: return f'{e.filename}: {e.strerror}' # Without Python's "[Errno 2]"
     ours = last.tb_frame.f_globals.get('__name__', '').partition('.')[0] == package
     if ours or isinstance(e, OSError): return text
 

@@ -19,7 +19,7 @@ from ..commands.say import say
 # %% ../../nbs/detection/05_predict.ipynb #1b270510
 from .backends import remarks
 from .detector import load_detector
-from .inputs import check_drawn_files, count_images, find_inputs, left_out, read_inputs
+from .inputs import check_drawn_files, count_images, find_inputs, left_out, NotTheInput, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, ORDER_HEADER, Tally
 from .prelabels import LabelWriter
 from .selection import describe_thresholds
@@ -100,7 +100,8 @@ def _print_results(tally, failed, out, written): # `written`: whether there is a
 # %% ../../nbs/detection/05_predict.ipynb #d71b619d
 def _end_with(failed): # Messages by path
     errors = '\n'.join(map(printable, failed.values()))
-    if failed: fail(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}', 3)
+    code = 1 if any(isinstance(text, NotTheInput) for text in failed.values()) else 3
+    if failed: fail(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}', code)
 
 def _conclude(tally, failed, out, start, json, write): # `start`: time in seconds
     _report(tally, out, time.time() - start)
