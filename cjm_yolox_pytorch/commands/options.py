@@ -82,6 +82,7 @@ def options_of(
     **given # Options by name
 ) -> dict:
     "Complete `given` by the defaults of the other options of `func`."
+    if 'json' in given: raise TypeError(f'json: only the command {func.__name__} prints; this function returns')
     parameters = inspect.signature(func).parameters
     for name in given.keys() - parameters.keys():
         near = get_close_matches(name, parameters, 1)

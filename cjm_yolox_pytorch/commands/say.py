@@ -22,23 +22,18 @@ def caution(*lines):
 
 # %% ../../nbs/commands/00b_say.ipynb #e0c70282
 class _Printer(logging.Handler):
-    def __init__(self, stream): # stdout or stderr
-        super().__init__()
-        self.stream = stream
-
     def emit(self, record):
-        file, bars = getattr(sys, self.stream), sys.modules.get('tqdm')
-        cleared = bars.tqdm.external_write_mode(file) if bars else nullcontext()
-        with cleared: print(record.getMessage(), file=file, flush=True)
+        bars = sys.modules.get('tqdm')
+        with bars.tqdm.external_write_mode() if bars else nullcontext(): print(record.getMessage(), flush=True)
 
 # %% ../../nbs/commands/00b_say.ipynb #fd294846
 @contextmanager
-def shown(stream='stdout'): # or stderr
+def shown():
     "Print what is said."
     if any(isinstance(h, _Printer) for h in LOG.handlers): # A command called by another
         yield
         return
-    printer, level, propagate = _Printer(stream), LOG.level, LOG.propagate
+    printer, level, propagate = _Printer(), LOG.level, LOG.propagate
     LOG.addHandler(printer)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False # It is shown already

@@ -6,11 +6,11 @@
 __all__ = ['yolox_predict']
 
 # %% ../../nbs/detection/05_predict.ipynb #43b1552e
-import math, os, shutil, sys, time
+import math, os, shutil, time
 from contextlib import closing, nullcontext
 from itertools import groupby
 from pathlib import Path
-from ..commands.command import command, print_json, to_json
+from ..commands.command import answer_stream, command, print_json, to_json
 from ..commands.exit_codes import fail
 from ..commands.messages import counted, printable, wrap_lines
 from ..commands.progress import show_progress
@@ -92,10 +92,11 @@ def _report(tally, out, seconds):
 def _print_results(tally, failed, out, written): # `written`: whether there is a detections.json
     objects = {str(tally.names[i]): k for i, k in tally.objects.items()}
     text = to_json(dict(out=out, images=tally.images, objects=objects, failed=failed))
-    if not written: return print(text, flush=True)
-    print(text[:-1], ', "detections": ', sep='', end='')
-    with open(out/'detections.json') as f: shutil.copyfileobj(f, sys.stdout)
-    print('}', flush=True)
+    stream = answer_stream()
+    if not written: return print(text, file=stream, flush=True)
+    print(text[:-1], ', "detections": ', sep='', end='', file=stream)
+    with open(out/'detections.json') as f: shutil.copyfileobj(f, stream)
+    print('}', file=stream, flush=True)
 
 # %% ../../nbs/detection/05_predict.ipynb #d71b619d
 def _end_with(failed): # Messages by path

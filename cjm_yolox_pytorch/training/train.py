@@ -15,6 +15,7 @@ from pathlib import Path
 from fastcore.docments import docments
 
 from ..commands.command import command, print_json
+from ..commands.exit_codes import passed_functions
 from ..commands.messages import counted, wrap_lines
 from ..commands.options import grouped, options_of, showing
 from ..commands.progress import show_progress
@@ -192,6 +193,7 @@ def _spare_cores():
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
+    if any(name.endswith('training.trainer.notify') for name in passed_functions(e)): return # Of a callback
     worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers'
     other = 'another process of this training ended: fix the error that it printed, if any'
     if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then add --resume')
