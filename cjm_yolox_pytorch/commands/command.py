@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .exit_codes import exit_code, fail, is_out_of_memory
 from .messages import printable
-from .options import grouped, parser_of
+from .options import grouped, parser_of, shown_lines
 from .say import shown
 from .signals import exit_on_signals
 
@@ -60,6 +60,7 @@ def _run_from_shell(func, program):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     options = vars(parser_of(func, program).parse_args([_hyphens(word) for word in sys.argv[1:]]))
+    if lines := shown_lines(options): return print(*lines, sep='\n')
     with _answering(options), shown(): func(**options)
 
 def _hyphens(word): # The name of an option with hyphens; its value as it is

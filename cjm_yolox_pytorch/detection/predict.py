@@ -12,9 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from ..commands.command import answer_stream, command, print_json, to_json
 from ..commands.exit_codes import fail
-from ..commands.messages import counted, printable, wrap_lines
+from ..commands.messages import counted, printable
 from ..commands.progress import show_progress
-from ..commands.say import say
+from ..commands.say import explain, say
 
 # %% ../../nbs/detection/05_predict.ipynb #1b270510
 from .backends import remarks
@@ -81,10 +81,10 @@ def _report(tally, out, seconds):
     if tally.images: say(total + (f'; most frequent: {printable(common)}' if common else ''))
     speed = f'{tally.images/seconds:.1f} images/s, including reading and writing'
     if tally.images: say(f'{speed}; written to {out}')
-    if live := tally.describe_live(): say(*wrap_lines(live))
+    if live := tally.describe_live(): explain(live)
     hidden = f'not drawn: {counted(tally.hidden, "box")} on objects that have a surer one of another class'
     both = f'{hidden}; --class-agnostic drops them from files and counts, too'
-    if tally.hidden: say(*wrap_lines(both))
+    if tally.hidden: explain(both)
     most, full = tally.max_detections, counted(tally.full, 'image')
     if tally.full: say(f'{full} with {counted(most, "object")} or more: for more of them, raise --max-detections')
 
@@ -142,7 +142,7 @@ def _remarks(detector, track, conf, iou, tile, overlap, **_): # Lines of text
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
 def _say(*lists): # Of lines
-    for line in (line for lines in lists for line in lines): say(*wrap_lines(printable(line)))
+    for line in (line for lines in lists for line in lines): explain(printable(line))
 
 # %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
 def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit_depth, names, pixels, device, order,

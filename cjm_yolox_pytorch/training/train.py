@@ -16,10 +16,10 @@ from fastcore.docments import docments
 
 from ..commands.command import command, print_json
 from ..commands.exit_codes import passed_functions
-from ..commands.messages import counted, wrap_lines
+from ..commands.messages import counted
 from ..commands.options import grouped, options_of, showing
 from ..commands.progress import show_progress
-from ..commands.say import caution, say
+from ..commands.say import caution, explain, say
 from ..commands.signals import stop_signals
 from ..data.annotations import fingerprint
 from ..data.named_dataset import same_images
@@ -227,8 +227,7 @@ def _run_training(data, weights, names, recipe, format, images, bit_depth, allow
     check_between(bit_depth=(bit_depth, 8, 16))
     if names and not weights: raise ValueError('--names are those of the initial weights: give --weights, too')
     callbacks = [*callbacks, *([make_logger(logger)] if logger else [])]
-    plan = _choose_recipe(recipe, workers, changes)
-    out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
+    plan, out = _plan_training(data, recipe, out, resume, workers, changes)
     check_output_folder(out, data)
     check_folder(out, resume)
     initial = None if resume else _initial_weights(weights, names, plan.model)
@@ -243,7 +242,7 @@ def _run_training(data, weights, names, recipe, format, images, bit_depth, allow
 
 # %% ../../nbs/training/03_train.ipynb #cf4949d3
 @command
-@showing('print-recipe', lambda: recipe_lines(Recipe()), 'Print a recipe with all defaults, as a file to edit')
+@showing('print-recipe', lambda **given: _planned_lines(**given), 'Print the recipe of this command, as a file to edit')
 @recipe_options
 @grouped(data='names format images bit_depth allow_missing train', schedule='recipe', augmentation='',
     hardware='workers amp compile sync_bn', output='logger json')
@@ -251,7 +250,7 @@ def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
-    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
+    recipe:str=None, # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
@@ -278,12 +277,25 @@ def _show_trained(run, json):
     if json: print_json(asdict(run))
 
 # %% ../../nbs/training/03_train.ipynb #b77288ff
-def _choose_recipe(recipe, workers, changes):
+def _choose_recipe(recipe, workers, changes): # None: fine_tune
+    recipe = recipe or 'fine_tune'
     changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None}
     file = Path(recipe).suffix.lower() in ('.yaml', '.yml')
     if not file: check_choice('recipe', recipe, [*RECIPES, 'a file such as birds.yaml'])
     defaults = dict(workers=_spare_cores()) | (read_recipe(recipe) if file else {})
     return (Recipe if file else RECIPES[recipe])(**defaults | changes)
+
+# %% ../../nbs/training/03_train.ipynb #872d0d0f
+def _plan_training(data, recipe, out, resume, workers, changes): # -> `Recipe`, and the folder
+    plan = _choose_recipe(recipe, workers, changes)
+    out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
+    own = out/'recipe.yaml'
+    if resume and recipe is None and own.exists(): plan = _choose_recipe(own, workers, changes)
+    return plan, out
+
+def _planned_lines(data, recipe, out, resume, workers, **others): # Options of `yolox_train` -> YAML
+    changes = {f.name: others[f.name] for f in fields(Recipe) if f.name in others}
+    return recipe_lines(_plan_training(data or '.', recipe, out, resume, workers, changes)[0])
 
 # %% ../../nbs/training/03_train.ipynb #746840e2
 def _initial_weights(weights, names, model): # `Weights`, or None for random ones
@@ -312,7 +324,7 @@ def _fit_or_explain(trainer, out, resume, callbacks):
 
 def _say_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
-    if t.loaded: say(*wrap_lines(f'weights: {t.loaded}'))
+    if t.loaded: explain(f'weights: {t.loaded}')
     if t.recipe.tile: say(f'training on {counted(len(t.samples), "tile")} of {t.recipe.tile} pixels')
     before = initial.notes.get('bit_depth') if initial else None
     other = f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}'
