@@ -26,8 +26,8 @@ FLOORS = dict(Core='.', Commands='commands', Files='files', Data='data', Detecti
               Evaluation='evaluation', Training='training', Deployment='deploy')
 GROUPS = dict(Tutorials='tutorials', Explanations='explanations') | FLOORS
 # Modules follow their numbers, other pages this order
-READING_ORDER = ['from_python', 'command_line', 'own_loop', 'fine_tune', 'onnx_runtime', 'many_gpus', 'why_simota',
-                 'fast_simota', 'differences', 'reliability', 'from_0_2']
+READING_ORDER = ['from_python', 'command_line', 'own_loop', 'fine_tune', 'onnx_runtime', 'many_gpus', 'lightning',
+                 'accelerate', 'why_simota', 'fast_simota', 'differences', 'reliability', 'from_0_2']
 # A figure's description unless `#| fig-alt:` gives it: its title, or the comment that opens its cell
 ALT_TEXT = r'''title(?:=|\()'([^'{]+)'|\A# (.+)'''
 
