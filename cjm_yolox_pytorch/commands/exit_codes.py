@@ -14,7 +14,7 @@ EXIT_CODES = {0: 'done', 1: 'error', 2: 'usage', 3: 'data', 4: 'weights', 5: 'me
 # %% ../../nbs/commands/01a_exit_codes.ipynb #f5b9ea87
 # Floors; modules and functions that differ from the rest of their floor
 _OTHERS = ('data.convert data.label_files data.tiling files.paths.atomic files.paths.check_output_folder '
-    'data.split_names.resolve_split files.checkpoints._named detection.exported.with_names') # Names that a user gave
+    'data.split_names.resolve_split files.checkpoints._give_names detection.exported.with_names') # Given by a user
 _DATA = 'data files.images files.video files.streams detection.inputs'
 _WEIGHTS = ('files.checkpoints files.pickles files.families files.hub files.matching files.network_kinds '
     'detection.exported detection.onnx detection.backends')

@@ -6,7 +6,7 @@
 __all__ = ['parser_of', 'grouped', 'shown_lines', 'showing', 'options_of']
 
 # %% ../../nbs/commands/01b_options.ipynb #2a8f4a9e
-import argparse, inspect
+import argparse, inspect, re
 from difflib import get_close_matches
 
 from .exit_codes import EXIT_CODES
@@ -25,20 +25,28 @@ def _add_option(group, name, p, about): # `p`: the parameter
     flag = f'--{name.rstrip("_").replace("_", "-")}'
     return group.add_argument(flag, dest=name, default=p.default, help=about.replace('%', '%%'), **kind)
 
-# %% ../../nbs/commands/01b_options.ipynb #641c488a
+# %% ../../nbs/commands/01b_options.ipynb #7d67ae04
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        unknown = re.match('unrecognized arguments: (--[^ =]+)', message)
+        near = get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
+        super().error(message + (f'; did you mean {near[0]}?' if near else ''))
+
+# %% ../../nbs/commands/01b_options.ipynb #4a8417f3
 _STATUS = 'exit status: ' + ', '.join(f'{code} {text}' for code, text in EXIT_CODES.items())
 
 def _required(parameters): # As in the line of usage
     needed = {name: p.annotation for name, p in parameters.items() if p.default is p.empty}
     return [f'{name} ...' if kind is list else name for name, kind in needed.items()]
 
+# %% ../../nbs/commands/01b_options.ipynb #641c488a
 def parser_of(
     func, # The help is in comments, or in the dict `func.option_help`
     program:str=None # As the user called it; by default the name of `func`
 ) -> argparse.ArgumentParser:
     "Make a parser of the options of `func`, which are its parameters."
     from fastcore.docments import docments
-    parser = argparse.ArgumentParser(program or func.__name__, description=func.__doc__, epilog=_STATUS)
+    parser = _Parser(program or func.__name__, description=func.__doc__, epilog=_STATUS)
     comments = {**docments(func), **getattr(func, 'option_help', {})}
     parameters = inspect.signature(func).parameters
     groups = _help_groups(parser, func)

@@ -19,7 +19,8 @@ from ..commands.say import explain, say
 # %% ../../nbs/detection/05_predict.ipynb #1b270510
 from .backends import remarks
 from .detector import load_detector
-from .inputs import check_drawn_files, count_images, find_inputs, left_out, NotTheInput, read_inputs
+from .inputs import check_drawn_files, count_images, find_inputs
+from .inputs import left_out, NotTheInput, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, ORDER_HEADER, Tally
 from .prelabels import LabelWriter
 from .selection import describe_thresholds

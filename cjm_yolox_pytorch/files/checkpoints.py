@@ -82,7 +82,7 @@ def _convert(weights, pixels): # To our order and range of pixels
     return replace(weights, state=state, focus=pixels.focus, mean=mean, std=std)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #a959bac1
-def _named(weights, names, where=''): # The same with these names of classes
+def _give_names(weights, names, where=''): # The same with these names of classes
     check_class_names(names, 'names')
     counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
     if len(names) != weights.num_classes: raise ValueError(f'{where}{counts}: each class needs a name')
@@ -99,7 +99,7 @@ def recognize(checkpoint, family=None, names=None, **pixels) -> Weights: # Optio
     variant = VARIANTS[model_type]
     found = Weights(state, model_type, num_classes, variant.mean, variant.std, family=family, left_over=other)
     converted = _convert(found, _pixel_format(family, pixels))
-    return converted if names is None else _named(converted, names)
+    return converted if names is None else _give_names(converted, names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #2bce87ad
 def save_weights(weights:Weights, path): # Usually `*.safetensors`
@@ -133,7 +133,7 @@ def _read_ours(state, metadata, family=None, **pixels): # As for `recognize`
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))
     converted = _convert(replace(known, family=family or known.family), pixels)
-    return converted if known.names is None else _named(converted, known.names)
+    return converted if known.names is None else _give_names(converted, known.names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
@@ -153,7 +153,7 @@ def load_weights(
         if metadata: found = _read_ours(content, metadata, family, **pixels)
         else: found = recognize(content, family, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
-    return found if names is None else _named(found, names, f'{path}: ')
+    return found if names is None else _give_names(found, names, f'{path}: ')
 
 # %% ../../nbs/files/08_checkpoints.ipynb #04d9d1ab
 def _check_kind(path):

@@ -90,12 +90,14 @@ def test_odd_names_of_loggers_are_refused(mine, name, message):
 def test_error_of_a_callback_is_not_taken_for_a_dead_process(shapes, tmp_path, no_plots):
     class Fail:
         def on_epoch_end(self, t): raise RuntimeError('my NCCL and gloo')
+    options = {**SMALL, 'epochs': 1, 'workers': 0}
     with pytest.raises(RuntimeError, match='^my NCCL and gloo$'):
-        train(str(shapes), out=str(tmp_path/'run'), device='cpu', callbacks=[Fail()], **{**SMALL, 'epochs': 1, 'workers': 0})
+        train(str(shapes), out=str(tmp_path/'run'), device='cpu', callbacks=[Fail()], **options)
 
 
 def test_logger_that_prints_leaves_json_alone(shapes, mine, capsys, no_plots):
-    (mine/'noisy.py').write_text('print("imported")\nclass Log:\n    def on_epoch_end(self, t): print("epoch", t.epoch)\n')
+    code = 'print("imported")\nclass Log:\n    def on_epoch_end(self, t): print("epoch", t.epoch)\n'
+    (mine/'noisy.py').write_text(code)
     options = {**SMALL, 'epochs': 1, 'workers': 0}
     yolox_train(str(shapes), out=str(mine/'run'), device='cpu', logger='my tools/noisy.py:Log', json=True, **options)
     printed = capsys.readouterr()

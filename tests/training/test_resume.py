@@ -175,7 +175,8 @@ def test_training_is_resumed_with_its_own_recipe(shapes, stopped, uninterrupted)
 
 
 @pytest.mark.parametrize('options, message', [(dict(lr=.5), r'another recipe, lr=0.5 \(was 0.002\)'),
-    (dict(epochs=9), r'epochs=9 \(was 4\)'), (dict(recipe='fine_tune', model='yolox_nano', batch=4), 'another recipe, ')])
+    (dict(epochs=9), r'epochs=9 \(was 4\)'),
+    (dict(recipe='fine_tune', model='yolox_nano', batch=4), 'another recipe, ')])
 def test_options_that_contradict_a_training_are_refused(shapes, stopped, options, message):
     before = (stopped/'state.pt').read_bytes()
     with pytest.raises(ValueError, match=message): train(str(shapes), out=stopped, device='cpu', resume=True, **options)
