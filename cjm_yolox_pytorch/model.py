@@ -258,8 +258,8 @@ def pretrained_file(
 def build_model(
     model_type:str, # One of `MODEL_TYPES`
     num_classes:int, # C
-    pretrained=True, # True or 'megvii', 'mmyolo', 'cjm': COCO weights; a file, URL or `Weights`: these; False: none
-    checkpoint_dir='./pretrained_checkpoints/' # Folder of downloaded weights; by default the cache of all folders
+    pretrained:object=True, # True, 'megvii', 'mmyolo', 'cjm': COCO weights; file, URL, `Weights`: these; False: none
+    checkpoint_dir:str|Path='./pretrained_checkpoints/' # Folder of downloads; by default the cache of all folders
 ) -> YOLOX:
     "Build a YOLOX of a given size."
     _check_model_type(model_type)

@@ -45,4 +45,5 @@ def check_between(
     "Raise a `ValueError` that names the first of `options` that is out of its range."
     for name, (value, least, most) in options.items():
         allowed = f'from {least} to {most}' if most < math.inf else f'at least {least}'
+        if isinstance(value, (str, type(None))): raise ValueError(f'{name}={value!r}: must be a number {allowed}')
         if not least <= value <= most: raise ValueError(f'{name}={value}: must be {allowed}')

@@ -43,8 +43,8 @@ def test_importing_the_loss_from_the_package_loads_the_loss():
 
 
 def imported_for_editors():
-    block = next(node for node in SOURCE.body if isinstance(node, ast.If))
-    return {a.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    nodes = [node for block in SOURCE.body if isinstance(block, ast.If) for node in block.body]
+    return {a.name: node.module for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
 
 
 def test_editors_see_the_names_that_there_are():
@@ -74,6 +74,7 @@ def test_functions_have_type_hints(name):
 
 @pytest.mark.parametrize('call, meant', [
     (lambda: package.train('data', epoch=5), 'epoch: yolox_train has no such option; did you mean epochs'),
+    (lambda: package.train('data', batch_size=5), 'batch_size: yolox_train has no such option; did you mean batch'),
     (lambda: package.evaluate('w', 'data', working_cnf=.5), 'working_cnf: yolox_eval .*did you mean working_conf'),
     (lambda: package.export('w', 'onnx', camra=True), 'camra: yolox_export .*did you mean camera')])
 def test_slips_are_named(call, meant):

@@ -101,6 +101,6 @@ def options_of(
     if 'json' in given: raise TypeError(f'json: only the command {func.__name__} prints; this function returns')
     parameters = inspect.signature(func).parameters
     for name in given.keys() - parameters.keys():
-        near = get_close_matches(name, parameters, 1)
+        near = [p for p in parameters if p in name.split('_')] + get_close_matches(name, parameters, 1)
         raise TypeError(f'{name}: {func.__name__} has no such option' + (f'; did you mean {near[0]}?' if near else ''))
     return {name: given.get(name, p.default) for name, p in parameters.items()}

@@ -214,16 +214,18 @@ def names_for(network, names): # `Weights` or an exported file; class names of t
     known = shorten(', '.join(names), 60)
     if C != len(names):
         counts = f'{counted(C, "class")} without names, but the data has {len(names)}: {known}'
-        raise ValueError(f'the weights have {counts}. Name those of the weights with --names')
+        raise ValueError(f'the weights have {counts}. Name those of the weights with names (--names)')
     order = f'taking those of the data, in its order ({known})'
-    return names, [f'the weights have no class names: {order}; --names gives others']
+    return names, [f'the weights have no class names: {order}; names (--names) gives others']
 
 def relabel_for(network, where, a:Annotations) -> tuple: # `Annotations` and remarks; errors begin with `where`
     "Renumber the labels of a split as a network numbers them."
     try: names, said = names_for(network, a.names)
     except ValueError as e: raise ValueError(f'{where}: {e}') from e
     try: return relabel(a, names), said
-    except ValueError as e: raise ValueError(f'{where}: {e} of the weights. If only names differ, use --names') from e
+    except ValueError as e:
+        cure = 'If only names differ, use names (--names)'
+        raise ValueError(f'{where}: {e} of the weights. {cure}') from e
 
 # %% ../../nbs/data/01_annotations.ipynb #8be2f0d4
 def fingerprint(annotations:Annotations) -> str: # 16 letters and digits

@@ -51,7 +51,7 @@ def _repeated(a): # Image of each box that equals an earlier one
 def _missing_faults(a, allowed): # Stop unless allowed
     texts, dropped, total = [*a.stops], len(a.dropped), len(a.dropped) + len(a.labels)
     if dropped >= max(1, MISSING_SHARE*total): texts.append(f'{dropped} of {total} boxes are left out')
-    cure = '' if allowed else '. To train anyway, pass --allow-missing'
+    cure = '' if allowed else '. To train anyway, pass allow_missing (--allow-missing)'
     return [Fault('missing data', '', f'{text.rstrip(".")}{cure}', stops=not allowed) for text in texts]
 
 # %% ../../nbs/data/08_checks.ipynb #0db48896
@@ -145,7 +145,7 @@ def check_splits(
 
 # %% ../../nbs/data/08_checks.ipynb #040098f8
 def same_split(name, by_choice): # `Fault` of a split to train and to validate on, named twice `by_choice` or not
-    cure = '' if by_choice else '. If that is meant, name it with both --train and --val'
+    cure = '' if by_choice else '. If that is meant, name it with both train and val (--train, --val)'
     text = f'{name} is both the training and the validation split, so metrics are those of training images{cure}'
     return Fault('same split', name, text, stops=not by_choice)
 
@@ -177,7 +177,7 @@ def check_difficulty(
     "Find boxes that are tiny on a canvas of `img_size` pixels, and classes that are outnumbered."
     sides = canvas_box_sizes(a, img_size).min(1)
     tiny = (sides < 4).sum()
-    text = f'{tiny} of {len(sides)} boxes are narrower than 4 pixels at {img_size}: try a larger --img-size'
+    text = f'{tiny} of {len(sides)} boxes are narrower than 4 pixels at {img_size}: try a larger img_size (--img-size)'
     return ([Fault('tiny box', '', text)] if tiny else []) + _imbalance(a)
 
 # %% ../../nbs/data/08_checks.ipynb #5cbfd273

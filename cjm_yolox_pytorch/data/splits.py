@@ -68,7 +68,7 @@ def choose_splits(where, splits, train:str=None, val:str=None) -> tuple: # Names
     def first(*names): return next((s for s in names if s in splits), None)
     only = [s for s in splits if len(splits) == 1 and s not in ('val', 'test')]
     train = resolve_split(where, splits, train) if train else first('train', 'trainval', *only)
-    none = f'{where} has the splits {sorted(splits)}, but no train. Choose with --train and --val'
+    none = f'{where} has the splits {sorted(splits)}, but no train. Choose with train and val (--train, --val)'
     if train is None: raise ValueError(none)
     if val: return train, resolve_split(where, splits, val)
     return train, first(*(s for s in ('val', 'test') if s != train))

@@ -27,7 +27,7 @@ from .web import export_web
 from ..detection.selection import describe_conf
 from ..files.checkpoints import load_weights, Weights
 from ..files.class_names import parse_names
-from ..files.paths import check_other_file
+from ..files.paths import check_other_file, weights_path
 from ..utils import check_between
 
 _all_ = ['EXPORT_FORMATS', 'exportable'] # Of the rooms below
@@ -94,7 +94,7 @@ def _check_place(format, for_, runtime, **given):
     if for_ not in (None, *PROGRAMS): raise ValueError(f'for={for_!r}: choose one of {[*PROGRAMS]}')
     if for_: _refuse_given(f'--for {for_}', **given, format=format not in (None, 'onnx'))
     if format == 'web': _refuse_given('--format web', **given)
-    elif runtime: raise ValueError('runtime has no effect without --format web')
+    elif runtime: raise ValueError('runtime has no effect without format=web (--format web)')
 
 # %% ../../nbs/deploy/05_export.ipynb #cb69daf5
 def _check_export_options(int8, half, data, max_drop, suppress, conf, iou, classes, **others):
@@ -102,10 +102,11 @@ def _check_export_options(int8, half, data, max_drop, suppress, conf, iou, class
     _check_place(int8=int8, half=half, suppress=suppress, **place)
     check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_drop=(max_drop, 0, 1))
     if not suppress and (conf, iou, classes) != (None, .65, None):
-        raise ValueError('conf, iou and classes have no effect without --suppress')
+        raise ValueError('conf, iou and classes have no effect without suppress=True (--suppress)')
     if int8 and half: raise ValueError('int8 and half: choose one of them')
-    if int8 and data is None: raise ValueError('int8 needs --data, to calibrate and to measure what is lost')
-    if not int8 and (data, max_drop) != (None, .01): raise ValueError('data and max_drop have no effect without --int8')
+    if int8 and data is None: raise ValueError('int8 needs data (--data), to calibrate and to measure what is lost')
+    useless = 'data and max_drop have no effect without int8=True (--int8)'
+    if not int8 and (data, max_drop) != (None, .01): raise ValueError(useless)
 
 # %% ../../nbs/deploy/05_export.ipynb #b574e2ba
 def _describe_file(weights, suppress, conf, classes, **_):
@@ -133,7 +134,7 @@ def _export_for(program, weights, path):
 def _run_export(weights, out, format, for_, names, half, int8, data, max_drop, runtime, json=False, **options):
     # Options of `yolox_export` -> what was written
     _check_export_options(int8, half, data, max_drop, format=format, for_=for_, runtime=runtime, **options)
-    weights, names = os.fspath(weights), parse_names(names)
+    weights, names = weights_path(weights), parse_names(names)
     if format == 'web': return _export_web(load_weights(weights, names=names), weights, out, runtime)
     path = _output_file(weights, out, format, for_ or ('int8' if int8 else 'half' if half else ''))
     _check_apart(path, weights)
@@ -146,9 +147,9 @@ def _run_export(weights, out, format, for_, names, half, int8, data, max_drop, r
 
 # %% ../../nbs/deploy/05_export.ipynb #4488dd73
 def export(
-    weights:str, # File or address of weights, or a size such as yolox_s for published weights
-    format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml or web; by default as `out`, or onnx
-    out:str=None, # File, or folder of a page, to write; beside `weights` if None
+    weights:str|os.PathLike, # File or address of weights, or a size such as yolox_s for published weights
+    format:str|None=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml or web; by default as `out`, or onnx
+    out:str|os.PathLike|None=None, # File, or folder of a page, to write; beside `weights` if None
     **options # Others of `yolox_export` by their names, such as suppress=True
 ) -> Path: # What was written
     "Write `weights` as a file for other programs, and check it."

@@ -7,24 +7,48 @@ __all__ = ['Detections', 'Detection', 'as_picture']
 
 # %% ../../nbs/detection/00_detections.ipynb #00d44279
 import json, sys, numpy as np, torch
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload, TYPE_CHECKING
 
 from fastcore.basics import patch
 from PIL import Image, ImageShow
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from ..commands.messages import counted
+from ..commands.messages import counted, shorten
 from ..files.captions import class_color, draw_named
 from ..files.class_names import class_numbers
 from ..files.paths import atomic
 
+if TYPE_CHECKING: from typing_extensions import Self
+
+# %% ../../nbs/detection/00_detections.ipynb #2a196ee6
+if TYPE_CHECKING:
+    class _DetectionsMethods:
+        def __iter__(self) -> Iterator['Detection']: ...
+        @overload
+        def __getitem__(self, key:int) -> 'Detection': ...
+        @overload
+        def __getitem__(self, key:slice|str|list|tuple|set|range|np.ndarray|Tensor) -> Self: ...
+        def __contains__(self, thing:object) -> bool: ...
+        def to(self, device:str|torch.device) -> Self: ...
+        def cpu(self) -> Self: ...
+        def numpy(self) -> Self: ...
+        def one_class_each(self, iou:float=.65) -> Self: ...
+        def draw(self, class_agnostic:bool=True, iou:float=.65) -> Image.Image: ...
+        def save(self, path:str|Path, **kwargs:bool|float) -> Path: ...
+        def show(self, **kwargs:bool|float) -> None: ...
+        def to_dict(self) -> dict[str, object]: ...
+        def to_json(self, **kwargs:object) -> str: ...
+        def to_coco(self, image_id:int=0) -> list[dict[str, object]]: ...
+        def to_supervision(self): ...
+else: _DetectionsMethods = object
+
 # %% ../../nbs/detection/00_detections.ipynb #fd3c2515
 @dataclass(repr=False)
-class Detections:
+class Detections(_DetectionsMethods):
     "Objects found in one image, best first."
     boxes:Tensor # [N, 4] xyxy in pixels; arrays will do in place of tensors
     scores:Tensor # [N] from 0 to 1
@@ -70,15 +94,35 @@ def __iter__(self:Detections): # -> `Detection`, best first
 # %% ../../nbs/detection/00_detections.ipynb #88a3c846
 @patch
 def __getitem__(self:Detections,
-    key # Number of one; or a slice, [N] bool, row numbers, a class name, a list of class names
+    key # Number of one; or a slice, [N] bool, row numbers, a class name, some class names
 ): # -> `Detection`; or `Detections`
-    if isinstance(key, Tensor): key = _as_arrays(key)[0][()] # A number if it has no dimensions
-    if isinstance(key, Integral): return list(self[[range(len(self))[key]]])[0]
-    names = [key] if isinstance(key, str) else key
-    if not isinstance(names, list) or not names or not isinstance(names[0], str): return self.take(key)
-    return self.take(np.isin(_as_arrays(self.labels)[0], class_numbers(names, self.names)))
+    names = _class_names_in(key)
+    if names: return self.take(np.flatnonzero(np.isin(_as_arrays(self.labels)[0], class_numbers(names, self.names))))
+    rows = _row_numbers(key, len(self))
+    return self.take(rows) if rows.ndim else [*self.take(rows[None])][0]
+
+def _class_names_in(key): # As a list; none if `key` is something else
+    names = [key] if isinstance(key, str) else np.ravel(key) if isinstance(key, np.ndarray) else key
+    some = isinstance(names, (list, tuple, set, np.ndarray))
+    return [*names] if some and all(isinstance(n, str) for n in names) else []
 
 def _as_arrays(*values): return [torch.as_tensor(v).cpu().numpy() for v in values]
+
+# %% ../../nbs/detection/00_detections.ipynb #3c8cbcd8
+def _row_numbers(key, n): # [K] numbers of rows, or a single one without dimensions
+    needed = 'give a row number, a slice, a list of rows, a mask, or names of classes'
+    text = f'index {shorten(repr(key), 60)} of {counted(n, "detection")}: {needed}'
+    try: rows = np.arange(n)[_as_arrays(key)[0] if isinstance(key, Tensor) else key]
+    except (IndexError, TypeError) as e: raise IndexError(f'{text} ({e})') from e
+    if rows.ndim > 1: raise IndexError(f'{text} (this has {rows.ndim} dimensions)')
+    return rows.copy() # Torch does not read arrays backwards
+
+# %% ../../nbs/detection/00_detections.ipynb #e9b09151
+@patch
+def __contains__(self:Detections, thing) -> bool: # A class name, or a `Detection`
+    if isinstance(thing, str): return len(self[thing]) > 0
+    if isinstance(thing, Detection): return any(thing == d for d in self)
+    raise TypeError(f"{thing!r} in detections: ask for a class by its name, as in 'car' in detections")
 
 # %% ../../nbs/detection/00_detections.ipynb #7362cf92
 def _map_arrays(d, convert): # All tensors and arrays of `Detections`

@@ -61,7 +61,7 @@ def _scores_of(labels, probabilities, info): # [N], [N] -> [N, C] scores
     labels = labels.astype(int)
     if labels.size and not 0 <= labels.min() <= labels.max() < info.num_classes:
         found = f'found a class {labels.min() if labels.min() < 0 else labels.max()}'
-        raise ValueError(f'{info.path} {found}, but has {counted(info.num_classes, "class")}. Are there more --names?')
+        raise ValueError(f'{info.path} {found}, but has {counted(info.num_classes, "class")}: give all names (--names)')
     scores = np.zeros((len(labels), info.num_classes), np.float32)
     scores[np.arange(len(labels)), labels] = probabilities
     return scores
@@ -148,7 +148,7 @@ def choose_canvas(info:NetworkInfo, img_size=None) -> tuple: # Height and width
     if fixed:
         only = f'images of {fixed[1]}x{fixed[0]} pixels (width x height)'
         raise ValueError(f'img_size={img_size}: {info.path} takes only {only}')
-    unknown = f'{info.path} takes images of any size: say which with --img-size, as in training'
+    unknown = f'{info.path} takes images of any size: say which with img_size (--img-size), as in training'
     if not given and info.size is None: raise ValueError(unknown)
     hw, (low, high) = _as_sides(img_size if given else info.size), info.limits
     if all(n % 32 == 0 and low <= n <= high for n in hw): return hw
@@ -214,7 +214,7 @@ def _guess_pixels(path, inputs, outputs): # Names
     if {'dets', 'labels'} <= {*outputs} or (inputs, outputs) == (['images'], ['output']): return 'bgr255'
     if (inputs, outputs) == (['input'], ['output']): return 'rgb1'
     found = f'it goes from {inputs} to {outputs}'
-    raise ValueError(f'{path} does not say how it takes pixels ({found}): choose one of {list(PIXELS)} with --pixels')
+    raise ValueError(f'{path} does not say how it takes pixels ({found}): choose pixels (--pixels) from {list(PIXELS)}')
 
 def _info_of_foreign(path, inputs, outputs, pixels=None): # (shape, dtype) by name; names -> `NetworkInfo`
     shape, dtype = next(iter(inputs.values()), ((), None))
@@ -226,7 +226,7 @@ def _info_of_foreign(path, inputs, outputs, pixels=None): # (shape, dtype) by na
     info = NetworkInfo(path, shape, dtype, pixels=pixels or _guess_pixels(path, [*inputs], outputs))
     whole = dtype != 'uint8' or info.pixels in ('rgb255', 'bgr255')
     if whole: return info
-    raise ValueError(f'{path} takes uint8, which cannot hold {info.pixels}: choose rgb255 or bgr255 with --pixels')
+    raise ValueError(f'{path} takes uint8, which cannot hold {info.pixels}: choose pixels rgb255 or bgr255 (--pixels)')
 
 # %% ../../nbs/detection/00a_exported.ipynb #248d87ae
 def _guess_layout(info, names, outputs, hw):
@@ -254,7 +254,7 @@ def _recognize(program, info, names=None, img_size=None): # -> `ExportedNetwork`
     if names is None and info.num_classes == len(COCO_NAMES): names = COCO_NAMES
     if names is not None: with_names(info, names)
     if info.num_classes: return ExportedNetwork(run, info, hw)
-    raise ValueError(f'{info.path} does not say how many classes it has: give their --names')
+    raise ValueError(f'{info.path} does not say how many classes it has: give their names (--names)')
 
 # %% ../../nbs/detection/00a_exported.ipynb #8fc133ba
 @dataclass

@@ -32,7 +32,6 @@ def describe_thresholds(known:dict) -> str: # Notes or metadata with thresholds
     where = known['thresholds'].get('split') or 'the validation split'
     return f'{describe_conf(stored_conf(known))}, which had the best F1 on {where}'
 
-
 # %% ../../nbs/detection/00a_selection.ipynb #c65cd859
 def least_scores(
     conf, # Minimum score, or C of them
@@ -49,10 +48,12 @@ def conf_of_classes(
     chosen:list=None # Numbers of the classes to keep; all if None
 ): # As `conf`, with 1 for the other classes
     "Leave out all but the `chosen` classes."
+    if hasattr(conf, 'tolist'): conf = conf.tolist() # An array or tensor
     if np.ndim(conf) and len(conf) != num_classes:
         counts = f'{counted(len(conf), "score")} for {counted(num_classes, "class")}'
         raise ValueError(f'conf: {counts}: give one, or one for each')
-    if not (np.min(conf) >= 0 and np.max(conf) <= 1): raise ValueError(f'conf={shorten(conf)}: scores are from 0 to 1')
+    inside = np.asarray(conf).dtype.kind in 'fiu' and np.min(conf) >= 0 and np.max(conf) <= 1
+    if not inside: raise ValueError(f'conf={shorten(conf)}: scores are from 0 to 1')
     if chosen is None: return conf
     beyond = [n for n in chosen if n not in range(num_classes)]
     if beyond: raise ValueError(f'classes={shorten(beyond)}: they are numbered from 0 to {num_classes - 1}')

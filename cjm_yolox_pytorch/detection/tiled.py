@@ -133,7 +133,7 @@ def settings_of_tiles(tile, max_detections:int=300, **settings) -> dict: # Of `n
 # %% ../../nbs/detection/00d_tiled.ipynb #bb57f1d1
 def choose_tiling(tile, overlap) -> dict: # Of options; `overlap` None if not given
     "Check the options `tile` and `overlap`, and fill in the default overlap."
-    if tile is None and overlap is not None: raise ValueError(f'overlap={overlap} is that of tiles: give --tile, too')
+    if tile is None and overlap is not None: raise ValueError(f'overlap={overlap} is that of tiles: give tile (--tile)')
     tiling = dict(tile=tile, overlap=.2 if overlap is None else overlap)
     if tile is not None: check_tiling(**tiling)
     return tiling

@@ -11,7 +11,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 
 from ..boxes import as_xyxy
-from .detector import predict, prepare_input
+from .detector import detector_settings, predict, prepare_input
+from .selection import conf_of_classes
 from ..files.letterbox import InputSpec, letterbox, letterbox_scale
 from ..loss import YOLOXLoss
 from ..model import VARIANTS, YOLOX
@@ -26,6 +27,8 @@ def published_spec(model, strides=(8, 16, 32)) -> InputSpec:
 
 # %% ../../nbs/detection/01b_torchvision_loops.ipynb #61bca667
 def _bytes(i, image): # [3, H, W] from 0 to 255
+    if not isinstance(image, Tensor): raise ValueError(f'image {i}: {type(image).__name__}, not a tensor [3, H, W]')
+    image = image.as_subclass(Tensor)
     if image.ndim != 3 or len(image) != 3: raise ValueError(f'image {i}: shape {[*image.shape]}, not [3, H, W]')
     if image.dtype == torch.uint8: return image
     if not image.is_floating_point(): raise ValueError(f'image {i}: {image.dtype}, not uint8 or floats from 0 to 1')
@@ -57,11 +60,13 @@ class YOLOXDetector(nn.Module):
     def __init__(self,
         model:nn.Module, # With the outputs of `YOLOX`
         loss:YOLOXLoss, # For the same number of classes
-        spec:InputSpec=None, # Canvas, normalization and strides; `published_spec` if None
-        **options # Of `nms`: conf, iou, max_detections, ...
+        spec:InputSpec|None=None, # Canvas, normalization and strides; `published_spec` if None
+        conf:float|list=.001, # Minimum score, or [C]
+        **options # Of `detector_settings`: iou, max_det, ...
     ):
         super().__init__()
-        self.model, self.loss, self.options = model, loss, dict(conf=.001) | options
+        self.model, self.loss = model, loss
+        self.options = dict(detector_settings(**options), conf=conf_of_classes(conf, loss.num_classes))
         self.spec = published_spec(model, loss.strides) if spec is None else spec
 
 # %% ../../nbs/detection/01b_torchvision_loops.ipynb #8a820380
@@ -70,7 +75,7 @@ def forward(self:YOLOXDetector,
     images, # B tensors [3, H, W] of any sizes, floats from 0 to 1 or uint8, RGB
     targets=None # B dicts: boxes [G, 4] xyxy in pixels, labels [G] from 0; perhaps iscrowd [G]
 ): # In training mode scalars by name; otherwise B dicts of boxes [N, 4], labels [N], scores [N]
-    images = [_bytes(i, image.as_subclass(Tensor)) for i, image in enumerate(images)]
+    images = [_bytes(i, image) for i, image in enumerate(images)]
     if not self.training: return _detections_as_dicts(self, images)
     if targets is None: raise ValueError('training needs targets: to detect, call eval() first')
     batch = torch.stack([letterbox(image.float(), self.spec.canvas_hw) for image in images])

@@ -32,6 +32,7 @@ from ..detection.detector import prepare_input, prepare_network, run_network
 from ..detection.selection import conf_of_classes, describe_thresholds, stored_conf
 from ..detection.tiled import choose_tiling, merge_by_image
 from ..detection.tiled import settings_of_tiles, tile_remarks
+from ..files.paths import weights_path
 from .intervals import ap_samples, difference_lines, rank_matches
 from .latency import latency
 from .metrics import check_names
@@ -79,7 +80,7 @@ def _choose_split(data, split, notes, **reading) -> tuple: # Its name and annota
     splits = find_splits(data, **reading)
     name = resolve_split(data, splits, split) if split else _usual_split(data, [*splits])
     a = splits[name]()
-    if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with --split')
+    if not len(a): raise ValueError(f'{data}: the split {name!r} has no images: choose another with split (--split)')
     try: rest, held = hold_out(a)
     except ValueError: rest, held = a, None # Too few images
     most = held is not None and fingerprint(rest) == notes.get('fingerprint')
@@ -126,7 +127,8 @@ def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1d1ae61b
 def _trained_depth(loaded): # Bit depth of the training
     depths = sorted({n.notes.get('bit_depth', 16) for n in loaded})
-    if len(depths) > 1: raise ValueError(f'the weights were trained with bit depths of {depths}: choose by --bit-depth')
+    several = f'the weights were trained with bit depths {depths}: choose bit_depth (--bit-depth)'
+    if len(depths) > 1: raise ValueError(several)
     if depths != [16]: say(f'reading 16-bit images with a bit depth of {depths[0]}, as in training')
     return depths[0]
 
@@ -165,13 +167,11 @@ def _working_conf(notes, a): # Of the weights; a score, or [C]
     explain(f'metrics are at {describe_thresholds(notes)}')
     return stored_conf(notes)
 
-
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1c359c0d
 def _only(a, chosen): # Numbers of classes -> `Annotations` with objects of these alone
     kept = np.isin(a.labels, chosen)
     columns = {name: getattr(a, name)[kept] for name in ('boxes', 'labels', 'crowd', 'areas')}
     return replace(a, starts=np.append(0, kept.cumsum())[a.starts], **columns)
-
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a6f16214
 def _find_scores(a, found, thresholds, precision): # Kind -> C+1 `Threshold`
@@ -278,7 +278,7 @@ def _prepare_eval(weights, data, split, names, allow_missing, conf, working_conf
     settings = dict(iou=iou, max_detections=max_detections, class_agnostic=class_agnostic, multi_label=multi_label)
     _check_eval_options(conf=conf, working_conf=working_conf, precision=precision, **options, **settings)
     settings |= choose_tiling(tile, overlap)
-    files = [os.fspath(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
+    files = [weights_path(w) for w in ([weights] if isinstance(weights, (str, os.PathLike)) else weights)]
     searched = thresholds or precision is not None
     if len(files) > 1 and searched: raise ValueError('thresholds and precision need a single file')
     if out: _check_out(out, files, data)
@@ -326,11 +326,11 @@ def yolox_eval(
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #2e55f731
 def evaluate(
-    weights:str, # Weights (file, address, or a size such as yolox_s), or an exported file
-    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
-    split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
-    out:str=None, # Folder for metrics.json, figures and COCO files; nothing is written if None
-    device:str=None, # cpu, cuda, ...; the fastest if None
+    weights:str|os.PathLike, # Weights (file, address, or a size such as yolox_s), or an exported file
+    data:str|os.PathLike, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
+    split:str|None=None, # Split to measure; by default test, or val; of a single split, what training held out
+    out:str|os.PathLike|None=None, # Folder for metrics.json, figures and COCO files; nothing is written if None
+    device:str|None=None, # cpu, cuda, ...; the fastest if None
     **options # Others of `yolox_eval` by their names, such as classes='car,person'
 ) -> dict: # Metrics of `report`; with `thresholds` or `precision` also what they find
     "Measure how good `weights` are on a split of `data`."

@@ -30,7 +30,7 @@ def _numbers_in(names, own): # [C] number in `names` of each class of the networ
     order = [names.index(n) if n in names else -1 for n in own]
     if max(order, default=-1) >= 0: return torch.tensor(order)
     both = f'those of the data are {shorten(", ".join(names))}, those of the weights {shorten(", ".join(own))}'
-    raise ValueError(f'data and weights have no class in common: {both}. If only names differ, use --names')
+    raise ValueError(f'data and weights have no class in common: {both}. If only names differ, use names (--names)')
 
 def _renumber(d, order): # `Detections` of classes that the data has
     labels = order.to(d.labels.device)[d.labels]

@@ -7,6 +7,7 @@ __all__ = ['COCO_NAMES', 'MAX_CLASSES', 'check_distinct', 'check_class_names', '
 
 # %% ../../nbs/files/01_class_names.ipynb #3b6008ef
 import difflib, os
+from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
 
@@ -39,14 +40,21 @@ def check_class_names(names, where):
     check_distinct(names, where)
 
 # %% ../../nbs/files/01_class_names.ipynb #fe9680fa
-def parse_names(names) -> list: # `cat,dog`, or a text file with one name per line; None or a list as they are
+def parse_names(names) -> list: # `cat,dog`, or a text file with one per line; a list; a dict by label. None stays None
     "Read class names, as the option `--names` gives them."
     if names is None or isinstance(names, list): return names
+    if isinstance(names, dict): return _names_from_0(names)
+    if not isinstance(names, (str, os.PathLike)): return [*names]
     text = os.fspath(names)
     found = [n.strip() for n in (_name_lines(text) if os.path.isfile(text) else _split_names(text))]
     if '' in found: raise ValueError(f'names={shorten(text)!r}: name {found.index("") + 1} of {len(found)} is empty')
     check_class_names(found, shorten(text))
     return found
+
+# %% ../../nbs/files/01_class_names.ipynb #cfa964c0
+def _names_from_0(names): # A dict by label -> list
+    if {*names} != {*range(len(names))}: raise ValueError(f'names={shorten(names)}: labels count from 0, without gaps')
+    return [names[i] for i in range(len(names))]
 
 def _name_lines(path): # Without blank lines at the end
     if not path.lower().endswith(('.yaml', '.yml', '.json')): return read_text(Path(path)).rstrip().split('\n')
@@ -57,23 +65,30 @@ def _split_names(text):
     if ',' in text or not like_file: return text.split(',')
     raise FileNotFoundError(f'{text}: no such file of class names')
 
+# %% ../../nbs/files/01_class_names.ipynb #38b2ce30
+def _list_chosen(chosen, names): # Of names and numbers, from what `class_numbers` takes
+    if hasattr(chosen, 'tolist'): chosen = chosen.tolist() # An array or tensor
+    if isinstance(chosen, (str, os.PathLike)):
+        return [chosen] if chosen in names else parse_names(chosen) # A name may have a comma
+    return [*chosen] if isinstance(chosen, Iterable) else [chosen]
+
 # %% ../../nbs/files/01_class_names.ipynb #031593ac
 def class_numbers(
-    chosen, # Names: a list, `cat,dog`, or a text file with one per line. Or a number, or some. None for all
-    names:list # C class names; None if unknown
-) -> list: # Their numbers in order; None for all
+    chosen, # Names and numbers: a list, set or array, or one of them; `cat,dog`, or a text file of names. None for all
+    names:list|None # C class names; None if unknown
+) -> list|None: # Their numbers in order; None for all
     "Look up the classes `chosen` by their names."
-    if isinstance(chosen, (Integral, tuple, range)): chosen = [chosen] if isinstance(chosen, Integral) else [*chosen]
-    if chosen is None or _are_numbers(chosen): return chosen and sorted(chosen)
-    chosen = [chosen] if chosen in (names or []) else parse_names(chosen) # A name may have a comma
-    if not names: raise ValueError(f'classes={shorten(chosen)}: the weights have no class names: use --names')
-    unknown = [f'{n!r} (similar: {_near_names(n, names)})' for n in chosen if n not in names]
-    raise_listing('classes that the weights do not have', unknown, f'They have {shorten(", ".join(names))}')
-    return sorted(map(names.index, chosen))
-
-def _are_numbers(chosen): return isinstance(chosen, list) and all(isinstance(n, Integral) for n in chosen)
+    if chosen is None: return None
+    chosen = _list_chosen(chosen, names or [])
+    odd = [c for c in chosen if isinstance(c, bool) or not isinstance(c, (str, Integral))]
+    if odd or not chosen: raise ValueError(f'classes={shorten(chosen)}: give names or numbers of classes; None for all')
+    by_name = [c for c in chosen if isinstance(c, str)]
+    cure = "give names, such as names=['cat', 'dog'] (--names)"
+    if by_name and not names: raise ValueError(f'classes={shorten(chosen)}: there are no class names: {cure}')
+    unknown = [f'{n!r} (similar: {_near_names(n, names)})' for n in by_name if n not in names]
+    raise_listing('classes that the weights do not have', unknown, f'They have {shorten(", ".join(names or []))}')
+    return sorted({names.index(c) if isinstance(c, str) else int(c) for c in chosen})
 
 def _near_names(name, names): # Up to three, also if only the case differs
     by_lower = {n.lower(): n for n in names}
     return ', '.join(by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, cutoff=.5)) or 'none'
-

@@ -156,7 +156,7 @@ def _white(image, bit_depth): # Pixel value of white
     white = 2**bit_depth - 1
     if bit_depth == 16 or (brightest := image.getextrema()[1]) <= white: return white
     found = f'pixels reach {brightest}, but {bit_depth} bits end at {white}'
-    raise BitDepthError(f'{_name(image)}: {found}. Choose --bit-depth {int(brightest).bit_length()} or more')
+    raise BitDepthError(f'{_name(image)}: {found}. Choose bit_depth={int(brightest).bit_length()} (--bit-depth)')
 
 def _refuse_deep_color(image, bit_depth): # Of which Pillow keeps the upper 8 bits
     if image.mode.startswith('I') or not any(';16' in str(args) for *_, args in getattr(image, 'tile', [])): return

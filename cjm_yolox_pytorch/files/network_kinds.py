@@ -41,12 +41,22 @@ def network_kind(path) -> str: # A key of `EXPORTED_KINDS`, or weights
 def are_notes(notes, num_classes) -> bool:
     "Tell whether `notes` have the types and ranges that a training writes."
     if not isinstance(notes, dict) or notes.get('bit_depth', 16) not in range(8, 17): return False
-    return notes.get('thresholds') is None or _are_thresholds(notes['thresholds'], num_classes)
+    parts = dict(thresholds=_are_thresholds, class_results=_are_class_results)
+    return all(notes.get(k) is None or check(notes[k], num_classes) for k, check in parts.items())
+
+def _is_zero_to_one(v): return isinstance(v, float) and 0 <= v <= 1
 
 def _are_thresholds(found, num_classes): # A score for all classes, and one for each
     if not isinstance(found, dict) or not isinstance(found.get('classes'), list): return False
     scores = [found.get('score'), *found['classes']]
-    return len(scores) == num_classes + 1 and all(isinstance(s, float) and 0 <= s <= 1 for s in scores)
+    return len(scores) == num_classes + 1 and all(map(_is_zero_to_one, scores))
+
+# %% ../../nbs/files/05a_network_kinds.ipynb #ea05b9c9
+def _are_class_results(found, num_classes): # Lists by name; None where nothing could be measured
+    if not isinstance(found, dict) or {*found} != {'objects', 'AP', 'AP50'}: return False
+    if not all(isinstance(v, list) and len(v) == num_classes for v in found.values()): return False
+    shares = [v for k in ('AP', 'AP50') for v in found[k] if v is not None]
+    return all(map(_is_zero_to_one, shares)) and all(type(v) is int and v >= 0 for v in found['objects'])
 
 # %% ../../nbs/files/05a_network_kinds.ipynb #fb065ef4
 @contextmanager

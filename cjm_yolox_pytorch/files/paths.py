@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'VIDEO_SUFFIXES', 'atomic', 'new_folder', 'check_other_file', 'files_in', 'files_below', 'subfolder',
            'nfc', 'with_form', 'check_forms', 'files_by_stem', 'find_path', 'path_inside', 'check_files_exist',
-           'images_beside', 'read_bytes', 'read_text', 'read_lines', 'check_output_folder']
+           'images_beside', 'read_bytes', 'read_text', 'read_lines', 'check_output_folder', 'weights_path']
 
 # %% ../../nbs/files/00_paths.ipynb #466e42d3
 import math, os, stat, unicodedata
@@ -49,7 +49,7 @@ def new_folder(path): # -> `path`
 def check_other_file(path, source): # `source`: a file, an address or a name
     "Refuse to write to the file `path` if it is `source`."
     same = os.path.exists(source) and os.path.exists(path) and os.path.samefile(path, source)
-    if same: raise ValueError(f'{path} would be replaced by what is made of it: choose another --out')
+    if same: raise ValueError(f'{path} would be replaced by what is made of it: choose another out (--out)')
 
 # %% ../../nbs/files/00_paths.ipynb #d4f2433e
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']
@@ -186,4 +186,11 @@ def check_output_folder(out, data, below=False): # `below`: refuse folders below
     "Raise a `ValueError` if images in `out` would become part of `data`."
     place, root = (Path(p).resolve() for p in (out, data))
     if place == root or (below and place.is_relative_to(root)):
-        raise ValueError(f'{out} is in the folder of the data, and its images would become data: choose another --out')
+        raise ValueError(f'{out} is in the folder of the data, where images become data: choose another out (--out)')
+
+# %% ../../nbs/files/00_paths.ipynb #1299b082
+def weights_path(weights) -> str: # Or an address, or a size such as yolox_s
+    "Return the file of `weights` as text."
+    if isinstance(weights, (str, os.PathLike)): return os.fspath(weights)
+    needed = 'weights as a file, an address, or a size such as yolox_s, are needed'
+    raise TypeError(f'{type(weights).__name__}: {needed}')

@@ -16,15 +16,21 @@ from .recipe import check_choice
 HOOKS = 'on_train_start', 'on_step_end', 'on_epoch_end', 'on_train_end'
 
 # %% ../../nbs/training/01a_callbacks.ipynb #e26aa7ee
-def check_callbacks(callbacks): # For `fit`
-    "Raise an error if one of `callbacks` would not be called as intended."
-    for callback in callbacks:
-        name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
-        if isinstance(callback, type): raise ValueError(f'the callback {name} is a class: give an object, {name}()')
-        methods = [m for m in dir(callback) if m.startswith('on_') and callable(getattr(callback, m))]
-        unknown = [m for m in methods if m not in HOOKS]
-        if unknown: raise ValueError(f'{name}.{unknown[0]} would never be called: the hooks are {[*HOOKS]}')
-        if not methods: raise ValueError(f'a callback of type {name} has no hook: give it one of {[*HOOKS]}')
+def check_callbacks(callbacks) -> list: # A list, or a single one; None for none
+    "Return a list of `callbacks`. Raises an error if one of them would not be called as intended."
+    if callbacks is None: return []
+    found = [*callbacks] if isinstance(callbacks, (list, tuple)) else [callbacks]
+    for callback in found: _check_callback(callback)
+    return found
+
+def _check_callback(callback):
+    name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+    if isinstance(callback, type): raise ValueError(f'the callback {name} is a class: give an object, {name}()')
+    if isinstance(callback, str): raise ValueError(f'callbacks={callback!r}: a logger is named by logger={callback!r}')
+    methods = [m for m in dir(callback) if m.startswith('on_') and callable(getattr(callback, m))]
+    unknown = [m for m in methods if m not in HOOKS]
+    if unknown: raise ValueError(f'{name}.{unknown[0]} would never be called: the hooks are {[*HOOKS]}')
+    if not methods: raise ValueError(f'a callback of type {name} has no hook: give it one of {[*HOOKS]}')
 
 # %% ../../nbs/training/01a_callbacks.ipynb #158dfb9d
 class Logger:

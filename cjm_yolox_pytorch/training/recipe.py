@@ -11,12 +11,14 @@ __all__ = ['OPTIMIZERS', 'AMP_DTYPES', 'Positive', 'Natural', 'Fraction', 'OLD_N
 import copy, math
 from dataclasses import dataclass, fields
 from functools import partial
+from numbers import Integral, Real
 from typing import Annotated, get_args
 
 import torch, numpy as np
 from fastcore.basics import store_attr
 from torch import nn
 
+from ..commands.messages import shorten
 from ..files.tiles import check_tiling
 from ..loss import BOX_LOSSES
 from ..model import MODEL_TYPES, VARIANTS
@@ -96,12 +98,21 @@ class Recipe(Execution, Augmentation, Schedule): # Fields come in the order from
     @property
     def capped_no_aug(self) -> int: return min(self.no_aug_epochs, self.epochs//4)
 
+# %% ../../nbs/training/00_recipe.ipynb #22ae7ec3
+_FIELD_KINDS = {int: Integral, float: Real, bool: bool, str: str}
+_FIELD_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text'}
+
+def _check_value(name, value, kind):
+    if isinstance(value, _FIELD_KINDS[kind]) and isinstance(value, bool) == (kind is bool): return
+    raise ValueError(f'{name}={shorten(repr(value))}: must be {_FIELD_WORDS[kind]}')
+
 # %% ../../nbs/training/00_recipe.ipynb #44aa123a
 def _check_recipe(r):
     for f in fields(r):
         value, limits = getattr(r, f.name), get_args(f.type)[1:]
+        if len(limits) == 1: check_choice(f.name, value, limits[0])
+        else: _check_value(f.name, value, getattr(f.type, '__origin__', f.type)) # `int` of Annotated[int, 0, 9]
         if len(limits) == 2: check_between(**{f.name: (value, *limits)})
-        elif limits: check_choice(f.name, value, limits[0])
     if r.min_scale > r.max_scale: raise ValueError(f'min_scale={r.min_scale} is more than max_scale={r.max_scale}')
     if r.batch % r.grad_accum: raise ValueError(f'batch={r.batch} is not a multiple of grad_accum={r.grad_accum}')
     if r.tile: check_tiling(r.tile, r.overlap)
@@ -111,7 +122,7 @@ def _check_recipe(r):
         raise ValueError(f'min_size={low}, max_size={high}: give both, as multiples of 32, the smaller first')
 
 def check_choice(name, value, choices):
-    if value not in choices: raise ValueError(f'{name}={value!r}: choose one of {list(choices)}')
+    if value not in choices: raise ValueError(f'{name}={shorten(repr(value))}: choose one of {list(choices)}')
 
 # %% ../../nbs/training/00_recipe.ipynb #1e07d61c
 OLD_NAMES = dict(size='img_size', accumulate='grad_accum', decay='weight_decay', warmup='warmup_epochs',

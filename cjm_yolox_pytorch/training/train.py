@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from fastcore.docments import docments
+from torch.utils.data import Dataset
 
 from ..commands.command import command, print_json
 from ..commands.exit_codes import passed_functions
@@ -21,20 +22,21 @@ from ..commands.options import grouped, options_of, showing
 from ..commands.progress import show_progress
 from ..commands.say import caution, explain, say
 from ..commands.signals import stop_signals
-from ..data.annotations import fingerprint
-from ..data.named_dataset import same_images
+from ..data.annotations import Annotations
+from ..data.named_dataset import data_fingerprint, NamedDataset, same_images
 from ..data.prepare import prepare_splits
 from ..evaluation.mistakes import show_detections
 from ..evaluation.report import report, table
 from ..evaluation.thresholds import choose_thresholds
 
 # %% ../../nbs/training/03_train.ipynb #02497a88
-from ..files.checkpoints import load_weights
-from ..files.class_names import parse_names
+from ..files.checkpoints import load_weights, Weights
 from ..files.paths import check_output_folder
+from .arguments import check_data, choose_recipe, FOR_FOLDERS, in_folder
+from .arguments import initial_weights, name_of_data, short_path
 from .callbacks import check_callbacks, make_logger
-from .recipe import Augmentation, check_choice, Recipe, RECIPES
-from .recipe_file import read_recipe, recipe_lines, write_recipe
+from .recipe import Augmentation, Recipe
+from .recipe_file import recipe_lines, write_recipe
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
@@ -54,12 +56,13 @@ def _has_next_epoch(t):
 
 # %% ../../nbs/training/03_train.ipynb #5fbb4766
 def _finish_epoch(t, row, progress): # Whether to train another epoch
-    found = None
+    metrics, found = {}, None
     if t.epoch % t.recipe.eval_interval == 0 or t.epoch == t.recipe.epochs:
         metrics, found = t.validate(partial(_tell_validation, t, progress))
         if metrics: row.update({k: v for k, v in metrics.items() if k in COLUMNS})
     t.rows.append(row)
     if t.rank == 0:
+        _note_class_results(t, metrics)
         if found: _note_thresholds(t, found)
         _write_epoch(t, row)
         if found: show_detections(t.val, found, t.out/'detections.png')
@@ -77,6 +80,13 @@ def _tell_validation(t, progress, batches): # Yields them
 def _note_thresholds(t, found): # `Detections` of each validation image
     if same_images(t.train, t.val): return
     t.notes['thresholds'] = choose_thresholds(t.val, found, t.notes.get('validation'))
+
+# %% ../../nbs/training/03_train.ipynb #e23f72b8
+def _note_class_results(t, metrics): # Of `validate`; empty after an epoch without it
+    t.notes.pop('class_results', None)
+    rows = [metrics['classes'][name] for name in t.val.names] if metrics.get('classes') else []
+    shares = {k: [row[k] if row[k] == row[k] else None for row in rows] for k in ('AP', 'AP50')} # Not NaN
+    if rows: t.notes['class_results'] = dict(objects=t.val.counts.tolist(), **shares)
 
 
 # %% ../../nbs/training/03_train.ipynb #7c38a66c
@@ -127,12 +137,12 @@ def fit(
     trainer:Trainer,
     out, # Folder for all files
     resume:bool=False, # Resume the training that was interrupted there
-    callbacks=() # Objects with hooks, such as loggers
+    callbacks=() # Objects with hooks, such as loggers: a list, or one
 ) -> dict: # Metrics of the epoch with the highest AP
     "Train through all epochs, with weights, metrics and plots in `out`. Raises `KeyboardInterrupt` when asked to stop."
-    check_callbacks(callbacks)
+    known = check_callbacks(trainer.callbacks)
+    trainer.callbacks = known + [c for c in check_callbacks(callbacks) if c not in known]
     out = trainer.out = Path(out)
-    trainer.callbacks = [*callbacks]
     first = trainer.rank == 0
     if first: check_folder(out, resume)
     out.mkdir(parents=True, exist_ok=True)
@@ -185,21 +195,16 @@ def _group_fields(groups): # Of the help; `groups` are completed
         title = 'augmentation' if f.name in Augmentation.__annotations__ else 'schedule'
         if f.name not in grouped: groups[title] += f' {f.name}'
 
-# %% ../../nbs/training/03_train.ipynb #40d5d8bd
-def _spare_cores():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(8, cores//2//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
-
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
     if any(name.endswith('training.trainer.notify') for name in passed_functions(e)): return # Of a callback
-    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer --workers'
+    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer workers (--workers)'
     other = 'another process of this training ended: fix the error that it printed, if any'
-    if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then add --resume')
-    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(f'{other}. Then add --resume')
+    if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then resume it (--resume)')
+    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(f'{other}. Then resume it (--resume)')
 
-# %% ../../nbs/training/03_train.ipynb #72f5ad8e
+# %% ../../nbs/training/03_train.ipynb #213b4b48
 @dataclass
 class Trained:
     "What a training left."
@@ -207,37 +212,45 @@ class Trained:
     weights:Path # File in it with the weights of the epoch with the highest AP
     metrics:dict # Of these on the validation split, as `report` has them; empty but in the first process
 
+# %% ../../nbs/training/03_train.ipynb #72f5ad8e
 def train(
-    data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
-    model:str=None, # yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x; by default yolox_tiny
-    weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random if None
-    epochs:int=None, # Passes over the training images; by default 30
-    out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
-    device:str=None, # cpu, cuda, ...; the fastest if None
-    callbacks:list=(), # As in `fit`
+    data:str|os.PathLike|Dataset|Annotations, # A dataset's folder or file, as for `yolox_train`; or training images
+    model:str|None=None, # yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x; by default yolox_tiny
+    weights:str|os.PathLike|Weights|None=None, # Initial weights: file, address, "coco" or `Weights`; random if None
+    epochs:int|None=None, # Passes over the training images; by default 30
+    out:str|os.PathLike|None=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
+    device:str|None=None, # cpu, cuda, ...; the fastest if None
+    *,
+    val:str|Dataset|Annotations|None=None, # Validation split of a folder, by its name; or validation images
+    names:list|dict|str|None=None, # Classes of a `Dataset`, as in `Trainer`; for a folder, of the initial weights
+    recipe:str|os.PathLike|Recipe|None=None, # For options not given: fine_tune (default), paper, YAML file, `Recipe`
+    callbacks:object=(), # As in `fit`
     **options # Others of `yolox_train` by their names, such as batch=16 or resume=True
 ) -> Trained:
     "Train a YOLOX on `data`. Raises `KeyboardInterrupt` if asked to stop, after everything is saved."
     given = dict(data=data, model=model, weights=weights, epochs=epochs, out=out, device=device)
+    given |= dict(val=val, names=names, recipe=recipe)
     return _run_training(callbacks=callbacks, **options_of(yolox_train, **given, **options))
 
 # %% ../../nbs/training/03_train.ipynb #428c80ae
-def _run_training(data, weights, names, recipe, format, images, bit_depth, allow_missing, train, val, out, resume,
-    logger, device, workers, callbacks=(), json=False, **changes): # Options of `yolox_train` -> `Trained`
-    check_between(bit_depth=(bit_depth, 8, 16))
-    if names and not weights: raise ValueError('--names are those of the initial weights: give --weights, too')
-    callbacks = [*callbacks, *([make_logger(logger)] if logger else [])]
+def _run_training(data, weights, names, recipe, val, out, resume, logger, device, workers, callbacks=(), json=False,
+    **changes): # Options of `yolox_train` -> `Trained`
+    reading = {name: changes.pop(name) for name in FOR_FOLDERS}
+    check_data(data, val, names, weights, reading)
+    check_between(bit_depth=(reading['bit_depth'], 8, 16))
+    callbacks = check_callbacks(callbacks)
+    loggers = [make_logger(logger)] if logger else []
     plan, out = _plan_training(data, recipe, out, resume, workers, changes)
-    check_output_folder(out, data)
+    files = in_folder(data)
+    if files: check_output_folder(out, data)
     check_folder(out, resume)
-    initial = None if resume else _initial_weights(weights, names, plan.model)
-    reading = dict(format=format, images=images, bit_depth=bit_depth)
+    initial = None if resume else initial_weights(weights, names if files else None, plan.model)
     with processes(device) as device:
-        used = prepare_splits(data, train, val, allow_missing, quiet=rank_and_world()[0] > 0, **reading)
-        trainer = _make_trainer(plan, used, initial, device)
-        if weights: trainer.notes['weights'] = _short_path(weights)
+        used = _read_folder(data, val, **reading) if files else _as_used(data, val)
+        trainer = _make_trainer(plan, used, None if files else names, initial, device)
+        if weights: trainer.notes['weights'] = short_path(weights)
         first = trainer.rank == 0
-        _fit_or_explain(trainer, out, resume, callbacks if first else [])
+        _fit_or_explain(trainer, out, resume, callbacks + (loggers if first else []))
         return Trained(out, out/'best.safetensors', measure_best(trainer) if first else {})
 
 # %% ../../nbs/training/03_train.ipynb #cf4949d3
@@ -276,41 +289,32 @@ def _show_trained(run, json):
     say(f'weights, metrics and plots are in {run.out}')
     if json: print_json(asdict(run))
 
-# %% ../../nbs/training/03_train.ipynb #b77288ff
-def _choose_recipe(recipe, workers, changes): # None: fine_tune
-    recipe = recipe or 'fine_tune'
-    changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None}
-    file = Path(recipe).suffix.lower() in ('.yaml', '.yml')
-    if not file: check_choice('recipe', recipe, [*RECIPES, 'a file such as birds.yaml'])
-    defaults = dict(workers=_spare_cores()) | (read_recipe(recipe) if file else {})
-    return (Recipe if file else RECIPES[recipe])(**defaults | changes)
-
-# %% ../../nbs/training/03_train.ipynb #872d0d0f
+# %% ../../nbs/training/03_train.ipynb #e3d34322
 def _plan_training(data, recipe, out, resume, workers, changes): # -> `Recipe`, and the folder
-    plan = _choose_recipe(recipe, workers, changes)
-    out = Path(out or f'runs/{Path(data).resolve().name}-{plan.model}')
+    plan = choose_recipe(recipe, workers, changes)
+    out = Path(out or f'runs/{name_of_data(data)}-{plan.model}')
     own = out/'recipe.yaml'
-    if resume and recipe is None and own.exists(): plan = _choose_recipe(own, workers, changes)
+    if resume and recipe is None and own.exists(): plan = choose_recipe(own, workers, changes)
     return plan, out
 
 def _planned_lines(data, recipe, out, resume, workers, **others): # Options of `yolox_train` -> YAML
     changes = {f.name: others[f.name] for f in fields(Recipe) if f.name in others}
     return recipe_lines(_plan_training(data or '.', recipe, out, resume, workers, changes)[0])
 
+# %% ../../nbs/training/03_train.ipynb #beaec61c
+def _read_folder(data, val, train, **reading): # As `prepare_splits` has it
+    return prepare_splits(data, train, val, quiet=rank_and_world()[0] > 0, **reading)
+
+def _as_used(train, val): # The same for Datasets
+    name = 'training set' if val is train else 'validation set'
+    return dict(training=('training set', train), validation=(name, val))
+
 # %% ../../nbs/training/03_train.ipynb #746840e2
-def _initial_weights(weights, names, model): # `Weights`, or None for random ones
-    if weights is None: return None
-    return load_weights(model if weights == 'coco' else weights, names=parse_names(names))
-
-def _short_path(path):
-    if path == 'coco': return path
-    return '/'.join(Path(path).absolute().parts[-2:])
-
-def _make_trainer(plan, used, initial, device):
-    names, splits = zip(*used.values())
-    trainer = Trainer(plan, *splits, initial, device)
-    known = dict(fingerprint=fingerprint(trainer.train), bit_depth=trainer.train.bit_depth)
-    trainer.notes = dict(zip(used, names), **known)
+def _make_trainer(plan, used, names, initial, device):
+    titles, splits = zip(*used.values())
+    trainer = Trainer(plan, *splits, initial, device, names=names)
+    known = dict(fingerprint=data_fingerprint(trainer.train), bit_depth=trainer.train.bit_depth)
+    trainer.notes = dict(zip(used, titles), **known)
     if trainer.rank == 0: _say_start(trainer, initial)
     return trainer
 
@@ -318,17 +322,18 @@ def _make_trainer(plan, used, initial, device):
 def _fit_or_explain(trainer, out, resume, callbacks):
     try: fit(trainer, out, resume, callbacks)
     except KeyboardInterrupt as e:
-        if e.args and trainer.rank == 0: say(str(e), 'to resume, add --resume to the same command')
+        if e.args and trainer.rank == 0: say(str(e), 'to resume, the same with resume=True (--resume)')
         raise
     except RuntimeError as e: raise _explain_death(e) or e
 
 def _say_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
+    if isinstance(t.train, NamedDataset): say(f'training on {t.train}, validation on {counted(len(t.val), "image")}')
     if t.loaded: explain(f'weights: {t.loaded}')
     if t.recipe.tile: say(f'training on {counted(len(t.samples), "tile")} of {t.recipe.tile} pixels')
     before = initial.notes.get('bit_depth') if initial else None
     other = f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}'
     if before and before != t.train.bit_depth: caution(other)
     if share >= 4 or t.recipe.sync_bn: return
-    cure = '--batch, or --sync-bn' if t.world > 1 else '--batch'
+    cure = 'batch (--batch), or sync_bn (--sync-bn)' if t.world > 1 else 'batch (--batch)'
     caution(f'batch norm sees too few images at a time ({share}): choose a larger {cure}')

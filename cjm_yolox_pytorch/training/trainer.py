@@ -10,16 +10,18 @@ import math, os, sys, time, torch
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any, TYPE_CHECKING
 
 from fastcore.basics import patch, store_attr
 from torch import distributed as dist, nn
+from torch.utils.data import Dataset
 
 from ..commands.command import choose_device
 from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
 from ..data.augment import yolox_transforms
 from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
-from ..data.named_dataset import annotate, named
+from ..data.named_dataset import annotate, named_splits, NamedDataset
 from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
 from ..evaluation.metrics import average_precision, check_names
@@ -51,21 +53,27 @@ def rank_and_world() -> tuple:
     if not dist.is_available() or not dist.is_initialized(): return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
+# %% ../../nbs/training/01_trainer.ipynb #ea9fc1a1
+if TYPE_CHECKING:
+    class _Later:
+        def __getattr__(self, name:str) -> Any: ...
+else: _Later = object
+
 # %% ../../nbs/training/01_trainer.ipynb #d2dd9580
-class Trainer:
+class Trainer(_Later):
     "Train a network according to a recipe"
     def __init__(self,
         recipe:Recipe,
-        train:Annotations, # Training split, or a torch `Dataset` of images and targets
-        val:Annotations, # Validation split, or a `Dataset`
-        weights:Weights=None, # Initial weights; random if None
-        device:str=None, # The fastest if None
-        transforms:list=None, # Transforms of the training images; those of `recipe` if None
-        names=None # Class names of a `Dataset`: a list for labels from 0, or a dict by label
+        train:Annotations|NamedDataset|Dataset, # Training split, or a torch `Dataset` of images and targets
+        val:Annotations|NamedDataset|Dataset, # Validation split, or a `Dataset`
+        weights:Weights|None=None, # Initial weights; random if None
+        device:str|None=None, # The fastest if None
+        transforms:list|None=None, # Transforms of the training images; those of `recipe` if None
+        names:list|dict|str|None=None # Class names of a `Dataset`: a list for labels from 0, or a dict by label
     ):
-        train = named(train, names)
+        train, val = named_splits(train, val, names)
         store_attr('recipe,train,transforms')
-        self.val = relabel(annotate(named(val, names)), train.names)
+        self.val = relabel(annotate(val), train.names)
         self.device = choose_device(device)
         self.rank, self.world = rank_and_world()
         _check_start(self, weights)

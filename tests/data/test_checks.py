@@ -103,14 +103,14 @@ def test_check_stops_if_a_tenth_of_the_boxes_is_left_out(flat, stops, tmp_path):
     a = read_split(tmp_path, 'train')
     found = [f for f in check(a) if f.kind == 'missing data']
     assert [f.text.startswith(text) for f, text in zip(found, stops, strict=True)] == [True]*len(stops)
-    assert all(f.stops and f.text.endswith('To train anyway, pass --allow-missing') for f in found)
+    assert all(f.stops and f.text.endswith('To train anyway, pass allow_missing (--allow-missing)') for f in found)
     allowed = [f for f in check(a, allow_missing=True) if f.kind == 'missing data']
     assert [f.stops for f in allowed] == [False]*len(stops)
 
 
 def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
     write_flat_boxes(tmp_path, 5)
-    with pytest.raises(ValueError, match='5 of .* boxes are left out. To train anyway, pass --allow-missing'):
+    with pytest.raises(ValueError, match='5 of .* boxes are left out. To train anyway, pass allow_missing'):
         with shown(): prepare_splits(tmp_path, 'train', 'train')
     assert 'training on train' in capsys.readouterr().out
     with shown(): prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
@@ -149,7 +149,7 @@ def test_check_turns_the_stops_of_a_reader_into_faults(tmp_path):
     write_layout('yolo images/train', tmp_path)
     a = replace(read_split(tmp_path, 'train'), stops=['6 images lack labels.', '6 labels lack an image'])
     texts = [(f.text, f.stops) for f in check(a) if f.kind == 'missing data']
-    cure = '. To train anyway, pass --allow-missing'
+    cure = '. To train anyway, pass allow_missing (--allow-missing)'
     assert texts == [(f'6 images lack labels{cure}', True), (f'6 labels lack an image{cure}', True)]
     assert not any(f.stops for f in check(a, allow_missing=True))
 
@@ -181,7 +181,7 @@ def test_prepare_validates_on_training_images_if_both_are_named(tmp_path, capsys
     with shown(): used = prepare_splits(tmp_path, train='train', val='train')
     assert [name for name, _ in used.values()] == ['train', 'train']
     assert 'metrics are those of training images' in ' '.join(capsys.readouterr().out.split())
-    with pytest.raises(ValueError, match='name it with both --train and --val'): prepare_splits(tmp_path, val='train')
+    with pytest.raises(ValueError, match='name it with both train and val'): prepare_splits(tmp_path, val='train')
 
 
 def with_counts(**counts):

@@ -136,3 +136,26 @@ def test_tracks_keep_their_numbers_for_supervision():
     pytest.importorskip('supervision')
     tracked = TrackedDetections(*vars(pets()).values(), torch.arange(5))
     assert tracked['dog'].to_supervision().tracker_id.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize('key, rows', [(slice(None, None, -1), [4, 3, 2, 1, 0]), (('dog', 'owl'), [0, 2, 3]),
+    ({'owl'}, [3]), (np.array(['owl', 'cat']), [1, 3, 4]), (np.array('owl'), [3]),
+    (range(2), [0, 1]), (slice(-2, None), [3, 4])])
+@pytest.mark.parametrize('arrays', [False, True])
+def test_rows_are_chosen_as_in_arrays(key, rows, arrays):
+    found = pets().numpy() if arrays else pets()
+    assert found[key].scores.tolist() == pets().scores[rows].tolist()
+
+
+@pytest.mark.parametrize('key', [None, True, 1.5, (0, 1), [[0, 1]], [0, 'dog'], torch.tensor(True), {0, 1}, [True],
+    torch.zeros(4).bool(), [7], -6, b'dog'])
+def test_indices_that_mean_nothing_are_named(key):
+    with pytest.raises(IndexError, match='index .* of 5 detections: give a row number, a slice'): pets()[key]
+
+
+def test_in_asks_for_a_class():
+    found = pets()
+    assert 'owl' in found and 'owl' not in found[:3] and found[3] in found and found[3] not in found[:3]
+    assert 'cat' in found.numpy()
+    with pytest.raises(ValueError, match="'Owl' .similar: owl"): 'Owl' in found
+    with pytest.raises(TypeError, match="2 in detections: ask for a class by its name"): 2 in found

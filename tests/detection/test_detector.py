@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cjm_yolox_pytorch.deploy.export import export
 from cjm_yolox_pytorch.detection.detector import load_detector, predict
+from cjm_yolox_pytorch.evaluation.evaluate import evaluate
 
 
 @pytest.mark.parametrize('size', [(1, 1), (8000, 6000), (3000, 2)])
@@ -74,15 +76,40 @@ def test_calls_choose_scores_overlap_classes_and_number(detector):
     best = detector(photo, conf=0, iou=1, max_det=3)
     assert best.scores.tolist() == every.scores[:3].tolist()
     assert detector([photo], conf=0, iou=1, max_detections=3)[0].scores.tolist() == best.scores.tolist()
-    for classes in ('dog,owl', ['owl', 'dog'], ('dog', 'owl'), [1, 2], range(1, 3)):
+    same = np.array(['dog', 'owl']), np.array([2, 1]), torch.tensor([1, 2]), {'dog', 'owl'}, [1, 'owl'], {1: 0, 2: 0}
+    for classes in ('dog,owl', ['owl', 'dog'], ('dog', 'owl'), [1, 2], range(1, 3), *same):
         some = detector(photo, conf=0, iou=1, max_det=1000, classes=classes)
         assert some.scores.tolist() == every[['dog', 'owl']].scores.tolist()
     assert len(detector(photo, conf=0, classes=1)['dog']) == len(detector(photo, conf=0, classes=1))
 
 
 @pytest.mark.parametrize('options, error', [
+    (dict(batch=0), 'batch=0: must be at least 1'), (dict(batch='8'), "batch='8': must be a number at least 1"),
     (dict(iou=45), 'iou=45: must be from 0 to 1'), (dict(iou=float('nan')), 'iou=nan: must be'),
-    (dict(max_det=0), 'max_det=0: must be at least 1'), (dict(max_det=3, max_detections=3), 'names of the same limit'),
+    (dict(max_det=0), 'max_det=0: must be at least 1'), (dict(conf='.5'), 'conf=.5: scores are from 0 to 1'),
+    (dict(conf=[None]*3), 'scores are from 0 to 1'), (dict(max_det='9'), "max_det='9': must be a number at least 1"),
+    (dict(max_det=3, max_detections=3), 'names of the same limit'),
+    *[(dict(classes=odd), 'classes=.*: give names or numbers of classes; None for all') for odd in (True, [], [1.5],
+        set(), [None], np.array([True, False, False]), [['dog']])],
     (dict(classes=3), r'classes=\[3\]: they are numbered from 0 to 2'), (dict(classes=[-1]), 'numbered from 0 to 2')])
 def test_options_out_of_range(detector, options, error):
     with pytest.raises(ValueError, match=error): detector(Image.new('RGB', (40, 30)), **options)
+
+
+def test_misnamed_options_are_named(detector):
+    with pytest.raises(TypeError, match='score_thr: detectors have no such option, but conf, iou, max_det'):
+        detector(Image.new('RGB', (40, 30)), score_thr=.5)
+
+
+def test_scores_may_be_a_tensor_or_an_array(detector):
+    photo = Image.effect_noise((64, 64), 80)
+    scores = .01, torch.tensor(.01), np.full(3, .01), torch.full((3,), .01)
+    every = [detector(photo, conf=conf, iou=1) for conf in scores]
+    assert len({len(found) for found in every}) == 1
+
+
+@pytest.mark.parametrize('call', [load_detector, lambda w: evaluate(w, 'shapes'), export])
+@pytest.mark.parametrize('weights', [None, torch.nn.Linear(1, 1), 3])
+def test_weights_of_another_type_are_named(call, weights):
+    message = f'{type(weights).__name__}: weights as a file, an address, or a size'
+    with pytest.raises(TypeError, match=message): call(weights)

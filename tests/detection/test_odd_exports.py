@@ -59,7 +59,7 @@ def test_uint8_of_other_programs_is_taken_in_full_range(tmp_path):
 def test_labels_of_0_2_are_not_taken_for_objectness(tmp_path):
     "Six columns: one class, or a label and its probability"
     file = write(tmp_path/'old.onnx', DECODED, ports=('input', 'output'))
-    message = 'does not say how many classes it has: give their --names'
+    message = 'does not say how many classes it has: give their names'
     with pytest.raises(ValueError, match=message): load_detector(file)
     detect = load_detector(file, names=['cat', 'dog'])
     found = detect(IMAGE, conf=.5, iou=1., max_detections=CELLS)

@@ -198,6 +198,7 @@ def test_groups_teach_no_background():
     (torch.randn(3, 64, 64), {}, 'image 0: floats from -'),
     (torch.zeros(3, 64, 64).long(), {}, 'torch.int64, not uint8'),
     (torch.full((3, 64, 64), float('nan')), {}, 'image 0: floats from nan'),
+    (torch.rand(3, 64, 64).numpy(), {}, r'image 0: ndarray, not a tensor \[3, H, W\]'),
     (torch.rand(1, 64, 64), {}, r'shape \[1, 64, 64\], not \[3, H, W\]'),
     (torch.rand(3, 64, 64), dict(boxes=torch.zeros(0, 4)), "target 0 has .'boxes'.: boxes and labels are needed"),
     (torch.rand(3, 64, 64), dict(boxes=torch.ones(1, 4), labels=torch.zeros(2)), '1 box.* but 2 labels'),
@@ -205,3 +206,14 @@ def test_groups_teach_no_background():
 def test_bad_input_is_named(image, target, error):
     model = YOLOXDetector(build_model('yolox_nano', C, pretrained=False), YOLOXLoss(C), InputSpec(SIDE))
     with pytest.raises(ValueError, match=error): model([image], [target])
+
+
+@pytest.mark.parametrize('options, kind, error', [
+    (dict(confidence=.5), TypeError, 'confidence: detectors have no such option, but conf'),
+    (dict(conf=50), ValueError, 'conf=50: scores are from 0 to 1'),
+    (dict(conf=[.1]), ValueError, '1 score for 5 classes'),
+    (dict(iou='.5'), ValueError, "iou='.5': must be a number"),
+    (dict(max_det=0), ValueError, 'max_det=0: must be at least 1')])
+def test_options_are_checked_before_the_first_image(options, kind, error):
+    network = build_model('yolox_nano', C, pretrained=False)
+    with pytest.raises(kind, match=error): YOLOXDetector(network, YOLOXLoss(C), **options)

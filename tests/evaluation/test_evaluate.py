@@ -266,7 +266,7 @@ def test_several_files_make_one_table(shapes, tmp_path, command):
     assert 'several files are called nano.safetensors' in code and not (tmp_path/'other').exists()
     save_weights(replace(weights, notes=dict(bit_depth=12)), tmp_path/'deep.safetensors')
     code, *_ = command(files[0], tmp_path/'deep.safetensors', shapes)
-    assert 'trained with bit depths of [12, 16]: choose by --bit-depth' in code
+    assert 'trained with bit depths [12, 16]: choose bit_depth (--bit-depth)' in code
 
 
 def test_weights_without_names_take_those_of_the_data_and_say_so(perfect, tmp_path, command):
@@ -289,7 +289,7 @@ def test_names_of_the_weights_are_read_from_a_file_and_counted(shapes, perfect, 
     code, *_ = command(perfect[0], shapes, '--names', 'disc,cross')
     assert 'unnamed.safetensors: 2 names for 5 classes' in code
     code, *_ = command(shapes/'nano.safetensors', shapes, '--names', 'a,b,c,d,e')
-    assert 'are not among' in code and 'If only names differ, use --names' in code
+    assert 'are not among' in code and 'If only names differ, use names (--names)' in code
 
 
 def test_missing_data_stop_an_evaluation_unless_allowed(shapes, perfect, monkeypatch, command):

@@ -2,24 +2,26 @@
 import base64
 import hashlib
 import http.server
+import importlib.util
 import json
 import os
 import pickle
-import subprocess
+import socket
 import sys
-import threading
-from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+from servers import serve
 
 from cjm_yolox_pytorch.detection.detector import Detector, load_detector
 from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights, save_weights
-from cjm_yolox_pytorch.files.hub import find_pretrained, write_pretrained
-from cjm_yolox_pytorch.files.model_card import model_card
+from cjm_yolox_pytorch.files.hub import find_pretrained, publish, write_pretrained
+from cjm_yolox_pytorch.files.model_card import card_license, is_unedited, model_card
 from cjm_yolox_pytorch.model import build_model
 
 NAMES = ['cat', 'dog', 'barn | owl']
+SAFETENSORS = b'\2\0\0\0\0\0\0\0{}' # Without tensors
 
 
 @pytest.fixture(scope='module')
@@ -27,13 +29,15 @@ def weights():
     torch.manual_seed(0)
     state = build_model('yolox_nano', 3, pretrained=False).state_dict()
     thresholds = dict(score=.4, classes=[.4, .5, .4], split='val', fingerprint='ab')
-    notes = dict(AP=.5, AP50=.75, epoch=7, training='train', validation='val', fingerprint='cd', thresholds=thresholds)
+    results = dict(objects=[9, 5, 0], AP=[.6, .4, None], AP50=[.8, .7, None])
+    notes = dict(AP=.5, AP50=.75, epoch=7, training='train', validation='val', fingerprint='cd', thresholds=thresholds,
+        class_results=results)
     return Weights(state, 'yolox_nano', 3, (0., 0., 0.), (1., 1., 1.), NAMES, 64, notes=notes)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    "`repos`: files by repository and path"
-    repos = {}
+    "`repos`: files by repository and path; `large`: uploads through LFS by their hash"
+    repos, large, private = {}, {}, set()
 
     def log_message(self, *args): pass
 
@@ -44,17 +48,24 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != 'HEAD': self.wfile.write(content)
 
-    def refuse(self, code): self.answer(dict(error=code), 404, X_Error_Code=code)
+    def refuse(self, code, status=404): self.answer(dict(error=code), status, X_Error_Code=code, X_Error_Message=code)
+
+    @property
+    def here(self): return f'http://{self.headers["Host"]}'
 
     def do_GET(self):
         parts = self.path.partition('?')[0].strip('/').split('/')
         repo = '/'.join(parts[2:4] if parts[0] == 'api' else parts[:2])
-        files = self.repos.get(repo)
+        files, revision = self.repos.get(repo), (*parts[3 if parts[0] != 'api' else 5:], 'main')[0]
         if files is None: return self.refuse('RepoNotFound')
+        if repo == 'me/broken': return self.refuse('InternalError', 500)
+        if repo == 'me/gated': return self.refuse('GatedRepo', 403)
+        if revision not in ('main', 'a'*40): return self.refuse('RevisionNotFound')
         if parts[0] == 'api' and 'tree' in parts: # How files are listed by newer versions
             return self.answer([dict(type='file', path=n, size=len(f), oid='0'*40) for n, f in files.items()])
         if parts[0] == 'api':
-            return self.answer(dict(id=repo, sha='a'*40, siblings=[dict(rfilename=n) for n in files], private=False))
+            names = [dict(rfilename=n) for n in files]
+            return self.answer(dict(id=repo, sha='a'*40, siblings=names, private=repo in self.private))
         content = files.get('/'.join(parts[4:]))
         if content is None: return self.refuse('EntryNotFound')
         etag = f'"{hashlib.sha1(content).hexdigest()}"'
@@ -62,94 +73,191 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def body(self): return self.rfile.read(int(self.headers.get('Content-Length', 0)))
+
+    def do_PUT(self):
+        content = self.body()
+        self.large[hashlib.sha256(content).hexdigest()] = content
+        self.answer({})
+
     def do_POST(self):
-        body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        body, repo = self.body(), '/'.join(self.path.split('/')[3:5])
+        if self.path == '/api/repos/create': return self.create(json.loads(body))
         if self.path == '/api/validate-yaml': return self.answer(dict(errors=[], warnings=[]))
-        if self.path == '/api/repos/create':
-            about = json.loads(body)
-            repo = f'{about.get("organization") or "me"}/{about["name"]}'
-            self.repos.setdefault(repo, {})
-            return self.answer(dict(url=f'http://{self.headers["Host"]}/{repo}', name=repo, id=repo))
-        repo = '/'.join(self.path.split('/')[3:5])
+        if self.path.endswith('/objects/batch'): # What LFS asks before it uploads
+            found = [dict(f, actions=dict(upload=dict(href=f'{self.here}/lfs'))) for f in json.loads(body)['objects']]
+            return self.answer(dict(transfer='basic', objects=found))
         if '/preupload/' in self.path:
-            names = [f['path'] for f in json.loads(body)['files']]
-            return self.answer(dict(files=[dict(path=n, uploadMode='regular', shouldIgnore=False) for n in names]))
+            modes = {f['path']: 'lfs' if f['path'].endswith('.safetensors') else 'regular'
+                for f in json.loads(body)['files']}
+            return self.answer(dict(files=[dict(path=n, uploadMode=m, shouldIgnore=False) for n, m in modes.items()]))
         for line in map(json.loads, body.splitlines()):
             value = line['value']
             if line['key'] == 'file': self.repos[repo][value['path']] = base64.b64decode(value['content'])
-        url = f'http://{self.headers["Host"]}/{repo}/commit/{"a"*40}'
+            if line['key'] == 'lfsFile': self.repos[repo][value['path']] = self.large[value['oid']]
+        url = f'{self.here}/{repo}/commit/{"a"*40}'
         self.answer(dict(commitUrl=url, commitOid='a'*40, success=True, hookOutput=''))
 
-
-@contextmanager
-def hub(**repos):
-    handler = type('Handler', (Hub,), dict(repos={k.replace('__', '/'): v for k, v in repos.items()}))
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try: yield f'http://127.0.0.1:{server.server_port}', handler.repos
-        finally: server.shutdown()
-
-
-def run(code, folder, address, **more):
-    "In a process of its own, since the package reads its environment when it is imported"
-    env = dict(os.environ, HF_ENDPOINT=address, HF_HOME=str(folder/'hf'), HF_TOKEN='hf_test', HF_HUB_DISABLE_XET='1',
-        HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_TELEMETRY='1', **more)
-    start = 'from cjm_yolox_pytorch.detection.detector import Detector, load_detector\n'
-    start += 'def tried(f):\n    try: f()\n    except Exception as e: print(type(e).__name__, e)\n'
-    done = subprocess.run([sys.executable, '-c', start + code], env=env, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    def create(self, about):
+        owner = about.get('organization') or 'me'
+        if owner == 'others': return self.refuse('Forbidden', 403)
+        repo = f'{owner}/{about["name"]}'
+        private = about.get('private') or about.get('visibility') == 'private' # In older and newer versions
+        if repo not in self.repos and private: self.private.add(repo)
+        self.repos.setdefault(repo, {})
+        self.answer(dict(url=f'{self.here}/{repo}', name=repo, id=repo))
 
 
-@pytest.mark.slow
-def test_publish_and_read_again(weights, tmp_path):
-    pytest.importorskip('huggingface_hub')
+@pytest.fixture
+def hub():
+    "Address of a hub, and its handler"
+    handler = type('Handler', (Hub,), dict(repos={}, large={}, private=set()))
+    with serve(handler) as address: yield address, handler
+
+
+@pytest.fixture
+def connect(monkeypatch, tmp_path):
+    "Choose a hub. huggingface_hub is imported anew, since it reads its environment when it is imported"
+    if not importlib.util.find_spec('huggingface_hub'): pytest.skip('needs huggingface_hub')
+    def loaded(): return [name for name in sys.modules if name.partition('.')[0] == 'huggingface_hub']
+    before = {name: sys.modules.pop(name) for name in loaded()}
+    for name in [n for n in os.environ if n.startswith(('HF_', 'HUGGING'))]: monkeypatch.delenv(name)
+    switches = 'HF_HUB_DISABLE_XET', 'HF_HUB_DISABLE_PROGRESS_BARS', 'HF_HUB_DISABLE_TELEMETRY'
+    def connect(address, **more):
+        for name in loaded(): del sys.modules[name]
+        env = dict.fromkeys(switches, '1') | dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path/'hf'), HF_TOKEN='hf_test')
+        for k, v in (env | dict(NO_PROXY='127.0.0.1', no_proxy='127.0.0.1') | more).items(): monkeypatch.setenv(k, v)
+    monkeypatch.setattr('time.sleep', lambda seconds: None) # Between attempts
+    yield connect
+    for name in loaded(): del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture
+def nobody():
+    "An address at which nobody answers"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)) # Without listening
+        yield f'http://127.0.0.1:{s.getsockname()[1]}'
+
+
+def error_of(f, *args, **kwargs):
+    with pytest.raises((OSError, ValueError)) as e: f(*args, **kwargs)
+    text = f'{e.type.__name__}: {e.value}'
+    assert '\n' not in text, text
+    return text
+
+
+def test_publish_and_read_again(weights, hub, connect, tmp_path):
+    address, handler = hub
+    connect(address)
     save_weights(weights, tmp_path/'best.safetensors')
     (tmp_path/'curves.png').write_bytes(b'a picture')
-    with hub() as (address, repos):
-        said = run("""
-d = load_detector('best.safetensors', 'cpu')
-print(d.push_to_hub('me/farm', license='mit'))
-print(Detector.from_pretrained('me/farm', device='cpu'))
-tried(lambda: Detector.from_pretrained('me/nothing'))
-""", tmp_path, address)
-        assert f'{address}/me/farm' in said and 'Detector of 3 classes at 64: score > 0.4 to 0.5, by class' in said
-        assert f'FileNotFoundError me/nothing: no such repository at {address}, and no such file or folder here' in said
-        files = repos['me/farm']
-        assert {*files} >= {'model.safetensors', 'README.md', 'curves.png'}
-        assert files['model.safetensors'] == (tmp_path/'best.safetensors').read_bytes()
-        assert b'license: "mit"' in files['README.md'] and b'| AP50 | 0.750 |' in files['README.md']
-        files['README.md'] = b'my words' # A card that somebody edited stays
-        run("load_detector('best.safetensors', 'cpu').push_to_hub('me/farm')", tmp_path, address)
-        assert files['README.md'] == b'my words'
-    found = run("print(Detector.from_pretrained('me/farm', device='cpu').names)", tmp_path, address, HF_HUB_OFFLINE='1')
-    assert found == f'{NAMES}\n' # From the cache
-    gone = run("tried(lambda: Detector.from_pretrained('me/other'))", tmp_path, address, HF_HUB_OFFLINE='1')
-    assert 'OSError me/other could not be downloaded' in gone and 'is not in the cache' in gone
+    published = load_detector(tmp_path/'best.safetensors', 'cpu').push_to_hub('me/farm', license='mit')
+    files = handler.repos['me/farm']
+    assert published == f'{address}/me/farm' and {*files} >= {'model.safetensors', 'README.md', 'curves.png'}
+    assert [*handler.large.values()] == [files['model.safetensors']] == [(tmp_path/'best.safetensors').read_bytes()]
+    again = Detector.from_pretrained(published, device='cpu') # A colleague gets the address
+    assert again.names == NAMES and 'score > 0.4 to 0.5, by class' in str(again)
+    assert find_pretrained('me/farm').read_bytes() == files['model.safetensors']
 
 
-@pytest.mark.slow
-def test_pickles_are_not_read_from_a_hub(weights, tmp_path):
-    pytest.importorskip('huggingface_hub')
-    save_weights(weights, tmp_path/'best.safetensors')
-    good, bad = (tmp_path/'best.safetensors').read_bytes(), pickle.dumps(print)
-    repos = dict(me__pickle={'model.pth': bad}, me__disguised={'model.safetensors': bad},
-        me__other={'farm.safetensors': good, 'model.pth': bad}, me__two={'a.safetensors': good, 'b.safetensors': good})
-    with hub(**repos) as (address, _):
-        said = run("""
-print(Detector.from_pretrained('me/other', device='cpu').names)
-for name in ('pickle', 'disguised', 'two'): tried(lambda: Detector.from_pretrained(f'me/{name}'))
-""", tmp_path, address).splitlines()
-    assert said[0] == str(NAMES)
-    assert said[1].startswith('FileNotFoundError me/pickle has no model.safetensors: pickles are not read from there')
-    assert said[2].startswith('ValueError') and said[2].endswith('is not a safetensors file, so it was not read')
-    assert 'me/two has no model.safetensors: it has a.safetensors, b.safetensors' in said[3]
+def test_a_card_is_renewed_with_the_weights(weights, hub, connect):
+    address, handler = hub
+    connect(address)
+    publish(weights, 'me/farm', license='mit')
+    publish(replace(weights, names=['pig', 'cow', 'hen']), 'me/farm')
+    card = handler.repos['me/farm']['README.md'].decode()
+    assert '| 0 | pig |' in card and 'cat' not in card and is_unedited(card)
+    assert card_license(card) == 'mit' # It was given once
+
+
+def test_a_card_that_somebody_edited_stays(weights, hub, connect, caplog):
+    address, handler = hub
+    connect(address)
+    publish(weights, 'me/farm', license='mit')
+    files = handler.repos['me/farm']
+    files['README.md'] = edited = files['README.md'].replace(b'# farm', b'# My farm')
+    before = files['model.safetensors']
+    said = error_of(publish, replace(weights, notes={}), 'me/farm', license='apache-2.0')
+    assert said.startswith("ValueError: license='apache-2.0': the card of me/farm was edited and says mit. Change it")
+    assert files['model.safetensors'] == before and not caplog.records
+    publish(replace(weights, notes={}), 'me/farm', license='mit')
+    assert files['README.md'] == edited and files['model.safetensors'] != before
+    assert caplog.messages[0].startswith('the card of me/farm was edited, so it stays')
+
+
+def test_a_public_repository_does_not_become_private_in_silence(weights, hub, connect):
+    address, handler = hub
+    connect(address)
+    publish(weights, 'me/secret', private=True)
+    publish(weights, 'me/secret', private=True)
+    assert handler.private == {'me/secret'}
+    handler.repos['me/open'] = {}
+    assert f'private=True, but me/open is public: make it private at {address}/me/open/settings' in error_of(
+        publish, weights, 'me/open', private=True)
+    assert handler.repos['me/open'] == {}
+
+
+def test_errors_of_the_hub_say_what_to_do(weights, hub, connect):
+    address, handler = hub
+    connect(address)
+    good, bad = SAFETENSORS, pickle.dumps(print)
+    handler.repos.update({'me/farm': {'model.safetensors': good}, 'me/gated': {}, 'me/broken': {},
+        'me/pickle': {'model.pth': bad}, 'me/disguised': {'model.safetensors': bad},
+        'me/two': {'a.safetensors': good, 'b.safetensors': good}})
+    def said(*args): return error_of(find_pretrained, *args)
+    assert said('me/nothing') == (f'FileNotFoundError: me/nothing: no such file or folder here, and no such repository '
+        f'at {address}. For a private one, log in: hf auth login')
+    assert said('me/farm', 'v9') == (f"FileNotFoundError: me/farm has no revision 'v9': choose a branch, tag or commit "
+        f'from {address}/me/farm/commits/main')
+    assert said('me/gated') == (f'PermissionError: me/gated is gated: accept its terms at {address}/me/gated, '
+        'and log in: hf auth login')
+    assert said('runs/-birds').startswith('FileNotFoundError: runs/-birds: no such file or folder here, and no such')
+    assert said('me/pickle').startswith('FileNotFoundError: me/pickle has no weights in safetensors, and pickles are')
+    assert said('me/disguised').endswith('is not a safetensors file, so it was not read')
+    assert 'neither model.safetensors nor best.safetensors. It has a.safetensors, b.safetensors' in said('me/two')
+    assert said('me/broken').startswith('OSError: me/broken could not be downloaded')
+    assert error_of(publish, weights, 'others/farm') == (f'PermissionError: others/farm could not be written at '
+        f'{address}: log in with a token that may write there: hf auth login')
+
+
+def test_a_repository_may_call_its_weights_otherwise(hub, connect):
+    address, handler = hub
+    connect(address)
+    run = {'best.safetensors': SAFETENSORS, 'last.safetensors': b'', 'state.pt': b''}
+    handler.repos.update({'me/other': {'farm.safetensors': SAFETENSORS, 'model.pth': b''}, 'me/run': run})
+    found = [find_pretrained(name).name for name in ('me/other', 'me/run')]
+    assert found == ['farm.safetensors', 'best.safetensors']
+    connect(address, HF_HUB_OFFLINE='1')
+    assert [find_pretrained(name).name for name in ('me/other', 'me/run')] == found
+
+
+def test_without_a_connection_the_cache_serves(weights, hub, connect, nobody):
+    address, handler = hub
+    connect(address)
+    for _ in range(2): publish(weights, 'me/farm') # The second time, there is a card to look at
+    handler.repos['me/farm']['model.safetensors'] = SAFETENSORS
+    known = find_pretrained('me/farm')
+    connect(nobody)
+    assert find_pretrained('me/farm') == known
+    said = error_of(find_pretrained, 'me/other')
+    assert said.startswith(f'OSError: me/other could not be downloaded from {nobody} and is not in the cache: check')
+    for name in ('me/farm', 'me/new'): # Whose card is in the cache, or not
+        assert error_of(publish, weights, name).startswith(f'OSError: {name} could not be written at {nobody}: ')
+    connect(address, HF_HUB_OFFLINE='1')
+    assert find_pretrained('me/farm') == known
+    assert error_of(find_pretrained, 'me/other') == (
+        'OSError: me/other is not in the cache, and HF_HUB_OFFLINE forbids to download it: unset it')
 
 
 def test_the_package_is_named_if_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(ImportError, match=r"huggingface_hub is missing: pip install 'cjm-yolox-pytorch\[hub\]'"):
-        Detector.from_pretrained('me/farm')
+    with pytest.raises(ImportError) as e: Detector.from_pretrained('runs/bird') # Or a folder with a slip in its name
+    assert str(e.value) == ('runs/bird: no such file or folder here, and to look for a repository, '
+        "huggingface_hub is missing: pip install 'cjm-yolox-pytorch[hub]'")
+    with pytest.raises(FileNotFoundError, match='yolox_xs: no such file or folder, and not a size .yolox_nano, '):
+        Detector.from_pretrained('yolox_xs')
 
 
 def test_a_local_folder_is_a_repository(weights, tmp_path, monkeypatch):
@@ -161,10 +269,31 @@ def test_a_local_folder_is_a_repository(weights, tmp_path, monkeypatch):
     (folder/'README.md').write_text('my words')
     write_pretrained(weights, folder)
     assert (folder/'README.md').read_text() == 'my words'
-    (folder/'model.safetensors').rename(folder/'best.safetensors')
-    assert find_pretrained(str(folder)) == folder/'best.safetensors'
-    (folder/'last.safetensors').touch()
-    with pytest.raises(FileNotFoundError, match='it has best.safetensors, last.safetensors'): find_pretrained(folder)
+    with pytest.raises(ValueError, match="license='mit': the card of farm was edited and says none"):
+        write_pretrained(weights, folder, license='mit')
+    with pytest.raises(ValueError, match="revision='v1': it is for repositories"): find_pretrained(folder, 'v1')
+
+
+def test_the_folder_of_a_training_has_its_best_weights(weights, tmp_path):
+    for name in ('best.safetensors', 'last.safetensors'): (tmp_path/name).write_bytes(SAFETENSORS)
+    assert find_pretrained(str(tmp_path)) == tmp_path/'best.safetensors'
+    (tmp_path/'best.safetensors').unlink()
+    assert find_pretrained(tmp_path) == tmp_path/'last.safetensors'
+    (tmp_path/'curves.png').write_bytes(b'a picture') # Published into the same folder
+    write_pretrained(weights, tmp_path, pictures=[tmp_path/'curves.png'])
+    assert (tmp_path/'curves.png').read_bytes() == b'a picture'
+    assert find_pretrained(tmp_path) == tmp_path/'model.safetensors'
+
+
+FOLDERS = {(): 'has no weights in safetensors, .* It has no files at all: give a file, or',
+    ('state.pt', 'recipe.yaml'): 'has no weights in safetensors, .* It has recipe.yaml, state.pt: give a file, or',
+    ('a.safetensors', 'b.safetensors'): 'has neither model.* It has a.safetensors, b.safetensors: give a file, or'}
+
+
+@pytest.mark.parametrize('names, said', FOLDERS.items())
+def test_a_folder_without_weights_is_told_with_what_it_has(tmp_path, names, said):
+    for name in names: (tmp_path/name).touch()
+    with pytest.raises(FileNotFoundError, match=said): Detector.from_pretrained(tmp_path)
 
 
 def test_files_sizes_and_addresses_stay_what_they_are(weights, tmp_path, monkeypatch):
@@ -192,9 +321,10 @@ def test_exported_networks_have_no_weights_to_publish(tmp_path, monkeypatch):
 
 def test_cards_escape_what_strangers_wrote(weights):
     card = model_card(weights, 'me/farm')
-    assert '| 2 | barn \\| owl | 0.4 |' in card and 'No license was given.' in card and 'license:' not in card
+    assert '| 2 | barn \\| owl | 0 | - | - | 0.400 |' in card
+    assert 'No license was given.' in card and 'license:' not in card
     assert card.startswith('---\nlibrary_name: "cjm-yolox-pytorch"\npipeline_tag: "object-detection"\n')
     weights = Weights(weights.state, 'yolox_nano', 3, (0.,)*3, (1.,)*3, ['<script>', '[a](b)', '`c`'])
     card = model_card(weights, 'me/farm', pictures=['curves.png'])
-    assert '<script>' not in card and '| 1 | \\[a\\](b) |' in card and '![curves.png](curves.png)' in card
+    assert '<script>' not in card and '| 1 | \\[a\\](b) |' in card and '](curves.png)' in card
     assert '## Results' not in card and '## Training' not in card

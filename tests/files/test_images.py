@@ -141,7 +141,7 @@ def test_bit_depth_gives_the_value_of_white(bits, tmp_path):
 
 def test_bit_depth_below_a_pixel_names_the_file(tmp_path):
     path = gray_16(tmp_path, 0, 4096)
-    expected = re.escape(f'{path}: pixels reach 4096, but 12 bits end at 4095. Choose --bit-depth 13 or more')
+    expected = re.escape(f'{path}: pixels reach 4096, but 12 bits end at 4095. Choose bit_depth=13 (--bit-depth)')
     with pytest.raises(BitDepthError, match=expected): read_image(path, bit_depth=12)
     assert read_image(path, bit_depth=13).max() == 127
 

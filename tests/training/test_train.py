@@ -1,7 +1,9 @@
 "From the first epoch to the last, by the command that people type."
 import json
+import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from trainings import SMALL, trainer, words
@@ -53,7 +56,11 @@ def test_train_command_leaves_files_that_other_commands_read(shapes, tmp_path, c
     rates = [row['lr'] for row in rows]
     assert rates[0] < rates[1] > rates[3] > rates[5] and rates[6:] == pytest.approx([.0005]*2)
 
-    assert load_weights(out/'last.safetensors').names == read_split(shapes, 'test').names
+    last = load_weights(out/'last.safetensors')
+    assert last.names == read_split(shapes, 'test').names
+    by_class = last.notes['class_results']
+    assert by_class['objects'] == read_split(shapes, 'val').counts.tolist()
+    assert statistics.mean(v for v in by_class['AP'] if v is not None) == pytest.approx(last.notes['AP'])
     yolox_eval(str(out/'last.safetensors'), str(shapes), out=str(tmp_path/'eval'), device='cpu')
     assert 'yolox_nano at 64 on test: 4 images' in capfd.readouterr().out
     assert {*METRICS, 'classes'} <= set(json.loads((tmp_path/'eval/metrics.json').read_text()))
@@ -245,6 +252,15 @@ def test_torchrun_starts_and_stops_two_processes(shapes, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed = process.communicate()[0]
     assert printed.count('training on train') == 1 and 'everything is saved in' in printed, printed
+
+
+def test_results_by_class_are_not_those_of_an_earlier_epoch():
+    t = mock.Mock(notes={}, val=mock.Mock(names=['a', 'b'], counts=np.array([3, 0])))
+    rows = dict(a=dict(AP=.5, AP50=.75, AP75=.4), b=dict.fromkeys(METRICS, math.nan))
+    train_module._note_class_results(t, dict(AP=.5, classes=rows))
+    assert t.notes == dict(class_results=dict(objects=[3, 0], AP=[.5, None], AP50=[.75, None]))
+    train_module._note_class_results(t, {}) # An epoch without validation
+    assert t.notes == {}
 
 
 def test_thresholds_of_the_validation_split_are_written_into_the_weights(tmp_path):
