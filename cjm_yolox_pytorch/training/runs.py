@@ -19,7 +19,7 @@ from ..data.named_dataset import data_fingerprint
 from ..files.checkpoints import save_weights, Weights
 from ..files.paths import atomic
 from ..files.pickles import read_file
-from .recipe import OLD_NAMES
+from .recipe import OLD_NAMES, Recipe
 from .trainer import Trainer
 
 # %% ../../nbs/training/02_runs.ipynb #c6b8bb18
@@ -154,11 +154,12 @@ def _restore(t, state):
 
 # %% ../../nbs/training/02_runs.ipynb #3542f67e
 _MAY_CHANGE = {'workers', 'eval_interval', 'patience', 'grad_accum', 'clip_grad_norm', 'amp', 'compile'}
+_ADDED = ['tile', 'overlap', 'flip_ud', 'rot90', 'blur', 'grayscale', 'cutout', 'balance'] # Older states lack them
 
 def _check_same_run(trainer, state):
     _check_keys('state', state, {*_stateful(trainer), 'random', 'counts', 'data', 'recipe'})
     old = {OLD_NAMES.get(k, k): v for k, v in state['recipe'].items()}
-    recipe = _changes('recipe', dict(tile=0, overlap=.2) | old, asdict(trainer.recipe)) # Older states lack these
+    recipe = _changes('recipe', {k: getattr(Recipe, k) for k in _ADDED} | old, asdict(trainer.recipe))
     refused = [text for k, text in recipe.items() if k not in _MAY_CHANGE]
     if refused: raise ValueError(f'another recipe, {", ".join(refused)}')
     new = _describe_start(trainer)

@@ -35,7 +35,7 @@ from ..files.paths import check_output_folder
 from .arguments import check_data, choose_recipe, FOR_FOLDERS, in_folder
 from .arguments import initial_weights, name_of_data, short_path
 from .callbacks import check_callbacks, make_logger
-from .recipe import Augmentation, Recipe
+from .recipe import Augmentation, Degradation, Recipe
 from .recipe_file import recipe_lines, write_recipe
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
@@ -170,14 +170,14 @@ def _measured_split(notes): # Its name, if known
 
 # %% ../../nbs/training/03_train.ipynb #90d51e25
 def recipe_options(func):
-    "Give the command `func` an option for every field of `Recipe`; `None` where an option is not given."
+    "Give the command `func` an option for each field of `Recipe` but those of `Degradation`; `None` if not given."
     _group_fields(func.groups)
     signature = inspect.signature(func)
     comments = {name: text for part in Recipe.__bases__ for name, text in docments(part).items()}
     options = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     func.option_help = {}
     for f in fields(Recipe):
-        if f.name in signature.parameters: continue
+        if f.name in signature.parameters or f.name in Degradation.__annotations__: continue
         kind = getattr(f.type, '__origin__', f.type) # `int` of Annotated[int, 0, 9]
         options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
         default = f'{f.default:g}' if isinstance(f.default, float) else f.default
@@ -193,7 +193,7 @@ def _group_fields(groups): # Of the help; `groups` are completed
     grouped = {*_SHOWN_FIRST, *' '.join(groups.values()).split()}
     for f in fields(Recipe):
         title = 'augmentation' if f.name in Augmentation.__annotations__ else 'schedule'
-        if f.name not in grouped: groups[title] += f' {f.name}'
+        if f.name not in {*grouped, *Degradation.__annotations__}: groups[title] += f' {f.name}'
 
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None

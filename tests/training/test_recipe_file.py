@@ -8,7 +8,7 @@ from trainings import SMALL, assert_same_training, trainer
 from cjm_yolox_pytorch.files.checkpoints import load_weights
 from cjm_yolox_pytorch.training.recipe import Recipe, paper_recipe
 from cjm_yolox_pytorch.training.recipe_file import read_recipe
-from cjm_yolox_pytorch.training.train import fit, yolox_train
+from cjm_yolox_pytorch.training.train import fit, train, yolox_train
 
 pytestmark = pytest.mark.usefixtures('no_plots')
 
@@ -90,3 +90,11 @@ def test_wrong_values_are_not_printed(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['yolox_train', '--print-recipe', '--epochs', '0'])
     with pytest.raises(SystemExit) as end: yolox_train()
     assert end.value.code == 1 and capsys.readouterr().out == ''
+
+
+def test_degradation_is_for_files_alone(shapes, tmp_path):
+    (tmp_path/'blurred.yaml').write_text('model: yolox_nano\nimg_size: 64\nbatch: 4\nepochs: 1\nblur: .5\nworkers: 0')
+    yolox_train(str(shapes), recipe=tmp_path/'blurred.yaml', out=tmp_path/'run', device='cpu', flip_ud=.25)
+    used = load_weights(tmp_path/'run/last.safetensors').notes['recipe']
+    assert (used['blur'], used['flip_ud'], used['cutout']) == (.5, .25, 0)
+    with pytest.raises(TypeError, match='blur'): train(str(shapes), blur=.5)

@@ -60,7 +60,8 @@ def test_stopped_training_saves_everything(shapes, tmp_path, uninterrupted, star
     assert_same_training(out, uninterrupted)
 
 
-CHANGES = [{}, dict(min_size=64, max_size=128, workers=1), dict(no_aug_epochs=1), dict(amp='fp16')]
+VIEWS = dict(flip_ud=.5, rot90=.75, blur=.5, grayscale=.5, cutout=.5, balance=1.)
+CHANGES = [{}, dict(min_size=64, max_size=128, workers=1), dict(no_aug_epochs=1), dict(amp='fp16'), VIEWS]
 
 
 @pytest.mark.parametrize('changes', CHANGES)
