@@ -16,10 +16,11 @@ from fastcore.docments import docments
 from torch.utils.data import Dataset
 
 from ..commands.command import command, print_json
-from ..commands.messages import counted, wrap_lines
+from ..commands.exit_codes import passed_functions
+from ..commands.messages import counted
 from ..commands.options import grouped, options_of, showing
 from ..commands.progress import show_progress
-from ..commands.say import caution, say
+from ..commands.say import caution, explain, say
 from ..commands.signals import stop_signals
 from ..data.annotations import Annotations
 from ..data.named_dataset import data_fingerprint, NamedDataset, same_images
@@ -197,6 +198,7 @@ def _group_fields(groups): # Of the help; `groups` are completed
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
+    if any(name.endswith('training.trainer.notify') for name in passed_functions(e)): return # Of a callback
     worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer workers (--workers)'
     other = 'another process of this training ended: fix the error that it printed, if any'
     if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then resume it (--resume)')
@@ -221,7 +223,7 @@ def train(
     *,
     val:str|Dataset|Annotations|None=None, # Validation split of a folder, by its name; or validation images
     names:list|dict|str|None=None, # Classes of a `Dataset`, as in `Trainer`; for a folder, of the initial weights
-    recipe:str|os.PathLike|Recipe='fine_tune', # Defaults for options not given: fine_tune, paper, a YAML file, `Recipe`
+    recipe:str|os.PathLike|Recipe|None=None, # For options not given: fine_tune (default), paper, YAML file, `Recipe`
     callbacks:object=(), # As in `fit`
     **options # Others of `yolox_train` by their names, such as batch=16 or resume=True
 ) -> Trained:
@@ -238,9 +240,8 @@ def _run_training(data, weights, names, recipe, val, out, resume, logger, device
     check_between(bit_depth=(reading['bit_depth'], 8, 16))
     callbacks = check_callbacks(callbacks)
     loggers = [make_logger(logger)] if logger else []
-    plan = choose_recipe(recipe, workers, changes)
+    plan, out = _plan_training(data, recipe, out, resume, workers, changes)
     files = in_folder(data)
-    out = Path(out or f'runs/{name_of_data(data)}-{plan.model}')
     if files: check_output_folder(out, data)
     check_folder(out, resume)
     initial = None if resume else initial_weights(weights, names if files else None, plan.model)
@@ -254,7 +255,7 @@ def _run_training(data, weights, names, recipe, val, out, resume, logger, device
 
 # %% ../../nbs/training/03_train.ipynb #cf4949d3
 @command
-@showing('print-recipe', lambda: recipe_lines(Recipe()), 'Print a recipe with all defaults, as a file to edit')
+@showing('print-recipe', lambda **given: _planned_lines(**given), 'Print the recipe of this command, as a file to edit')
 @recipe_options
 @grouped(data='names format images bit_depth allow_missing train', schedule='recipe', augmentation='',
     hardware='workers amp compile sync_bn', output='logger json')
@@ -262,7 +263,7 @@ def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
-    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
+    recipe:str=None, # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
@@ -287,6 +288,18 @@ def _show_trained(run, json):
     say(f'best: epoch {run.metrics["epoch"]}, on {run.metrics["split"]}:', *table(run.metrics))
     say(f'weights, metrics and plots are in {run.out}')
     if json: print_json(asdict(run))
+
+# %% ../../nbs/training/03_train.ipynb #e3d34322
+def _plan_training(data, recipe, out, resume, workers, changes): # -> `Recipe`, and the folder
+    plan = choose_recipe(recipe, workers, changes)
+    out = Path(out or f'runs/{name_of_data(data)}-{plan.model}')
+    own = out/'recipe.yaml'
+    if resume and recipe is None and own.exists(): plan = choose_recipe(own, workers, changes)
+    return plan, out
+
+def _planned_lines(data, recipe, out, resume, workers, **others): # Options of `yolox_train` -> YAML
+    changes = {f.name: others[f.name] for f in fields(Recipe) if f.name in others}
+    return recipe_lines(_plan_training(data or '.', recipe, out, resume, workers, changes)[0])
 
 # %% ../../nbs/training/03_train.ipynb #beaec61c
 def _read_folder(data, val, train, **reading): # As `prepare_splits` has it
@@ -316,7 +329,7 @@ def _fit_or_explain(trainer, out, resume, callbacks):
 def _say_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
     if isinstance(t.train, NamedDataset): say(f'training on {t.train}, validation on {counted(len(t.val), "image")}')
-    if t.loaded: say(*wrap_lines(f'weights: {t.loaded}'))
+    if t.loaded: explain(f'weights: {t.loaded}')
     if t.recipe.tile: say(f'training on {counted(len(t.samples), "tile")} of {t.recipe.tile} pixels')
     before = initial.notes.get('bit_depth') if initial else None
     other = f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}'
