@@ -6,7 +6,7 @@
 __all__ = ['DetectionDataset', 'seeded', 'Batch', 'collate', 'resize_batch', 'EpochBatches', 'make_loader', 'train_loader']
 
 # %% ../../nbs/data/10_batches.ipynb #1c8d45d4
-import atexit, multiprocessing, os, random, signal, sys
+import atexit, math, multiprocessing, os, random, signal, sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -132,6 +132,15 @@ def resize_batch(batch:Batch, img_size:int) -> Batch:
 # %% ../../nbs/data/10_batches.ipynb #af147fcb
 def _image_seed(*numbers): return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
+# %% ../../nbs/data/10_batches.ipynb #651c2f04
+def _epoch_order(rng, count, repeats): # Numbers of the images
+    order = rng.permutation(count)
+    if repeats is None: return order
+    teeth = np.floor(repeats[order].cumsum() + rng.random()).astype(int) # Up to the end of each image
+    return rng.permutation(np.repeat(order, np.diff(teeth, prepend=0)))
+
+def _epoch_length(count, repeats): return count if repeats is None else repeats.sum()
+
 # %% ../../nbs/data/10_batches.ipynb #af147fcc
 @dataclass
 class EpochBatches:
@@ -143,19 +152,19 @@ class EpochBatches:
     world:int = 1 # Number of processes that train together
     epoch:int = 0 # Set it before each epoch
     start:int = 0 # First batch of the epoch
+    repeats:np.ndarray = None # [count] times each image comes in an epoch on average, at least 1; once each if None
 
     def __post_init__(self):
         if self.batch % self.world: raise ValueError(f'batch={self.batch} is not divisible by {self.world} processes')
 
-    def __len__(self): return -(-self.count // self.batch) # Batches of a whole epoch
+    def __len__(self): return math.ceil(_epoch_length(self.count, self.repeats) / self.batch) # Of a whole epoch
 
     def __iter__(self): # A list of pairs of image and seed for each batch
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        order = _epoch_order(np.random.default_rng([self.seed, self.epoch]), self.count, self.repeats)
         share = self.batch // self.world
         for n in range(self.start, len(self)):
-            first = n*self.batch + self.rank*share
-            places = range(first, first + share)
-            yield [(int(order[p % self.count]), _image_seed(self.seed, self.epoch, p)) for p in places]
+            places = range(n*self.batch, (n + 1)*self.batch)[self.rank*share:][:share]
+            yield [(int(order[p % len(order)]), _image_seed(self.seed, self.epoch, p)) for p in places]
 
 # %% ../../nbs/data/10_batches.ipynb #5dfa1679
 @cache

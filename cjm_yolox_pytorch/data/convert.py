@@ -14,9 +14,9 @@ from os.path import splitext
 from pathlib import Path
 
 from ..commands.command import command
-from ..commands.messages import CONTROL, counted, printable, raise_listing, wrap_lines
+from ..commands.messages import CONTROL, counted, printable, raise_listing
 from ..commands.progress import show_progress
-from ..commands.say import say
+from ..commands.say import explain
 from .annotations import Annotations, relabel
 from .checks import check
 from .label_files import common_root, is_class_list, label_files
@@ -223,7 +223,7 @@ def _convert_dataset(data, to, out, split, seed, link, allow_missing, **reading)
     said += convert(splits, to, out, folder_of, link)
     said += [f'{split}: {_contents(a)}' for split, a in splits.items()]
     said.append(f'written to {out}; check it with yolox_doctor')
-    for line in said: say(*wrap_lines(printable(line)))
+    for line in said: explain(printable(line))
 
 # %% ../../nbs/data/14_convert.ipynb #e3b5dfb3
 @command

@@ -8,8 +8,8 @@ __all__ = ['prepare_splits']
 # %% ../../nbs/data/11_prepare.ipynb #2c9a51e7
 import numpy as np
 
-from ..commands.messages import counted, wrap_lines
-from ..commands.say import caution, say
+from ..commands.messages import counted
+from ..commands.say import caution, explain
 from .checks import borrowed_test, check, check_splits, fault_lines, same_split
 from .splits import choose_splits, find_splits, hold_out
 
@@ -29,16 +29,16 @@ def _say_split(role, name, split):
     empty = (np.diff(split.starts) == 0).sum()
     images = counted(len(split), 'image') + (f' ({empty} without objects)' if empty else '')
     contents = f'{images}, {counted(len(split.labels), "object")} of {counted(len(split.names), "class")}'
-    say(*wrap_lines(f'{role} on {name}: {contents}: {names}'))
+    explain(f'{role} on {name}: {contents}: {names}')
 
-def _say_faults(faults, indent='', root=''): # Those that do not stop; the others become an error
+def _say_faults(faults, role='', root=''): # Those that do not stop; the others become an error
     lines = fault_lines([f for f in faults if not f.stops])
-    for line in lines: caution(*wrap_lines(line, indent, root))
+    for line in lines: caution(f'{role}: {line}' if role else line, root)
 
 def _say_splits(used, faults, pair, root): # `Fault`s by role, and of both together; `root` of the data
     for role, split in used.items():
         _say_split(role, *split)
-        _say_faults(faults.get(role, []), '  ', root)
+        _say_faults(faults.get(role, []), role, root)
     _say_faults(pair, '', root)
 
 # %% ../../nbs/data/11_prepare.ipynb #72e1c83d

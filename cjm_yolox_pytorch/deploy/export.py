@@ -159,7 +159,7 @@ def export(
 # %% ../../nbs/deploy/05_export.ipynb #500140dd
 @command(what_the_file_computes='raw suppress camera static conf iou classes', int8_and_pages='data max_drop runtime',
     output='json')
-@showing('list', format_lines, 'Print a table of all formats')
+@showing('list', lambda **_: format_lines(), 'Print a table of all formats')
 def yolox_export(
     weights:str, # File or address of weights, or a size such as yolox_s for published weights
     out:str=None, # File, or folder of a page, to write; beside WEIGHTS unless given

@@ -6,9 +6,10 @@
 __all__ = ['PROGRAMS', 'bgr_module', 'labels_file', 'frigate_config', 'depthai_config', 'export_for']
 
 # %% ../../nbs/deploy/04b_programs.ipynb #1af1dc28
-import json, re, shlex, torch, yaml
+import json, re, torch, yaml
 from pathlib import Path
 
+from ..commands.messages import shell_words
 from .compare import compare_rows
 from .formats import check_output, drafted, load_exported, load_opencv
 from .formats import trial_images, write_draft
@@ -85,9 +86,10 @@ def depthai_config(weights:Weights, path) -> str: # Lines to print
     "Tell what to do with a file for DepthAI, with the configuration to paste."
     text = json.dumps(_depthai_parts(weights, path), indent=1)
     text = re.sub(r'\[[\s\d,]+\]', lambda m: ' '.join(m[0].split()).replace('[ ', '[').replace(' ]', ']'), text)
-    archive = shlex.quote(f'{path.stem}.tar.xz')
-    commands = f'tar -cJf {archive} config.json {shlex.quote(path.name)}\nmodelconverter convert rvc2 --path {archive}'
-    return f'save this as config.json beside it, and convert both for the camera:\n\n{text}\n\n{commands}'
+    archive = f'{path.stem}.tar.xz'
+    pack = shell_words('tar', '-cJf', archive, 'config.json', path.name)
+    convert = shell_words('modelconverter', 'convert', 'rvc2', '--path', archive)
+    return f'save this as config.json beside it, and convert both for the camera:\n\n{text}\n\n{pack}\n{convert}'
 
 # %% ../../nbs/deploy/04b_programs.ipynb #3cd5486d
 PROGRAMS = dict(frigate=frigate_config, depthai=depthai_config)

@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 from fastcore.basics import patch
 
 from ..commands.messages import counted
-from .inputs import is_video
+from .inputs import is_video, NotTheInput
 from ..files.images import open_image
 from ..files.paths import atomic
 from ..files.video import open_video, VideoWriter
@@ -53,7 +53,7 @@ class Drawing: # Writes one image, or the frames of one video
         try: yield
         except Exception as e:
             named = str(self.path) in str(e)
-            self.failed[self.path] = str(e) if named else f'{self.path} could not be written: {e}'
+            self.failed[self.path] = NotTheInput(e if named else f'{self.path} could not be written: {e}')
 
     def add(self, found, seconds=None): # All of `found` is drawn; time of a video's frame
         if self.path in self.failed: return # An earlier frame could not be written

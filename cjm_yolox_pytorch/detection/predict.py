@@ -6,20 +6,21 @@
 __all__ = ['yolox_predict']
 
 # %% ../../nbs/detection/05_predict.ipynb #43b1552e
-import math, os, shutil, sys, time
+import math, os, shutil, time
 from contextlib import closing, nullcontext
 from itertools import groupby
 from pathlib import Path
-from ..commands.command import command, print_json, to_json
+from ..commands.command import answer_stream, command, print_json, to_json
 from ..commands.exit_codes import fail
-from ..commands.messages import counted, printable, wrap_lines
+from ..commands.messages import counted, printable
 from ..commands.progress import show_progress
-from ..commands.say import say
+from ..commands.say import explain, say
 
 # %% ../../nbs/detection/05_predict.ipynb #1b270510
 from .backends import remarks
 from .detector import load_detector
-from .inputs import check_drawn_files, count_images, find_inputs, left_out, read_inputs
+from .inputs import check_drawn_files, count_images, find_inputs
+from .inputs import left_out, NotTheInput, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, ORDER_HEADER, Tally
 from .prelabels import LabelWriter
 from .selection import describe_thresholds
@@ -81,10 +82,10 @@ def _report(tally, out, seconds):
     if tally.images: say(total + (f'; most frequent: {printable(common)}' if common else ''))
     speed = f'{tally.images/seconds:.1f} images/s, including reading and writing'
     if tally.images: say(f'{speed}; written to {out}')
-    if live := tally.describe_live(): say(*wrap_lines(live))
+    if live := tally.describe_live(): explain(live)
     hidden = f'not drawn: {counted(tally.hidden, "box")} on objects that have a surer one of another class'
     both = f'{hidden}; --class-agnostic drops them from files and counts, too'
-    if tally.hidden: say(*wrap_lines(both))
+    if tally.hidden: explain(both)
     most, full = tally.max_detections, counted(tally.full, 'image')
     if tally.full: say(f'{full} with {counted(most, "object")} or more: for more of them, raise --max-detections')
 
@@ -92,15 +93,17 @@ def _report(tally, out, seconds):
 def _print_results(tally, failed, out, written): # `written`: whether there is a detections.json
     objects = {str(tally.names[i]): k for i, k in tally.objects.items()}
     text = to_json(dict(out=out, images=tally.images, objects=objects, failed=failed))
-    if not written: return print(text, flush=True)
-    print(text[:-1], ', "detections": ', sep='', end='')
-    with open(out/'detections.json') as f: shutil.copyfileobj(f, sys.stdout)
-    print('}', flush=True)
+    stream = answer_stream()
+    if not written: return print(text, file=stream, flush=True)
+    print(text[:-1], ', "detections": ', sep='', end='', file=stream)
+    with open(out/'detections.json') as f: shutil.copyfileobj(f, stream)
+    print('}', file=stream, flush=True)
 
 # %% ../../nbs/detection/05_predict.ipynb #d71b619d
 def _end_with(failed): # Messages by path
     errors = '\n'.join(map(printable, failed.values()))
-    if failed: fail(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}', 3)
+    code = 1 if any(isinstance(text, NotTheInput) for text in failed.values()) else 3
+    if failed: fail(f'{len(failed)} of the inputs could not be read or drawn:\n{errors}', code)
 
 def _conclude(tally, failed, out, start, json, write): # `start`: time in seconds
     _report(tally, out, time.time() - start)
@@ -140,7 +143,7 @@ def _remarks(detector, track, conf, iou, tile, overlap, **_): # Lines of text
     if not detector.names: yield 'the classes have no names, only numbers: to give them names, use --names'
 
 def _say(*lists): # Of lines
-    for line in (line for lines in lists for line in lines): say(*wrap_lines(printable(line)))
+    for line in (line for lines in lists for line in lines): explain(printable(line))
 
 # %% ../../nbs/detection/05_predict.ipynb #78bf5ae3
 def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit_depth, names, pixels, device, order,

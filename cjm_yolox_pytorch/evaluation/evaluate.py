@@ -7,15 +7,16 @@ __all__ = ['detect', 'yolox_eval', 'evaluate']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
 import math, os, time, torch, numpy as np
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from ..commands.command import command, print_json
-from ..commands.messages import counted, printable, repeated, wrap_lines
+from ..commands.messages import counted, printable, repeated
 from ..commands.options import options_of
 from ..commands.progress import show_progress
-from ..commands.say import caution, say
+from ..commands.say import caution, explain, say
 from ..data.annotations import Annotations, fingerprint, relabel_for
 from ..data.batches import DetectionDataset, make_loader
 from ..data.checks import check, fault_lines
@@ -41,7 +42,7 @@ from .thresholds import match_by_score, RESAMPLES, threshold_lines
 from .tile_gain import tile_lines
 from ..files.class_names import class_numbers, parse_names
 from ..files.letterbox import InputSpec, unletterbox
-from ..files.paths import check_output_folder
+from ..files.paths import check_output_folder, new_folder
 from ..inference import nms
 from ..utils import check_between
 
@@ -110,16 +111,16 @@ def _chose_epoch(a, name, notes): # Whether the weights were validated on the te
     return name == 'test' == notes.get('validation') and chosen_on in (None, images_fingerprint(a))
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d02e
-def _check_data(a, allow_missing):
+def _check_data(split, a, allow_missing):
     faults = [f for f in check(a, allow_missing) if f.kind != 'nothing to learn']
-    for line in fault_lines([f for f in faults if not f.stops]): caution(*wrap_lines(line, '  '))
+    for line in fault_lines([f for f in faults if not f.stops]): caution(f'{split}: {line}')
     problems = [*fault_lines([f for f in faults if f.stops])]
     if problems: raise ValueError('; '.join(problems) + '; run yolox_doctor for details')
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #db58c992
 def _name_classes(weights, loaded, data, a): # `Annotations` with labels as the network numbers them
     named, said = relabel_for(loaded, f'{weights} on {data}', a)
-    for line in said: say(*wrap_lines(line))
+    for line in said: explain(line)
     check_names(named.names)
     return named
 
@@ -140,7 +141,7 @@ def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None,
     for notes in trained[1:]:
         on = notes['fingerprint'] != trained[0]['fingerprint'] and _training_images(a, split, notes)
         if on: caution(f'some of the weights were trained on {on}: metrics may be too high')
-    _check_data(a, allow_missing)
+    _check_data(split, a, allow_missing)
     return loaded, split, [_name_classes(w, n, data, a) for w, n in zip(weights, loaded)]
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d031
@@ -163,7 +164,7 @@ def _working_conf(notes, a): # Of the weights; a score, or [C]
     if found.get('fingerprint') == images_fingerprint(a):
         say('the score in the weights was chosen on these images: metrics are at .25 instead')
         return .25
-    say(*wrap_lines(f'metrics are at {describe_thresholds(notes)}'))
+    explain(f'metrics are at {describe_thresholds(notes)}')
     return stored_conf(notes)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #1c359c0d
@@ -185,7 +186,7 @@ def _say_scores(found, split, precision): # Of `_find_scores`
         which = 'the score with the best F1' if best else f'the least score with precision {precision:g}'
         say(f'{which} on {split} ({RESAMPLES} resamples)', *lines)
         own = 'own: clear, and unlike that of all classes, which a training would write for the others'
-        if any(line.endswith(' own') for line in lines): say(*wrap_lines(own))
+        if any(line.endswith(' own') for line in lines): explain(own)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #8ac3ce7b
 def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C] of them; and objects of `classes`
@@ -195,13 +196,16 @@ def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C
     return conf_of_classes(conf, len(a.names), chosen), working_conf, _only(a, chosen) if chosen else a
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
-def _evaluate(loaded, split, a, img_size, out, batch, workers, device, scores, **settings):
+def _evaluate(*args, out, **options): # As for `_run_and_report`
     "Return metrics, the images with the objects that count, and what was found."
+    with new_folder(out) if out else nullcontext(): # Fails before the network runs; a stop leaves no empty folder
+        return _run_and_report(*args, out=out, **options)
+
+def _run_and_report(loaded, split, a, img_size, out, batch, workers, device, scores, **settings):
     conf, working_conf, a = _choose_scores(loaded, a, **scores)
-    if out: Path(out).mkdir(parents=True, exist_ok=True) # Fails before the network runs
     model, spec = prepare_network(loaded, device, img_size)
     said = [*remarks(model, conf, **settings), *tile_remarks(loaded.notes, settings['tile'], settings['overlap'])]
-    for line in said: say(*wrap_lines(printable(line)))
+    for line in said: explain(printable(line))
     progress = partial(show_progress, unit='batches', desc=split)
     start = time.time()
     found = detect(model, a, spec, batch, workers, progress=progress, conf=conf, **settings)
@@ -263,7 +267,7 @@ def _show_several(files, loaded, split, annotations, out, **options): # -> metri
     say(f'on {split}: {_count(annotations[0])}', *map(printable, rows))
     names = [Path(file).name for file in files]
     differences = difference_lines(names if len({*names}) == len(names) else files, samples)
-    for line in differences: say(*wrap_lines(printable(line)))
+    for line in differences: explain(printable(line))
     if options['tile']: say('all of them on tiles: give a single file to see whether tiles help')
     if out: say(f'details written to folders in {out}')
     return found

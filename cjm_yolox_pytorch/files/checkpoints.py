@@ -76,15 +76,17 @@ def _pixel_format(family, changes, known=None): # That of a family, or a known o
     if pixels.focus in (ROW_MAJOR, COLUMN_MAJOR): return pixels
     raise ValueError(f'focus={str(pixels.focus)[:80]!r}: choose {ROW_MAJOR!r} or {COLUMN_MAJOR!r}')
 
-def _convert(weights, pixels, names): # To our order and range of pixels
-    if names is not None:
-        check_class_names(names, 'names')
-        if len(names) != weights.num_classes:
-            counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
-            raise ValueError(f'{counts}: each class needs a name')
+def _convert(weights, pixels): # To our order and range of pixels
     state = weights.state | {STEM: convert_stem(weights.state[STEM], pixels)}
     mean, std = tuple(pixels.mean or weights.mean), tuple(pixels.std or weights.std)
-    return replace(weights, state=state, names=names, focus=pixels.focus, mean=mean, std=std)
+    return replace(weights, state=state, focus=pixels.focus, mean=mean, std=std)
+
+# %% ../../nbs/files/08_checkpoints.ipynb #a959bac1
+def _give_names(weights, names, where=''): # The same with these names of classes
+    check_class_names(names, 'names')
+    counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
+    if len(names) != weights.num_classes: raise ValueError(f'{where}{counts}: each class needs a name')
+    return replace(weights, names=names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #b32adce7
 def recognize(checkpoint, family=None, names=None, **pixels) -> Weights: # Options of `load_weights`
@@ -96,7 +98,8 @@ def recognize(checkpoint, family=None, names=None, **pixels) -> Weights: # Optio
     if num_classes == len(COCO_NAMES) and names is None: names = COCO_NAMES
     variant = VARIANTS[model_type]
     found = Weights(state, model_type, num_classes, variant.mean, variant.std, family=family, left_over=other)
-    return _convert(found, _pixel_format(family, pixels), names)
+    converted = _convert(found, _pixel_format(family, pixels))
+    return converted if names is None else _give_names(converted, names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #2bce87ad
 def save_weights(weights:Weights, path): # Usually `*.safetensors`
@@ -116,7 +119,7 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     return numbers and shapes and size and are_notes(w.notes, w.num_classes) and 0 not in w.std
 
 # %% ../../nbs/files/08_checkpoints.ipynb #0e4ef30d
-def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognize`
+def _read_ours(state, metadata, family=None, **pixels): # As for `recognize`
     try:
         known = Weights(state, **json.loads(metadata))
         needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels'
@@ -129,7 +132,8 @@ def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `re
         raise ValueError(f'metadata do not match the tensors: {said}, not {found[0]} with {found[1]}')
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))
-    return _convert(replace(known, family=family or known.family), pixels, known.names if names is None else names)
+    converted = _convert(replace(known, family=family or known.family), pixels)
+    return converted if known.names is None else _give_names(converted, known.names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
@@ -146,9 +150,10 @@ def load_weights(
     _check_kind(path)
     content, metadata = read_file(path)
     try:
-        if metadata: return _read_ours(content, metadata, family, names, **pixels)
-        return recognize(content, family, names, **pixels)
+        if metadata: found = _read_ours(content, metadata, family, **pixels)
+        else: found = recognize(content, family, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    return found if names is None else _give_names(found, names, f'{path}: ')
 
 # %% ../../nbs/files/08_checkpoints.ipynb #04d9d1ab
 def _check_kind(path):

@@ -51,11 +51,12 @@ def _spare_cores():
 
 # %% ../../nbs/training/02a_arguments.ipynb #b77288ff
 def choose_recipe(
-    recipe, # A key of `RECIPES`, a YAML file or a `Recipe`
+    recipe, # A key of `RECIPES`, a YAML file or a `Recipe`; fine_tune if None
     workers:int|None, # By default half of the cores; of a `Recipe` its own
     changes:dict # Other fields of `Recipe`; None where not given
 ) -> Recipe:
     "Make the recipe of a training."
+    if recipe is None: recipe = 'fine_tune'
     changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None}
     if isinstance(recipe, Recipe): return _change_recipe(recipe, changes)
     choices = [*RECIPES, 'a file such as birds.yaml', 'Recipe(...)']

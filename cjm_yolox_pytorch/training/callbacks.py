@@ -7,7 +7,7 @@ __all__ = ['HOOKS', 'LOGGERS', 'check_callbacks', 'Logger', 'TensorBoardLogger',
            'make_logger']
 
 # %% ../../nbs/training/01a_callbacks.ipynb #d5e187b8
-import importlib, os, secrets, sys
+import importlib.util, os, secrets, sys
 from dataclasses import asdict
 
 from .recipe import check_choice
@@ -127,17 +127,28 @@ def make_logger(
 ): # A callback
     "Make the logger `name`."
     if ':' not in name.strip(':'): check_choice('logger', name, [*LOGGERS, 'module:function'])
-    callback = LOGGERS[name]() if name in LOGGERS else _find_function(*name.split(':', 1))()
+    callback = LOGGERS[name]() if name in LOGGERS else _find_function(*name.rsplit(':', 1))()
     check_callbacks([callback])
     return callback
 
 # %% ../../nbs/training/01a_callbacks.ipynb #a8ad47da
 def _find_function(module, function):
     name = f'logger={module}:{function}'
-    if os.getcwd() not in sys.path: sys.path.append(os.getcwd()) # A command has only its own folder there
-    try: found = getattr(importlib.import_module(module), function, None)
-    except ModuleNotFoundError as e:
-        if e.name != module.partition('.')[0]: raise # Imported by the module
-        raise ValueError(f'{name}: no module {module!r} in {os.getcwd()} or among installed packages') from e
+    found = getattr((_run_file if module.endswith('.py') else _import_named)(name, module), function, None)
     if not callable(found): raise ValueError(f'{name}: {module} has no function {function!r}')
     return found
+
+def _run_file(name, path): # The module that a file makes
+    if not os.path.isfile(path): raise ValueError(f'{name}: there is no file {os.path.abspath(path)}')
+    spec = importlib.util.spec_from_file_location(os.path.basename(path).removesuffix('.py'), path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+def _import_named(name, module):
+    if not all(map(str.isidentifier, module.split('.'))): raise ValueError(f'{name}: {module!r} names no module')
+    if os.getcwd() not in sys.path: sys.path.append(os.getcwd()) # A command has only its own folder there
+    try: return importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        if e.name not in [module, module.partition('.')[0]]: raise # Imported by the module
+        raise ValueError(f'{name}: no module {module!r} in {os.getcwd()} or among installed packages') from e

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'AMP_DTYPES', 'Positive', 'Natural', 'Fraction', 'OLD_NAMES', 'RECIPES', 'Schedule', 'Augmentation',
-           'Execution', 'Recipe', 'check_choice', 'recipe_from', 'fine_tune_recipe', 'paper_recipe', 'lr_factor',
-           'canvas_size', 'make_optimizer', 'make_scheduler', 'freeze', 'EMA', 'amp_dtype']
+           'Degradation', 'Execution', 'Recipe', 'check_choice', 'recipe_from', 'fine_tune_recipe', 'paper_recipe',
+           'lr_factor', 'canvas_size', 'make_optimizer', 'make_scheduler', 'freeze', 'EMA', 'amp_dtype']
 
 # %% ../../nbs/training/00_recipe.ipynb #ef054f89
 import copy, math
@@ -51,6 +51,7 @@ class Schedule:
     ema_decay:Fraction = .9998 # Fraction of the averaged weights kept at each step, in the long run
     ema_tau:Annotated[float, 1, 10**9] = 200. # Warmup of the average: 63% of `ema_decay` after this many steps
     box_loss:Annotated[str, BOX_LOSSES] = 'squared_iou' # squared_iou, squared_giou, giou or ciou
+    balance:Fraction = 0. # Repeat images of classes that fewer than this fraction of the images have; 0: off
 
 # %% ../../nbs/training/00_recipe.ipynb #9fafb3bc
 @dataclass
@@ -67,10 +68,20 @@ class Augmentation:
     hsv_s:Annotated[float, 0, 255] = 30. # Maximum change of saturation, out of 255
     hsv_v:Annotated[float, 0, 255] = 30. # Maximum change of brightness, out of 255
     flip_lr:Fraction = .5 # Probability of a horizontal flip
+    flip_ud:Fraction = 0. # Probability of a vertical flip
+    rot90:Fraction = 0. # Probability of rotating by 90, 180 or 270 degrees
     tile:Natural = 0 # Cut images into tiles of so many pixels, as in prediction; 0: whole images
     overlap:Fraction = .2 # Share of a tile that neighbors have in common
     min_size:Natural = 0 # Smallest side in multi-scale training, a multiple of 32; 0 for a fixed size
     max_size:Natural = 0 # Largest side in multi-scale training
+
+# %% ../../nbs/training/00_recipe.ipynb #3761a605
+@dataclass
+class Degradation:
+    "How training images are made poorer; in recipe files alone"
+    blur:Fraction = 0. # Probability of a Gaussian blur
+    grayscale:Fraction = 0. # Probability of removing colors
+    cutout:Fraction = 0. # Probability of covering up to a fifth of the image
 
 # %% ../../nbs/training/00_recipe.ipynb #5ac2f6e7
 @dataclass
@@ -87,7 +98,7 @@ class Execution:
 
 # %% ../../nbs/training/00_recipe.ipynb #9b85bba4
 @dataclass
-class Recipe(Execution, Augmentation, Schedule): # Fields come in the order from the last base to the first
+class Recipe(Execution, Degradation, Augmentation, Schedule): # Fields come in the order from the last base to the first
     "Settings of a training run"
     def __post_init__(self):
         if self.img_size is None and self.model in VARIANTS: self.img_size = VARIANTS[self.model].side

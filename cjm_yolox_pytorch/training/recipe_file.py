@@ -14,8 +14,8 @@ from pathlib import Path
 from fastcore.docments import docments
 
 from ..commands.messages import raise_listing
-from ..data.yolo_config import load_yaml
 from ..files.paths import atomic
+from ..files.yaml_files import load_yaml
 from .recipe import OLD_NAMES, Recipe
 
 # %% ../../nbs/training/00a_recipe_file.ipynb #b1135fbe

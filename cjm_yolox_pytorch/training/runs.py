@@ -7,18 +7,19 @@ __all__ = ['LOSSES', 'VAL_LOSSES', 'COLUMNS', 'RUN_MARKERS', 'save_trained', 'wr
            'save_state', 'load_state', 'check_folder', 'lock_folder']
 
 # %% ../../nbs/training/02_runs.ipynb #370afe03
-import csv, errno, os, torch, warnings
+import csv, errno, os, torch
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from ..commands.messages import shorten
+from ..commands.say import caution
 from ..data.annotations import Annotations
 from ..data.named_dataset import data_fingerprint
 from ..files.checkpoints import save_weights, Weights
 from ..files.paths import atomic
 from ..files.pickles import read_file
-from .recipe import OLD_NAMES
+from .recipe import OLD_NAMES, Recipe
 from .trainer import Trainer
 
 # %% ../../nbs/training/02_runs.ipynb #c6b8bb18
@@ -153,11 +154,12 @@ def _restore(t, state):
 
 # %% ../../nbs/training/02_runs.ipynb #3542f67e
 _MAY_CHANGE = {'workers', 'eval_interval', 'patience', 'grad_accum', 'clip_grad_norm', 'amp', 'compile'}
+_ADDED = ['tile', 'overlap', 'flip_ud', 'rot90', 'blur', 'grayscale', 'cutout', 'balance'] # Older states lack them
 
 def _check_same_run(trainer, state):
     _check_keys('state', state, {*_stateful(trainer), 'random', 'counts', 'data', 'recipe'})
     old = {OLD_NAMES.get(k, k): v for k, v in state['recipe'].items()}
-    recipe = _changes('recipe', dict(tile=0, overlap=.2) | old, asdict(trainer.recipe)) # Older states lack these
+    recipe = _changes('recipe', {k: getattr(Recipe, k) for k in _ADDED} | old, asdict(trainer.recipe))
     refused = [text for k, text in recipe.items() if k not in _MAY_CHANGE]
     if refused: raise ValueError(f'another recipe, {", ".join(refused)}')
     new = _describe_start(trainer)
@@ -167,7 +169,7 @@ def _check_same_run(trainer, state):
     if new['weights'] is None: start.pop('weights', None) # They need not be given again
     told = [text for k, text in start.items() if 'fingerprint' not in k] or ['other boxes, labels or file names']
     if start: raise ValueError(f'other data or weights, {", ".join(told)}')
-    if known and not trainer.rank: warnings.warn(f'resuming with {", ".join(known)}')
+    if known and not trainer.rank: caution(f'resuming with {", ".join(known)}')
 
 # %% ../../nbs/training/02_runs.ipynb #f2f042e3
 def _changes(what, old, new): # Texts by key
@@ -227,6 +229,6 @@ def lock_folder(out:Path):
         raise FileExistsError(f'another training is writing in {out}: wait for it, or choose another folder') from None
     except (OSError, NotImplementedError) as e: # Some network drives have no locks
         if getattr(e, 'errno', errno.ENOSYS) not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
-        warnings.warn(f'{out} is on a drive without locks ({e}): make sure that no other training writes there')
+        caution(f'{out} is on a drive without locks ({e}): make sure that no other training writes there', out)
     try: yield
     finally: lock.release()

@@ -8,7 +8,7 @@ __all__ = ['fit', 'measure_best', 'recipe_options', 'Trained', 'train', 'yolox_t
 # %% ../../nbs/training/03_train.ipynb #8b98973b
 import inspect, os, time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from fastcore.docments import docments
 from torch.utils.data import Dataset
 
 from ..commands.command import choose_device, command, print_json
-from ..commands.messages import counted, wrap_lines
+from ..commands.exit_codes import passed_functions
+from ..commands.messages import counted
 from ..commands.options import grouped, options_of, showing
 from ..commands.progress import show_progress
-from ..commands.say import caution, say
+from ..commands.say import caution, explain, say
 from ..commands.signals import stop_signals
 from ..data.annotations import Annotations
 from ..data.named_dataset import data_fingerprint, named, NamedDataset, same_images
@@ -35,8 +36,8 @@ from .arguments import check_data, choose_recipe, FOR_FOLDERS, in_folder
 from .arguments import initial_weights, name_of_data, short_path
 from .batch_size import choose_batch, number_or_auto
 from .callbacks import check_callbacks, make_logger
-from .recipe import Augmentation, Recipe
-from .recipe_file import read_recipe, recipe_lines, write_recipe
+from .recipe import Augmentation, Degradation, Recipe
+from .recipe_file import recipe_lines, write_recipe
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
@@ -170,14 +171,14 @@ def _measured_split(notes): # Its name, if known
 
 # %% ../../nbs/training/03_train.ipynb #90d51e25
 def recipe_options(func):
-    "Give the command `func` an option for every field of `Recipe`; `None` where an option is not given."
+    "Give the command `func` an option for each field of `Recipe` but those of `Degradation`; `None` if not given."
     _group_fields(func.groups)
     signature = inspect.signature(func)
     comments = {name: text for part in Recipe.__bases__ for name, text in docments(part).items()}
     options = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     func.option_help = {}
     for f in fields(Recipe):
-        if f.name in signature.parameters: continue
+        if f.name in signature.parameters or f.name in Degradation.__annotations__: continue
         kind = number_or_auto if f.name == 'batch' else getattr(f.type, '__origin__', f.type) # `int` of Annotated
         options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
         default = f'{f.default:g}' if isinstance(f.default, float) else f.default
@@ -194,11 +195,12 @@ def _group_fields(groups): # Of the help; `groups` are completed
     grouped = {*_SHOWN_FIRST, *' '.join(groups.values()).split()}
     for f in fields(Recipe):
         title = 'augmentation' if f.name in Augmentation.__annotations__ else 'schedule'
-        if f.name not in grouped: groups[title] += f' {f.name}'
+        if f.name not in {*grouped, *Degradation.__annotations__}: groups[title] += f' {f.name}'
 
 # %% ../../nbs/training/03_train.ipynb #62f31358
 def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
     text = str(e).strip()
+    if any(name.endswith('training.trainer.notify') for name in passed_functions(e)): return # Of a callback
     worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer workers (--workers)'
     other = 'another process of this training ended: fix the error that it printed, if any'
     if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then resume it (--resume)')
@@ -223,7 +225,7 @@ def train(
     *,
     val:str|Dataset|Annotations|None=None, # Validation split of a folder, by its name; or validation images
     names:list|dict|str|None=None, # Classes of a `Dataset`, as in `Trainer`; for a folder, of the initial weights
-    recipe:str|os.PathLike|Recipe='fine_tune', # Defaults for options not given: fine_tune, paper, a YAML file, `Recipe`
+    recipe:str|os.PathLike|Recipe|None=None, # For options not given: fine_tune (default), paper, YAML file, `Recipe`
     callbacks:object=(), # As in `fit`
     **options # Others of `yolox_train` by their names, such as batch=16 or resume=True
 ) -> Trained:
@@ -240,17 +242,15 @@ def _run_training(data, weights, names, recipe, val, out, resume, logger, device
     check_between(bit_depth=(reading['bit_depth'], 8, 16))
     callbacks = check_callbacks(callbacks)
     loggers = [make_logger(logger)] if logger else []
-    auto = changes.get('batch') == 'auto'
-    plan = choose_recipe(recipe, workers, dict(changes, batch=None) if auto else changes)
+    plan, out = _plan_training(data, recipe, out, resume, workers, changes)
     files = in_folder(data)
-    out = Path(out or f'runs/{name_of_data(data)}-{plan.model}')
     if files: check_output_folder(out, data)
     check_folder(out, resume)
-    if auto and resume: plan = _with_batch_of(plan, out)
     initial = None if resume else initial_weights(weights, names if files else None, plan.model)
     with processes(device) as device:
         used = _read_folder(data, val, **reading) if files else _as_used(data, val)
-        if auto and not resume: plan = _fit_into_memory(plan, used, None if files else names, device, changes)
+        if changes.get('batch') == 'auto' and not resume:
+            plan = _fit_into_memory(plan, used, None if files else names, device, changes)
         trainer = _make_trainer(plan, used, None if files else names, initial, device)
         if weights: trainer.notes['weights'] = short_path(weights)
         first = trainer.rank == 0
@@ -259,7 +259,7 @@ def _run_training(data, weights, names, recipe, val, out, resume, logger, device
 
 # %% ../../nbs/training/03_train.ipynb #cf4949d3
 @command
-@showing('print-recipe', lambda: recipe_lines(Recipe()), 'Print a recipe with all defaults, as a file to edit')
+@showing('print-recipe', lambda **given: _planned_lines(**given), 'Print the recipe of this command, as a file to edit')
 @recipe_options
 @grouped(data='names format images bit_depth allow_missing train', schedule='recipe', augmentation='',
     hardware='workers amp compile sync_bn', output='logger json')
@@ -267,7 +267,7 @@ def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
-    recipe:str='fine_tune', # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
+    recipe:str=None, # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
@@ -293,6 +293,20 @@ def _show_trained(run, json):
     say(f'weights, metrics and plots are in {run.out}')
     if json: print_json(asdict(run))
 
+# %% ../../nbs/training/03_train.ipynb #e3d34322
+def _plan_training(data, recipe, out, resume, workers, changes): # -> `Recipe`, and the folder
+    if changes.get('batch') == 'auto': changes = dict(changes, batch=None)
+    plan = choose_recipe(recipe, workers, changes)
+    out = Path(out or f'runs/{name_of_data(data)}-{plan.model}')
+    own = out/'recipe.yaml'
+    if resume and recipe is None and own.exists(): plan = choose_recipe(own, workers, changes)
+    return plan, out
+
+def _planned_lines(data, recipe, out, resume, workers, **others): # Options of `yolox_train` -> YAML
+    if others.get('batch') == 'auto': raise ValueError('--print-recipe needs a number for --batch: auto is measured')
+    changes = {f.name: others[f.name] for f in fields(Recipe) if f.name in others}
+    return recipe_lines(_plan_training(data or '.', recipe, out, resume, workers, changes)[0])
+
 # %% ../../nbs/training/03_train.ipynb #beaec61c
 def _read_folder(data, val, train, **reading): # As `prepare_splits` has it
     return prepare_splits(data, train, val, quiet=rank_and_world()[0] > 0, **reading)
@@ -310,17 +324,13 @@ def _make_trainer(plan, used, names, initial, device):
     if trainer.rank == 0: _say_start(trainer, initial)
     return trainer
 
-# %% ../../nbs/training/03_train.ipynb #b50e057b
+# %% ../../nbs/training/03_train.ipynb #b758dd7b
 def _fit_into_memory(plan, used, names, device, changes):
     train = named(next(iter(used.values()))[1], names)
     keep_lr = changes.get('lr') is not None
     plan, why = choose_batch(plan, len(train.names), len(train), choose_device(device), keep_lr)
-    if rank_and_world()[0] == 0: say(*wrap_lines(why))
+    if rank_and_world()[0] == 0: explain(why)
     return plan
-
-def _with_batch_of(plan, out):
-    recorded = read_recipe(out/'recipe.yaml')
-    return replace(plan, batch=recorded['batch'], lr=recorded['lr'])
 
 # %% ../../nbs/training/03_train.ipynb #2e266fb6
 def _fit_or_explain(trainer, out, resume, callbacks):
@@ -333,7 +343,7 @@ def _fit_or_explain(trainer, out, resume, callbacks):
 def _say_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
     if isinstance(t.train, NamedDataset): say(f'training on {t.train}, validation on {counted(len(t.val), "image")}')
-    if t.loaded: say(*wrap_lines(f'weights: {t.loaded}'))
+    if t.loaded: explain(f'weights: {t.loaded}')
     if t.recipe.tile: say(f'training on {counted(len(t.samples), "tile")} of {t.recipe.tile} pixels')
     before = initial.notes.get('bit_depth') if initial else None
     other = f'the weights were trained with a bit depth of {before}, not {t.train.bit_depth}'

@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from ..commands.command import choose_device
 from ..commands.progress import per_second
 from ..data.annotations import Annotations, relabel
-from ..data.augment import yolox_transforms
-from ..data.batches import Batch, DetectionDataset, EpochBatches, resize_batch, train_loader
+from ..data.augment import extra_transforms, yolox_transforms
+from ..data.balance import balanced_batches
+from ..data.batches import Batch, DetectionDataset, resize_batch, train_loader
 from ..data.named_dataset import annotate, named_splits, NamedDataset
 from ..data.tiling import tile_annotations
 from ..evaluation.evaluate import detect
@@ -50,8 +51,7 @@ def processes(device:str=None):
 
 def rank_and_world() -> tuple:
     "Return the rank of this process and the number of processes."
-    if not dist.is_available() or not dist.is_initialized(): return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 # %% ../../nbs/training/01_trainer.ipynb #ea9fc1a1
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _start(self:Trainer):
     self.dtype = amp_dtype(r.amp, self.device, r.model == 'yolox_nano')
     self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
     self.samples = tile_annotations(self.train, r.tile, r.overlap)
-    self.batches = EpochBatches(len(self.samples), r.batch, r.seed, self.rank, self.world)
+    self.batches = balanced_batches(self.samples, r.balance, r.batch, r.seed, self.rank, self.world)
     self.scheduler = make_scheduler(self.optimizer, r, len(self.batches))
     self.group = dist.new_group(backend='gloo') if self.world > 1 else None # For objects in main memory
     self.epoch = self.done = 0 # Completed epochs, and completed steps of the current one
@@ -220,7 +220,8 @@ def start_epoch(self:Trainer):
 def recipe_transforms(r:Recipe) -> list:
     "Make the transforms of the training images."
     scale, hsv = (r.min_scale, r.max_scale), (r.hsv_h, r.hsv_s, r.hsv_v)
-    return yolox_transforms(r.img_size, r.mosaic, r.mixup, scale, r.degrees, r.translate, r.shear, hsv, r.flip_lr)
+    first = yolox_transforms(r.img_size, r.mosaic, r.mixup, scale, r.degrees, r.translate, r.shear, hsv, r.flip_lr)
+    return first + extra_transforms(r.flip_ud, r.rot90, r.blur, r.grayscale, r.cutout)
 
 # %% ../../nbs/training/01_trainer.ipynb #341c771c
 def _read_later(losses): # Start copying them to the CPU -> function that waits for them

@@ -9,7 +9,9 @@ import cjm_yolox_pytorch
 from cjm_yolox_pytorch.commands import exit_codes
 from cjm_yolox_pytorch.commands.command import command
 from cjm_yolox_pytorch.commands.start import import_command
+from cjm_yolox_pytorch.data.shapes import SHAPES
 from cjm_yolox_pytorch.files.checkpoints import save_weights, Weights
+from cjm_yolox_pytorch.model import build_model
 
 PACKAGE = Path(cjm_yolox_pytorch.__path__[0])
 
@@ -22,7 +24,7 @@ def status(monkeypatch, line):
 
 
 @pytest.mark.parametrize('line, code', [
-    ('yolox_train nowhere', 3), ('yolox_train {}', 3), ('yolox_train shapes --format coco --train fold1', 3),
+    ('yolox_train nowhere', 3), ('yolox_train {}', 3), ('yolox_train shapes --format coco --train fold1', 1),
     ('yolox_train shapes --weights nowhere.pth', 4), ('yolox_train shapes --weights text.pth', 4),
     ('yolox_train shapes --epochs 0', 1), ('yolox_train shapes --format xml', 1), ('yolox_train shapes --names a', 1),
     ('yolox_train shapes --out shapes', 1), ('yolox_train shapes --device gpu', 1),
@@ -32,12 +34,37 @@ def status(monkeypatch, line):
     ('yolox_predict text.pth shapes --write pdf', 1), ('yolox_export nowhere.pth', 4),
     ('yolox_export text.pth --format pdf', 1), ('yolox_doctor nowhere', 3), ('yolox_doctor shapes --img-size 0', 1),
     ('yolox_convert nowhere --to coco --out x', 3), ('yolox_convert shapes --to kitti --out x', 1),
-    ('yolox_convert shapes --to voc --out shapes', 1), ('yolox_convert_weights text.pth --to mmdet', 4)])
+    ('yolox_convert shapes --to voc --out shapes', 1), ('yolox_convert_weights text.pth --to mmdet', 4),
+    ('yolox_train shapes --recipe nowhere.yaml', 1), ('yolox_train shapes --recipe text.yaml', 1),
+    ('yolox_train shapes --format csv --train fold1', 3)])
 def test_commands(monkeypatch, tmp_path, draw_few, line, code):
     monkeypatch.chdir(tmp_path)
     Path('shapes').symlink_to(draw_few)
-    for name in ('text.pth', 'text.onnx'): Path(name).write_text('text')
+    for name in ('text.pth', 'text.onnx', 'text.yaml'): Path(name).write_text('text')
     assert status(monkeypatch, line.format(tmp_path)) == code
+
+
+@pytest.mark.parametrize('line, code', [
+    ('yolox_train shapes --model yolox_nano --weights w.safetensors --names a,b', 1),
+    ('yolox_eval w.safetensors shapes --names a,b', 1), ('yolox_eval w.safetensors shapes --split fold1', 1),
+    ('yolox_eval w.safetensors shapes --classes cat', 1), ('yolox_export w.safetensors --names a,b', 1),
+    ('yolox_predict w.safetensors shapes/val/00000.png --names a,b', 1), ('yolox_predict w.safetensors text.jpg', 3),
+    ('yolox_predict w.safetensors film.mp4', 1), ('yolox_train shapes --logger wandb', 1)])
+def test_choices_that_do_not_fit_and_missing_packages(monkeypatch, tmp_path, draw_few, nano, line, code):
+    monkeypatch.chdir(tmp_path)
+    for name in ('av', 'wandb'): monkeypatch.setitem(sys.modules, name, None) # As if it were missing
+    Path('shapes').symlink_to(draw_few)
+    Path('w.safetensors').symlink_to(nano)
+    for name in ('film.mp4', 'text.jpg'): Path(name).write_text('text')
+    assert status(monkeypatch, line) == code
+
+
+@pytest.fixture(scope='module')
+def nano(tmp_path_factory): # A file of weights for the shapes
+    path, names = tmp_path_factory.mktemp('weights')/'nano.safetensors', [*SHAPES]
+    state = build_model('yolox_nano', len(names), pretrained=False).state_dict()
+    save_weights(Weights(state, 'yolox_nano', len(names), (0.,)*3, (1.,)*3, names, 64), path)
+    return path
 
 
 @pytest.fixture(scope='module')

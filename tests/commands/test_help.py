@@ -46,3 +46,11 @@ def test_help_fits_a_terminal(command, monkeypatch):
     lines = parser_of(command).format_help().splitlines()
     assert max(map(len, lines)) <= 80 and lines[0].startswith(f'usage: {command.__name__} [options]')
     assert lines[-1] == 'exit status: 0 done, 1 error, 2 usage, 3 data, 4 weights, 5 memory, 130 Ctrl-C'
+
+
+@pytest.mark.parametrize('words, told', [(['a.pth', 'birds', '--max_detectoins', '9'], '--max-detections?'),
+    (['a.pth', 'birds', '--works=2'], '--workers?'), (['a.pth', 'birds', '--xyz'], 'arguments: --xyz\n')])
+def test_slip_in_an_option_gets_the_nearest(monkeypatch, capsys, words, told):
+    monkeypatch.setattr('sys.argv', ['yolox_eval', *words])
+    with pytest.raises(SystemExit) as end: yolox_eval()
+    assert end.value.code == 2 and capsys.readouterr().err.endswith(told if told.endswith('\n') else f'{told}\n')

@@ -1,10 +1,12 @@
 "What a command prints cannot control the terminal."
+import os
+import shlex
 import sys
 
 import pytest
 
 from cjm_yolox_pytorch.commands.command import command
-from cjm_yolox_pytorch.commands.messages import printable, wrap_lines
+from cjm_yolox_pytorch.commands.messages import printable, shell_words, wrap_lines
 from cjm_yolox_pytorch.files.images import read_image
 
 
@@ -41,3 +43,13 @@ def test_error_of_a_command_is_escaped(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end: look()
     assert str(end.value).startswith('look: error: ') and str(end.value).isprintable()
     assert r'a\x1b[2J\n\u202e.png cannot be decoded' in str(end.value)
+
+
+def test_words_are_quoted_for_the_shell_of_the_machine(monkeypatch):
+    words = 'tar', '-xf', "Jo's boats.tar", 'plain'
+    quoted = {}
+    for name in ('posix', 'nt'):
+        with monkeypatch.context() as patch: # Pathlib looks there, too
+            patch.setattr(os, 'name', name)
+            quoted[name] = shell_words(*words)
+    assert shlex.split(quoted['posix']) == [*words] and quoted['nt'] == 'tar -xf "Jo\'s boats.tar" plain'

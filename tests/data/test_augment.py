@@ -1,12 +1,14 @@
 "Images that are pasted, mirrored and mixed, and their boxes."
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from cjm_yolox_pytorch.data.augment import MixUp, Mosaic, RandomHSV
-from cjm_yolox_pytorch.data.augment import apply_transforms, as_sample, compose, yolox_transforms
+from cjm_yolox_pytorch.data.augment import Cutout, MixUp, Mosaic, RandomHSV
+from cjm_yolox_pytorch.data.augment import apply_transforms, as_sample, compose, extra_transforms, yolox_transforms
 from cjm_yolox_pytorch.data.shapes import draw_shapes
 
 
@@ -61,3 +63,77 @@ def test_image_of_another_kind_is_refused(first, then):
     torch.manual_seed(1) # With this seed, HSV changes something
     message = r'transforms made an image of torch\.(uint8|float32) \[[134], 160, 160\], but uint8 \[3, H, W\] is needed'
     with pytest.raises(ValueError, match=message): apply_transforms([first, then], shapes(17), draw)
+
+
+ALWAYS = dict(flip_ud=1., rot90=1., blur=1., grayscale=1., cutout=1.)
+
+
+def white_square(hw, box, crowd=False):
+    image = np.zeros((*hw, 3), np.uint8)
+    x1, y1, x2, y2 = box
+    image[y1:y2, x1:x2] = 255
+    return as_sample(image, [box], [3], [crowd])
+
+
+@pytest.mark.parametrize('name', ['flip_ud', 'rot90'])
+@pytest.mark.parametrize('hw', [(40, 40), (31, 50)])
+def test_boxes_turn_with_their_images(name, hw):
+    for seed in range(12):
+        torch.manual_seed(seed)
+        image, target = apply_transforms(extra_transforms(**{name: 1.}), white_square(hw, [0, 5, 12, 31]), None)
+        y, x = image[0].nonzero().T
+        around = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
+        assert_close(target['boxes'].as_subclass(torch.Tensor), around[None], atol=1e-4, rtol=0)
+        assert target['boxes'].canvas_size == tuple(image.shape[1:]) and (image[0] == 255).sum() == 12*26
+
+
+def test_each_right_angle_comes_equally_often():
+    torch.manual_seed(0)
+    turn, = extra_transforms(rot90=.75)
+    targets = [turn(*white_square((30, 30), [0, 0, 4, 4]))[1] for _ in range(800)]
+    times = Counter(tuple(t['boxes'][0].round().int().tolist()) for t in targets)
+    assert len(times) == 4 and min(times.values()) > 160 and max(times.values()) < 240
+
+
+@pytest.mark.parametrize('name', ALWAYS)
+def test_extra_transforms_follow_the_seed_and_change_no_source(name):
+    sample = shapes(17)
+    before = sample[0].clone(), sample[1]['boxes'].clone()
+    made = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        made.append(apply_transforms(extra_transforms(**{name: 1.}), sample, None))
+    assert torch.equal(made[0][0], made[1][0]) and torch.equal(made[0][1]['boxes'], made[1][1]['boxes'])
+    assert torch.equal(sample[0], before[0]) and torch.equal(sample[1]['boxes'], before[1])
+    assert made[0][0].dtype == torch.uint8 and not torch.equal(made[0][0], before[0])
+
+
+def test_all_transforms_leave_valid_samples():
+    transforms = yolox_transforms(96, mixup=.5) + extra_transforms(**dict.fromkeys(ALWAYS, .5))
+    for seed in range(30):
+        torch.manual_seed(seed)
+        image, target = apply_transforms(transforms, shapes(seed), draw)
+        boxes = target['boxes'].as_subclass(torch.Tensor)
+        assert image.shape == (3, 96, 96) and len(boxes) == len(target['labels']) == len(target['crowd'])
+        assert ((boxes >= -1e-3) & (boxes <= 96 + 1e-3)).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize('crowd', [False, True])
+def test_covered_objects_are_dropped_unless_they_are_crowds(crowd):
+    kept = []
+    for seed in range(80):
+        torch.manual_seed(seed)
+        image, target = Cutout(scale=(.2, .5))(*white_square((50, 50), [20, 20, 30, 30], crowd))
+        share = (image[0] == 255).sum()/100
+        if len(target['labels']):
+            assert crowd or share >= .1
+            assert target['crowd'].tolist() == [crowd] and target['labels'].tolist() == [3]
+        else: assert not crowd and share < .1
+        kept.append(len(target['labels']))
+    assert all(kept) if crowd else 0 < sum(kept) < 80
+
+
+def test_cutout_of_an_image_without_objects():
+    torch.manual_seed(0)
+    image, target = Cutout()(*as_sample(np.zeros((20, 20, 3), np.uint8), [], []))
+    assert (image == 114).any() and target['boxes'].shape == (0, 4)

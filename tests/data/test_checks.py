@@ -114,7 +114,7 @@ def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
         with shown(): prepare_splits(tmp_path, 'train', 'train')
     assert 'training on train' in capsys.readouterr().out
     with shown(): prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
-    assert '  missing data: 5 of 20 boxes are left out\n' in capsys.readouterr().out
+    assert 'training: missing data: 5 of 20 boxes are left out\n' in capsys.readouterr().out
 
 
 def test_prepare_tells_what_stops_once_and_of_which_split(tmp_path, capsys):

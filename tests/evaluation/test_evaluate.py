@@ -123,6 +123,16 @@ def test_command_writes_and_prints(shapes, tmp_path, command):
     np.testing.assert_allclose([-1 if metrics[k] is None else metrics[k] for k in METRICS], stats, atol=1e-6)
 
 
+@pytest.mark.parametrize('kept', [True, False])
+def test_stopped_evaluation_leaves_no_new_folder(shapes, tmp_path, monkeypatch, kept):
+    def stop(*_, **__): raise KeyboardInterrupt
+    monkeypatch.setattr(evaluate, 'detect', stop)
+    if kept: (tmp_path/'out').mkdir()
+    files = [str(shutil.copy(shapes/'nano.safetensors', tmp_path/f'{name}.safetensors')) for name in 'ab']
+    with pytest.raises(KeyboardInterrupt): yolox_eval(files, str(shapes), out=str(tmp_path/'out/new'), device='cpu')
+    assert (tmp_path/'out').exists() == kept and not (tmp_path/'out/new').exists()
+
+
 def test_json_has_the_metrics_and_everything_else_goes_to_stderr(shapes, tmp_path, command):
     code, printed, said = command(shapes/'nano.safetensors', shapes, '--json', '--thresholds', '--out', tmp_path/'out')
     found, written = json.loads(printed), read_json(tmp_path/'out/metrics.json')

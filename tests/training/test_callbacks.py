@@ -1,4 +1,5 @@
 "Callbacks are called when they should be, and loggers send what a training has measured."
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from trainings import SMALL, assert_same_training, trainer, words
 from cjm_yolox_pytorch.training import callbacks
 from cjm_yolox_pytorch.training.recipe import fine_tune_recipe
 from cjm_yolox_pytorch.training.runs import read_rows
-from cjm_yolox_pytorch.training.train import fit, yolox_train
+from cjm_yolox_pytorch.training.train import fit, train, yolox_train
 
 EPOCHS = [dict(epoch=1, loss_obj=2.), dict(epoch=2, loss_obj=1., AP=.5)], [dict(epoch=3, loss_obj=.7)]
 
@@ -64,6 +65,43 @@ def test_logger_of_a_file_in_the_current_folder(shapes, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = (tmp_path/'heard.txt').read_text().splitlines()
     assert [line.split()[:4] for line in lines] == [[n, 'epoch', 'loss_cls', 'loss_bbox'] for n in '12']
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch): # The current folder, with a logger
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'my tools').mkdir()
+    (tmp_path/'my tools/mine.py').write_text('class Log:\n    def on_epoch_end(self, t): pass\n')
+    return tmp_path/'my tools'
+
+
+@pytest.mark.parametrize('name', ['my tools/mine.py:Log', './my tools/mine.py:Log', '{}/mine.py:Log'])
+def test_logger_of_a_file_anywhere(mine, name):
+    assert type(callbacks.make_logger(name.format(mine))).__name__ == 'Log' and str(mine) not in sys.path
+
+
+@pytest.mark.parametrize('name, message', [('nowhere.py:Log', 'there is no file .*nowhere.py'),
+    ('./mine:Log', "'./mine' names no module"), ('json.nothing:Log', "no module 'json.nothing' in"),
+    ('my tools/mine.py:Lag', "has no function 'Lag'")])
+def test_odd_names_of_loggers_are_refused(mine, name, message):
+    with pytest.raises(ValueError, match=message): callbacks.make_logger(name)
+
+
+def test_error_of_a_callback_is_not_taken_for_a_dead_process(shapes, tmp_path, no_plots):
+    class Fail:
+        def on_epoch_end(self, t): raise RuntimeError('my NCCL and gloo')
+    options = {**SMALL, 'epochs': 1, 'workers': 0}
+    with pytest.raises(RuntimeError, match='^my NCCL and gloo$'):
+        train(str(shapes), out=str(tmp_path/'run'), device='cpu', callbacks=[Fail()], **options)
+
+
+def test_logger_that_prints_leaves_json_alone(shapes, mine, capsys, no_plots):
+    code = 'print("imported")\nclass Log:\n    def on_epoch_end(self, t): print("epoch", t.epoch)\n'
+    (mine/'noisy.py').write_text(code)
+    options = {**SMALL, 'epochs': 1, 'workers': 0}
+    yolox_train(str(shapes), out=str(mine/'run'), device='cpu', logger='my tools/noisy.py:Log', json=True, **options)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['out'] == str(mine/'run') and {'imported', 'epoch 1'} <= {*printed.err.splitlines()}
 
 
 def test_tensorboard_gets_metrics_and_pictures(shapes, tmp_path):

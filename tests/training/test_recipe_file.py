@@ -1,16 +1,14 @@
 "A recipe goes through a file: what a training wrote trains the same network again."
-import subprocess
 import sys
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import pytest
 from trainings import SMALL, assert_same_training, trainer
 
 from cjm_yolox_pytorch.files.checkpoints import load_weights
-from cjm_yolox_pytorch.training.recipe import Recipe
+from cjm_yolox_pytorch.training.recipe import Recipe, paper_recipe
 from cjm_yolox_pytorch.training.recipe_file import read_recipe
-from cjm_yolox_pytorch.training.train import fit, yolox_train
+from cjm_yolox_pytorch.training.train import fit, train, yolox_train
 
 pytestmark = pytest.mark.usefixtures('no_plots')
 
@@ -60,8 +58,43 @@ def test_own_recipe_in_the_folder_is_not_overwritten(shapes, tmp_path):
     assert own.read_text() == 'epochs: 1 # Mine'
 
 
-def test_printed_recipe_is_a_recipe(tmp_path):
-    command = [Path(sys.executable).with_name('yolox_train'), '--print-recipe']
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (tmp_path/'printed.yaml').write_text(printed)
-    assert Recipe(**read_recipe(tmp_path/'printed.yaml')) == Recipe() and '# Passes over the training images' in printed
+@pytest.fixture
+def printed_recipe(monkeypatch, capsys, tmp_path):
+    "The recipe that `yolox_train --print-recipe` prints, read from a file"
+    def run(line):
+        monkeypatch.setattr(sys, 'argv', ['yolox_train', *line.split()])
+        yolox_train()
+        (tmp_path/'printed.yaml').write_text(text := capsys.readouterr().out)
+        assert '# Passes over the training images' in text
+        return Recipe(**read_recipe(tmp_path/'printed.yaml'))
+    return run
+
+
+@pytest.mark.parametrize('line, recipe', [('--print-recipe', Recipe()), ('birds --print-recipe', Recipe()),
+    ('--recipe paper --print-recipe --model yolox_s', paper_recipe('yolox_s')),
+    ('birds --epochs 3 --lr 1e-5 --freeze backbone,neck --print-recipe --compile',
+        Recipe(epochs=3, lr=1e-5, freeze='backbone,neck', compile=True)),
+    ('--print-recipe --recipe mine.yaml --batch 8', Recipe(epochs=7, batch=8, img_size=64))])
+def test_printed_recipe_is_that_of_the_command(monkeypatch, tmp_path, printed_recipe, line, recipe):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'mine.yaml').write_text('epochs: 7\nbatch: 4\nimg_size: 64\n')
+    assert printed_recipe(f'{line} --workers 2') == replace(recipe, workers=2)
+
+
+def test_printed_recipe_of_a_resumed_training_is_its_own(uninterrupted, printed_recipe):
+    found = printed_recipe(f'--print-recipe --resume --out {uninterrupted} --patience 3')
+    assert found == Recipe(**SMALL, patience=3)
+
+
+def test_wrong_values_are_not_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['yolox_train', '--print-recipe', '--epochs', '0'])
+    with pytest.raises(SystemExit) as end: yolox_train()
+    assert end.value.code == 1 and capsys.readouterr().out == ''
+
+
+def test_degradation_is_for_files_alone(shapes, tmp_path):
+    (tmp_path/'blurred.yaml').write_text('model: yolox_nano\nimg_size: 64\nbatch: 4\nepochs: 1\nblur: .5\nworkers: 0')
+    yolox_train(str(shapes), recipe=tmp_path/'blurred.yaml', out=tmp_path/'run', device='cpu', flip_ud=.25)
+    used = load_weights(tmp_path/'run/last.safetensors').notes['recipe']
+    assert (used['blur'], used['flip_ud'], used['cutout']) == (.5, .25, 0)
+    with pytest.raises(TypeError, match='blur'): train(str(shapes), blur=.5)

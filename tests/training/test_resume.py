@@ -3,10 +3,11 @@ import io
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from trainings import SMALL, assert_same_training, run_command, trainer, words
 
 from cjm_yolox_pytorch.detection.detections import Detections
 from cjm_yolox_pytorch.training import runs
+from cjm_yolox_pytorch.training.recipe import Recipe
 from cjm_yolox_pytorch.training.runs import load_state, read_rows, save_state
-from cjm_yolox_pytorch.training.train import fit
+from cjm_yolox_pytorch.training.train import fit, train
 from cjm_yolox_pytorch.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures('no_plots')
@@ -58,7 +60,8 @@ def test_stopped_training_saves_everything(shapes, tmp_path, uninterrupted, star
     assert_same_training(out, uninterrupted)
 
 
-CHANGES = [{}, dict(min_size=64, max_size=128, workers=1), dict(no_aug_epochs=1), dict(amp='fp16')]
+VIEWS = dict(flip_ud=.5, rot90=.75, blur=.5, grayscale=.5, cutout=.5, balance=1.)
+CHANGES = [{}, dict(min_size=64, max_size=128, workers=1), dict(no_aug_epochs=1), dict(amp='fp16'), VIEWS]
 
 
 @pytest.mark.parametrize('changes', CHANGES)
@@ -156,6 +159,37 @@ def test_state_with_odd_contents_is_refused_in_one_line(shapes, resumable, tmp_p
     assert again.steps == 4
 
 
+@pytest.fixture
+def stopped(shapes, tmp_path):
+    "The folder of a training that stopped after an epoch"
+    class Stop:
+        def on_epoch_end(self, t): raise StopIteration
+    with pytest.raises(StopIteration): fit(trainer(shapes), tmp_path/'run', callbacks=[Stop()])
+    return tmp_path/'run'
+
+
+def test_training_is_resumed_with_its_own_recipe(shapes, stopped, uninterrupted):
+    "No option has its default here, as if a newer version had other defaults; nothing is given but the folder"
+    assert not {*SMALL.items()} & {*asdict(Recipe()).items()}
+    train(str(shapes), out=stopped, device='cpu', resume=True)
+    assert_same_training(stopped, uninterrupted)
+
+
+@pytest.mark.parametrize('options, message', [(dict(lr=.5), r'another recipe, lr=0.5 \(was 0.002\)'),
+    (dict(epochs=9), r'epochs=9 \(was 4\)'),
+    (dict(recipe='fine_tune', model='yolox_nano', batch=4), 'another recipe, ')])
+def test_options_that_contradict_a_training_are_refused(shapes, stopped, options, message):
+    before = (stopped/'state.pt').read_bytes()
+    with pytest.raises(ValueError, match=message): train(str(shapes), out=stopped, device='cpu', resume=True, **options)
+    assert (stopped/'state.pt').read_bytes() == before
+
+
+def test_edited_recipe_of_a_training_is_refused(shapes, stopped):
+    (stopped/'recipe.yaml').write_text((stopped/'recipe.yaml').read_text().replace('epochs: 4', 'epochs: 5'))
+    with pytest.raises(ValueError, match=r'another recipe, epochs=5 \(was 4\)'):
+        train(str(shapes), out=stopped, device='cpu', resume=True)
+
+
 def test_state_of_version_0_3_is_resumed(shapes, resumable, tmp_path):
     "Its recipe has other names for some fields"
     state = torch.load(resumable[1], weights_only=True)
@@ -230,17 +264,18 @@ def test_resume_with_a_damaged_state_says_how_to_begin_anew(shapes, tmp_path, un
     new_run_is_advised(str(e.value), tmp_path)
 
 
-def test_resume_with_images_elsewhere_is_told(shapes, tmp_path, resumable, recwarn):
+def test_resume_with_images_elsewhere_is_told(shapes, tmp_path, resumable, caplog):
     "And with another version of torch"
     load_state(trainer(shapes), resumable[1])
-    assert not [w for w in recwarn if 'resuming' in str(w.message)]
+    assert 'resuming' not in caplog.text
     shutil.copytree(shapes, tmp_path/'moved')
-    with pytest.warns(UserWarning, match='resuming with folder=.*moved/train'):
-        load_state(trainer(tmp_path/'moved'), resumable[1])
+    load_state(trainer(tmp_path/'moved'), resumable[1])
+    assert re.search('WARNING .*resuming with folder=.*moved/train', caplog.text)
     state = torch.load(resumable[1], weights_only=True)
     state['data']['torch'] = '1.0'
     torch.save(state, tmp_path/'state.pt')
-    with pytest.warns(UserWarning, match=r"torch=.* \(was '1.0'\)"): load_state(trainer(shapes), tmp_path/'state.pt')
+    load_state(trainer(shapes), tmp_path/'state.pt')
+    assert re.search(r"torch=.* \(was '1.0'\)", caplog.text)
 
 
 def test_state_without_bit_depth_or_weights_is_resumed(shapes, tmp_path, resumable):

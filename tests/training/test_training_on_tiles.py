@@ -42,15 +42,18 @@ def test_tiles_as_large_as_images_train_the_same(shapes):
     assert losses[0] == losses[1]
 
 
-def test_states_from_before_tiles_resume(shapes, tmp_path):
+def test_states_of_earlier_versions_resume(shapes, tmp_path):
     train, val = (read_split(shapes, name) for name in ('train', 'val'))
     def trainer(**options): return Trainer(Recipe('yolox_nano', img_size=64, **options), train, val, device='cpu')
     save_state(trainer(), tmp_path/'state.pt')
     state = torch.load(tmp_path/'state.pt', weights_only=False)
-    for name in ('tile', 'overlap'): state['recipe'].pop(name)
+    added = 'tile', 'overlap', 'flip_ud', 'rot90', 'blur', 'grayscale', 'cutout', 'balance'
+    for name in added: state['recipe'].pop(name)
     torch.save(state, tmp_path/'state.pt')
     load_state(trainer(), tmp_path/'state.pt')
-    with pytest.raises(ValueError, match='another recipe, tile=64'): load_state(trainer(tile=64), tmp_path/'state.pt')
+    for name, value in dict(tile=64, rot90=.5).items():
+        refused = pytest.raises(ValueError, match=f'another recipe, {name}={value}')
+        with refused: load_state(trainer(**{name: value}), tmp_path/'state.pt')
 
 
 @pytest.mark.parametrize('options, what', [
