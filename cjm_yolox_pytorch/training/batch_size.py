@@ -83,7 +83,8 @@ def _print_peaks(job): # In the child; a line after each step
     trainer = trial_trainer(Recipe(**values), num_classes, 'cpu')
     for n in sizes:
         trial_step(trainer, n)
-        print(n, _peak_gb(), flush=True)
+        sys.stdout.write(f'{n} {_peak_gb()}\n')
+        sys.stdout.flush()
 
 # %% ../../nbs/training/01b_batch_size.ipynb #4ca65896
 def measure_memory(
@@ -144,12 +145,12 @@ def choose_batch(
     lr = recipe.lr if keep_lr else scale_lr(recipe, best*parts)
     return replace(recipe, batch=best*parts, lr=lr), f'batch {best*parts}, lr {lr:.2g}: {why}'
 
+# %% ../../nbs/training/01b_batch_size.ipynb #29d162f1
 def _check_choice_possible(device):
     if rank_and_world()[1] > 1: raise ValueError("batch='auto' is for one process: give a number")
     if device.type in ('cpu', 'cuda'): return
     raise ValueError(f"batch='auto' is for CPUs and CUDA, not {device}: give a number")
 
-# %% ../../nbs/training/01b_batch_size.ipynb #29d162f1
 def _choose_on_gpu(recipe, num_classes, device, sizes):
     best, free = _try_on_gpu(recipe, num_classes, device, sizes)
     gc.collect() # The trial, whose parts refer to each other

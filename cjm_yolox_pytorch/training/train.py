@@ -215,13 +215,11 @@ def _run_training(data, weights, names, recipe, val, out, resume, logger, device
     loggers = [make_logger(logger)] if logger else []
     plan, out = _plan_training(data, recipe, out, resume, workers, changes)
     files = in_folder(data)
-    if files: check_output_folder(out, data)
-    check_folder(out, resume)
+    _check_out(data, out, resume)
     initial = None if resume else initial_weights(weights, names if files else None, plan.model)
     with processes(device) as device:
         used = _read_folder(data, val, **reading) if files else _as_used(data, val)
-        if changes.get('batch') == 'auto' and not resume:
-            plan = _fit_into_memory(plan, used, None if files else names, device, changes)
+        plan = _settle_batch(plan, used, None if files else names, device, {} if resume else changes)
         trainer = _make_trainer(plan, used, None if files else names, initial, device)
         if weights: trainer.notes['weights'] = short_path(weights)
         first = trainer.rank == 0
@@ -278,6 +276,10 @@ def _planned_lines(data, recipe, out, resume, workers, **others): # Options of `
     changes = {f.name: others[f.name] for f in fields(Recipe) if f.name in others}
     return recipe_lines(_plan_training(data or '.', recipe, out, resume, workers, changes)[0])
 
+def _check_out(data, out, resume):
+    if in_folder(data): check_output_folder(out, data)
+    check_folder(out, resume)
+
 # %% ../../nbs/training/03_train.ipynb #beaec61c
 def _read_folder(data, val, train, **reading): # As `prepare_splits` has it
     return prepare_splits(data, train, val, quiet=rank_and_world()[0] > 0, **reading)
@@ -296,7 +298,8 @@ def _make_trainer(plan, used, names, initial, device):
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #b758dd7b
-def _fit_into_memory(plan, used, names, device, changes):
+def _settle_batch(plan, used, names, device, changes): # Options that were given -> `Recipe`
+    if changes.get('batch') != 'auto': return plan
     train = named(next(iter(used.values()))[1], names)
     keep_lr = changes.get('lr') is not None
     plan, why = choose_batch(plan, len(train.names), len(train), choose_device(device), keep_lr)
