@@ -110,10 +110,14 @@ def test_overview_lists_every_command():
     for name in COMMANDS: assert f'\n  {name.replace("_", "-")} ' in shown.stdout
 
 
-@pytest.mark.parametrize('words', [[], ['trian'], ['--train']])
-def test_missing_and_unknown_verbs_are_wrong_usage(words):
+VERBS = [([], 'usage: python -m cjm_yolox_pytorch VERB'), (['trian'], "there is no verb 'trian': did you mean train?"),
+    (['--train'], 'the verb comes first, as in python -m cjm_yolox_pytorch train DATA')]
+
+
+@pytest.mark.parametrize('words, message', VERBS)
+def test_missing_and_unknown_verbs_are_wrong_usage(words, message):
     ended = python('-m', NAME, *words)
-    assert ended.returncode == 2 and ended.stdout == '' and 'usage: python -m cjm_yolox_pytorch VERB' in ended.stderr
+    assert ended.returncode == 2 and ended.stdout == '' and message in ended.stderr
 
 
 def test_errors_begin_with_what_was_typed(tmp_path):
