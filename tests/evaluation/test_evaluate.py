@@ -177,7 +177,7 @@ def test_images_that_training_held_out_are_measured(shapes, tmp_path, capsys):
         notes = dict(training='val', fingerprint=trained_on) if trained_on else dict(training='val')
         save_weights(replace(weights, notes=notes), tmp_path/'noted.safetensors')
         yolox_eval(str(tmp_path/'noted.safetensors'), str(tmp_path/'only'), img_size=32, device='cpu')
-        printed = capsys.readouterr().out
+        printed = ' '.join(capsys.readouterr().out.split()) # Lines of 80 columns
         assert f'yolox_nano at 32 on {images}' in printed and warning in printed
         assert ('trained on' in printed) == bool(warning)
 
