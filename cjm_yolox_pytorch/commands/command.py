@@ -50,6 +50,7 @@ def _answering(options, until_exit=False): # Options of the command
         _ANSWERS.clear()
         if real is not sys.stdout and not until_exit: _restore(real)
 
+# %% ../../nbs/commands/02_command.ipynb #2ec46dcc
 def _real_stdout():
     if sys.stdout is not sys.__stdout__ or not sys.stderr: return sys.stdout
     sys.stdout.flush()
