@@ -48,7 +48,7 @@ def _answering(options, until_exit=False): # Options of the command
         with redirect_stdout(sys.stderr): yield
     finally:
         _ANSWERS.clear()
-        if real is not sys.stdout and not until_exit: _restore(real)
+        if real is not sys.stdout and not until_exit: _restore_stdout(real)
 
 # %% ../../nbs/commands/02_command.ipynb #2ec46dcc
 def _real_stdout():
@@ -58,7 +58,7 @@ def _real_stdout():
     os.dup2(2, 1)
     return kept
 
-def _restore(kept): # What `_real_stdout` returned
+def _restore_stdout(kept): # What `_real_stdout` returned
     sys.stdout.flush() # To stderr
     kept.flush()
     os.dup2(kept.fileno(), 1)

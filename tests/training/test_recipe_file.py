@@ -89,9 +89,10 @@ def test_printed_recipe_of_a_resumed_training_is_its_own(uninterrupted, printed_
     assert found == Recipe(**SMALL, patience=3)
 
 
-@pytest.mark.parametrize('line, changes', [('--grad-accum 3', dict(grad_accum=3)), ('--min-size 320', dict(min_size=320)),
+@pytest.mark.parametrize('line, changes', [('--grad-accum 3', dict(grad_accum=3)),
+    ('--min-size 320', dict(min_size=320)),
     ('--max-scale .5', dict(max_scale=.5))])
-def test_options_of_a_resumed_training_go_with_its_recipe_and_not_with_the_defaults(tmp_path, printed_recipe, line, changes):
+def test_options_of_a_resumed_training_go_with_its_own_recipe(tmp_path, printed_recipe, line, changes):
     own = Recipe('yolox_nano', batch=6, min_scale=.1, max_size=320, min_size=256, workers=0)
     write_recipe(own, tmp_path/'recipe.yaml')
     assert printed_recipe(f'--print-recipe --resume --out {tmp_path} {line}') == replace(own, **changes)
