@@ -27,10 +27,16 @@ def _add_option(group, name, p, about): # `p`: the parameter
 
 # %% ../../nbs/commands/01b_options.ipynb #7d67ae04
 class _Parser(argparse.ArgumentParser):
+    elsewhere = {}
     def error(self, message):
         unknown = re.match('unrecognized arguments: (--[^ =]+)', message)
-        near = get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
-        super().error(message + (f'; did you mean {near[0]}?' if near else ''))
+        super().error(message + (_advice(unknown[1], self._option_string_actions, self.elsewhere) if unknown else ''))
+
+def _advice(name, known, elsewhere): # For an unknown option; `elsewhere`: what to say about names without hyphens
+    if about := elsewhere.get(name.lstrip('-')): return f'; {name.lstrip("-")} {about}'
+    words = re.split('[-_]+', name)
+    near = [k for k in known if k.lstrip('-') in words] + get_close_matches(name, known, 1)
+    return f'; did you mean {near[0]}?' if near else ''
 
 # %% ../../nbs/commands/01b_options.ipynb #4a8417f3
 _STATUS = 'exit status: ' + ', '.join(f'{code} {text}' for code, text in EXIT_CODES.items())
@@ -47,6 +53,7 @@ def parser_of(
     "Make a parser of the options of `func`, which are its parameters."
     from fastcore.docments import docments
     parser = _Parser(program or func.__name__, description=func.__doc__, epilog=_STATUS)
+    parser.elsewhere = getattr(func, 'elsewhere', {})
     comments = {**docments(func), **getattr(func, 'option_help', {})}
     parameters = inspect.signature(func).parameters
     groups = _help_groups(parser, func)
@@ -101,6 +108,6 @@ def options_of(
     if 'json' in given: raise TypeError(f'json: only the command {func.__name__} prints; this function returns')
     parameters = inspect.signature(func).parameters
     for name in given.keys() - parameters.keys():
-        near = [p for p in parameters if p in name.split('_')] + get_close_matches(name, parameters, 1)
-        raise TypeError(f'{name}: {func.__name__} has no such option' + (f'; did you mean {near[0]}?' if near else ''))
+        advice = _advice(name, parameters, getattr(func, 'elsewhere', {}))
+        raise TypeError(f'{name}: {func.__name__} has no such option{advice}')
     return {name: given.get(name, p.default) for name, p in parameters.items()}

@@ -55,9 +55,10 @@ def _converted(path, name, value, kind):
 # %% ../../nbs/training/00a_recipe_file.ipynb #b25dd669
 def _nearest(name, about): # The field most like `name`; `about`: comment of each field
     if name in OLD_NAMES: return OLD_NAMES[name]
+    words = [field for field in about if field in name.split('_')]
     close = get_close_matches(name, about, n=1, cutoff=.7)
     told = [field for field, text in about.items() if name.replace('_', ' ').lower() in text.lower()]
-    return [*close, *told, *get_close_matches(name, about, n=1, cutoff=0)][0]
+    return [*words, *close, *told, *get_close_matches(name, about, n=1, cutoff=0)][0]
 
 def _check_names(path, found):
     about = {f.name: docments(part)[f.name] for part in reversed(Recipe.__bases__) for f in fields(part)}

@@ -31,7 +31,7 @@ from ..evaluation.thresholds import choose_thresholds
 # %% ../../nbs/training/03_train.ipynb #02497a88
 from ..files.checkpoints import load_weights, Weights
 from ..files.paths import check_output_folder
-from .arguments import check_data, choose_recipe, FOR_FOLDERS, in_folder
+from .arguments import check_data, check_types, choose_recipe, FOR_FOLDERS, in_folder
 from .arguments import initial_weights, name_of_data, recipe_options, short_path
 from .batch_size import choose_batch
 from .callbacks import check_callbacks, make_logger
@@ -209,6 +209,7 @@ def train(
 def _run_training(data, weights, names, recipe, val, out, resume, logger, device, workers, callbacks=(), json=False,
     **changes): # Options of `yolox_train` -> `Trained`
     reading = {name: changes.pop(name) for name in FOR_FOLDERS}
+    check_types(weights, resume, logger, reading['allow_missing'])
     check_data(data, val, names, weights, reading)
     check_between(bit_depth=(reading['bit_depth'], 8, 16))
     callbacks = check_callbacks(callbacks)
@@ -245,7 +246,7 @@ def yolox_train(
     val:str=None, # Validation split; by default val, or test if there is no val, or a tenth of the training split
     out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
     resume:bool=False, # Resume the interrupted training in the folder
-    logger:str=None, # Also send metrics to tensorboard, wandb, mlflow, trackio, or your own module:function
+    logger:str=None, # Send metrics to tensorboard, wandb, mlflow, trackio, or your own module:function or file.py:function
     device:str=None, # cpu, cuda, ...; the fastest unless given
     workers:int=None, # Processes that load images; by default half of the cores, at most 8
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
@@ -311,7 +312,7 @@ def _settle_batch(plan, used, names, device, changes): # Options that were given
 def _fit_or_explain(trainer, out, resume, callbacks):
     try: fit(trainer, out, resume, callbacks)
     except KeyboardInterrupt as e:
-        if e.args and trainer.rank == 0: say(str(e), 'to resume, the same with resume=True (--resume)')
+        if e.args and trainer.rank == 0: say(str(e), 'to resume, run the same command with --resume (resume=True)')
         raise
     except RuntimeError as e: raise _explain_death(e) or e
 

@@ -1,4 +1,5 @@
 "What `train` is given from Python: folders, Datasets, recipes, callbacks; and what does not go together."
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,13 @@ class Items(torch.utils.data.Dataset):
         if i >= self.n: raise IndexError
         target = dict(boxes=torch.tensor([[4., 4, 40, 40]]), labels=torch.tensor([i % 2]))
         return torch.full((3, 64, 64), 40*(i % 6), dtype=torch.uint8), target
+
+
+@dataclass
+class Counter:
+    "Equal to each other one with the same count"
+    count:int = 0
+    def on_epoch_end(self, trainer): self.count += 1
 
 
 class Ring:
@@ -109,6 +117,13 @@ def test_callbacks_of_the_trainer_stay(shapes, tmp_path, no_plots):
     with pytest.raises(ValueError, match='on_batch_end would never be called'): fit(t, tmp_path/'again')
 
 
+def test_equal_callbacks_are_all_called(shapes, tmp_path, no_plots):
+    t, first, second = trainer(shapes, epochs=1), Counter(), Counter()
+    t.callbacks = [first]
+    fit(t, tmp_path/'run', callbacks=[first, second])
+    assert (first.count, second.count) == (1, 1)
+
+
 @pytest.mark.parametrize('call, message', [
     (lambda d: train(Items(), names=['a', 'b']), 'Dataset .Items., but val=None: give a validation'),
     (lambda d: train(Items(), val='val', names=['a', 'b']), "but val='val': give a validation Dataset"),
@@ -125,6 +140,13 @@ def test_callbacks_of_the_trainer_stay(shapes, tmp_path, no_plots):
     (lambda d: train(d, freeze=['backbone']), r"freeze=\['backbone'\]: must be text"),
     (lambda d: train(d, compile='no'), "compile='no': must be True or False"),
     (lambda d: train(d, img_size=(64, 64)), r'img_size=\(64, 64\): must be a whole number'),
+    (lambda d: train(d, names=[]), r'names are those of the initial weights: give weights, too'),
+    (lambda d: train(d, names=''), r'names are those of the initial weights: give weights, too'),
+    (lambda d: train(d, logger=['wandb']), r"logger=\['wandb'\]: give one name, such as 'wandb', and other loggers as"),
+    (lambda d: train(d, resume='no'), "resume='no': must be True or False"),
+    (lambda d: train(d, allow_missing='no'), "allow_missing='no': must be True or False"),
+    (lambda d: train(d, weights=dict(a=torch.ones(1))), 'weights is of type dict: give a file, an address'),
+    (lambda d: train(read_split(d, 'train')), 'data is Annotations, but val=None'),
     (lambda d: train(None), 'data=None: give the folder of a dataset, or a Dataset'),
     (lambda d: train(d, callbacks='wandb'), "a logger is named by logger='wandb'"),
     (lambda d: train(d, callbacks=Ring), 'the callback Ring is a class: give an object, Ring()'),

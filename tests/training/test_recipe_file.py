@@ -41,6 +41,7 @@ def test_resumed_training_writes_what_it_changes(shapes, tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [('epoch: 5', 'odd.yaml: unknown fields: epoch .did you mean epochs'),
+    ('batch_size: 2', 'batch_size .did you mean batch'),
     ('lr: fast', "lr='fast': must be a number"), ('epochs: true', 'epochs=True: must be a whole number'),
     ('batch: 8.5', 'batch=8.5: must be a whole number'), ('freeze: 3', 'freeze=3: must be text'),
     ('lr: .inf', 'lr=inf: '), ('lr: 1\nlr: 2', 'lr appears twice'), ('', 'not a recipe'), ('[', 'not YAML'),
@@ -131,4 +132,23 @@ def test_degradation_is_for_files_alone(shapes, tmp_path):
     yolox_train(str(shapes), recipe=tmp_path/'blurred.yaml', out=tmp_path/'run', device='cpu', flip_ud=.25)
     used = load_weights(tmp_path/'run/last.safetensors').notes['recipe']
     assert (used['blur'], used['flip_ud'], used['cutout']) == (.5, .25, 0)
-    with pytest.raises(TypeError, match='blur'): train(str(shapes), blur=.5)
+    message = r'no such option; blur is a field of recipes only: set it in a YAML file \(--recipe\), or in Recipe'
+    with pytest.raises(TypeError, match=message): train(str(shapes), blur=.5)
+
+
+@pytest.mark.parametrize('words, message', [(['--blur', '.5'], 'blur is a field of recipes only'),
+    (['--grayscale', '.5'], 'grayscale is a field of recipes only'), (['--batch-size', '2'], 'did you mean --batch?')])
+def test_wrong_options_are_told_the_right_ones(monkeypatch, capsys, words, message):
+    monkeypatch.setattr(sys, 'argv', ['yolox_train', 'birds', *words])
+    with pytest.raises(SystemExit) as end: yolox_train()
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_recipe_of_another_model_is_refused(monkeypatch, tmp_path, printed_recipe):
+    "Its image size would go to a model that is made for another one"
+    write_recipe(Recipe(batch=2, workers=0), tmp_path/'tiny.yaml')
+    (tmp_path/'none.yaml').write_text('img_size: 320')
+    with pytest.raises(ValueError, match=r"model='yolox_s', but the recipe .*tiny\.yaml is for 'yolox_tiny'"):
+        train('no-data', 'yolox_s', recipe=tmp_path/'tiny.yaml')
+    for line in (f'--recipe {tmp_path}/tiny.yaml --model yolox_tiny', f'--recipe {tmp_path}/none.yaml --model yolox_s'):
+        assert printed_recipe(f'--print-recipe {line}').model == line.split()[-1]

@@ -54,7 +54,7 @@ def test_stopped_training_saves_everything(shapes, tmp_path, uninterrupted, star
     child.wait_for(out/'state.pt')
     os.killpg(child.pid, number)
     assert child.wait() == 130 and 'everything is saved in' in child.output(), child.output()
-    assert 'with resume=True (--resume)' in child.output()
+    assert 'run the same command with --resume (resume=True)' in child.output()
     with pytest.raises(FileExistsError, match='holds a training already'): fit(trainer(shapes), out)
     fit(trainer(shapes), out, resume=True)
     assert_same_training(out, uninterrupted)
