@@ -70,6 +70,17 @@ def _spare_cores():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, cores//2//int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
+# %% ../../nbs/training/02a_arguments.ipynb #d37c5188
+def _change_recipe(recipe, changes):
+    _check_model(changes, recipe.model, 'recipe')
+    return replace(recipe, **changes)
+
+def _check_model(changes, own, where): # `own`: model of the recipe, or None
+    model = changes.get('model', own)
+    if own in (model, None): return
+    cure = f'leave out model, or give the recipe model={model!r} and its img_size'
+    raise ValueError(f'model={model!r}, but the {where} is for {own!r}: {cure}')
+
 # %% ../../nbs/training/02a_arguments.ipynb #b77288ff
 def choose_recipe(
     recipe, # A key of `RECIPES`, a YAML file or a `Recipe`; fine_tune if None
@@ -87,16 +98,6 @@ def choose_recipe(
     read = read_recipe(recipe) if file else {}
     _check_model(changes, read.get('model'), f'recipe {recipe}')
     return (Recipe if file else RECIPES[recipe])(**dict(workers=_spare_cores()) | read | changes)
-
-def _change_recipe(recipe, changes):
-    _check_model(changes, recipe.model, 'recipe')
-    return replace(recipe, **changes)
-
-def _check_model(changes, own, where): # `own`: model of the recipe, or None
-    model = changes.get('model', own)
-    if own in (model, None): return
-    cure = f'leave out model, or give the recipe model={model!r} and its img_size'
-    raise ValueError(f'model={model!r}, but the {where} is for {own!r}: {cure}')
 
 # %% ../../nbs/training/02a_arguments.ipynb #6ae3e837
 def initial_weights(weights, names, model:str) -> Weights|None: # As for `train`; None for random ones

@@ -246,7 +246,7 @@ def yolox_train(
     val:str=None, # Validation split; by default val, or test if there is no val, or a tenth of the training split
     out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
     resume:bool=False, # Resume the interrupted training in the folder
-    logger:str=None, # Send metrics to tensorboard, wandb, mlflow, trackio, or your own module:function or file.py:function
+    logger:str=None, # Send metrics to tensorboard, wandb, mlflow, trackio, or your module:function or file.py:function
     device:str=None, # cpu, cuda, ...; the fastest unless given
     workers:int=None, # Processes that load images; by default half of the cores, at most 8
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
