@@ -215,7 +215,7 @@ def _run_training(data, weights, names, recipe, val, out, resume, logger, device
     loggers = [make_logger(logger)] if logger else []
     plan, out = _plan_training(data, recipe, out, resume, workers, changes)
     files = in_folder(data)
-    _check_out(data, out, resume)
+    _check_run_folder(data, out, resume)
     initial = None if resume else initial_weights(weights, names if files else None, plan.model)
     with processes(device) as device:
         used = _read_folder(data, val, **reading) if files else _as_used(data, val)
@@ -276,7 +276,7 @@ def _planned_lines(data, recipe, out, resume, workers, **others): # Options of `
     changes = {f.name: others[f.name] for f in fields(Recipe) if f.name in others}
     return recipe_lines(_plan_training(data or '.', recipe, out, resume, workers, changes)[0])
 
-def _check_out(data, out, resume):
+def _check_run_folder(data, out, resume):
     if in_folder(data): check_output_folder(out, data)
     check_folder(out, resume)
 
