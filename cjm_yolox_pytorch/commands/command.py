@@ -39,15 +39,18 @@ _ANSWERS = [] # The real stdout, while everything else goes to stderr
 def answer_stream(): return _ANSWERS[-1] if _ANSWERS else sys.stdout # For JSON
 
 @contextmanager
-def _answering(options): # Of the command
+def _answering(options, until_exit=False): # Options of the command
     if not options.get('json') or _ANSWERS: # Or a command called by another
         yield
         return
-    _ANSWERS.append(_real_stdout())
+    _ANSWERS.append(real := _real_stdout())
     try:
         with redirect_stdout(sys.stderr): yield
-    finally: _ANSWERS.clear()
+    finally:
+        _ANSWERS.clear()
+        if real is not sys.stdout and not until_exit: _restore_stdout(real)
 
+# %% ../../nbs/commands/02_command.ipynb #2ec46dcc
 def _real_stdout():
     if sys.stdout is not sys.__stdout__ or not sys.stderr: return sys.stdout
     sys.stdout.flush()
@@ -55,13 +58,19 @@ def _real_stdout():
     os.dup2(2, 1)
     return kept
 
+def _restore_stdout(kept): # What `_real_stdout` returned
+    sys.stdout.flush() # To stderr
+    kept.flush()
+    os.dup2(kept.fileno(), 1)
+    kept.close()
+
 # %% ../../nbs/commands/02_command.ipynb #073e784e
 def _run_from_shell(func, program):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     options = vars(parser_of(func, program).parse_args([_hyphens(word) for word in sys.argv[1:]]))
     if lines := shown_lines(options): return print(*lines, sep='\n')
-    with _answering(options), shown(): func(**options)
+    with _answering(options, until_exit=True), shown(): func(**options)
 
 def _hyphens(word): # The name of an option with hyphens; its value as it is
     name, equals, value = word.partition('=')

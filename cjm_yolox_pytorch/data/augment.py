@@ -199,7 +199,7 @@ def _right_angles(): # A transform: 90, 180 or 270 degrees
 # %% ../../nbs/data/09_augment.ipynb #15a55c70
 @dataclass
 class Cutout:
-    "Cover a rectangle, and drop objects of which less than a tenth is left."
+    "Cover a rectangle, and drop objects, but no crowds, of whose boxes less than a tenth is left uncovered."
     p:float = 1. # Probability
     scale:tuple = (.02, .2) # Range of the covered share of the image
 

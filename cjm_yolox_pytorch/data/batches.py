@@ -139,7 +139,7 @@ def _epoch_order(rng, count, repeats): # Numbers of the images
     teeth = np.floor(repeats[order].cumsum() + rng.random()).astype(int) # Up to the end of each image
     return rng.permutation(np.repeat(order, np.diff(teeth, prepend=0)))
 
-def _epoch_length(count, repeats): return count if repeats is None else repeats.sum()
+def _epoch_length(count, repeats): return count if repeats is None else round(repeats.sum(), 6) # Without float noise
 
 # %% ../../nbs/data/10_batches.ipynb #af147fcc
 @dataclass

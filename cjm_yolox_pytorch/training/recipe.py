@@ -51,7 +51,7 @@ class Schedule:
     ema_decay:Fraction = .9998 # Fraction of the averaged weights kept at each step, in the long run
     ema_tau:Annotated[float, 1, 10**9] = 200. # Warmup of the average: 63% of `ema_decay` after this many steps
     box_loss:Annotated[str, BOX_LOSSES] = 'squared_iou' # squared_iou, squared_giou, giou or ciou
-    balance:Fraction = 0. # Repeat images of classes that fewer than this fraction of the images have; 0: off
+    balance:Fraction = 0. # Repeat images of classes present in less than this fraction of the images; 0: off
 
 # %% ../../nbs/training/00_recipe.ipynb #9fafb3bc
 @dataclass
@@ -78,7 +78,7 @@ class Augmentation:
 # %% ../../nbs/training/00_recipe.ipynb #3761a605
 @dataclass
 class Degradation:
-    "How training images are made poorer; in recipe files alone"
+    "Image degradation (recipes only)"
     blur:Fraction = 0. # Probability of a Gaussian blur
     grayscale:Fraction = 0. # Probability of removing colors
     cutout:Fraction = 0. # Probability of covering up to a fifth of the image
@@ -121,9 +121,11 @@ def _check_value(name, value, kind):
 def _check_recipe(r):
     for f in fields(r):
         value, limits = getattr(r, f.name), get_args(f.type)[1:]
+        kind = getattr(f.type, '__origin__', f.type) # `int` of Annotated[int, 0, 9]
         if len(limits) == 1: check_choice(f.name, value, limits[0])
-        else: _check_value(f.name, value, getattr(f.type, '__origin__', f.type)) # `int` of Annotated[int, 0, 9]
+        else: _check_value(f.name, value, kind)
         if len(limits) == 2: check_between(**{f.name: (value, *limits)})
+        setattr(r, f.name, kind(value)) # Files do not take numbers of NumPy
     if r.min_scale > r.max_scale: raise ValueError(f'min_scale={r.min_scale} is more than max_scale={r.max_scale}')
     if r.batch % r.grad_accum: raise ValueError(f'batch={r.batch} is not a multiple of grad_accum={r.grad_accum}')
     if r.tile: check_tiling(r.tile, r.overlap)

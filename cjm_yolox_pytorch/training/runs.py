@@ -105,9 +105,10 @@ def _describe_start(t): # What the training began with
     in_files = isinstance(train, Annotations)
     objects = len(train.labels) if in_files else None
     folder = os.path.dirname(os.path.realpath(train.paths[0])) if in_files else None
-    return dict(names=list(train.names), images=len(train), objects=objects, fingerprint=data_fingerprint(train),
-        val_images=len(val), val_objects=len(val.labels), val_fingerprint=data_fingerprint(val),
-        bit_depth=train.bit_depth, weights=t.notes.get('weights'), folder=folder, torch=str(torch.__version__))
+    start = dict(names=list(train.names), images=len(train), objects=objects, fingerprint=data_fingerprint(train))
+    start.update(val_images=len(val), val_objects=len(val.labels), val_fingerprint=data_fingerprint(val))
+    return start | dict(steps_per_epoch=len(t.batches), bit_depth=train.bit_depth, weights=t.notes.get('weights'),
+        folder=folder, torch=str(torch.__version__))
 
 # %% ../../nbs/training/02_runs.ipynb #c94a0f3b
 def load_state(
@@ -163,7 +164,7 @@ def _check_same_run(trainer, state):
     refused = [text for k, text in recipe.items() if k not in _MAY_CHANGE]
     if refused: raise ValueError(f'another recipe, {", ".join(refused)}')
     new = _describe_start(trainer)
-    older = {k: new[k] for k in ('weights', 'folder', 'torch')} | dict(bit_depth=16) # For states that lack them
+    older = {k: new[k] for k in ('steps_per_epoch', 'weights', 'folder', 'torch')} | dict(bit_depth=16) # If absent
     start = _changes('data', older | state['data'], new)
     known = [start.pop(k) for k in ('folder', 'torch') if k in start]
     if new['weights'] is None: start.pop('weights', None) # They need not be given again

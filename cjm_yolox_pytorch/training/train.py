@@ -141,15 +141,15 @@ def fit(
 ) -> dict: # Metrics of the epoch with the highest AP
     "Train through all epochs, with weights, metrics and plots in `out`. Raises `KeyboardInterrupt` when asked to stop."
     known = check_callbacks(trainer.callbacks)
-    trainer.callbacks = known + [c for c in check_callbacks(callbacks) if c not in known]
+    trainer.callbacks = known + [c for c in check_callbacks(callbacks) if not any(c is k for k in known)]
     out = trainer.out = Path(out)
     first = trainer.rank == 0
     if first: check_folder(out, resume)
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out) if first else nullcontext(), stop_signals(trainer.group) as stop:
         if resume: load_state(trainer, out/'state.pt')
-        elif first: save_state(trainer, out/'state.pt') # To resume from the beginning
-        if first: write_recipe(trainer.recipe, out/'recipe.yaml')
+        if first: write_recipe(trainer.recipe, out/'recipe.yaml') # Whoever finds a state finds its recipe
+        if first and not resume: save_state(trainer, out/'state.pt') # To resume from the beginning
         _train_and_notify(trainer, stop)
     return trainer.best
 
@@ -265,11 +265,12 @@ def _show_trained(run, json):
 # %% ../../nbs/training/03_train.ipynb #e3d34322
 def _plan_training(data, recipe, out, resume, workers, changes): # -> `Recipe`, and the folder
     if changes.get('batch') == 'auto': changes = dict(changes, batch=None)
+    start = f'runs/{name_of_data(data)}-'
+    if resume and recipe is None: # Options may go with the recipe in the folder, but not with the defaults
+        out = Path(out or f'{start}{changes.get("model") or Recipe.model}')
+        if (own := out/'recipe.yaml').exists(): recipe = own
     plan = choose_recipe(recipe, workers, changes)
-    out = Path(out or f'runs/{name_of_data(data)}-{plan.model}')
-    own = out/'recipe.yaml'
-    if resume and recipe is None and own.exists(): plan = choose_recipe(own, workers, changes)
-    return plan, out
+    return plan, Path(out or f'{start}{plan.model}')
 
 def _planned_lines(data, recipe, out, resume, workers, **others): # Options of `yolox_train` -> YAML
     if others.get('batch') == 'auto': raise ValueError('--print-recipe needs a number for --batch: auto is measured')

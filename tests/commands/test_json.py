@@ -26,6 +26,13 @@ atexit.register(print, 'exit')
 measure()
 """
 
+SCRIPT = PROGRAM.partition('atexit.register')[0] + """
+measure(json=True)
+print('between', flush=True)
+os.write(1, b'its own\\n')
+measure(json=True)
+"""
+
 
 @command
 def measure(
@@ -63,3 +70,11 @@ def test_other_programs_and_the_end_of_python_print_to_stderr(tmp_path):
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == dict(AP=.5)
     assert {'library', 'descriptor', 'program', 'exit'} <= {*done.stderr.splitlines()}
+
+
+@pytest.mark.slow # Imports torch once more
+def test_script_gets_its_stdout_back():
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, '-c', SCRIPT], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['{', '"AP":', '0.5', '}', 'between', 'its', 'own', '{', '"AP":', '0.5', '}']
+    assert sorted(done.stderr.splitlines()) == sorted(['library', 'descriptor', 'program']*2)

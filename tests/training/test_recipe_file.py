@@ -2,12 +2,15 @@
 import sys
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
+import yaml
 from trainings import SMALL, assert_same_training, trainer
 
 from cjm_yolox_pytorch.files.checkpoints import load_weights
 from cjm_yolox_pytorch.training.recipe import Recipe, paper_recipe
-from cjm_yolox_pytorch.training.recipe_file import read_recipe
+from cjm_yolox_pytorch.training.recipe_file import read_recipe, write_recipe
+from cjm_yolox_pytorch.training.runs import check_folder
 from cjm_yolox_pytorch.training.train import fit, train, yolox_train
 
 pytestmark = pytest.mark.usefixtures('no_plots')
@@ -84,6 +87,37 @@ def test_printed_recipe_is_that_of_the_command(monkeypatch, tmp_path, printed_re
 def test_printed_recipe_of_a_resumed_training_is_its_own(uninterrupted, printed_recipe):
     found = printed_recipe(f'--print-recipe --resume --out {uninterrupted} --patience 3')
     assert found == Recipe(**SMALL, patience=3)
+
+
+@pytest.mark.parametrize('line, changes', [('--grad-accum 3', dict(grad_accum=3)),
+    ('--min-size 320', dict(min_size=320)),
+    ('--max-scale .5', dict(max_scale=.5))])
+def test_options_of_a_resumed_training_go_with_its_own_recipe(tmp_path, printed_recipe, line, changes):
+    own = Recipe('yolox_nano', batch=6, min_scale=.1, max_size=320, min_size=256, workers=0)
+    write_recipe(own, tmp_path/'recipe.yaml')
+    assert printed_recipe(f'--print-recipe --resume --out {tmp_path} {line}') == replace(own, **changes)
+
+
+def test_folder_of_a_resumed_training_is_found_by_its_model(tmp_path, monkeypatch, printed_recipe):
+    monkeypatch.chdir(tmp_path)
+    (run := tmp_path/'runs/birds-yolox_s').mkdir(parents=True)
+    write_recipe(own := Recipe('yolox_s', batch=6, workers=0), run/'recipe.yaml')
+    line = 'birds --print-recipe --resume --model yolox_s --grad-accum 3'
+    assert printed_recipe(line) == replace(own, grad_accum=3)
+
+
+def test_numbers_of_numpy_go_through_a_file(tmp_path):
+    recipe = Recipe(lr=np.float64(.001), epochs=np.int64(3), mosaic=1)
+    assert [type(v) for v in (recipe.lr, recipe.epochs, recipe.mosaic)] == [float, int, float]
+    write_recipe(recipe, tmp_path/'numpy.yaml')
+    assert Recipe(**read_recipe(tmp_path/'numpy.yaml')) == Recipe(lr=.001, epochs=3, mosaic=1.)
+
+
+def test_recipe_that_cannot_be_written_leaves_the_folder_free(shapes, tmp_path):
+    bad = trainer(shapes)
+    bad.recipe.lr = np.float64(.001) # Not checked
+    with pytest.raises(yaml.representer.RepresenterError): fit(bad, tmp_path/'run')
+    check_folder(tmp_path/'run')
 
 
 def test_wrong_values_are_not_printed(monkeypatch, capsys):
