@@ -54,15 +54,16 @@ def parse_names(
     check_class_names(found, shorten(text))
     return found
 
-# %% ../../nbs/files/01_class_names.ipynb #cfa964c0
-def _names_from_0(names): # A dict by label -> list
-    if {*names} != {*range(len(names))}: raise ValueError(f'names={shorten(names)}: labels count from 0, without gaps')
-    return [names[i] for i in range(len(names))]
-
+# %% ../../nbs/files/01_class_names.ipynb #53df0b0f
 def _names_in_order(names, option): # A list, tuple, array or tensor -> list
     if hasattr(names, 'tolist'): names = names.tolist()
     if isinstance(names, (list, tuple)): return [*names]
     raise ValueError(f'{option}={shorten(names)}: give them in order, as a list')
+
+# %% ../../nbs/files/01_class_names.ipynb #cfa964c0
+def _names_from_0(names): # A dict by label -> list
+    if {*names} != {*range(len(names))}: raise ValueError(f'names={shorten(names)}: labels count from 0, without gaps')
+    return [names[i] for i in range(len(names))]
 
 def _name_lines(path): # Without blank lines at the end
     if not path.lower().endswith(('.yaml', '.yml', '.json')): return read_text(Path(path)).rstrip().split('\n')

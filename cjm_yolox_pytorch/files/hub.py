@@ -148,8 +148,8 @@ def find_pretrained(source, revision:str=None, token:str=None): # -> what `load_
     path = Path(weights_path(source))
     known = source in MODEL_TYPES or path.exists() or str(source).endswith(_FILES)
     repo_id, there = (None, None) if known else _repository(str(source))
-    if there and revision not in (None, there):
-        raise ValueError(f'revision={revision!r}, but the address says {there!r}: give one of them')
+    two = f'revision={revision!r}, but the address says {there!r}: give one of them'
+    if there and revision not in (None, there): raise ValueError(two)
     if repo_id: return hub_weights(repo_id, revision or there, token)
     if revision: raise ValueError(f'revision={revision!r}: it is for repositories, and {source} is not one')
     if path.is_dir() and not (path/'Manifest.json').exists():

@@ -109,7 +109,7 @@ def model_card(
 ) -> str: # Markdown
     "Describe `weights`."
     notes, classes = weights.notes, counted(weights.num_classes, 'class')
-    if not are_notes(notes, weights.num_classes): raise ValueError('notes of the weights: not as a training writes them')
+    if not are_notes(notes, weights.num_classes): raise ValueError('notes of the weights: of a wrong type or range')
     said = f'An object detector for {classes} ({weights.model_type} at {weights.input_size} pixels), to use with'
     lines = [*_head(weights, license), f'# {_plain(repo_id.rpartition("/")[2])}', '', f'{said} {_HOME}.', '']
     lines += [*_use_lines(repo_id, notes.get('recipe') or {}), *_result_lines(notes), *_class_lines(weights)]
