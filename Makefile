@@ -1,6 +1,6 @@
 # make demo       train on drawn shapes, as a first try
 # make test       style, pages and the fast tests: what to run before a commit
-# make test-all   every test, as CI does every night
+# make test-all   every test and the site, as CI does every night
 # make bench      timings beside other implementations
 # make docs       the site, into _docs/;  make docs-open shows it;  make test-docs checks it in a browser
 # make test-web   the pages of `yolox_export --format web`, in a browser
@@ -21,7 +21,7 @@ test: style pages
 	$(PYTEST) -m 'not slow' tests/deploy
 
 # ONNX Runtime, OpenVINO and torch share a process of their own, since one of them once brought down the others'
-test-all: style pages .venv-web/node_modules
+test-all: style pages docs .venv-web/node_modules
 	$(TWO) $(PYTEST) -n 2 --dist loadfile tests --ignore tests/deploy
 	$(PYTEST) tests/deploy
 

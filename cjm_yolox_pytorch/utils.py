@@ -8,6 +8,7 @@ __all__ = ['generate_output_grids', 'multi_apply', 'check_between']
 # %% ../nbs/00_utils.ipynb #2569e509
 import math
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -45,5 +46,5 @@ def check_between(
     "Raise a `ValueError` that names the first of `options` that is out of its range."
     for name, (value, least, most) in options.items():
         allowed = f'from {least} to {most}' if most < math.inf else f'at least {least}'
-        if isinstance(value, (str, type(None))): raise ValueError(f'{name}={value!r}: must be a number {allowed}')
+        if not isinstance(value, Real): raise ValueError(f'{name}={value!r}: must be a number {allowed}')
         if not least <= value <= most: raise ValueError(f'{name}={value}: must be {allowed}')

@@ -220,6 +220,7 @@ class Page(Processor):
 
     def entries(self, names):
         "Each symbol, a class with those of its methods that are explained nowhere else"
+        if not self.module: return # The tutorials that write `__init__` and `__main__`
         known, public = self.module.nodes, list(self.module.public())
         for name in sorted(names, key=lambda name: known[name].lineno):
             members = [n for n in public if n.startswith(f'{name}.') and n not in self.explained]

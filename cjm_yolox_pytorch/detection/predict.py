@@ -6,7 +6,7 @@
 __all__ = ['yolox_predict']
 
 # %% ../../nbs/detection/05_predict.ipynb #43b1552e
-import math, os, shutil, time
+import os, shutil, time
 from contextlib import closing, nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..commands.say import explain, say
 
 # %% ../../nbs/detection/05_predict.ipynb #1b270510
 from .backends import remarks
-from .detector import load_detector
+from .detector import check_counts, load_detector
 from .inputs import check_drawn_files, count_images, find_inputs
 from .inputs import left_out, NotTheInput, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, ORDER_HEADER, Tally
@@ -118,9 +118,8 @@ def _check_labels(labels, overwrite, write, order):
 
 def _check_options(write, img_size, bit_depth, every, batch, conf, iou, max_detections, tile=None, overlap=None, **_):
     if write not in ('pictures', 'json', 'both'): raise ValueError(f'write={write!r}: choose pictures, json or both')
-    check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1), max_detections=(max_detections, 1, math.inf))
-    check_between(batch=(batch, 1, math.inf), img_size=(1 if img_size is None else img_size, 1, math.inf))
-    check_between(every=(every, 1, math.inf))
+    check_between(conf=(conf or 0, 0, 1), iou=(iou, 0, 1))
+    check_counts(max_detections=max_detections, batch=batch, every=every, img_size=1 if img_size is None else img_size)
     if bit_depth is not None: check_between(bit_depth=(bit_depth, 8, 16))
     choose_tiling(tile, overlap)
 

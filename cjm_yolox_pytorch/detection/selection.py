@@ -6,6 +6,8 @@
 __all__ = ['stored_conf', 'describe_conf', 'describe_thresholds', 'least_scores', 'conf_of_classes']
 
 # %% ../../nbs/detection/00a_selection.ipynb #3fa0ae7d
+from numbers import Real
+
 import numpy as np
 
 from ..commands.messages import counted, shorten
@@ -42,6 +44,8 @@ def least_scores(
     return least[labels] if least.ndim else least
 
 # %% ../../nbs/detection/00a_selection.ipynb #787dae92
+def _is_score(v): return isinstance(v, Real) and not isinstance(v, bool) and 0 <= v <= 1
+
 def conf_of_classes(
     conf, # Minimum score, or C of them
     num_classes:int, # C
@@ -49,11 +53,11 @@ def conf_of_classes(
 ): # As `conf`, with 1 for the other classes
     "Leave out all but the `chosen` classes."
     if hasattr(conf, 'tolist'): conf = conf.tolist() # An array or tensor
-    if np.ndim(conf) and len(conf) != num_classes:
+    scores = conf if isinstance(conf, (list, tuple)) else [conf]
+    if scores is conf and len(conf) != num_classes:
         counts = f'{counted(len(conf), "score")} for {counted(num_classes, "class")}'
         raise ValueError(f'conf: {counts}: give one, or one for each')
-    inside = np.asarray(conf).dtype.kind in 'fiu' and np.min(conf) >= 0 and np.max(conf) <= 1
-    if not inside: raise ValueError(f'conf={shorten(conf)}: scores are from 0 to 1')
+    if not all(map(_is_score, scores)): raise ValueError(f'conf={shorten(conf)}: scores are from 0 to 1')
     if chosen is None: return conf
     beyond = [n for n in chosen if n not in range(num_classes)]
     if beyond: raise ValueError(f'classes={shorten(beyond)}: they are numbered from 0 to {num_classes - 1}')

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..commands.messages import counted
-from .class_names import check_class_names, COCO_NAMES, MAX_CLASSES
+from .class_names import check_class_names, COCO_NAMES, MAX_CLASSES, parse_names
 from .families import CLASSES, COLUMN_MAJOR, convert_stem, FAMILIES, guess_focus
 from .families import guess_max_pixel, PixelFormat, ROW_MAJOR, STEM, STEM_VARIANCE, unpack
 from .network_kinds import are_notes, EXPORTED_KINDS, network_kind
@@ -82,10 +82,11 @@ def _convert(weights, pixels): # To our order and range of pixels
     return replace(weights, state=state, focus=pixels.focus, mean=mean, std=std)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #a959bac1
-def _give_names(weights, names, where=''): # The same with these names of classes
+def _give_names(weights, names): # The same with these names of classes
+    names = parse_names(names)
     check_class_names(names, 'names')
     counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
-    if len(names) != weights.num_classes: raise ValueError(f'{where}{counts}: each class needs a name')
+    if len(names) != weights.num_classes: raise ValueError(f'{counts}: each class needs a name')
     return replace(weights, names=names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #b32adce7
@@ -104,6 +105,7 @@ def recognize(checkpoint, family=None, names=None, **pixels) -> Weights: # Optio
 # %% ../../nbs/files/08_checkpoints.ipynb #2bce87ad
 def save_weights(weights:Weights, path): # Usually `*.safetensors`
     "Write `weights` with all that is known about them to `path`."
+    check_class_names(weights.names or [], 'names') # As whoever loads the file does
     known = {k: v for k, v in vars(weights).items() if k not in ('state', 'left_over')}
     metadata = json.dumps(known | dict(family='ours', focus=ROW_MAJOR))
     state = {k: v.detach().cpu().contiguous() for k, v in weights.state.items()}
@@ -119,11 +121,11 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     return numbers and shapes and size and are_notes(w.notes, w.num_classes) and 0 not in w.std
 
 # %% ../../nbs/files/08_checkpoints.ipynb #0e4ef30d
-def _read_ours(state, metadata, family=None, **pixels): # As for `recognize`
+def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognize`
     try:
         known = Weights(state, **json.loads(metadata))
         needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels'
-        needed += ', bit_depth 8 to 16, thresholds 0 to 1'
+        needed += ', bit_depth 8 to 16, thresholds 0 to 1, recipe a dict'
         if not _is_valid(known): raise ValueError(f'a field has the wrong type or range; {needed}')
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)
@@ -133,7 +135,8 @@ def _read_ours(state, metadata, family=None, **pixels): # As for `recognize`
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))
     converted = _convert(replace(known, family=family or known.family), pixels)
-    return converted if known.names is None else _give_names(converted, known.names)
+    if names is None: names = known.names # Names that are given instead repair those of a file
+    return converted if names is None else _give_names(converted, names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
@@ -150,10 +153,9 @@ def load_weights(
     _check_kind(path)
     content, metadata = read_file(path)
     try:
-        if metadata: found = _read_ours(content, metadata, family, **pixels)
-        else: found = recognize(content, family, **pixels)
+        if metadata: return _read_ours(content, metadata, family, names, **pixels)
+        return recognize(content, family, names, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
-    return found if names is None else _give_names(found, names, f'{path}: ')
 
 # %% ../../nbs/files/08_checkpoints.ipynb #04d9d1ab
 def _check_kind(path):

@@ -40,16 +40,25 @@ def check_class_names(names, where):
     check_distinct(names, where)
 
 # %% ../../nbs/files/01_class_names.ipynb #fe9680fa
-def parse_names(names) -> list: # `cat,dog`, or a text file with one per line; a list; a dict by label. None stays None
-    "Read class names, as the option `--names` gives them."
-    if names is None or isinstance(names, list): return names
+def parse_names(
+    names, # `cat,dog`, or a text file with one per line; a list, tuple or array; a dict by label. None stays None
+    option:str='names' # As errors call it
+) -> list:
+    "Read class `names`, as the option `--names` gives them."
+    if names is None: return None
     if isinstance(names, dict): return _names_from_0(names)
-    if not isinstance(names, (str, os.PathLike)): return [*names]
+    if not isinstance(names, (str, os.PathLike)): return _names_in_order(names, option)
     text = os.fspath(names)
     found = [n.strip() for n in (_name_lines(text) if os.path.isfile(text) else _split_names(text))]
-    if '' in found: raise ValueError(f'names={shorten(text)!r}: name {found.index("") + 1} of {len(found)} is empty')
+    if '' in found: raise ValueError(f'{option}={shorten(text)!r}: name {found.index("") + 1} of {len(found)} is empty')
     check_class_names(found, shorten(text))
     return found
+
+# %% ../../nbs/files/01_class_names.ipynb #53df0b0f
+def _names_in_order(names, option): # A list, tuple, array or tensor -> list
+    if hasattr(names, 'tolist'): names = names.tolist()
+    if isinstance(names, (list, tuple)): return [*names]
+    raise ValueError(f'{option}={shorten(names)}: give them in order, as a list')
 
 # %% ../../nbs/files/01_class_names.ipynb #cfa964c0
 def _names_from_0(names): # A dict by label -> list
@@ -69,7 +78,7 @@ def _split_names(text):
 def _list_chosen(chosen, names): # Of names and numbers, from what `class_numbers` takes
     if hasattr(chosen, 'tolist'): chosen = chosen.tolist() # An array or tensor
     if isinstance(chosen, (str, os.PathLike)):
-        return [chosen] if chosen in names else parse_names(chosen) # A name may have a comma
+        return [chosen] if chosen in names else parse_names(chosen, 'classes') # A name may have a comma
     return [*chosen] if isinstance(chosen, Iterable) else [chosen]
 
 # %% ../../nbs/files/01_class_names.ipynb #031593ac

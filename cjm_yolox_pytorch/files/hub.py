@@ -9,13 +9,14 @@ __all__ = ['WEIGHTS', 'CARD', 'BEST', 'write_pretrained', 'hub_weights', 'find_p
 import os, re, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 from ..commands.messages import counted, shorten
 from ..commands.say import caution
 from .checkpoints import save_weights, Weights
 from .model_card import card_license, is_unedited, model_card
 from .network_kinds import import_extra
-from .paths import atomic, new_folder, read_text
+from .paths import atomic, new_folder, read_text, weights_path
 from ..model import MODEL_TYPES
 
 # %% ../../nbs/files/11_hub.ipynb #be64ceb7
@@ -30,6 +31,10 @@ def _renewed_card(name, old, license, write): # Text, or None if the `old` one s
 # %% ../../nbs/files/11_hub.ipynb #b64274f2
 WEIGHTS, CARD, BEST = 'model.safetensors', 'README.md', 'best.safetensors'
 
+def _check_pictures(paths):
+    missing = [str(p) for p in paths if not p.is_file()]
+    if missing: raise FileNotFoundError(f'pictures={shorten(missing)}: no such files')
+
 def _copy_picture(path, folder): # Which may be its own
     with atomic(folder/path.name) as partial: shutil.copy(path, partial)
 
@@ -43,6 +48,7 @@ def write_pretrained(
 ) -> Path: # The folder
     "Write `weights` and their card to a folder."
     folder, pictures = Path(folder), [Path(p) for p in pictures]
+    _check_pictures(pictures)
     name, card = repo_id or folder.absolute().name, folder/CARD
     def write(license): return model_card(weights, name, license, [p.name for p in pictures])
     text = _renewed_card(name, read_text(card), license, write) if card.exists() else write(license)
@@ -69,6 +75,8 @@ def _check_safetensors(path):
     return Path(path)
 
 # %% ../../nbs/files/11_hub.ipynb #c57bf9f2
+_LOG_IN = 'huggingface_hub.login(), or set HF_TOKEN' # The name of the command depends on the version
+
 def _one_line(e): return shorten(' '.join(str(e).split()) or type(e).__name__, 200)
 
 def _not_downloaded(api, repo_id, e): # `LocalEntryNotFoundError` -> text
@@ -85,12 +93,12 @@ def _reading(api, repo_id, revision): # Errors in one line
     try: yield
     except errors.LocalEntryNotFoundError as e: raise OSError(_not_downloaded(api, repo_id, e)) from e
     except errors.GatedRepoError as e:
-        raise PermissionError(f'{repo_id} is gated: accept its terms at {page}, and log in: hf auth login') from e
+        raise PermissionError(f'{repo_id} is gated: accept its terms at {page}, and log in: {_LOG_IN}') from e
     except errors.RevisionNotFoundError as e:
         cure = f'choose a branch, tag or commit from {page}/commits/main'
         raise FileNotFoundError(f'{repo_id} has no revision {revision!r}: {cure}') from e
     except errors.RepositoryNotFoundError as e:
-        raise FileNotFoundError(f'{here} at {api.endpoint}. For a private one, log in: hf auth login') from e
+        raise FileNotFoundError(f'{here} at {api.endpoint}. For a private one, log in: {_LOG_IN}') from e
     except errors.HFValidationError as e: raise FileNotFoundError(f'{here} can be: {_one_line(e)}') from e
     except errors.HfHubHTTPError as e: raise OSError(f'{page} could not be read: {_one_line(e)}') from e
 
@@ -110,7 +118,7 @@ def _hub_api(token, why=''):
 def hub_weights(
     repo_id:str, # user/name
     revision:str=None, # Branch, tag or commit; the main branch if None
-    token:str=None # That of `hf auth login` if None
+    token:str=None # That of `huggingface_hub.login()` if None
 ) -> Path: # In the cache of the hub
     "Download the weights of a repository, unless they are in the cache."
     api = _hub_api(token, f'{repo_id}: no such file or folder here, and to look for a repository, ')
@@ -129,16 +137,20 @@ def hub_weights(
 # %% ../../nbs/files/11_hub.ipynb #aaabf8b2
 _FILES = '.safetensors', '.pth', '.pt', '.onnx', '.xml', '.pt2', '.param', '.tflite', '.pte', '.mlpackage'
 
-def _repository(source): # user/name, or None
+def _repository(source): # user/name, and the revision of an address; or None twice
     for home in filter(None, ('https://huggingface.co', os.environ.get('HF_ENDPOINT'))):
         source = source.removeprefix(home.rstrip('/') + '/')
-    return source if re.fullmatch(r'[\w.-]+/[\w.-]+', source) else None
+    found = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:/tree/(.+))?', source.rstrip('/'))
+    return (found[1], found[2] and unquote(found[2])) if found else (None, None)
 
 def find_pretrained(source, revision:str=None, token:str=None): # -> what `load_detector` takes
     "Find weights: those of a repository or folder; a file, an address or a size stays what it is."
-    path = Path(source)
+    path = Path(weights_path(source))
     known = source in MODEL_TYPES or path.exists() or str(source).endswith(_FILES)
-    if not known and (repo_id := _repository(str(source))): return hub_weights(repo_id, revision, token)
+    repo_id, there = (None, None) if known else _repository(str(source))
+    two = f'revision={revision!r}, but the address says {there!r}: give one of them'
+    if there and revision not in (None, there): raise ValueError(two)
+    if repo_id: return hub_weights(repo_id, revision or there, token)
     if revision: raise ValueError(f'revision={revision!r}: it is for repositories, and {source} is not one')
     if path.is_dir() and not (path/'Manifest.json').exists():
         cure = 'give a file, or the folder of a finished training'
@@ -155,7 +167,7 @@ def _writing(api, repo_id): # Errors in one line
     except (errors.LocalTokenNotFoundError, errors.HfHubHTTPError) as e:
         status = getattr(getattr(e, 'response', None), 'status_code', 401)
         if status not in (401, 403): raise OSError(f'{failed}: {_one_line(e)}') from e
-        raise PermissionError(f'{failed}: log in with a token that may write there: hf auth login') from e
+        raise PermissionError(f'{failed}: log in with a token that may write there: {_LOG_IN}') from e
     except Exception as e: # Of the package that connects, which differs between versions
         if type(e).__module__.partition('.')[0] not in ('requests', 'httpx', 'httpx2'): raise
         raise OSError(f'{failed}: {_one_line(e)}') from e
@@ -180,7 +192,7 @@ def publish(
     private:bool=False, # For a new repository
     license:str=None, # As the hub writes it: apache-2.0, mit, cc-by-4.0, ...; that of the card there if None
     pictures=(), # Picture files for the card
-    token:str=None # That of `hf auth login` if None
+    token:str=None # That of `huggingface_hub.login()` if None
 ) -> str: # Address of the repository
     "Publish `weights` with a model card."
     api = _hub_api(token)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from ..commands.messages import counted
 from .checkpoints import Weights
+from .network_kinds import are_notes
 
 # %% ../../nbs/files/10_model_card.ipynb #82811ae3
 def _plain(text): # On one line
@@ -22,8 +23,9 @@ def _table(head, rows): # Lines
 
 # %% ../../nbs/files/10_model_card.ipynb #2eb7b1ef
 def _tile_options(recipe): # As text
-    tile, overlap = recipe.get('tile'), recipe.get('overlap', .2)
-    return f', tile={tile}, overlap={overlap:g}' if isinstance(tile, int) and tile else ''
+    tile, overlap = recipe.get('tile'), recipe.get('overlap')
+    if not isinstance(tile, int) or not tile: return ''
+    return f', tile={tile}, overlap={overlap:g}' if isinstance(overlap, int|float) else f', tile={tile}'
 
 def _use_lines(repo_id, recipe):
     code = ['from cjm_yolox_pytorch import Detector', '', f'detect = Detector.from_pretrained({repo_id!r})']
@@ -36,7 +38,7 @@ def _result_lines(notes):
     known = [(k, notes.get(k)) for k in ('AP', 'AP50')]
     found = [f'**{k} {v:.3f}**' for k, v in known if isinstance(v, float) and math.isfinite(v)]
     if not found: return []
-    split, after = notes.get('validation'), f', after epoch {notes["epoch"]}' if 'epoch' in notes else ''
+    split, after = notes.get('validation'), f', after epoch {_plain(notes["epoch"])}' if 'epoch' in notes else ''
     where = f'the split {_plain(split)}' if split else 'the validation images'
     if split and split == notes.get('training'): where += ', which are also the training images'
     said = f'{" and ".join(found)} on {where}{after}.'
@@ -107,6 +109,7 @@ def model_card(
 ) -> str: # Markdown
     "Describe `weights`."
     notes, classes = weights.notes, counted(weights.num_classes, 'class')
+    if not are_notes(notes, weights.num_classes): raise ValueError('notes of the weights: of a wrong type or range')
     said = f'An object detector for {classes} ({weights.model_type} at {weights.input_size} pixels), to use with'
     lines = [*_head(weights, license), f'# {_plain(repo_id.rpartition("/")[2])}', '', f'{said} {_HOME}.', '']
     lines += [*_use_lines(repo_id, notes.get('recipe') or {}), *_result_lines(notes), *_class_lines(weights)]

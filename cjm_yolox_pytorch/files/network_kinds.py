@@ -41,6 +41,7 @@ def network_kind(path) -> str: # A key of `EXPORTED_KINDS`, or weights
 def are_notes(notes, num_classes) -> bool:
     "Tell whether `notes` have the types and ranges that a training writes."
     if not isinstance(notes, dict) or notes.get('bit_depth', 16) not in range(8, 17): return False
+    if not isinstance(notes.get('recipe') or {}, dict): return False
     parts = dict(thresholds=_are_thresholds, class_results=_are_class_results)
     return all(notes.get(k) is None or check(notes[k], num_classes) for k, check in parts.items())
 

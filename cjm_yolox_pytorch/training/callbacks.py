@@ -8,6 +8,7 @@ __all__ = ['HOOKS', 'LOGGERS', 'check_callbacks', 'Logger', 'TensorBoardLogger',
 
 # %% ../../nbs/training/01a_callbacks.ipynb #d5e187b8
 import importlib.util, os, secrets, sys
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from .recipe import check_choice
@@ -140,9 +141,10 @@ def _find_function(module, function):
 
 def _run_file(name, path): # The module that a file makes
     if not os.path.isfile(path): raise ValueError(f'{name}: there is no file {os.path.abspath(path)}')
-    spec = importlib.util.spec_from_file_location(os.path.basename(path).removesuffix('.py'), path)
+    file_name = os.path.basename(path).removesuffix('.py')
+    spec = importlib.util.spec_from_file_location(f'_logger_{file_name}', path) # json.py does not replace json
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _importable(module, os.path.dirname(os.path.abspath(path))): spec.loader.exec_module(module)
     return module
 
 def _import_named(name, module):
@@ -152,3 +154,14 @@ def _import_named(name, module):
     except ModuleNotFoundError as e:
         if e.name not in [module, module.partition('.')[0]]: raise # Imported by the module
         raise ValueError(f'{name}: no module {module!r} in {os.getcwd()} or among installed packages') from e
+
+# %% ../../nbs/training/01a_callbacks.ipynb #e3d050f1
+@contextmanager
+def _importable(module, folder): # As Python does for a file that it runs
+    sys.modules[module.__name__] = module # Data classes look up their module
+    sys.path.insert(0, folder) # For neighbors
+    try: yield
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    finally: sys.path.remove(folder)

@@ -1,14 +1,23 @@
 "The detector, on odd images and with real weights."
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from networks import decisive_model
 from PIL import Image
 
 from cjm_yolox_pytorch.deploy.export import export
 from cjm_yolox_pytorch.detection.detector import load_detector, predict
 from cjm_yolox_pytorch.evaluation.evaluate import evaluate
+
+
+@pytest.fixture(scope='module')
+def decisive(weights): # Finds boxes of every class in noise, with scores that differ
+    model = decisive_model(3)
+    for conv in model.bbox_head.multi_level_conv_cls: torch.nn.init.normal_(conv.weight)
+    return load_detector(replace(weights, state=model.state_dict()), 'cpu')
 
 
 @pytest.mark.parametrize('size', [(1, 1), (8000, 6000), (3000, 2)])
@@ -66,13 +75,14 @@ def test_detector_refuses_scores_that_are_not_from_0_to_1(detector, conf):
         detector(Image.new('RGB', (40, 30)), conf=conf)
 
 
-def test_calls_choose_scores_overlap_classes_and_number(detector):
+def test_calls_choose_scores_overlap_classes_and_number(decisive):
+    detector = decisive
     photo = Image.effect_noise((64, 64), 80)
     every = detector(photo, conf=0, iou=1, max_det=1000)
     assert len(every) == 8**2 + 4**2 + 2**2
-    assert len(detector(photo, conf=0, iou=.1)) < len(every)
+    assert 0 < len(detector(photo, conf=0, iou=.1)) < len(every)
     middle = every.scores.median().item()
-    assert len(detector(photo, conf=middle, iou=1)) == (every.scores > middle).sum()
+    assert 0 < len(detector(photo, conf=middle, iou=1)) == (every.scores > middle).sum() < len(every)
     best = detector(photo, conf=0, iou=1, max_det=3)
     assert best.scores.tolist() == every.scores[:3].tolist()
     assert detector([photo], conf=0, iou=1, max_detections=3)[0].scores.tolist() == best.scores.tolist()
@@ -80,13 +90,22 @@ def test_calls_choose_scores_overlap_classes_and_number(detector):
     for classes in ('dog,owl', ['owl', 'dog'], ('dog', 'owl'), [1, 2], range(1, 3), *same):
         some = detector(photo, conf=0, iou=1, max_det=1000, classes=classes)
         assert some.scores.tolist() == every[['dog', 'owl']].scores.tolist()
-    assert len(detector(photo, conf=0, classes=1)['dog']) == len(detector(photo, conf=0, classes=1))
+        assert 0 < len(some) < len(every)
+    dogs = detector(photo, conf=0, classes=1)
+    assert 0 < len(dogs['dog']) == len(dogs) < len(every)
 
 
 @pytest.mark.parametrize('options, error', [
     (dict(batch=0), 'batch=0: must be at least 1'), (dict(batch='8'), "batch='8': must be a number at least 1"),
     (dict(iou=45), 'iou=45: must be from 0 to 1'), (dict(iou=float('nan')), 'iou=nan: must be'),
     (dict(max_det=0), 'max_det=0: must be at least 1'), (dict(conf='.5'), 'conf=.5: scores are from 0 to 1'),
+    (dict(batch=1.5), 'batch=1.5: must be a whole number'), (dict(batch=None), 'batch=None: must be a number'),
+    (dict(max_det=2.5), 'max_det=2.5: must be a whole number'), (dict(max_detections=0), 'max_detections=0: must be'),
+    (dict(max_det=float('inf')), 'max_det=inf: must be a whole number'),
+    (dict(max_candidates=0), 'max_candidates=0: must be at least 1'),
+    (dict(max_candidates='x'), "max_candidates='x': must be a number"),
+    (dict(iou=[.5]), r'iou=\[0.5\]: must be a number'),
+    (dict(conf=[.1, [.2], .3]), 'scores are from 0 to 1'), (dict(classes='cat,,dog'), "^classes='cat,,dog': name 2"),
     (dict(conf=[None]*3), 'scores are from 0 to 1'), (dict(max_det='9'), "max_det='9': must be a number at least 1"),
     (dict(max_det=3, max_detections=3), 'names of the same limit'),
     *[(dict(classes=odd), 'classes=.*: give names or numbers of classes; None for all') for odd in (True, [], [1.5],
@@ -101,11 +120,13 @@ def test_misnamed_options_are_named(detector):
         detector(Image.new('RGB', (40, 30)), score_thr=.5)
 
 
-def test_scores_may_be_a_tensor_or_an_array(detector):
+def test_scores_may_be_a_tensor_or_an_array(decisive):
     photo = Image.effect_noise((64, 64), 80)
-    scores = .01, torch.tensor(.01), np.full(3, .01), torch.full((3,), .01)
-    every = [detector(photo, conf=conf, iou=1) for conf in scores]
-    assert len({len(found) for found in every}) == 1
+    every = decisive(photo, conf=0, iou=1)
+    middle = every.scores.median().item()
+    same = middle, torch.tensor(middle), np.float32(middle), np.full(3, middle), torch.full((3,), middle), [middle]*3
+    counts = {len(decisive(photo, conf=conf, iou=1)) for conf in same}
+    assert counts == {(every.scores > middle).sum().item()} and 0 < min(counts) < len(every)
 
 
 @pytest.mark.parametrize('call', [load_detector, lambda w: evaluate(w, 'shapes'), export])

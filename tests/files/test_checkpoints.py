@@ -194,8 +194,32 @@ def test_load_published_weights_by_their_size(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='yolox_s.pth: no such file'): load_weights('yolox_s')
 
 
+def write_names(path, names): # As other programs may
+    metadata = json.dumps({**fuzz.KNOWN, 'names': names})
+    path.write_bytes(save(network(), metadata=dict(cjm_yolox_pytorch=metadata)))
+
+
+@pytest.mark.parametrize('stored', [['cat', 'cat'], ['a\n', 'b'], ['cat'], [1, 2]])
+def test_names_that_are_given_repair_those_of_a_file(stored, tmp_path):
+    write_names(tmp_path/'a.safetensors', stored)
+    with pytest.raises(ValueError, match='a.safetensors: '): load_weights(tmp_path/'a.safetensors')
+    for names in (['cat', 'dog'], ('cat', 'dog')):
+        assert load_weights(tmp_path/'a.safetensors', names=names).names == ['cat', 'dog']
+
+
+def test_names_without_an_order_are_not_given_to_classes():
+    for names in ({'cat', 'dog'}, 3):
+        with pytest.raises(ValueError, match='give them in order'): load_weights(network(), names=names)
+
+
+@pytest.mark.parametrize('names', [['cat', 'cat'], ['a\n', 'b']])
+def test_names_that_could_not_be_read_are_not_saved(names, tmp_path):
+    with pytest.raises(ValueError, match='names: '): save_weights(small(names=names), tmp_path/'a.safetensors')
+    assert not [*tmp_path.iterdir()]
+
+
 def test_class_names_with_control_characters(tmp_path):
-    save_weights(small(names=['a\x1b[2J', 'b']), tmp_path/'a.safetensors')
+    write_names(tmp_path/'a.safetensors', ['a\x1b[2J', 'b'])
     with pytest.raises(ValueError, match=r"a.safetensors: names: names of classes with control characters: 'a\\x1b"):
         load_weights(tmp_path/'a.safetensors')
 

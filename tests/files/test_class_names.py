@@ -1,9 +1,10 @@
 "Class names as the option `--names` gives them."
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cjm_yolox_pytorch.files.class_names import parse_names
+from cjm_yolox_pytorch.files.class_names import class_numbers, parse_names
 
 ERRORS = [
     ('', "names='': name 1 of 1 is empty"), ('cat,,dog', 'name 2 of 3 is empty'), ('cat,dog,', 'name 3 of 3 is empty'),
@@ -22,6 +23,20 @@ def test_parse_names_takes_a_list_or_a_file(tmp_path, monkeypatch):
     assert parse_names('cat, traffic light,St. Bernard') == ['cat', 'traffic light', 'St. Bernard']
     assert parse_names('cat') == ['cat'] and parse_names('car/van,bus') == ['car/van', 'bus']
     assert parse_names(None) is None and parse_names(['cat']) == ['cat']
+
+
+def test_parse_names_keeps_the_order():
+    for names in (['dog', 'cat'], ('dog', 'cat'), np.array(['dog', 'cat']), {1: 'cat', 0: 'dog'}):
+        assert parse_names(names) == ['dog', 'cat']
+
+
+@pytest.mark.parametrize('names', [{'dog', 'cat'}, frozenset(['dog']), 3, True, np.array(3), (n for n in 'ab')])
+def test_names_without_an_order_are_refused(names):
+    with pytest.raises(ValueError, match='names=.*: give them in order, as a list'): parse_names(names)
+
+
+def test_errors_name_the_option_that_was_given():
+    with pytest.raises(ValueError, match="^classes='cat,,dog': name 2 of 3"): class_numbers('cat,,dog', ['cat', 'dog'])
 
 
 @pytest.mark.parametrize('text, problem', ERRORS)

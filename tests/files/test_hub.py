@@ -20,6 +20,7 @@ from cjm_yolox_pytorch.files.hub import find_pretrained, publish, write_pretrain
 from cjm_yolox_pytorch.files.model_card import card_license, is_unedited, model_card
 from cjm_yolox_pytorch.model import build_model
 
+LOG_IN = 'huggingface_hub.login(), or set HF_TOKEN'
 NAMES = ['cat', 'dog', 'barn | owl']
 SAFETENSORS = b'\2\0\0\0\0\0\0\0{}' # Without tensors
 
@@ -162,6 +163,36 @@ def test_publish_and_read_again(weights, hub, connect, tmp_path):
     assert find_pretrained('me/farm').read_bytes() == files['model.safetensors']
 
 
+def test_addresses_as_browsers_show_them(hub, connect):
+    address, handler = hub
+    connect(address)
+    handler.repos['me/farm'] = {'model.safetensors': SAFETENSORS}
+    found = find_pretrained('me/farm')
+    for source in ('me/farm/', f'{address}/me/farm/', f'{address}/me/farm/tree/main', f'{address}/me/farm/tree/main/'):
+        assert find_pretrained(source) == found
+    assert error_of(find_pretrained, f'{address}/me/farm/tree/v9').startswith(
+        "FileNotFoundError: me/farm has no revision 'v9'")
+    assert "me/farm has no revision 'refs/pr/1'" in error_of(find_pretrained, f'{address}/me/farm/tree/refs%2Fpr%2F1')
+    assert error_of(find_pretrained, f'{address}/me/farm/tree/main', 'v9') == (
+        "ValueError: revision='v9', but the address says 'main': give one of them")
+
+
+@pytest.mark.parametrize('source', [None, 3])
+def test_weights_of_another_type_are_named(source):
+    with pytest.raises(TypeError, match=f'{type(source).__name__}: weights as a file, an address, or a size'):
+        Detector.from_pretrained(source)
+
+
+def test_a_missing_picture_leaves_the_old_weights(weights, tmp_path):
+    write_pretrained(weights, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(FileNotFoundError, match='nope.png.*: no such files'):
+        write_pretrained(replace(weights, names=['pig', 'cow', 'hen']), tmp_path, pictures=['nope.png'])
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    with pytest.raises(FileNotFoundError): write_pretrained(weights, tmp_path/'new', pictures=['nope.png'])
+    assert not (tmp_path/'new').exists()
+
+
 def test_a_card_is_renewed_with_the_weights(weights, hub, connect):
     address, handler = hub
     connect(address)
@@ -208,18 +239,18 @@ def test_errors_of_the_hub_say_what_to_do(weights, hub, connect):
         'me/two': {'a.safetensors': good, 'b.safetensors': good}})
     def said(*args): return error_of(find_pretrained, *args)
     assert said('me/nothing') == (f'FileNotFoundError: me/nothing: no such file or folder here, and no such repository '
-        f'at {address}. For a private one, log in: hf auth login')
+        f'at {address}. For a private one, log in: {LOG_IN}')
     assert said('me/farm', 'v9') == (f"FileNotFoundError: me/farm has no revision 'v9': choose a branch, tag or commit "
         f'from {address}/me/farm/commits/main')
     assert said('me/gated') == (f'PermissionError: me/gated is gated: accept its terms at {address}/me/gated, '
-        'and log in: hf auth login')
+        f'and log in: {LOG_IN}')
     assert said('runs/-birds').startswith('FileNotFoundError: runs/-birds: no such file or folder here, and no such')
     assert said('me/pickle').startswith('FileNotFoundError: me/pickle has no weights in safetensors, and pickles are')
     assert said('me/disguised').endswith('is not a safetensors file, so it was not read')
     assert 'neither model.safetensors nor best.safetensors. It has a.safetensors, b.safetensors' in said('me/two')
     assert said('me/broken').startswith('OSError: me/broken could not be downloaded')
     assert error_of(publish, weights, 'others/farm') == (f'PermissionError: others/farm could not be written at '
-        f'{address}: log in with a token that may write there: hf auth login')
+        f'{address}: log in with a token that may write there: {LOG_IN}')
 
 
 def test_a_repository_may_call_its_weights_otherwise(hub, connect):
@@ -328,3 +359,16 @@ def test_cards_escape_what_strangers_wrote(weights):
     card = model_card(weights, 'me/farm', pictures=['curves.png'])
     assert '<script>' not in card and '| 1 | \\[a\\](b) |' in card and '](curves.png)' in card
     assert '## Results' not in card and '## Training' not in card
+    odd = '<script>'
+    recipe = dict(tile=640, overlap=None, model=odd) | {odd: odd}
+    notes = dict(AP=.5, epoch=odd, training=odd, validation=odd, fingerprint=odd, weights=odd, recipe=recipe)
+    card = model_card(replace(weights, notes=notes), 'me/farm', license=odd, pictures=[odd])
+    assert odd not in card.partition('# farm')[2] and ', tile=640)' in card
+
+
+@pytest.mark.parametrize('notes', [dict(recipe='fast'), dict(recipe=[1]), dict(class_results=3), [1]])
+def test_notes_of_other_kinds_are_refused(weights, notes, tmp_path):
+    odd = replace(weights, notes=notes)
+    with pytest.raises(ValueError, match='notes of the weights'): model_card(odd, 'me/farm')
+    save_weights(odd, tmp_path/'a.safetensors')
+    with pytest.raises(ValueError, match='a.safetensors: bad metadata'): load_weights(tmp_path/'a.safetensors')

@@ -80,6 +80,33 @@ def test_logger_of_a_file_anywhere(mine, name):
     assert type(callbacks.make_logger(name.format(mine))).__name__ == 'Log' and str(mine) not in sys.path
 
 
+DATA_CLASS = '''from __future__ import annotations
+from dataclasses import dataclass
+from units_of_mine import unit
+
+@dataclass
+class Log:
+    unit: str = unit
+    def on_epoch_end(self, t): pass
+'''
+
+
+def test_logger_of_a_file_with_a_data_class_and_a_neighbor(mine, monkeypatch):
+    (mine/'units_of_mine.py').write_text('unit = "epoch"')
+    (mine/'json.py').write_text(DATA_CLASS) # A file may have the name of a module
+    monkeypatch.setitem(sys.modules, 'units_of_mine', None) # Restored afterwards
+    del sys.modules['units_of_mine']
+    assert callbacks.make_logger('my tools/json.py:Log').unit == 'epoch'
+    assert sys.modules['json'] is json and str(mine) not in sys.path
+
+
+def test_a_file_that_fails_leaves_nothing_behind(mine):
+    (mine/'fails_at_once.py').write_text('raise RuntimeError("mine")')
+    before = [*sys.path]
+    with pytest.raises(RuntimeError, match='^mine$'): callbacks.make_logger('my tools/fails_at_once.py:Log')
+    assert sys.path == before and not [name for name in sys.modules if 'fails_at_once' in name]
+
+
 @pytest.mark.parametrize('name, message', [('nowhere.py:Log', 'there is no file .*nowhere.py'),
     ('./mine:Log', "'./mine' names no module"), ('json.nothing:Log', "no module 'json.nothing' in"),
     ('my tools/mine.py:Lag', "has no function 'Lag'")])
