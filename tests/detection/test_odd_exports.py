@@ -52,7 +52,7 @@ def test_odd_inputs_are_named(tmp_path, options, message):
 def test_uint8_of_other_programs_is_taken_in_full_range(tmp_path):
     file = write(tmp_path/'whole.onnx', CENTERS, TensorProto.UINT8)
     assert load_detector(file).model.info.pixels == 'bgr255'
-    message = 'cannot hold bgr1: choose rgb255 or bgr255'
+    message = 'cannot hold bgr1: choose pixels rgb255 or bgr255'
     with pytest.raises(ValueError, match=message): load_detector(file, pixels='bgr1')
 
 
