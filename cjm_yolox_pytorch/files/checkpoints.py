@@ -82,11 +82,11 @@ def _convert(weights, pixels): # To our order and range of pixels
     return replace(weights, state=state, focus=pixels.focus, mean=mean, std=std)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #a959bac1
-def _give_names(weights, names): # The same with these names of classes
+def _give_names(weights, names, where=''): # The same with these names of classes
     names = parse_names(names)
     check_class_names(names, 'names')
     counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
-    if len(names) != weights.num_classes: raise ValueError(f'{counts}: each class needs a name')
+    if len(names) != weights.num_classes: raise ValueError(f'{where}{counts}: each class needs a name')
     return replace(weights, names=names)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #b32adce7
@@ -121,7 +121,7 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     return numbers and shapes and size and are_notes(w.notes, w.num_classes) and 0 not in w.std
 
 # %% ../../nbs/files/08_checkpoints.ipynb #0e4ef30d
-def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `recognize`
+def _read_ours(state, metadata, family=None, named=True, **pixels): # As for `recognize`
     try:
         known = Weights(state, **json.loads(metadata))
         needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels'
@@ -135,8 +135,7 @@ def _read_ours(state, metadata, family=None, names=None, **pixels): # As for `re
     _check_finite(state)
     pixels = _pixel_format(family, pixels, PixelFormat(False, 1, known.focus))
     converted = _convert(replace(known, family=family or known.family), pixels)
-    if names is None: names = known.names # Names that are given instead repair those of a file
-    return converted if names is None else _give_names(converted, names)
+    return _give_names(converted, known.names) if named and known.names is not None else converted
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
@@ -153,9 +152,10 @@ def load_weights(
     _check_kind(path)
     content, metadata = read_file(path)
     try:
-        if metadata: return _read_ours(content, metadata, family, names, **pixels)
-        return recognize(content, family, names, **pixels)
+        if metadata: found = _read_ours(content, metadata, family, names is None, **pixels)
+        else: found = recognize(content, family, **pixels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    return found if names is None else _give_names(found, names, f'{path}: ')
 
 # %% ../../nbs/files/08_checkpoints.ipynb #04d9d1ab
 def _check_kind(path):
