@@ -66,11 +66,12 @@ def largest_by_trying(
 # %% ../../nbs/training/01b_batch_size.ipynb #6c665d3b
 def _try_on_gpu(recipe, num_classes, device, sizes): # Largest batch, and the memory that is free in GB
     trainer = trial_trainer(recipe, num_classes, device)
-    free = (torch.cuda.mem_get_info(trainer.device)[0] + torch.cuda.memory_reserved(trainer.device))/1e9
-    def used(n):
-        trial_step(trainer, n)
-        return torch.cuda.max_memory_reserved(trainer.device)/1e9/free
-    return largest_by_trying(used, sizes), free
+    if device.type == 'cuda':
+        free = (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))/1e9
+        def used(n):
+            trial_step(trainer, n)
+            return torch.cuda.max_memory_reserved(device)/1e9/free
+        return largest_by_trying(used, sizes), free
 
 # %% ../../nbs/training/01b_batch_size.ipynb #879489df
 def _peak_gb():
@@ -154,8 +155,9 @@ def _check_choice_possible(device):
 def _choose_on_gpu(recipe, num_classes, device, sizes):
     best, free = _try_on_gpu(recipe, num_classes, device, sizes)
     gc.collect() # The trial, whose parts refer to each other
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     return best, f'tried on the GPU, with {free:.1f} GB free'
 
 def _choose_on_cpu(recipe, num_classes, device, sizes):
