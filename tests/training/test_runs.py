@@ -9,11 +9,12 @@ from cjm_yolox_pytorch.training.runs import lock_folder
 
 
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
-def test_drive_without_locks_is_used_with_a_warning(number, tmp_path, monkeypatch, caplog):
+def test_drive_without_locks_is_used_with_a_warning(number, tmp_path, monkeypatch, caplog, recwarn):
     "Anything else that goes wrong with the lock is an error"
     fcntl = pytest.importorskip('fcntl')
     def flock(*args): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(fcntl, 'flock', flock)
     odd = number == errno.EIO
     with pytest.raises(OSError, match='Input/output') if odd else nullcontext(), lock_folder(tmp_path): pass
-    assert ('on a drive without locks' in caplog.text) is not odd
+    said = [caplog.text, *(str(w.message) for w in recwarn)] # filelock makes do without some locks, and says so
+    assert any('lock' in text for text in said) is not odd
