@@ -1,6 +1,7 @@
 "What several tests share: reference data where it exists, and the slow loop of the notebook as an oracle."
 import json
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -41,6 +42,15 @@ def draw_shapes(tmp_path_factory):
         write_shapes(folder, **options)
         return folder
     return draw
+
+
+@pytest.fixture
+def heeded():
+    "Signals that end a program, also where nohup or a background job has it and its children ignore them"
+    usual = dict(SIGINT=signal.default_int_handler, SIGHUP=signal.SIG_DFL)
+    before = {n: signal.signal(n, usual[n.name]) for n in signal.Signals if n.name in usual}
+    yield
+    for number, handler in before.items(): signal.signal(number, handler)
 
 
 def read_oracle():

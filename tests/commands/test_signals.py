@@ -48,13 +48,10 @@ def test_sigterm_is_not_lost(moment, capsys):
 
 
 @pytest.mark.parametrize('moment', MOMENTS)
-def test_ctrl_c_is_not_lost(moment, monkeypatch, capsys):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), exit_on_signals():
-            moment(signal.SIGINT)
-            time.sleep(9)
-    finally: signal.signal(signal.SIGINT, before)
+def test_ctrl_c_is_not_lost(moment, capsys, heeded):
+    with pytest.raises(KeyboardInterrupt), exit_on_signals():
+        moment(signal.SIGINT)
+        time.sleep(9)
     assert capsys.readouterr().err == ''
 
 

@@ -43,14 +43,12 @@ def test_ignored_signal_stays_ignored(tmp_path):
     assert ended.returncode == 1 and 'read to the end' in ended.stderr
 
 
-def test_command_gets_the_earlier_handler(monkeypatch):
+def test_command_gets_the_earlier_handler(monkeypatch, heeded):
     from cjm_yolox_pytorch.commands import start
     handlers = []
     def command(): handlers.append(signal.getsignal(signal.SIGINT))
     monkeypatch.setattr(start, 'import_command', lambda name: command)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try: start.start()
-    finally: signal.signal(signal.SIGINT, before)
+    start.start()
     assert handlers == [signal.default_int_handler]
 
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 
 import cv2
 import numpy as np
@@ -242,11 +241,8 @@ def test_options_of_suppression_need_it(option):
 
 @pytest.mark.parametrize('sent, status', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
 @pytest.mark.parametrize('step', [(formats, 'trace'), (export, 'try_file')])
-def test_stopped_command_leaves_no_folder(tmp_path, monkeypatch, capsys, request, step, sent, status):
-    "Also where nohup or a background job has tests ignore it"
+def test_stopped_command_leaves_no_folder(tmp_path, monkeypatch, capsys, heeded, step, sent, status):
     if not hasattr(signal, sent): pytest.skip(f'no {sent} here')
-    heeded = signal.default_int_handler if sent == 'SIGINT' else signal.SIG_DFL
-    request.addfinalizer(partial(signal.signal, getattr(signal, sent), signal.signal(getattr(signal, sent), heeded)))
     save_weights(made_up(), tmp_path/'nano.safetensors')
     def stop(*args):
         assert len([*tmp_path.glob('new/deep/nano.onnx*.partial')]) == 1

@@ -183,7 +183,7 @@ def test_without_ap_there_is_nothing_to_lose(weights, images, full, tmp_path, mo
 
 
 @pytest.mark.parametrize('sent, status', [('SIGTERM', 143), ('SIGINT', 130)])
-def test_stopped_command_leaves_nothing(weights, data, full, tmp_path, monkeypatch, capsys, sent, status):
+def test_stopped_command_leaves_nothing(weights, data, full, tmp_path, monkeypatch, heeded, sent, status):
     save_weights(weights, tmp_path/'w.safetensors')
     def stop(*args):
         assert len([*tmp_path.glob('new/*.partial')]) == 1

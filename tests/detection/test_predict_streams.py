@@ -181,12 +181,10 @@ def test_interrupted_video_keeps_its_tracks(use, tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_command_on_a_live_stream(file, tmp_path, number):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def test_command_on_a_live_stream(file, tmp_path, number, heeded):
     with serve(live()) as root:
         words = [COMMAND, file, root, '--network', '--out', tmp_path/'out', '--device', 'cpu']
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        signal.signal(signal.SIGINT, before)
         for _ in range(1500):
             if [*(tmp_path/'out').glob('*.mp4*')] or process.poll() is not None: break
             time.sleep(.02)
