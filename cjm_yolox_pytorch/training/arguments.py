@@ -17,14 +17,16 @@ from ..data.annotations import Annotations
 from ..files.checkpoints import load_weights, Weights
 from ..files.class_names import parse_names
 from .batch_size import number_or_auto
-from .recipe import Augmentation, check_choice, Degradation, Recipe, RECIPES
+from .recipe import Augmentation, AUGMENTS, check_choice, Degradation, Recipe, RECIPES
 from .recipe_file import read_recipe
+from ..utils import check_between
 
-# %% ../../nbs/training/02a_arguments.ipynb #7191e31f
+# %% ../../nbs/training/02a_arguments.ipynb #for-fold
 FOR_FOLDERS = dict(train=None, format=None, images=None, bit_depth=16, allow_missing=False) # Options and defaults
 
 def in_folder(data) -> bool: return isinstance(data, (str, os.PathLike))
 
+# %% ../../nbs/training/02a_arguments.ipynb #7191e31f
 def check_data(
     data, # As for `train`, and so are the next three
     val,
@@ -33,6 +35,7 @@ def check_data(
     reading:dict # Options of `FOR_FOLDERS`
 ):
     "Raise an error for data that do not go with the other options."
+    check_between(bit_depth=(reading['bit_depth'], 8, 16))
     if data is None: raise ValueError('data=None: give the folder of a dataset, or a Dataset')
     if in_folder(data):
         unnamed = 'names are those of the initial weights: give weights, too (--weights)'
@@ -84,12 +87,15 @@ def _check_model(changes, own, where): # `own`: model of the recipe, or None
 # %% ../../nbs/training/02a_arguments.ipynb #b77288ff
 def choose_recipe(
     recipe, # A key of `RECIPES`, a YAML file or a `Recipe`; fine_tune if None
+    augment:str|None, # A key of `AUGMENTS`, whose changes override those of `recipe`
     workers:int|None, # By default half of the cores; of a `Recipe` its own
     changes:dict # Other fields of `Recipe`; None where not given
 ) -> Recipe:
     "Make the recipe of a training."
     if recipe is None: recipe = 'fine_tune'
-    changes = {k: v for k, v in dict(changes, workers=workers).items() if v is not None}
+    given = {k: v for k, v in dict(changes, workers=workers).items() if v is not None}
+    if augment is not None: check_choice('augment', augment, AUGMENTS)
+    changes = AUGMENTS.get(augment, {}) | given
     if isinstance(recipe, Recipe): return _change_recipe(recipe, changes)
     choices = [*RECIPES, 'a file such as birds.yaml', 'Recipe(...)']
     if not isinstance(recipe, (str, os.PathLike)): check_choice('recipe', recipe, choices)

@@ -35,12 +35,11 @@ from .arguments import check_data, check_types, choose_recipe, FOR_FOLDERS, in_f
 from .arguments import initial_weights, name_of_data, recipe_options, short_path
 from .batch_size import choose_batch
 from .callbacks import check_callbacks, make_logger
-from .recipe import Recipe
+from .recipe import describe_augment, Recipe
 from .recipe_file import recipe_lines, write_recipe
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
 from .runs import plot_curves, save_state, save_trained, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
-from ..utils import check_between
 
 # %% ../../nbs/training/03_train.ipynb #c358cc6b
 def _epoch_line(row, epochs): # At most 80 columns
@@ -206,21 +205,21 @@ def train(
     return _run_training(callbacks=callbacks, **options_of(yolox_train, **given, **options))
 
 # %% ../../nbs/training/03_train.ipynb #428c80ae
-def _run_training(data, weights, names, recipe, val, out, resume, logger, device, workers, callbacks=(), json=False,
-    **changes): # Options of `yolox_train` -> `Trained`
+def _run_training(data, weights, names, recipe, augment, val, out, resume, logger, device, workers, callbacks=(),
+    json=False, **changes): # Options of `yolox_train` -> `Trained`
     reading = {name: changes.pop(name) for name in FOR_FOLDERS}
     check_types(weights, resume, logger, reading['allow_missing'])
     check_data(data, val, names, weights, reading)
-    check_between(bit_depth=(reading['bit_depth'], 8, 16))
     callbacks = check_callbacks(callbacks)
     loggers = [make_logger(logger)] if logger else []
-    plan, out = _plan_training(data, recipe, out, resume, workers, changes)
+    plan, out = _plan_training(data, recipe, augment, out, resume, workers, changes)
     files = in_folder(data)
     _check_run_folder(data, out, resume)
     initial = None if resume else initial_weights(weights, names if files else None, plan.model)
     with processes(device) as device:
         used = _read_folder(data, val, **reading) if files else _as_used(data, val)
         plan = _settle_batch(plan, used, None if files else names, device, {} if resume else changes)
+        if augment and rank_and_world()[0] == 0: explain(describe_augment(augment, plan))
         trainer = _make_trainer(plan, used, None if files else names, initial, device)
         if weights: trainer.notes['weights'] = short_path(weights)
         first = trainer.rank == 0
@@ -231,13 +230,14 @@ def _run_training(data, weights, names, recipe, val, out, resume, logger, device
 @command
 @showing('print-recipe', lambda **given: _planned_lines(**given), 'Print the recipe of this command, as a file to edit')
 @recipe_options
-@grouped(data='names format images bit_depth allow_missing train', schedule='recipe', augmentation='',
+@grouped(data='names format images bit_depth allow_missing train', schedule='recipe', augmentation='augment',
     hardware='workers amp compile sync_bn', output='logger json')
 def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
     recipe:str=None, # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
+    augment:str=None, # What suits a kind of images: aerial, documents, microscopy or street
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16
@@ -264,19 +264,19 @@ def _show_trained(run, json):
     if json: print_json(asdict(run))
 
 # %% ../../nbs/training/03_train.ipynb #e3d34322
-def _plan_training(data, recipe, out, resume, workers, changes): # -> `Recipe`, and the folder
+def _plan_training(data, recipe, augment, out, resume, workers, changes): # -> `Recipe`, and the folder
     if changes.get('batch') == 'auto': changes = dict(changes, batch=None)
     start = f'runs/{name_of_data(data)}-'
     if resume and recipe is None: # Options may go with the recipe in the folder, but not with the defaults
         out = Path(out or f'{start}{changes.get("model") or Recipe.model}')
         if (own := out/'recipe.yaml').exists(): recipe = own
-    plan = choose_recipe(recipe, workers, changes)
+    plan = choose_recipe(recipe, augment, workers, changes)
     return plan, Path(out or f'{start}{plan.model}')
 
-def _planned_lines(data, recipe, out, resume, workers, **others): # Options of `yolox_train` -> YAML
+def _planned_lines(data, recipe, augment, out, resume, workers, **others): # Options of `yolox_train` -> YAML
     if others.get('batch') == 'auto': raise ValueError('--print-recipe needs a number for --batch: auto is measured')
     changes = {f.name: others[f.name] for f in fields(Recipe) if f.name in others}
-    return recipe_lines(_plan_training(data or '.', recipe, out, resume, workers, changes)[0])
+    return recipe_lines(_plan_training(data or '.', recipe, augment, out, resume, workers, changes)[0])
 
 def _check_run_folder(data, out, resume):
     if in_folder(data): check_output_folder(out, data)

@@ -14,6 +14,7 @@ from cjm_yolox_pytorch.files.checkpoints import Weights
 from cjm_yolox_pytorch.model import NORM_STATS, build_model
 from cjm_yolox_pytorch.training import train as module
 from cjm_yolox_pytorch.training.recipe import Recipe, fine_tune_recipe
+from cjm_yolox_pytorch.training.recipe_file import read_recipe
 from cjm_yolox_pytorch.training.train import fit, train
 from cjm_yolox_pytorch.training.trainer import Trainer
 
@@ -158,3 +159,12 @@ def test_what_does_not_go_together_is_refused(call, message, shapes, tmp_path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message): call(shapes)
     assert not [*tmp_path.iterdir()]
+
+
+def test_kind_of_images_is_told_and_overridden(shapes, tmp_path, no_plots, caplog):
+    with caplog.at_level('INFO'):
+        run = train(shapes, 'yolox_nano', epochs=1, img_size=64, out=tmp_path/'run', augment='street', hsv_v=20.,
+            device='cpu', workers=0)
+    assert 'augment street: min_scale 0.5, max_scale 2, hsv_v 20, blur 0.1, cutout 0.2' in caplog.text
+    recipe = Recipe(**read_recipe(run.out/'recipe.yaml'))
+    assert (recipe.max_scale, recipe.hsv_v, recipe.cutout) == (2., 20., .2)
