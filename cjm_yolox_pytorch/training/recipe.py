@@ -174,9 +174,10 @@ def paper_recipe(
 RECIPES = dict(fine_tune=fine_tune_recipe, paper=paper_recipe)
 
 # %% ../../nbs/training/00_recipe.ipynb #50354a61
-AUGMENTS = dict(aerial=dict(flip_ud=.5, rot90=.75), microscopy=dict(flip_ud=.5, rot90=.75, blur=.1),
-    documents=dict(flip_lr=0., degrees=2., hsv_s=60., blur=.1, grayscale=.3),
-    street=dict(min_scale=.5, max_scale=2., hsv_v=60., blur=.1, cutout=.2))
+_NO_UP = dict(flip_ud=.5, rot90=.75)
+_SCANNED = dict(flip_lr=0., degrees=2., hsv_s=60., blur=.1, grayscale=.3)
+_TRAFFIC = dict(min_scale=.5, max_scale=2., hsv_v=60., blur=.1, cutout=.2)
+AUGMENTS = dict(aerial=_NO_UP, documents=_SCANNED, microscopy=_NO_UP | dict(blur=.1), street=_TRAFFIC)
 
 def describe_augment(kind:str, recipe) -> str: # A key of `AUGMENTS`; `Recipe` of the training
     "Say what a kind of image changes, such as `augment aerial: flip_ud 0.5, rot90 0.75`."
