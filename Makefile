@@ -38,6 +38,7 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -W ignore benchmarks/loss.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/train_step.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/loader.py --out runs/bench
+	.venv-bench/bin/python -W ignore benchmarks/trainers.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/inference.py --out runs/bench
 	GOMP_SPINCOUNT=10000 .venv-bench/bin/python -W ignore benchmarks/deploy.py --out runs/bench # As in our commands
 

@@ -134,6 +134,16 @@ def test_near_duplicates_benchmark(draw_shapes):
     assert '10 images' in printed and '0% of a random fifth found' in printed
 
 
+@pytest.mark.slow
+def test_trainers_benchmark(tmp_path):
+    sizes = ['--photos', '8', '--img-size', '64', '--minutes', '.05']
+    printed = run('trainers.py', *sizes, '--only', 'ours, yolox_nano', 'ultralytics, yolo11n', '--out', tmp_path)
+    ours, peer = json.loads((tmp_path/'trainers.json').read_text())['rows']
+    assert ours['images_per_s'] > 0 and ours['epochs'] >= 1 and 0 <= ours['AP'] <= ours['AP50'] <= 1
+    if not installed('ultralytics'):
+        assert "| ultralytics, yolo11n | failed: ModuleNotFoundError: No module named 'ultralytics'" in printed
+
+
 def test_waiting_benchmark():
     pair, median = run('waiting.py', '--pairs', '1', '--steps', '1').splitlines()
     assert pair.count('a step') == 2 and median.startswith('median x')
