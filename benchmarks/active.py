@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from box_loss import about_trainings, add_training_options
+from recipes import about_trainings, add_training_options
 from loss import markdown, parser_of, save_results
 
 from cjm_yolox_pytorch.data.splits import read_split

@@ -48,12 +48,14 @@ def test_loader_benchmark(tmp_path):
     if not installed('yolox'): assert "failed: ModuleNotFoundError: No module named 'yolox" in printed
 
 
-def test_box_loss_benchmark(tmp_path):
+def test_recipes_benchmark(tmp_path):
     from cjm_yolox_pytorch.data.shapes import write_shapes
     write_shapes(tmp_path/'shapes', train=8, val=4, test=0, size=64)
     short = ['--img-size', '64', '--epochs', '1', '--seeds', '2']
-    printed = run('box_loss.py', tmp_path/'shapes', *short, '--only', 'giou', '--out', tmp_path)
-    assert '| giou | 0.' in printed and len(json.loads((tmp_path/'box-loss.json').read_text())['rows']) == 2
+    changes = ['--changes', 'box_loss=giou', 'balance=.9 augment=aerial', '--of-class', 'cross']
+    printed = run('recipes.py', tmp_path/'shapes', *short, *changes, '--out', tmp_path)
+    assert '| box_loss=giou | 1.00 | 0.' in printed and '| balance=.9 augment=aerial | 2.00 |' in printed
+    assert len(json.loads((tmp_path/'recipes.json').read_text())['rows']) == 6
 
 
 def test_inference_benchmark(tmp_path):

@@ -1,0 +1,109 @@
+"""Compare changes to the recipe: short trainings with each of them and several seeds, and AP after the last epoch.
+
+A change is one or more options with their values, as in a recipe file, or a kind of images.
+Without `data`, it is 300 drawn images of 96 pixels, of which twelve have the class cross.
+
+Examples:
+  python benchmarks/recipes.py path/to/data --weights yolox_nano.pth --changes augment=aerial 'lr=.001 epochs=20'
+  python benchmarks/recipes.py --weights yolox_nano.pth --img-size 96 --epochs 20 --changes balance=.3 --of-class cross
+"""
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import yaml
+from loss import machine, markdown, parser_of, save_results
+
+from cjm_yolox_pytorch.data.shapes import write_shapes
+from cjm_yolox_pytorch.data.splits import read_split
+from cjm_yolox_pytorch.files.checkpoints import load_weights
+from cjm_yolox_pytorch.training.recipe import AUGMENTS, fine_tune_recipe
+from cjm_yolox_pytorch.training.trainer import Trainer
+
+METRICS = ['AP', 'AP50', 'AP75']
+BOX_LOSSES = ['box_loss=squared_giou', 'box_loss=giou', 'box_loss=ciou']
+
+
+def read_change(text):
+    "Options by name, from text such as `lr=.001 augment=aerial`."
+    options = {name: yaml.safe_load(value) for name, value in (word.split('=') for word in text.split())}
+    return AUGMENTS[options.pop('augment')] | options if 'augment' in options else options
+
+
+def train(args, change, seed):
+    "Train once, and return the steps of an epoch and the metrics of the measured split."
+    options = dict(img_size=args.img_size, epochs=args.epochs, seed=seed) | read_change(change)
+    recipe = fine_tune_recipe(args.model, **options)
+    weights = load_weights(args.weights) if args.weights else None
+    trainer = Trainer(recipe, *args.splits, weights, args.device)
+    for _ in range(recipe.epochs): trainer.train_epoch()
+    metrics, _ = trainer.validate()
+    found = dict(steps=len(trainer.batches)*recipe.epochs) | {k: metrics[k] for k in METRICS}
+    return found | ({args.of_class: metrics['classes'][args.of_class]['AP']} if args.of_class else {})
+
+
+def as_table(rows, changes, metrics):
+    "Median and range of each metric over the seeds."
+    def cell(values): return f'{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})'
+    found = {change: [row for row in rows if row['change'] == change] for change in changes}
+    usual = found[''][0]['steps']
+    cells = [[change or 'none', f'{own[0]["steps"]/usual:.2f}', *(cell([r[k] for r in own]) for k in metrics)]
+        for change, own in found.items()]
+    return markdown(['change', 'steps', *metrics], cells, texts=[0])
+
+
+def add_training_options(option, splits, img_size, epochs, **data):
+    option('data', f'folder of a dataset with the splits {splits}', type=Path, **data)
+    option('--weights', 'weights to start from (default: random)', type=Path)
+    option('--model', 'default: yolox_nano', default='yolox_nano')
+    option('--img-size', f'canvas side in pixels (default: {img_size})', type=int, default=img_size)
+    option('--epochs', f'default: {epochs}', type=int, default=epochs)
+    option('--seeds', 'number of seeds (default: 3)', type=int, default=3)
+    option('--device', 'default: cpu', default='cpu')
+
+
+def about_trainings(args):
+    "Describe the machine and the settings of `add_training_options`."
+    data = args.data.name if args.data else 'drawn shapes, crosses rare'
+    about = machine(args.device) | dict(data=data, weights=args.weights and args.weights.name)
+    return about | dict(model=args.model, size=args.img_size, epochs=args.epochs, seeds=args.seeds)
+
+
+def draw_rare(folder):
+    "Draw 300 training images, twelve of which have crosses, and 400 others with as many crosses as other shapes."
+    write_shapes(folder, train=700, val=400, test=0, size=96)
+    drawn = read_split(folder, 'train')
+    crossed = np.unique(drawn.image[drawn.labels == drawn.names.index('cross')])
+    kept = np.random.default_rng(0).permutation(crossed)[:12]
+    others = np.setdiff1d(np.arange(len(drawn)), crossed)[:288]
+    return drawn.take(np.sort([*kept, *others])), read_split(folder, 'val')
+
+
+def parse_arguments():
+    parser, option = parser_of(__doc__)
+    add_training_options(option, 'train and val', img_size=320, epochs=12, nargs='?')
+    option('--changes', 'compared with no change (default: the other box losses)', nargs='+', default=BOX_LOSSES)
+    option('--split', 'measured split (default: val)', default='val')
+    option('--of-class', "also show this class's AP")
+    option('--name', 'of the results (default: recipes)', default='recipes')
+    option('--out', 'folder for results', type=Path)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    args.changes = ['', *args.changes]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        args.splits = [read_split(args.data, s) for s in ('train', args.split)] if args.data else draw_rare(folder)
+        for seed in range(args.seeds): # The outer loop: a benchmark that is interrupted has still compared all
+            for change in args.changes:
+                rows.append(dict(change=change, seed=seed, **train(args, change, seed)))
+                print(rows[-1], file=sys.stderr, flush=True)
+    metrics = METRICS + ([args.of_class] if args.of_class else [])
+    save_results(args.name, as_table(rows, args.changes, metrics), rows, about_trainings(args), args.out)
+
+
+if __name__ == '__main__': main()
