@@ -17,7 +17,8 @@ from ..data.annotations import Annotations
 from ..files.checkpoints import load_weights, Weights
 from ..files.class_names import parse_names
 from .batch_size import number_or_auto
-from .recipe import Augmentation, AUGMENTS, check_choice, Degradation, Recipe, RECIPES
+from .recipe import Augmentation, AUGMENTS, check_choice, Degradation, field_kind
+from .recipe import Recipe, RECIPES
 from .recipe_file import read_recipe
 from ..utils import check_between
 
@@ -120,6 +121,7 @@ def short_path(path) -> str: # Of weights
     return '/'.join(Path(path).absolute().parts[-2:])
 
 # %% ../../nbs/training/02a_arguments.ipynb #90d51e25
+_OPTIONS = [f for f in fields(Recipe) if f.name not in Degradation.__annotations__]
 _IN_RECIPES = 'is a field of recipes only: set it in a YAML file (--recipe), or in Recipe(...)'
 
 def recipe_options(func):
@@ -129,9 +131,9 @@ def recipe_options(func):
     comments = {name: text for part in Recipe.__bases__ for name, text in docments(part).items()}
     options = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     func.option_help = {}
-    for f in fields(Recipe):
-        if f.name in signature.parameters or f.name in Degradation.__annotations__: continue
-        kind = number_or_auto if f.name == 'batch' else getattr(f.type, '__origin__', f.type) # `int` of Annotated
+    for f in _OPTIONS:
+        if f.name in signature.parameters: continue
+        kind = number_or_auto if f.name == 'batch' else field_kind(f)
         options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
         default = f'{f.default:g}' if isinstance(f.default, float) else f.default
         plain = default in (None, '') or kind is bool
@@ -146,6 +148,6 @@ _SHOWN_FIRST = 'model', 'img_size', 'epochs', 'batch', 'lr' # That people change
 
 def _group_fields(groups): # Of the help; `groups` are completed
     grouped = {*_SHOWN_FIRST, *' '.join(groups.values()).split()}
-    for f in fields(Recipe):
+    for f in _OPTIONS:
         title = 'augmentation' if f.name in Augmentation.__annotations__ else 'schedule'
-        if f.name not in {*grouped, *Degradation.__annotations__}: groups[title] += f' {f.name}'
+        if f.name not in grouped: groups[title] += f' {f.name}'

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'AMP_DTYPES', 'Positive', 'Natural', 'Fraction', 'OLD_NAMES', 'RECIPES', 'AUGMENTS', 'Schedule',
-           'Augmentation', 'Degradation', 'Execution', 'Recipe', 'check_choice', 'recipe_from', 'fine_tune_recipe',
-           'paper_recipe', 'describe_augment', 'lr_factor', 'canvas_size', 'make_optimizer', 'make_scheduler', 'freeze',
-           'EMA', 'amp_dtype']
+           'Augmentation', 'Degradation', 'Execution', 'Recipe', 'field_kind', 'check_choice', 'recipe_from',
+           'fine_tune_recipe', 'paper_recipe', 'describe_augment', 'lr_factor', 'canvas_size', 'make_optimizer',
+           'make_scheduler', 'freeze', 'EMA', 'amp_dtype']
 
 # %% ../../nbs/training/00_recipe.ipynb #ef054f89
 import copy, math
@@ -102,7 +102,8 @@ class Execution:
 class Recipe(Execution, Degradation, Augmentation, Schedule): # Fields come in the order from the last base to the first
     "Settings of a training run"
     def __post_init__(self):
-        if self.img_size is None and self.model in VARIANTS: self.img_size = VARIANTS[self.model].side
+        check_choice('model', self.model, MODEL_TYPES)
+        if self.img_size is None: self.img_size = VARIANTS[self.model].side
         _check_recipe(self)
 
     @property
@@ -114,6 +115,8 @@ class Recipe(Execution, Degradation, Augmentation, Schedule): # Fields come in t
 _FIELD_KINDS = {int: Integral, float: Real, bool: bool, str: str}
 _FIELD_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text'}
 
+def field_kind(field) -> type: return getattr(field.type, '__origin__', field.type) # `int` of Annotated[int, 0, 9]
+
 def _check_value(name, value, kind):
     if isinstance(value, _FIELD_KINDS[kind]) and isinstance(value, bool) == (kind is bool): return
     raise ValueError(f'{name}={shorten(repr(value))}: must be {_FIELD_WORDS[kind]}')
@@ -121,8 +124,7 @@ def _check_value(name, value, kind):
 # %% ../../nbs/training/00_recipe.ipynb #44aa123a
 def _check_recipe(r):
     for f in fields(r):
-        value, limits = getattr(r, f.name), get_args(f.type)[1:]
-        kind = getattr(f.type, '__origin__', f.type) # `int` of Annotated[int, 0, 9]
+        value, kind, limits = getattr(r, f.name), field_kind(f), get_args(f.type)[1:]
         if len(limits) == 1: check_choice(f.name, value, limits[0])
         else: _check_value(f.name, value, kind)
         if len(limits) == 2: check_between(**{f.name: (value, *limits)})
@@ -136,7 +138,8 @@ def _check_recipe(r):
         raise ValueError(f'min_size={low}, max_size={high}: give both, as multiples of 32, the smaller first')
 
 def check_choice(name, value, choices):
-    if value not in choices: raise ValueError(f'{name}={shorten(repr(value))}: choose one of {list(choices)}')
+    choices = list(choices) # In a dict, only hashable values can be looked up
+    if value not in choices: raise ValueError(f'{name}={shorten(repr(value))}: choose one of {choices}')
 
 # %% ../../nbs/training/00_recipe.ipynb #1e07d61c
 OLD_NAMES = dict(size='img_size', accumulate='grad_accum', decay='weight_decay', warmup='warmup_epochs',
