@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CONTROL', 'printable', 'shorten', 'raise_listing', 'counted', 'file_name', 'repeated', 'describe_box', 'wrap_lines',
-           'shell_words']
+           'shell_words', 'nearest']
 
 # %% ../../nbs/commands/00_messages.ipynb #92e3338e
 import os, re, shlex, subprocess
 from collections import Counter
+from difflib import get_close_matches
 from textwrap import wrap
 
 # %% ../../nbs/commands/00_messages.ipynb #830034e7
@@ -63,3 +64,8 @@ def wrap_lines(text, indent='', root=''): # Lines of at most 80 characters, unle
 def shell_words(*words) -> str:
     "Quote `words` for the shell, where they need it."
     return subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)
+
+# %% ../../nbs/commands/00_messages.ipynb #06b1fd0a
+def nearest(name:str, choices, cutoff:float=.6) -> str|None:
+    "Find the one of `choices` that is most like `name`; None if none is."
+    return next(iter(get_close_matches(name, choices, 1, cutoff)), None)

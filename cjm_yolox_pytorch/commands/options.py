@@ -7,9 +7,9 @@ __all__ = ['parser_of', 'grouped', 'shown_lines', 'showing', 'options_of']
 
 # %% ../../nbs/commands/01b_options.ipynb #2a8f4a9e
 import argparse, inspect, re
-from difflib import get_close_matches
 
 from .exit_codes import EXIT_CODES
+from .messages import nearest
 
 # %% ../../nbs/commands/01b_options.ipynb #8907ef2f
 _ARGUMENTS = {bool: dict(action='store_true'), list: dict(nargs='+'), int: dict(type=int, metavar='N'),
@@ -35,8 +35,8 @@ class _Parser(argparse.ArgumentParser):
 def _advice(name, known, elsewhere): # For an unknown option; `elsewhere`: what to say about names without hyphens
     if about := elsewhere.get(name.lstrip('-')): return f'; {name.lstrip("-")} {about}'
     words = re.split('[-_]+', name)
-    near = [k for k in known if k.lstrip('-') in words] + get_close_matches(name, known, 1)
-    return f'; did you mean {near[0]}?' if near else ''
+    near = next((k for k in known if k.lstrip('-') in words), None) or nearest(name, known)
+    return f'; did you mean {near}?' if near else ''
 
 # %% ../../nbs/commands/01b_options.ipynb #4a8417f3
 _STATUS = 'exit status: ' + ', '.join(f'{code} {text}' for code, text in EXIT_CODES.items())
@@ -58,10 +58,10 @@ def parser_of(
     parameters = inspect.signature(func).parameters
     groups = _help_groups(parser, func)
     order = sorted(parameters, key=[*groups, *parameters].index) # In each group in the order that was given
-    added = [_add_option(groups.get(name, parser), name, parameters[name], comments[name]) for name in order]
+    for name in order: _add_option(groups.get(name, parser), name, parameters[name], comments[name])
     for name, (lines, about) in getattr(func, 'shows', {}).items():
         known = dict(dest=_SHOWN, default=argparse.SUPPRESS, help=about)
-        parser.add_argument(f'--{name}', nargs=0, const=(lines, added), action=_Show, **known)
+        parser.add_argument(f'--{name}', action=_Show, nargs=0, const=lines, **known)
     parser.usage = ' '.join([parser.prog, '[options]', *_required(parameters)])
     return parser
 
@@ -84,9 +84,8 @@ _SHOWN = 'shown by' # Not the name of a parameter
 
 class _Show(argparse.Action): # Lines instead of running the command
     def __call__(self, parser, namespace, *_):
-        lines, others = self.const
-        for option in others: option.required = False
-        setattr(namespace, self.dest, lines)
+        for option in parser._actions: option.required = False
+        setattr(namespace, self.dest, self.const)
 
 def shown_lines(options:dict): # As parsed; those of `showing`, or None to run the command
     lines = options.pop(_SHOWN, None)

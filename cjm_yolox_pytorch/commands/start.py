@@ -7,11 +7,11 @@ __all__ = ['COMMANDS', 'shorten_waits', 'overview', 'command_line', 'import_comm
 
 # %% ../../nbs/commands/03_start.ipynb #a30db5ae
 import ast, os, signal, sys
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
+from .messages import nearest
 
 # %% ../../nbs/commands/03_start.ipynb #69fde851
 def shorten_waits(): # Unless the user chose otherwise
@@ -38,26 +38,26 @@ def overview(program:str) -> str: # `program`: cjm-yolox, or as the user started
 def _unknown_verb(program, word): # The message
     if word.startswith('-'): return f'{program}: error: the verb comes first, as in {program} train DATA'
     verbs = [name.replace('_', '-') for name in COMMANDS]
-    near = get_close_matches(word.lower().removeprefix('yolox_').replace('_', '-'), verbs, 1)
-    cure = f'did you mean {near[0]}?' if near else f'choose one of {", ".join(verbs)}'
+    near = nearest(word.lower().removeprefix('yolox_').replace('_', '-'), verbs)
+    cure = f'did you mean {near}?' if near else f'choose one of {", ".join(verbs)}'
     return f'{program}: error: there is no verb {word!r}: {cure}'
 
 # %% ../../nbs/commands/03_start.ipynb #d3cf9ff8
 def command_line(
     words:list # `sys.argv`
-) -> list: # Name of the command, and `sys.argv` for it
+) -> tuple: # Name of the command, and `sys.argv` for it
     "Read the verb, if all commands have one program."
     program, *rest = words
     name = Path(program).stem
     if name not in ('cjm-yolox', '__main__'): return name, words
     program = 'cjm-yolox' if name == 'cjm-yolox' else 'python -m cjm_yolox_pytorch'
-    verb = rest[0].replace('-', '_') if rest else ''
-    if verb in COMMANDS: return f'yolox_{verb}', [f'{program} {rest[0]}', *rest[1:]]
-    answers = {'-h': overview(program), '--help': overview(program), '--version': f'cjm-yolox-pytorch {__version__}'}
-    if rest and rest[0] in answers:
-        print(answers[rest[0]])
+    word = rest[0] if rest else ''
+    verb = word.replace('-', '_')
+    if verb in COMMANDS: return f'yolox_{verb}', [f'{program} {word}', *rest[1:]]
+    if word in ('-h', '--help', '--version'):
+        print(f'cjm-yolox-pytorch {__version__}' if word == '--version' else overview(program))
         sys.exit(0)
-    print(_unknown_verb(program, rest[0]) if rest else overview(program), file=sys.stderr)
+    print(_unknown_verb(program, word) if rest else overview(program), file=sys.stderr)
     sys.exit(2)
 
 # %% ../../nbs/commands/03_start.ipynb #ffc66d2c

@@ -8,15 +8,14 @@ __all__ = ['recipe_lines', 'write_recipe', 'read_recipe']
 # %% ../../nbs/training/00a_recipe_file.ipynb #8973b577
 import yaml
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 
 from fastcore.docments import docments
 
-from ..commands.messages import raise_listing
+from ..commands.messages import nearest, raise_listing
 from ..files.paths import atomic
 from ..files.yaml_files import load_yaml
-from .recipe import OLD_NAMES, Recipe
+from .recipe import field_kind, OLD_NAMES, Recipe
 
 # %% ../../nbs/training/00a_recipe_file.ipynb #b1135fbe
 def recipe_lines(recipe:Recipe) -> list: # Of YAML
@@ -53,16 +52,16 @@ def _converted(path, name, value, kind):
     except (ValueError, OverflowError): raise ValueError(f'{path}: {name}={value!r}: must be {_KINDS[kind]}') from None
 
 # %% ../../nbs/training/00a_recipe_file.ipynb #b25dd669
-def _nearest(name, about): # The field most like `name`; `about`: comment of each field
+def _nearest_field(name, about): # `about`: comment of each field
     if name in OLD_NAMES: return OLD_NAMES[name]
     words = [field for field in about if field in name.split('_')]
-    close = get_close_matches(name, about, n=1, cutoff=.7)
+    close = nearest(name, about, .7)
     told = [field for field, text in about.items() if name.replace('_', ' ').lower() in text.lower()]
-    return [*words, *close, *told, *get_close_matches(name, about, n=1, cutoff=0)][0]
+    return next(filter(None, [*words, close, *told, nearest(name, about, 0)]))
 
 def _check_names(path, found):
     about = {f.name: docments(part)[f.name] for part in reversed(Recipe.__bases__) for f in fields(part)}
-    unknown = [f'{name} (did you mean {_nearest(str(name), about)}?)' for name in found if name not in about]
+    unknown = [f'{name} (did you mean {_nearest_field(str(name), about)}?)' for name in found if name not in about]
     raise_listing(f'{path}: unknown fields', unknown, 'yolox_train --print-recipe shows all')
 
 # %% ../../nbs/training/00a_recipe_file.ipynb #75852ce5
@@ -70,7 +69,7 @@ def read_recipe(
     path # YAML file
 ) -> dict: # Values by field; those left out keep their defaults
     "Read the fields of a recipe."
-    kinds = {f.name: getattr(f.type, '__origin__', f.type) for f in fields(Recipe)} # `int` of Annotated[int, 0, 9]
+    kinds = {f.name: field_kind(f) for f in fields(Recipe)}
     found = load_yaml(Path(path), 'a recipe: write a field and its value in each line, such as epochs: 50')
     _check_names(path, found)
     return {k: _converted(path, k, v, kinds[k]) for k, v in found.items() if v is not None}
