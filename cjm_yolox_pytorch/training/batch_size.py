@@ -7,7 +7,7 @@ __all__ = ['USABLE', 'LARGEST', 'MIN_STEPS', 'batch_sizes', 'trial_trainer', 'tr
            'predict_memory', 'free_gb', 'scale_lr', 'choose_batch', 'number_or_auto']
 
 # %% ../../nbs/training/01b_batch_size.ipynb #2bdf8e0b
-import argparse, gc, json, os, re, subprocess, sys, torch
+import argparse, gc, json, math, os, re, subprocess, sys, torch
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +24,11 @@ MIN_STEPS = 20 # Steps per epoch that a larger batch has to leave
 # %% ../../nbs/training/01b_batch_size.ipynb #d15874eb
 def batch_sizes(
     images:int, # Number of training images
-    usual:int=8 # Batch of the recipe, possible in any case
-) -> list:
-    "List the batch sizes to choose from: powers of two."
-    limit = max(usual, min(LARGEST, images//MIN_STEPS))
+    usual:int=8, # Batch of the recipe, possible in any case
+    parts:int=1 # That a batch is split into
+) -> list: # Images of a part
+    "List the sizes to choose from: powers of two."
+    limit = max(usual, min(LARGEST, images//MIN_STEPS))//parts
     return [2**n for n in range(limit.bit_length())]
 
 # %% ../../nbs/training/01b_batch_size.ipynb #0669909b
@@ -74,17 +75,12 @@ def _try_on_gpu(recipe, num_classes, device, sizes): # Largest batch, and the me
         return largest_by_trying(used, sizes), free
 
 # %% ../../nbs/training/01b_batch_size.ipynb #879489df
-def _peak_gb():
-    status = Path('/proc/self/status')
-    if not status.exists(): return memory_gb(torch.device('cpu'))
-    return int(re.search(r'VmHWM:\s+(\d+)', status.read_text())[1])*1024/1e9
-
 def _print_peaks(job): # In the child; a line after each step
     values, num_classes, sizes = json.loads(job)
     trainer = trial_trainer(Recipe(**values), num_classes, 'cpu')
     for n in sizes:
         trial_step(trainer, n)
-        sys.stdout.write(f'{n} {_peak_gb()}\n')
+        sys.stdout.write(f'{n} {memory_gb(trainer.device)}\n')
         sys.stdout.flush()
 
 # %% ../../nbs/training/01b_batch_size.ipynb #4ca65896
@@ -106,18 +102,22 @@ def measure_memory(
 def predict_memory(peaks:dict, images:int) -> float: # GB, as `peaks` are by number of images
     "Extrapolate the measured `peaks` to `images`."
     slope = max((b - a)/(n - m) for (m, a), (n, b) in pairwise(peaks.items()))
-    last = max(peaks)
-    return peaks[last] + slope*max(0, images - last) if images > last else peaks[min(n for n in peaks if n >= images)]
+    known = min((n for n in peaks if n >= images), default=max(peaks))
+    return peaks[known] + slope*max(0, images - known)
 
 # %% ../../nbs/training/01b_batch_size.ipynb #2408c7cf
 def free_gb() -> float:
     "Read how much memory programs can still have, in 10**9 bytes."
-    meminfo, group = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
+    meminfo = Path('/proc/meminfo')
     if not meminfo.exists(): raise ValueError("batch='auto': free memory is read on Linux only: give a number")
     free = int(re.search(r'MemAvailable:\s+(\d+)', meminfo.read_text())[1])*1024
+    return min(free, _free_in_container(Path('/sys/fs/cgroup')))/1e9
+
+def _free_in_container(group): # Bytes; infinite without a limit
     limit = (group/'memory.max').read_text().strip() if (group/'memory.max').exists() else 'max'
-    if limit != 'max': free = min(free, int(limit) - int((group/'memory.current').read_text()))
-    return free/1e9
+    if limit == 'max': return math.inf
+    cache = int(re.search(r'^inactive_file (\d+)', (group/'memory.stat').read_text(), re.M)[1])
+    return int(limit) - int((group/'memory.current').read_text()) + cache
 
 # %% ../../nbs/training/01b_batch_size.ipynb #5aa75da2
 def scale_lr(
@@ -138,7 +138,7 @@ def choose_batch(
     "Choose as many images per step as fit into the memory of `device`."
     _check_choice_possible(device)
     parts = recipe.grad_accum
-    sizes = batch_sizes(images//parts, max(1, recipe.batch//parts))
+    sizes = batch_sizes(images, recipe.batch, parts)
     best, why = (_choose_on_cpu if device.type == 'cpu' else _choose_on_gpu)(recipe, num_classes, device, sizes)
     cure = 'choose a smaller model (--model) or img_size (--img-size)'
     if not best: raise MemoryError(f"batch='auto': not even one image fits: {why}; {cure}")
@@ -153,12 +153,16 @@ def _check_choice_possible(device):
     raise ValueError(f"batch='auto' is for CPUs and CUDA, not {device}: give a number")
 
 def _choose_on_gpu(recipe, num_classes, device, sizes):
+    _forget(device)
     best, free = _try_on_gpu(recipe, num_classes, device, sizes)
-    gc.collect() # The trial, whose parts refer to each other
+    _forget(device)
+    return best, f'tried on the GPU, with {free:.1f} GB free'
+
+def _forget(device): # Memory of earlier trainings and trials, and its peak
+    gc.collect() # Parts of a trainer refer to each other
     if device.type == 'cuda':
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    return best, f'tried on the GPU, with {free:.1f} GB free'
 
 def _choose_on_cpu(recipe, num_classes, device, sizes):
     free, peaks = free_gb(), measure_memory(recipe, num_classes)

@@ -6,10 +6,11 @@
 __all__ = ['processes', 'rank_and_world', 'Trainer', 'recipe_transforms', 'memory_gb']
 
 # %% ../../nbs/training/01_trainer.ipynb #cfa7a6c7
-import math, os, sys, time, torch
+import math, os, re, sys, time, torch
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from fastcore.basics import patch, store_attr
@@ -53,15 +54,11 @@ def rank_and_world() -> tuple:
     "Return the rank of this process and the number of processes."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
-# %% ../../nbs/training/01_trainer.ipynb #ea9fc1a1
-if TYPE_CHECKING:
-    class _Later:
-        def __getattr__(self, name:str) -> Any: ...
-else: _Later = object
-
 # %% ../../nbs/training/01_trainer.ipynb #d2dd9580
-class Trainer(_Later):
+class Trainer:
     "Train a network according to a recipe"
+    if TYPE_CHECKING:
+        def __getattr__(self, name:str) -> Any: ...
     def __init__(self,
         recipe:Recipe,
         train:Annotations|NamedDataset|Dataset, # Training split, or a torch `Dataset` of images and targets
@@ -257,6 +254,9 @@ def check_finite(self:Trainer,
 def memory_gb(device:torch.device) -> float:
     "Return the peak memory in 10**9 bytes: of the accelerator where there is one, of this process otherwise."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
+    status = Path('/proc/self/status')
+    peak = re.search(r'VmHWM:\s+(\d+)', status.read_text()) if status.exists() else None
+    if peak: return int(peak[1])*1024/1e9
     try: import resource
     except ImportError: return math.nan # Not available on Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)/1e9

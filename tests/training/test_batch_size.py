@@ -40,6 +40,9 @@ def test_parts_of_a_batch_have_to_fit(monkeypatch):
     pretend(monkeypatch, 3.2, {1: 1., 2: 1.5, 4: 2.5})
     chosen, _ = choose_batch(Recipe(batch=8, grad_accum=4), 3, 10**6, CPU)
     assert chosen.batch == 16 and chosen.grad_accum == 4
+    pretend(monkeypatch, 1000., {1: 1., 2: 1.5, 4: 2.5})
+    assert choose_batch(Recipe(batch=8, grad_accum=4), 3, 10**6, CPU)[0].batch == 64 # All parts together
+    assert choose_batch(Recipe(batch=8, grad_accum=4), 3, 400, CPU)[0].batch == 16
 
 
 def test_few_images_keep_the_usual_batch():
@@ -61,22 +64,23 @@ def test_trying_ends_where_memory_ends(capacity, expected):
 @pytest.mark.parametrize('per_image, expected', [(1., 16), (3., 4), (50., 0)])
 def test_gpu_is_tried_with_a_margin(monkeypatch, per_image, expected):
     "20 GB are free, and 80% of them usable"
-    peak = []
+    reserved = dict(peak=18e9) # Of an earlier training
     def step(trainer, n):
         if n*per_image > 20: raise torch.OutOfMemoryError('CUDA out of memory')
-        peak.append(n*per_image*1e9)
+        reserved['peak'] = max(reserved['peak'], n*per_image*1e9)
     monkeypatch.setattr(batch_size, 'trial_trainer', lambda *args: SimpleNamespace(device=None))
     monkeypatch.setattr(batch_size, 'trial_step', step)
-    fake = dict(mem_get_info=(int(19e9), int(24e9)), memory_reserved=int(1e9), empty_cache=None,
-        reset_peak_memory_stats=None)
+    fake = dict(mem_get_info=(int(19e9), int(24e9)), memory_reserved=int(1e9), empty_cache=None)
     for name, value in fake.items(): monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
-    monkeypatch.setattr(torch.cuda, 'max_memory_reserved', lambda *args: peak[-1])
+    monkeypatch.setattr(torch.cuda, 'max_memory_reserved', lambda *args: reserved['peak'])
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda *args: reserved.update(peak=0))
     if not expected:
         with pytest.raises(MemoryError, match='not even one image fits: tried on the GPU, with 20.0 GB free'):
             choose_batch(Recipe(), 3, 10**6, torch.device('cuda'))
         return
     chosen, why = choose_batch(Recipe(), 3, 10**6, torch.device('cuda'))
     assert chosen.batch == expected and why.startswith(f'batch {expected}, lr ') and why.endswith('with 20.0 GB free')
+    assert reserved['peak'] == 0 # That of the training will be its own
 
 
 def test_a_killed_trial_leaves_what_was_measured(monkeypatch):
