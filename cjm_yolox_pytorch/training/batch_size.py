@@ -74,6 +74,19 @@ def _try_on_gpu(recipe, num_classes, device, sizes): # Largest batch, and the me
             return torch.cuda.max_memory_reserved(device)/1e9/free
         return largest_by_trying(used, sizes), free
 
+# %% ../../nbs/training/01b_batch_size.ipynb #83ddb466
+def _choose_on_gpu(recipe, num_classes, device, sizes):
+    _forget(device)
+    best, free = _try_on_gpu(recipe, num_classes, device, sizes)
+    _forget(device)
+    return best, f'tried on the GPU, with {free:.1f} GB free'
+
+def _forget(device): # Memory of earlier trainings and trials, and its peak
+    gc.collect() # Parts of a trainer refer to each other
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
 # %% ../../nbs/training/01b_batch_size.ipynb #879489df
 def _print_peaks(job): # In the child; a line after each step
     values, num_classes, sizes = json.loads(job)
@@ -151,18 +164,6 @@ def _check_choice_possible(device):
     if rank_and_world()[1] > 1: raise ValueError("batch='auto' is for one process: give a number")
     if device.type in ('cpu', 'cuda'): return
     raise ValueError(f"batch='auto' is for CPUs and CUDA, not {device}: give a number")
-
-def _choose_on_gpu(recipe, num_classes, device, sizes):
-    _forget(device)
-    best, free = _try_on_gpu(recipe, num_classes, device, sizes)
-    _forget(device)
-    return best, f'tried on the GPU, with {free:.1f} GB free'
-
-def _forget(device): # Memory of earlier trainings and trials, and its peak
-    gc.collect() # Parts of a trainer refer to each other
-    if device.type == 'cuda':
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
 
 def _choose_on_cpu(recipe, num_classes, device, sizes):
     free, peaks = free_gb(), measure_memory(recipe, num_classes)

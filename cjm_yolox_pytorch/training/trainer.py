@@ -73,8 +73,6 @@ class Trainer:
         self.val = relabel(annotate(val), train.names)
         self.device = choose_device(device)
         self.rank, self.world = rank_and_world()
-        _check_start(self, weights)
-        torch.manual_seed(recipe.seed)
         self._build(weights)
         self._start()
 
@@ -100,7 +98,9 @@ def _check_start(t, weights):
 # %% ../../nbs/training/01_trainer.ipynb #c470843f
 @patch
 def _build(self:Trainer, weights):
+    _check_start(self, weights)
     r, names = self.recipe, self.train.names
+    torch.manual_seed(r.seed)
     model = build_model(r.model, len(names), pretrained=False)
     self.loaded = weights and load_matching(model, weights, names)
     model = model.to(self.device, memory_format=torch.channels_last)
