@@ -110,7 +110,8 @@ def test_check_stops_if_a_tenth_of_the_boxes_is_left_out(flat, stops, tmp_path):
 
 def test_prepare_stops_for_missing_data_unless_allowed(tmp_path, capsys):
     write_flat_boxes(tmp_path, 5)
-    with pytest.raises(ValueError, match='5 of .* boxes are left out. To train anyway, pass allow_missing'):
+    message = r'5 of .* boxes are left out. To train anyway, pass allow_missing \(--allow-missing\)'
+    with pytest.raises(ValueError, match=message):
         with shown(): prepare_splits(tmp_path, 'train', 'train')
     assert 'training on train' in capsys.readouterr().out
     with shown(): prepare_splits(tmp_path, 'train', 'train', allow_missing=True)
@@ -181,7 +182,8 @@ def test_prepare_validates_on_training_images_if_both_are_named(tmp_path, capsys
     with shown(): used = prepare_splits(tmp_path, train='train', val='train')
     assert [name for name, _ in used.values()] == ['train', 'train']
     assert 'metrics are those of training images' in ' '.join(capsys.readouterr().out.split())
-    with pytest.raises(ValueError, match='name it with both train and val'): prepare_splits(tmp_path, val='train')
+    message = r'name it with both train and val \(--train, --val\)'
+    with pytest.raises(ValueError, match=message): prepare_splits(tmp_path, val='train')
 
 
 def with_counts(**counts):

@@ -146,7 +146,8 @@ def test_json_of_other_programs_is_no_dataset(tmp_path):
 def test_split_kept_for_the_end_is_trained_on_only_when_asked(split, tmp_path):
     write_files(tmp_path, labeled(f'{split}/a', f'{split}/b'))
     splits = find_splits(tmp_path)
-    with pytest.raises(ValueError, match='but no train. Choose with train and val'): choose_splits(tmp_path, splits)
+    message = r'but no train. Choose with train and val \(--train, --val\)'
+    with pytest.raises(ValueError, match=message): choose_splits(tmp_path, splits)
     assert choose_splits(tmp_path, splits, train=split)[0] == next(iter(splits))
 
 

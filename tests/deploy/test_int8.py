@@ -198,9 +198,9 @@ def test_stopped_command_leaves_nothing(weights, data, full, tmp_path, monkeypat
 # ---- Bad input
 
 @pytest.mark.parametrize('options, problem', [
-    (dict(int8=True), 'int8 needs data'),
-    (dict(data='photos'), 'data and max_drop have no effect without int8=True'),
-    (dict(max_drop=.1), 'data and max_drop have no effect without int8=True'),
+    (dict(int8=True), r'int8 needs data \(--data\)'),
+    (dict(data='photos'), r'data and max_drop have no effect without int8=True \(--int8\)'),
+    (dict(max_drop=.1), r'data and max_drop have no effect without int8=True \(--int8\)'),
     (dict(int8=True, half=True, data='photos'), 'int8 and half: choose one of them'),
     (dict(int8=True, data='photos', max_drop=-.1), 'max_drop=-0.1: must be from 0 to 1'),
     (dict(int8=True, data='photos', max_drop=2.), 'max_drop=2.0: must be from 0 to 1')])
@@ -229,7 +229,8 @@ def test_pt2_has_no_int8_and_no_half(weights, data, tmp_path):
 
 def test_data_need_the_classes_of_the_weights(weights, data, tmp_path):
     other = replace(weights, names=['cat', 'dog', 'owl'])
-    with pytest.raises(ValueError, match="are not among .*cat.* of the weights. If only names differ, use names"):
+    message = r'are not among .*cat.* of the weights. If only names differ, use names \(--names\)'
+    with pytest.raises(ValueError, match=message):
         choose_images(other, data)
     with pytest.raises(ValueError, match='the weights have 4 classes without names, but the data has 5'):
         choose_images(replace(weights, names=None, num_classes=4), data)

@@ -280,8 +280,8 @@ def test_colors_that_are_not_exchanged_are_noticed(sure, files, tmp_path, monkey
     (dict(for_='depthai', format='web'), 'format cannot be chosen with --for depthai'),
     (dict(for_='depthai', suppress=True, conf=.4), 'suppress cannot be chosen with --for depthai'),
     (dict(for_='depthai', raw=True), 'raw cannot be chosen with --for depthai'),
-    (dict(for_='frigate', conf=.4), 'conf, iou and classes have no effect without suppress=True'),
-    (dict(for_='frigate', runtime='x'), 'runtime has no effect without format=web')], ids=str)
+    (dict(for_='frigate', conf=.4), r'conf, iou and classes have no effect without suppress=True \(--suppress\)'),
+    (dict(for_='frigate', runtime='x'), r'runtime has no effect without format=web \(--format web\)')], ids=str)
 def test_options_of_other_files_are_refused(options, message):
     with pytest.raises(ValueError, match=message): yolox_export('nowhere.pth', **options)
 

@@ -252,7 +252,7 @@ def test_command_refuses_what_a_page_cannot_use(file, tmp_path, option):
 
 
 def test_command_refuses_a_runtime_for_other_formats(file, package):
-    with pytest.raises(ValueError, match='runtime has no effect without format=web'):
+    with pytest.raises(ValueError, match=r'runtime has no effect without format=web \(--format web\)'):
         yolox_export(str(file), runtime=str(package))
 
 

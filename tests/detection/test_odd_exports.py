@@ -52,14 +52,14 @@ def test_odd_inputs_are_named(tmp_path, options, message):
 def test_uint8_of_other_programs_is_taken_in_full_range(tmp_path):
     file = write(tmp_path/'whole.onnx', CENTERS, TensorProto.UINT8)
     assert load_detector(file).model.info.pixels == 'bgr255'
-    message = 'cannot hold bgr1: choose pixels rgb255 or bgr255'
+    message = r'cannot hold bgr1: choose pixels rgb255 or bgr255 \(--pixels\)'
     with pytest.raises(ValueError, match=message): load_detector(file, pixels='bgr1')
 
 
 def test_labels_of_0_2_are_not_taken_for_objectness(tmp_path):
     "Six columns: one class, or a label and its probability"
     file = write(tmp_path/'old.onnx', DECODED, ports=('input', 'output'))
-    message = 'does not say how many classes it has: give their names'
+    message = r'does not say how many classes it has: give their names \(--names\)'
     with pytest.raises(ValueError, match=message): load_detector(file)
     detect = load_detector(file, names=['cat', 'dog'])
     found = detect(IMAGE, conf=.5, iou=1., max_detections=CELLS)

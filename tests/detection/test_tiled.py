@@ -147,9 +147,9 @@ def test_pictures_far_larger_than_nms_clamps_to():
 
 
 @pytest.mark.parametrize('options, what', [
-    (dict(overlap=.3), 'overlap=0.3 is that of tiles: give tile'), (dict(tile=16), 'tile=16: .*at least 32'),
-    (dict(tile=0), 'tile=0: .*at least 32'), (dict(tile=64, overlap=1.), 'overlap=1.0: .*less than 1'),
-    (dict(tile=64, overlap=-.1), 'overlap=-0.1: ')])
+    (dict(overlap=.3), r'overlap=0.3 is that of tiles: give tile \(--tile\)'),
+    (dict(tile=16), 'tile=16: .*at least 32'), (dict(tile=0), 'tile=0: .*at least 32'),
+    (dict(tile=64, overlap=1.), 'overlap=1.0: .*less than 1'), (dict(tile=64, overlap=-.1), 'overlap=-0.1: ')])
 def test_predict_refuses_what_cannot_be(file, images, tmp_path, options, what):
     with pytest.raises(ValueError, match=what): yolox_predict(file, [images], out=tmp_path/'out', **options)
     assert not (tmp_path/'out').exists()

@@ -156,10 +156,14 @@ def test_publish_and_read_again(weights, hub, connect, tmp_path):
     (tmp_path/'curves.png').write_bytes(b'a picture')
     published = load_detector(tmp_path/'best.safetensors', 'cpu').push_to_hub('me/farm', license='mit')
     files = handler.repos['me/farm']
+    card = files['README.md'].decode()
+    assert '**AP 0.500** and **AP50 0.750** on the split val, after epoch 7.' in card and 'license: "mit"' in card
+    assert '![Losses and average precision by epoch](curves.png)' in card
     assert published == f'{address}/me/farm' and {*files} >= {'model.safetensors', 'README.md', 'curves.png'}
     assert [*handler.large.values()] == [files['model.safetensors']] == [(tmp_path/'best.safetensors').read_bytes()]
     again = Detector.from_pretrained(published, device='cpu') # A colleague gets the address
-    assert again.names == NAMES and 'score > 0.4 to 0.5, by class' in str(again)
+    assert again.names == NAMES
+    assert 'Detector of 3 classes at 64: score > 0.4 to 0.5, by class' in str(again)
     assert find_pretrained('me/farm').read_bytes() == files['model.safetensors']
 
 
@@ -273,7 +277,8 @@ def test_without_a_connection_the_cache_serves(weights, hub, connect, nobody):
     connect(nobody)
     assert find_pretrained('me/farm') == known
     said = error_of(find_pretrained, 'me/other')
-    assert said.startswith(f'OSError: me/other could not be downloaded from {nobody} and is not in the cache: check')
+    failed = f'me/other could not be downloaded from {nobody} and is not in the cache'
+    assert said.startswith(f'OSError: {failed}: check the connection (')
     for name in ('me/farm', 'me/new'): # Whose card is in the cache, or not
         assert error_of(publish, weights, name).startswith(f'OSError: {name} could not be written at {nobody}: ')
     connect(address, HF_HUB_OFFLINE='1')
@@ -357,7 +362,8 @@ def test_cards_escape_what_strangers_wrote(weights):
     assert card.startswith('---\nlibrary_name: "cjm-yolox-pytorch"\npipeline_tag: "object-detection"\n')
     weights = Weights(weights.state, 'yolox_nano', 3, (0.,)*3, (1.,)*3, ['<script>', '[a](b)', '`c`'])
     card = model_card(weights, 'me/farm', pictures=['curves.png'])
-    assert '<script>' not in card and '| 1 | \\[a\\](b) |' in card and '](curves.png)' in card
+    assert '<script>' not in card and '| 1 | \\[a\\](b) |' in card
+    assert '![Losses and average precision by epoch](curves.png)' in card
     assert '## Results' not in card and '## Training' not in card
     odd = '<script>'
     recipe = dict(tile=640, overlap=None, model=odd) | {odd: odd}
