@@ -62,6 +62,12 @@ def image(self:Annotations): return np.repeat(np.arange(len(self)), np.diff(self
 @patch(as_prop=True)
 def counts(self:Annotations): return np.bincount(self.labels[~self.crowd], minlength=len(self.names)) # [C]
 
+@patch(as_prop=True)
+def has_class(self:Annotations): # [N, C] bool
+    has = np.zeros((len(self), len(self.names)), dtype=bool)
+    has[self.image[~self.crowd], self.labels[~self.crowd]] = True
+    return has
+
 # %% ../../nbs/data/01_annotations.ipynb #45bc952d
 @patch
 def take(self:Annotations, indices) -> Annotations: # `indices` [K] of images

@@ -17,10 +17,8 @@ def repeat_factors(
     threshold:float # Fraction of the images; classes that fewer have are repeated, and a larger value repeats more
 ) -> np.ndarray: # [N] at least 1
     "Compute how often each image should come in an epoch."
-    a = annotate(data)
-    has = np.zeros((len(a), len(a.names)), bool)
-    has[a.image[~a.crowd], a.labels[~a.crowd]] = True
-    share = has.sum(0).clip(1)/len(a)
+    has = annotate(data).has_class
+    share = has.sum(0).clip(1)/len(has)
     of_class = np.sqrt(threshold/share).clip(1)
     return np.where(has, of_class, 1).max(1)
 

@@ -162,8 +162,8 @@ class EpochBatches:
     def __iter__(self): # A list of pairs of image and seed for each batch
         order = _epoch_order(np.random.default_rng([self.seed, self.epoch]), self.count, self.repeats)
         share = self.batch // self.world
-        for n in range(self.start, len(self)):
-            places = range(n*self.batch, (n + 1)*self.batch)[self.rank*share:][:share]
+        for first in range(self.start*self.batch + self.rank*share, len(self)*self.batch, self.batch):
+            places = range(first, first + share)
             yield [(int(order[p % len(order)]), _image_seed(self.seed, self.epoch, p)) for p in places]
 
 # %% ../../nbs/data/10_batches.ipynb #5dfa1679

@@ -68,7 +68,7 @@ def _end_at_border(boxes, hw): # Boxes [G, 4] that end at the border, and whethe
 class NamedDataset:
     "Images and targets of a torch `Dataset`, with labels from 0."
     dataset:Dataset # Items are pairs of image and target
-    classes:list # Names by label: for labels from 0 a list, `cat,dog` or a text file of names; or a dict
+    classes:list # Names by label: a dict; for labels from 0 also a list, `cat,dog`, or a text file of names
     indices:np.ndarray = None # [N] items to use; all if None
     bit_depth = 16 # Of files
 

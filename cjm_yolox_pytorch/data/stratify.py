@@ -19,9 +19,8 @@ def _wanted(counts, shares): # [C, S] images of each class for each split, from 
 
 # %% ../../nbs/data/13_stratify.ipynb #de5f82c2
 def _classes_of_groups(a, group): # [groups, C+1] whether some image has the class, or there is none without objects
-    has = np.zeros((len(a), len(a.names) + 1), dtype=bool)
-    has[a.image[~a.crowd], a.labels[~a.crowd]] = True
-    has[:, -1] = ~has.any(1)
+    has = a.has_class
+    has = np.column_stack([has, ~has.any(1)])
     found = np.zeros((group.max(initial=-1) + 1, has.shape[1]), dtype=bool)
     np.logical_or.at(found, group, has)
     return found

@@ -97,7 +97,7 @@ def __getitem__(self:Detections,
     key # Number of one; or a slice, [N] bool, row numbers, a class name, some class names
 ): # -> `Detection`; or `Detections`
     names = _class_names_in(key)
-    if names: return self.take(np.flatnonzero(np.isin(_as_arrays(self.labels)[0], class_numbers(names, self.names))))
+    if names: return self.take(np.isin(_as_arrays(self.labels)[0], class_numbers(names, self.names)))
     rows = _row_numbers(key, len(self))
     return self.take(rows) if rows.ndim else [*self.take(rows[None])][0]
 
@@ -121,7 +121,7 @@ def _row_numbers(key, n): # [K] numbers of rows, or a single one without dimensi
 @patch
 def __contains__(self:Detections, thing) -> bool: # A class name, or a `Detection`
     if isinstance(thing, str): return len(self[thing]) > 0
-    if isinstance(thing, Detection): return any(thing == d for d in self)
+    if isinstance(thing, Detection): return thing in [*self]
     raise TypeError(f"{thing!r} in detections: ask for a class by its name, as in 'car' in detections")
 
 # %% ../../nbs/detection/00_detections.ipynb #7362cf92
@@ -149,7 +149,7 @@ def one_class_each(self:Detections, iou:float=.65) -> Detections: # `iou`: large
         if hidden[i]: continue
         rival = labels[i + 1:] != labels[i]
         if rival.any(): hidden[i + 1:] |= (rival & (box_iou(boxes[i:i + 1], boxes[i + 1:])[0] > iou)).numpy()
-    return self.take(np.flatnonzero(~hidden)) if hidden.any() else self
+    return self.take(~hidden) if hidden.any() else self
 
 # %% ../../nbs/detection/00_detections.ipynb #9b3ffde1
 @patch

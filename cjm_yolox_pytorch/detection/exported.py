@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
-from ..commands.messages import counted, shorten
+from ..commands.messages import counted, one_line, shorten
 from ..files.class_names import check_class_names, COCO_NAMES, MAX_CLASSES
 from ..files.network_kinds import are_notes
 
@@ -110,7 +110,7 @@ def _run_program(run, images, info): # [B, 3, H, W] uint8 RGB -> list of arrays
     try: return run(x)
     except MemoryError: raise
     except Exception as e: # Each program has types of its own
-        reason = shorten(' '.join(str(e).split()) or type(e).__name__)
+        reason = one_line(e)
         raise ValueError(f'{info.path} does not run on an input of {list(x.shape)} {x.dtype} ({reason})') from e
 
 # %% ../../nbs/detection/00a_exported.ipynb #7e2c7a52

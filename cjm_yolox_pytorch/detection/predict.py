@@ -18,7 +18,7 @@ from ..commands.say import explain, say
 
 # %% ../../nbs/detection/05_predict.ipynb #1b270510
 from .backends import remarks
-from .detector import check_counts, load_detector
+from .detector import load_detector
 from .inputs import check_drawn_files, count_images, find_inputs
 from .inputs import left_out, NotTheInput, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, ORDER_HEADER, Tally
@@ -29,7 +29,7 @@ from .tracking import check_tracked, track_frames, tracking_conf
 from .uncertainty import check_order, LOWEST, order_files
 from ..files.class_names import class_numbers, parse_names
 from ..files.paths import new_folder
-from ..utils import check_between
+from ..utils import check_between, check_counts
 
 # %% ../../nbs/detection/05_predict.ipynb #c3d1b7aa
 _MOST_BYTES = 2**29 # Of the images in a group; aerial ones have a gigabyte each

@@ -6,7 +6,7 @@
 __all__ = ['AREA_RANGES', 'Report', 'examine', 'summary', 'report_lines', 'yolox_doctor']
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #ba35e0d6
-import json, math, os, numpy as np
+import json, os, numpy as np
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from .labeling_task import check_task, labeling_task
 from .second_opinion import compare_labels, comparison_lines
 from ..files.class_names import parse_names
 from ..files.paths import atomic, check_output_folder, files_below, IMAGE_SUFFIXES
-from ..utils import check_between
+from ..utils import check_between, check_counts
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #f5185231
 def _check_held_out(split, a):
@@ -277,7 +277,8 @@ def _check_report(data, images, out, weights, overwrite): # What would be writte
     if overwrite: raise ValueError('overwrite=True: it is for the labeling task of --weights and --out')
 
 def _run_doctor(data, img_size, bit_depth, out, json, weights, names, pixels, device, overwrite, **reading):
-    check_between(img_size=(img_size, 1, math.inf), bit_depth=(bit_depth, 8, 16))
+    check_counts(img_size=img_size)
+    check_between(bit_depth=(bit_depth, 8, 16))
     _check_report(data, reading['images'], out, weights, overwrite)
     network = _load_opinion(weights, names, pixels, device)
     report = examine(data, img_size, show_progress, bit_depth=bit_depth, **reading)

@@ -6,7 +6,7 @@
 __all__ = ['detect', 'yolox_eval', 'evaluate']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #6f162a7a
-import math, os, time, torch, numpy as np
+import os, time, torch, numpy as np
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -44,7 +44,7 @@ from ..files.class_names import class_numbers, parse_names
 from ..files.letterbox import InputSpec, unletterbox
 from ..files.paths import check_output_folder, new_folder
 from ..inference import nms
-from ..utils import check_between
+from ..utils import check_between, check_counts
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #dbc9b2b1
 @torch.no_grad()
@@ -148,8 +148,8 @@ def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None,
 def _check_eval_options(img_size, batch, workers, conf, working_conf, precision, iou, max_detections, **_):
     check_between(precision=(precision or 0, 0, 1))
     check_between(conf=(conf, 0, 1), working_conf=(working_conf or 0, 0, 1), iou=(iou, 0, 1))
-    positive = dict(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
-    check_between(workers=(workers, 0, math.inf), **{k: (v, 1, math.inf) for k, v in positive.items()})
+    check_counts(batch=batch, max_detections=max_detections, img_size=1 if img_size is None else img_size)
+    check_counts(workers=workers, least=0)
 
 def _check_out(out, weights, data): # Results would replace those of a training
     same = repeated(Path(w).name for w in weights)

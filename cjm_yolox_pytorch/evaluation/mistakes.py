@@ -105,9 +105,8 @@ def show_worst(
 # %% ../../nbs/evaluation/00d_mistakes.ipynb #a414fa43
 def cover_classes(a:Annotations, most:int) -> list: # At most so many images
     "Choose images in which every class appears."
-    has = np.zeros((len(a), len(a.names)), dtype=bool)
-    has[a.image[~a.crowd], a.labels[~a.crowd]] = True
-    left, objects, chosen = has.any(axis=0), np.diff(a.starts), []
+    has, objects, chosen = a.has_class, np.diff(a.starts), []
+    left = has.any(axis=0)
     while left.any() and len(chosen) < most:
         new = (has & left).sum(axis=1)
         chosen.append(int(np.lexsort((objects, -new))[0]))

@@ -83,7 +83,6 @@ def _convert(weights, pixels): # To our order and range of pixels
 
 # %% ../../nbs/files/08_checkpoints.ipynb #a959bac1
 def _give_names(weights, names, where=''): # The same with these names of classes
-    names = parse_names(names)
     check_class_names(names, 'names')
     counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
     if len(names) != weights.num_classes: raise ValueError(f'{where}{counts}: each class needs a name')
@@ -96,7 +95,7 @@ def recognize(checkpoint, family=None, names=None, **pixels) -> Weights: # Optio
     model_type, num_classes = _read_shapes(state)
     _check_finite(state)
     if family is None: family = _guess_family(naming, state, strict=not pixels)
-    if num_classes == len(COCO_NAMES) and names is None: names = COCO_NAMES
+    names = COCO_NAMES if num_classes == len(COCO_NAMES) and names is None else parse_names(names)
     variant = VARIANTS[model_type]
     found = Weights(state, model_type, num_classes, variant.mean, variant.std, family=family, left_over=other)
     converted = _convert(found, _pixel_format(family, pixels))
@@ -112,6 +111,9 @@ def save_weights(weights:Weights, path): # Usually `*.safetensors`
     with atomic(path) as partial: partial.write_bytes(safetensors.torch.save(state, dict(cjm_yolox_pytorch=metadata)))
 
 # %% ../../nbs/files/08_checkpoints.ipynb #48c2f65a
+_NEEDED = ('mean and std are 3 numbers each, names a list, size is in pixels, notes a dict; in notes, bit_depth is '
+    '8 to 16, recipe a dict, thresholds are 0 to 1, and class_results lists with a value for each class')
+
 def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     types = dict(notes=dict, family=str, num_classes=int, names=list|None, size=int|None)
     if not all(isinstance(getattr(w, name), kind) for name, kind in types.items()): return False
@@ -124,9 +126,7 @@ def _is_valid(w): # Do the fields have the types that `save_weights` writes?
 def _read_ours(state, metadata, family=None, named=True, **pixels): # As for `recognize`
     try:
         known = Weights(state, **json.loads(metadata))
-        needed = 'mean and std are 3 numbers each, names a list, notes a dict, size is in pixels'
-        needed += ', bit_depth 8 to 16, thresholds 0 to 1, recipe a dict'
-        if not _is_valid(known): raise ValueError(f'a field has the wrong type or range; {needed}')
+        if not _is_valid(known): raise ValueError(f'a field has the wrong type or range; {_NEEDED}')
     except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'bad metadata: {str(e)[:240]}') from e
     found = _read_shapes(state)
     if (known.model_type, known.num_classes) != found:
@@ -146,6 +146,7 @@ def load_weights(
 ) -> Weights:
     "Load weights of any family."
     if not isinstance(source, (str, os.PathLike)): return recognize(source, family, names, **pixels)
+    names = parse_names(names)
     if source in MODEL_TYPES: source = pretrained_file(source)
     path = download(source) if str(source).startswith(('https://', 'http://')) else Path(source)
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file of weights')

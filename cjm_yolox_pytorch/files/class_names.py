@@ -47,7 +47,7 @@ def parse_names(
     "Read class `names`, as the option `--names` gives them."
     if names is None: return None
     if isinstance(names, dict): return _names_from_0(names)
-    if not isinstance(names, (str, os.PathLike)): return _names_in_order(names, option)
+    if not isinstance(names, (str, os.PathLike)): return _names_in_order(names)
     text = os.fspath(names)
     found = [n.strip() for n in (_name_lines(text) if os.path.isfile(text) else _split_names(text))]
     if '' in found: raise ValueError(f'{option}={shorten(text)!r}: name {found.index("") + 1} of {len(found)} is empty')
@@ -55,10 +55,10 @@ def parse_names(
     return found
 
 # %% ../../nbs/files/01_class_names.ipynb #53df0b0f
-def _names_in_order(names, option): # A list, tuple, array or tensor -> list
+def _names_in_order(names): # A list, tuple, array or tensor -> list
     if hasattr(names, 'tolist'): names = names.tolist()
     if isinstance(names, (list, tuple)): return [*names]
-    raise ValueError(f'{option}={shorten(names)}: give them in order, as a list')
+    raise ValueError(f'names={shorten(names)}: give them in order, as a list')
 
 # %% ../../nbs/files/01_class_names.ipynb #cfa964c0
 def _names_from_0(names): # A dict by label -> list
@@ -79,7 +79,7 @@ def _list_chosen(chosen, names): # Of names and numbers, from what `class_number
     if hasattr(chosen, 'tolist'): chosen = chosen.tolist() # An array or tensor
     if isinstance(chosen, (str, os.PathLike)):
         return [chosen] if chosen in names else parse_names(chosen, 'classes') # A name may have a comma
-    return [*chosen] if isinstance(chosen, Iterable) else [chosen]
+    return [*chosen] if isinstance(chosen, Iterable) and not isinstance(chosen, bytes) else [chosen]
 
 # %% ../../nbs/files/01_class_names.ipynb #031593ac
 def class_numbers(

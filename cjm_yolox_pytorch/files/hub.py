@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-from ..commands.messages import counted, shorten
+from ..commands.messages import counted, one_line, shorten
 from ..commands.say import caution
 from .checkpoints import save_weights, Weights
 from .model_card import card_license, is_unedited, model_card
@@ -77,13 +77,11 @@ def _check_safetensors(path):
 # %% ../../nbs/files/11_hub.ipynb #c57bf9f2
 _LOG_IN = 'huggingface_hub.login(), or set HF_TOKEN' # The name of the command depends on the version
 
-def _one_line(e): return shorten(' '.join(str(e).split()) or type(e).__name__, 200)
-
 def _not_downloaded(api, repo_id, e): # `LocalEntryNotFoundError` -> text
     if type(e.__cause__).__name__ == 'OfflineModeIsEnabled':
         return f'{repo_id} is not in the cache, and HF_HUB_OFFLINE forbids to download it: unset it'
     text = f'{repo_id} could not be downloaded from {api.endpoint} and is not in the cache'
-    return f'{text}: check the connection ({_one_line(e.__cause__ or e)})'
+    return f'{text}: check the connection ({one_line(e.__cause__ or e)})'
 
 # %% ../../nbs/files/11_hub.ipynb #3f179d67
 @contextmanager
@@ -99,8 +97,8 @@ def _reading(api, repo_id, revision): # Errors in one line
         raise FileNotFoundError(f'{repo_id} has no revision {revision!r}: {cure}') from e
     except errors.RepositoryNotFoundError as e:
         raise FileNotFoundError(f'{here} at {api.endpoint}. For a private one, log in: {_LOG_IN}') from e
-    except errors.HFValidationError as e: raise FileNotFoundError(f'{here} can be: {_one_line(e)}') from e
-    except errors.HfHubHTTPError as e: raise OSError(f'{page} could not be read: {_one_line(e)}') from e
+    except errors.HFValidationError as e: raise FileNotFoundError(f'{here} can be: {one_line(e)}') from e
+    except errors.HfHubHTTPError as e: raise OSError(f'{page} could not be read: {one_line(e)}') from e
 
 # %% ../../nbs/files/11_hub.ipynb #e9538dfb
 def _cached_weights(api, repo_id, revision, cure): # None if there are none
@@ -163,14 +161,14 @@ def find_pretrained(source, revision:str=None, token:str=None): # -> what `load_
 def _writing(api, repo_id): # Errors in one line
     errors, failed = import_extra('huggingface_hub.errors', 'hub'), f'{repo_id} could not be written at {api.endpoint}'
     try: yield
-    except errors.LocalEntryNotFoundError as e: raise OSError(f'{failed}: {_one_line(e.__cause__ or e)}') from e
+    except errors.LocalEntryNotFoundError as e: raise OSError(f'{failed}: {one_line(e.__cause__ or e)}') from e
     except (errors.LocalTokenNotFoundError, errors.HfHubHTTPError) as e:
         status = getattr(getattr(e, 'response', None), 'status_code', 401)
-        if status not in (401, 403): raise OSError(f'{failed}: {_one_line(e)}') from e
+        if status not in (401, 403): raise OSError(f'{failed}: {one_line(e)}') from e
         raise PermissionError(f'{failed}: log in with a token that may write there: {_LOG_IN}') from e
     except Exception as e: # Of the package that connects, which differs between versions
         if type(e).__module__.partition('.')[0] not in ('requests', 'httpx', 'httpx2'): raise
-        raise OSError(f'{failed}: {_one_line(e)}') from e
+        raise OSError(f'{failed}: {one_line(e)}') from e
 
 # %% ../../nbs/files/11_hub.ipynb #edb0b856
 def _fetch_card(api, repo_id, folder): # If there is one

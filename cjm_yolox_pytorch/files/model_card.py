@@ -6,7 +6,7 @@
 __all__ = ['is_unedited', 'model_card', 'card_license']
 
 # %% ../../nbs/files/10_model_card.ipynb #a302cd62
-import hashlib, html, json, math, re, yaml
+import hashlib, html, json, math, re
 from urllib.parse import quote
 
 from ..commands.messages import counted
@@ -120,7 +120,9 @@ def model_card(
 # %% ../../nbs/files/10_model_card.ipynb #999c9c79
 def card_license(card:str) -> str | None:
     "Read the license from the head of `card`."
+    import yaml
     head = re.match(r'---\n(.*?)\n---$', '\n'.join(_stripped_lines(card)), re.S | re.M)
     try: about = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError: return None
-    return about.get('license') if isinstance(about, dict) else None
+    except Exception: return None # Of any kind, as with "!!int x" or "[[[["
+    license = about.get('license') if isinstance(about, dict) else None
+    return license if isinstance(license, str) else None

@@ -6,7 +6,7 @@
 __all__ = ['MAX_YAML_BYTES', 'load_yaml']
 
 # %% ../../nbs/files/00a_yaml_files.ipynb #1b12a3d2
-from ..commands.messages import repeated, shorten
+from ..commands.messages import one_line, repeated, shorten
 from .paths import read_text
 
 # %% ../../nbs/files/00a_yaml_files.ipynb #ad2f53e8
@@ -36,6 +36,6 @@ def load_yaml(
     text = read_text(path, max_bytes=MAX_YAML_BYTES)
     try: config = yaml.load(text, _careful_loader())
     except Exception as e: # Of any kind, as with "!!int x" or "[[[["
-        raise ValueError(f'{path}: not YAML: {shorten(" ".join(str(e).split()) or type(e).__name__)}') from e
+        raise ValueError(f'{path}: not YAML: {one_line(e)}') from e
     if isinstance(config, dict): return config
     raise ValueError(f'{path}: not {needed}')

@@ -6,7 +6,7 @@
 __all__ = ['yolox_demo']
 
 # %% ../../nbs/training/04_demo.ipynb #f5446dab
-import math, sys
+import sys
 from pathlib import Path
 
 from torchvision.transforms import v2
@@ -20,7 +20,7 @@ from .recipe import fine_tune_recipe
 from .runs import lock_folder, RUN_MARKERS
 from .train import fit
 from .trainer import Trainer
-from ..utils import check_between
+from ..utils import check_counts
 
 # %% ../../nbs/training/04_demo.ipynb #8f54c186
 @command
@@ -31,7 +31,7 @@ def yolox_demo(
     device:str=None, # cpu, cuda, ...; the fastest unless given
 ):
     "Train and evaluate on drawn shapes, as a first try"
-    check_between(images=(images, 1, math.inf))
+    check_counts(images=images)
     out, data = Path(out), Path(out)/'shapes'
     recipe = _recipe(epochs)
     _draw_dataset(out, data, images)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from ..commands.messages import shorten
+from ..commands.messages import one_line, shorten
 from ..commands.say import caution
 from ..data.annotations import Annotations
 from ..data.named_dataset import data_fingerprint
@@ -122,7 +122,7 @@ def load_state(
         _check_counts(trainer, state['counts'])
         _restore(trainer, state)
     except Exception as e: # Of any kind, since a file may contain anything
-        why = shorten(' '.join(str(e).split()) or type(e).__name__, 270)
+        why = one_line(e, 270)
         cure = f'Use the same recipe, data and weights, or {_new_training(trainer, path)}'
         raise ValueError(f'{path} cannot be resumed here: {why}. {cure}') from e
 
