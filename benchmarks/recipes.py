@@ -73,12 +73,12 @@ def about_trainings(args):
 
 def draw_rare(folder):
     "Draw 300 training images, twelve of which have crosses, and 400 others with as many crosses as other shapes."
-    write_shapes(folder, train=700, val=400, test=0, size=96)
+    write_shapes(folder, train=700, val=0, test=400, size=96)
     drawn = read_split(folder, 'train')
     crossed = np.unique(drawn.image[drawn.labels == drawn.names.index('cross')])
     kept = np.random.default_rng(0).permutation(crossed)[:12]
     others = np.setdiff1d(np.arange(len(drawn)), crossed)[:288]
-    return drawn.take(np.sort([*kept, *others])), read_split(folder, 'val')
+    return drawn.take(np.sort([*kept, *others])), read_split(folder, 'test')
 
 
 def parse_arguments():
