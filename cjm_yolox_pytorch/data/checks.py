@@ -186,4 +186,6 @@ def _imbalance(a): # `Fault`s; rare classes have one already
     outnumbered = np.flatnonzero((a.counts >= RARE) & (a.counts*10 < a.counts[most]))
     if not len(outnumbered): return []
     text = f'{a.names[most]} has {a.counts[most]} objects, over ten times as many as {_with_counts(a, outnumbered)}'
-    return [Fault('imbalance', '', f'{text}. Look at the AP of each class, and add images of those')]
+    advice = 'Look at the AP of each class, and add images of those'
+    if (a.has_class.mean(0)[outnumbered] < .3).any(): advice += ', or repeat theirs in training (--balance .3)'
+    return [Fault('imbalance', '', f'{text}. {advice}')]
