@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import cjm_yolox_pytorch as package
 from cjm_yolox_pytorch.commands.start import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,6 +210,35 @@ def test_imported_names_are_used(notebook):
     imported = {(a.asname or a.name).partition('.')[0] for n in imports for a in n.names}
     reexported = set(re.findall(r"'(\w+)'", ' '.join(re.findall(r'^_all_ = (.*)$', code, re.M))))
     assert not {name for name in imported - reexported if len(re.findall(rf'\b{name}\b', code)) < 2}
+
+
+HOWTO = sorted((ROOT/'nbs/howto').glob('*.ipynb'))
+
+
+@pytest.mark.parametrize('notebook', HOWTO, ids=lambda p: p.stem)
+def test_howto_pages_use_what_users_have(notebook):
+    "Public names alone, and no module of their own"
+    for cell, source in cells(notebook):
+        assert not re.search(r'^#\| *(default_exp|export)', source, re.M), cell['id']
+        code = re.sub(r'^(\s*)[!%].*', r'\1pass', source, flags=re.M)
+        for node in ast.walk(ast.parse(code)):
+            if not isinstance(node, ast.ImportFrom) or node.module.partition('.')[0] != PACKAGE: continue
+            assert not [a.name for a in node.names if a.name.startswith('_')], source
+            shared = {a.name for a in node.names} if node.module == PACKAGE else set()
+            assert shared <= {*package.__all__}, source
+
+
+@pytest.mark.parametrize('notebook', HOWTO, ids=lambda p: p.stem)
+def test_howto_pages_begin_with_a_title_and_a_sentence(notebook):
+    source = ''.join(json.loads(notebook.read_text(encoding='utf-8'))['cells'][0]['source'])
+    assert re.fullmatch(r'# \S.*\n\n> [A-Z][^#]+[.?]', source), source
+
+
+@pytest.mark.parametrize('notebook', HOWTO, ids=lambda p: p.stem)
+def test_howto_lines_fit_a_column(notebook):
+    lines = [line for _, source in cells(notebook) for line in source.splitlines()]
+    blocks = re.findall(r'^ *```.*?^ *```', '\n'.join(s for _, s in cells(notebook, 'markdown')), re.M | re.S)
+    assert [line for line in lines + '\n'.join(blocks).splitlines() if len(line) > 92] == []
 
 
 def test_version_is_the_same_everywhere():
