@@ -133,10 +133,11 @@ def test_address_that_turns_out_to_be_live_is_read_last(use, root, tmp_path):
 def test_live_stream_stays_live_and_ends_on_a_signal(use, tmp_path, capsys, number):
     "A detector that is slower than the stream"
     pytest.importorskip('trackers')
-    calls = []
+    ends = []
     def slow():
-        calls.append(time.sleep(.15))
-        if len(calls) == 8: os.kill(os.getpid(), number)
+        time.sleep(.15)
+        ends.append(time.time())
+        if len(ends) == 8: os.kill(os.getpid(), number)
     use(ColorDetector(slow))
     with serve(live()) as root: run(root, out=tmp_path/'out', network=True, track=True)
     images, printed = record(tmp_path/'out')['images'], ' '.join(capsys.readouterr().out.split())
@@ -146,7 +147,8 @@ def test_live_stream_stays_live_and_ends_on_a_signal(use, tmp_path, capsys, numb
     half, most, skipped = map(int, re.search(
         r'from the arrival of a frame to its result (\d+) ms \(median\), (\d+) ms \(95 %\); (\d+) frames? skipped',
         printed).groups())
-    assert 150 <= half <= most and half < 400 and skipped == sum(steps - 1)
+    pace = 1000*np.median(np.diff(ends)) # Per frame, longer on a busy machine
+    assert 150 <= half <= most and half < 2*pace and skipped == sum(steps - 1) # A queue would keep frames for longer
     clip, = (tmp_path/'out').glob('*.mp4')
     assert clip.with_suffix('.tracks.txt').exists() and len([*(tmp_path/'out').iterdir()]) == 3
     times = [t for _, t in read_video(clip)]
