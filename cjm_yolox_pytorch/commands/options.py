@@ -6,14 +6,17 @@
 __all__ = ['parser_of', 'grouped', 'shown_lines', 'showing', 'options_of']
 
 # %% ../../nbs/commands/01b_options.ipynb #2a8f4a9e
-import argparse, inspect, re
+import argparse, inspect, os, re
 
 from .exit_codes import EXIT_CODES
 from .messages import nearest
 
 # %% ../../nbs/commands/01b_options.ipynb #8907ef2f
-_ARGUMENTS = {bool: dict(action='store_true'), list: dict(nargs='+'), int: dict(type=int, metavar='N'),
-    float: dict(type=float, metavar='X')}
+def _with_home(text): # Shells leave the ~ of '~/data' and of --out=~/data as it is
+    return os.path.expanduser(text) if text.startswith(('~/', '~\\')) else text
+
+_ARGUMENTS = {bool: dict(action='store_true'), list: dict(nargs='+', type=_with_home), int: dict(type=int, metavar='N'),
+    float: dict(type=float, metavar='X'), str: dict(type=_with_home)}
 
 def _add_option(group, name, p, about): # `p`: the parameter
     kind = dict(_ARGUMENTS.get(p.annotation) or dict(type=p.annotation))

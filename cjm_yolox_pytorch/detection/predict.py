@@ -19,7 +19,7 @@ from ..commands.say import explain, say
 # %% ../../nbs/detection/05_predict.ipynb #1b270510
 from .backends import remarks
 from .detector import load_detector
-from .inputs import check_drawn_files, count_images, find_inputs
+from .inputs import check_apart, check_drawn_files, count_images, find_inputs
 from .inputs import left_out, NotTheInput, read_inputs
 from .outputs import check_overwrite, CocoWriter, Drawing, ORDER_HEADER, Tally
 from .prelabels import LabelWriter
@@ -124,11 +124,12 @@ def _check_options(write, img_size, bit_depth, every, batch, conf, iou, max_dete
     choose_tiling(tile, overlap)
 
 # %% ../../nbs/detection/05_predict.ipynb #ead5ce3c
-def _check_places(files, out, write, order, track, conf): # What would be written
+def _check_places(inputs, files, out, write, order, track, conf): # What would be written
     if track: check_tracked(files)
     if order: return check_order(order, files, conf, out/'order.csv')
     draws = write in ('pictures', 'both')
     if draws or track: check_drawn_files(files, out)
+    if draws: check_apart(inputs, out)
     if draws: check_overwrite(drawn for _, drawn in files)
     if write in ('json', 'both'): check_overwrite([out/'detections.json'])
 
@@ -154,7 +155,7 @@ def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit
     files, failed = find_inputs(inputs, out, network)
     if labels: labels = LabelWriter(labels, [f for f, _ in files], out, overwrite, Path(weights).stem)
     if labels: write = 'labels' # Nothing else
-    _check_places(files, out, write, order, track, options['conf'])
+    _check_places(inputs, files, out, write, order, track, options['conf'])
     if order: options.update(conf=LOWEST)
     detector, start = load_detector(weights, device, img_size, bit_depth, names, pixels), time.time()
     class_numbers(options['classes'], detector.names) # Raises an error before anything is written

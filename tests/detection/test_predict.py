@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -425,6 +426,16 @@ def test_missing_pyav_leaves_images(file, images, tmp_path, monkeypatch):
     told = r'^1 of the inputs could not be read or drawn:\n.*clip.mp4: videos need PyAV: pip install'
     with pytest.raises(SystemExit, match=told): run(file, images, out=tmp_path/'out')
     assert len(record(tmp_path/'out')['images']) == 3
+
+
+@pytest.mark.parametrize('write, refused', [('both', True), ('pictures', True), ('json', False)])
+def test_pictures_do_not_become_inputs(file, tmp_path, write, refused):
+    "A PNG would be drawn as a JPEG beside it"
+    Image.new('RGB', (40, 40)).save(tmp_path/'a.png')
+    message = r'pictures drawn in .* would be inputs of the next run: choose another out \(--out\)'
+    with pytest.raises(ValueError, match=message) if refused else nullcontext():
+        run(file, tmp_path, out=tmp_path, write=write)
+    assert {p.name for p in tmp_path.iterdir()} == ({'a.png'} if refused else {'a.png', 'detections.json'})
 
 
 @pytest.mark.parametrize('sent, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
