@@ -85,7 +85,7 @@ def test_from_training_to_a_verdict(shapes, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('options, what', [
-    (dict(overlap=.3), 'overlap=0.3 is that of tiles: give tile'), (dict(tile=16), 'tile=16'),
+    (dict(overlap=.3), r'overlap=0.3 is that of tiles: give tile \(--tile\)'), (dict(tile=16), 'tile=16'),
     (dict(tile=64, overlap=1.), 'overlap=1.0')])
 def test_eval_refuses_what_cannot_be(options, what):
     with pytest.raises(ValueError, match=what): yolox_eval('weights', 'data', **options)
