@@ -197,7 +197,7 @@ def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
 def _evaluate(*args, out, **options): # As for `_run_and_report`
-    "Return metrics, the images with the objects that count, and what was found."
+    "Return metrics, the images with the objects that count, what was found, and samples of AP."
     with new_folder(out) if out else nullcontext(): # Fails before the network runs; a stop leaves no empty folder
         return _run_and_report(*args, out=out, **options)
 
@@ -212,9 +212,10 @@ def _run_and_report(loaded, split, a, img_size, out, batch, workers, device, sco
     more = dict(images_per_s=len(a)/(time.time() - start), latency=latency(model, a, spec, **settings))
     more |= dict(split=split, size=spec.img_size)
     if settings['tile']: more['tile'] = settings['tile']
-    metrics = report(a, found, out, working_conf, **more)
+    samples = ap_samples(rank_matches(a, found))
+    metrics = report(a, found, out, working_conf, samples, **more)
     if out: write_coco(a, found, out)
-    return metrics, a, found
+    return metrics, a, found, samples
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #44e38143
 def _compare_with_whole(loaded, a, metrics, img_size, batch, workers, device, scores, tile, overlap, out, **settings):
@@ -235,7 +236,7 @@ def _count(a): # Text
     return f'{counted(len(a), "image")}, {counted(a.counts.sum(), "object")}{crowds}'
 
 def _measure_one(loaded, split, a, thresholds, precision, **options): # -> metrics, images and scores
-    metrics, a, found = _evaluate(loaded, split, a, **options)
+    metrics, a, found, _ = _evaluate(loaded, split, a, **options)
     scores = _find_scores(a, found, thresholds, precision)
     return metrics | {kind: [*map(asdict, rows)] for kind, rows in scores.items()}, a, scores
 
@@ -259,9 +260,9 @@ def _show_several(files, loaded, split, annotations, out, **options): # -> metri
     width, found = min(max(map(len, files)), 40), {}
     rows, samples = [f'{"file":{width}}  size      AP    AP50  ms/image      MB'], []
     for file, network, a in zip(files, loaded, annotations):
-        m, used, detections = _evaluate(network, split, a, out=out and Path(out)/Path(file).name, **options)
+        m, _, _, sample = _evaluate(network, split, a, out=out and Path(out)/Path(file).name, **options)
         figures = f'{m["AP"]:7.3f} {m["AP50"]:7.3f} {m["latency"]["total"]:9.1f} {_megabytes(file):7.2f}'
-        samples.append(ap_samples(rank_matches(used, detections))[:, 0])
+        samples.append(sample[:, 0])
         rows.append(f'{file[-width:]:{width}} {str(m["size"]):>5} {figures}')
         found[file] = m
     say(f'on {split}: {_count(annotations[0])}', *map(printable, rows))

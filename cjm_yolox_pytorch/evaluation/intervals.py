@@ -126,10 +126,12 @@ def images_by_class(a): # [C] number of images with objects
 
 def ap_intervals(
     annotations:Annotations, # Ground truth
-    detections:list # One `Detections` per image, down to a score of .001 or so
+    detections:list, # One `Detections` per image, down to a score of .001 or so
+    samples:np.ndarray=None # Of `ap_samples`, if they are known
 ) -> dict: # `AP`, `AP50`: [low, high]; `classes`: of AP, by name; `images`: their number
     "Compute intervals of average precision over images."
-    whole, at_50, *classes = map(interval, ap_samples(rank_matches(annotations, detections)).T)
+    if samples is None: samples = ap_samples(rank_matches(annotations, detections))
+    whole, at_50, *classes = map(interval, samples.T)
     classes = [c if n >= LEAST_IMAGES else [np.nan]*2 for c, n in zip(classes, images_by_class(annotations))]
     return dict(AP=whole, AP50=at_50, classes=dict(zip(annotations.names, classes)), images=len(annotations))
 

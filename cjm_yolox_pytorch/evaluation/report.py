@@ -97,12 +97,13 @@ def report(
     detections:list, # One `Detections` per image, down to a score of about .001
     out=None, # Folder for metrics.json and five figures; nothing is written if None
     conf:float=.25, # Minimum score of detections in use, or [C]; average precision counts all
+    samples:np.ndarray=None, # Of `ap_samples`, if they are known
     **more # Added to the metrics; `size` and `tile` also tell which objects are small for the network
 ) -> dict: # Metrics of `Evaluation`, `errors`, `intervals`, and `more`
     "Measure `detections`, and write metrics and figures."
     e = Evaluation(annotations, detections, conf)
     errors = error_facts(e, more.get('size'), more.get('tile'))
-    e.metrics.update(errors=errors, intervals=ap_intervals(annotations, detections), **more)
+    e.metrics.update(errors=errors, intervals=ap_intervals(annotations, detections, samples), **more)
     if out is None: return e.metrics
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
