@@ -7,8 +7,7 @@ __all__ = ['HOOKS', 'LOGGERS', 'check_callbacks', 'Logger', 'TensorBoardLogger',
            'make_logger']
 
 # %% ../../nbs/training/01a_callbacks.ipynb #d5e187b8
-import importlib.util, os, secrets, sys
-from contextlib import contextmanager
+import importlib, os, runpy, secrets, sys
 from dataclasses import asdict
 
 from .recipe import check_choice
@@ -124,10 +123,10 @@ class TrackioLogger(Logger):
 LOGGERS = dict(tensorboard=TensorBoardLogger, wandb=WandbLogger, mlflow=MLflowLogger, trackio=TrackioLogger)
 
 def make_logger(
-    name:str # tensorboard, wandb, mlflow, trackio, or `module:function`
+    name:str # tensorboard, wandb, mlflow, trackio, `module:function` or `file.py:function`
 ): # A callback
     "Make the logger `name`."
-    if ':' not in name.strip(':'): check_choice('logger', name, [*LOGGERS, 'module:function'])
+    if ':' not in name.strip(':'): check_choice('logger', name, [*LOGGERS, 'module:function', 'file.py:function'])
     callback = LOGGERS[name]() if name in LOGGERS else _find_function(*name.rsplit(':', 1))()
     check_callbacks([callback])
     return callback
@@ -135,17 +134,18 @@ def make_logger(
 # %% ../../nbs/training/01a_callbacks.ipynb #a8ad47da
 def _find_function(module, function):
     name = f'logger={module}:{function}'
-    found = getattr((_run_file if module.endswith('.py') else _import_named)(name, module), function, None)
+    if module.endswith('.py'): found = _run_file(name, module).get(function)
+    else: found = getattr(_import_named(name, module), function, None)
     if not callable(found): raise ValueError(f'{name}: {module} has no function {function!r}')
     return found
 
-def _run_file(name, path): # The module that a file makes
-    if not os.path.isfile(path): raise ValueError(f'{name}: there is no file {os.path.abspath(path)}')
-    file_name = os.path.basename(path).removesuffix('.py')
-    spec = importlib.util.spec_from_file_location(f'_logger_{file_name}', path) # json.py does not replace json
-    module = importlib.util.module_from_spec(spec)
-    with _importable(module, os.path.dirname(os.path.abspath(path))): spec.loader.exec_module(module)
-    return module
+def _run_file(name, path): # What the file defines, by name
+    path = os.path.abspath(path)
+    folder, file_name = os.path.split(path)
+    if not os.path.isfile(path): raise ValueError(f'{name}: there is no file {path}')
+    sys.path.insert(0, folder) # For neighbors, as Python does for a program
+    try: return runpy.run_path(path, run_name=f'_logger_{file_name.removesuffix(".py")}')
+    finally: sys.path.remove(folder)
 
 def _import_named(name, module):
     if not all(map(str.isidentifier, module.split('.'))): raise ValueError(f'{name}: {module!r} names no module')
@@ -154,14 +154,3 @@ def _import_named(name, module):
     except ModuleNotFoundError as e:
         if e.name not in [module, module.partition('.')[0]]: raise # Imported by the module
         raise ValueError(f'{name}: no module {module!r} in {os.getcwd()} or among installed packages') from e
-
-# %% ../../nbs/training/01a_callbacks.ipynb #e3d050f1
-@contextmanager
-def _importable(module, folder): # As Python does for a file that it runs
-    sys.modules[module.__name__] = module # Data classes look up their module
-    sys.path.insert(0, folder) # For neighbors
-    try: yield
-    except BaseException:
-        del sys.modules[module.__name__]
-        raise
-    finally: sys.path.remove(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from ..commands.command import choose_device, command, print_json
+from ..commands.command import choose_device, command, finite, print_json
 from ..commands.exit_codes import passed_functions
 from ..commands.messages import counted
 from ..commands.options import grouped, options_of, showing
@@ -22,7 +22,7 @@ from ..commands.progress import show_progress
 from ..commands.say import caution, explain, say
 from ..commands.signals import stop_signals
 from ..data.annotations import Annotations
-from ..data.named_dataset import data_fingerprint, named, NamedDataset, same_images
+from ..data.named_dataset import data_fingerprint, named_splits, NamedDataset, same_images
 from ..data.prepare import prepare_splits
 from ..evaluation.mistakes import show_detections
 from ..evaluation.report import report, table
@@ -84,7 +84,7 @@ def _note_thresholds(t, found): # `Detections` of each validation image
 def _note_class_results(t, metrics): # Of `validate`; empty after an epoch without it
     t.notes.pop('class_results', None)
     rows = [metrics['classes'][name] for name in t.val.names] if metrics.get('classes') else []
-    shares = {k: [row[k] if row[k] == row[k] else None for row in rows] for k in ('AP', 'AP50')} # Not NaN
+    shares = {k: finite([row[k] for row in rows]) for k in ('AP', 'AP50')}
     if rows: t.notes['class_results'] = dict(objects=t.val.counts.tolist(), **shares)
 
 
@@ -167,15 +167,6 @@ def _measured_split(notes): # Its name, if known
     train, val = notes.get('training'), notes.get('validation')
     return f'{val} (the training images)' if val and val == train else val
 
-# %% ../../nbs/training/03_train.ipynb #62f31358
-def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
-    text = str(e).strip()
-    if any(name.endswith('training.trainer.notify') for name in passed_functions(e)): return # Of a callback
-    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer workers (--workers)'
-    other = 'another process of this training ended: fix the error that it printed, if any'
-    if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then resume it (--resume)')
-    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(f'{other}. Then resume it (--resume)')
-
 # %% ../../nbs/training/03_train.ipynb #213b4b48
 @dataclass
 class Trained:
@@ -214,14 +205,14 @@ def _run_training(data, weights, names, recipe, augment, val, out, resume, logge
     loggers = [make_logger(logger)] if logger else []
     plan, out = _plan_training(data, recipe, augment, out, resume, workers, changes)
     files = in_folder(data)
-    _check_run_folder(data, out, resume)
+    if files: check_output_folder(out, data)
+    check_folder(out, resume)
     initial = None if resume else initial_weights(weights, names if files else None, plan.model)
     with processes(device) as device:
-        used = _read_folder(data, val, **reading) if files else _as_used(data, val)
-        plan = _settle_batch(plan, used, None if files else names, device, {} if resume else changes)
+        used = _read_folder(data, val, **reading) if files else _as_used(data, val, names)
+        plan = _settle_batch(plan, used, device, {} if resume else changes)
         if augment and rank_and_world()[0] == 0: explain(describe_augment(augment, plan))
-        trainer = _make_trainer(plan, used, None if files else names, initial, device)
-        if weights: trainer.notes['weights'] = short_path(weights)
+        trainer = _make_trainer(plan, used, weights, initial, device)
         first = trainer.rank == 0
         _fit_or_explain(trainer, out, resume, callbacks + (loggers if first else []))
         return Trained(out, out/'best.safetensors', measure_best(trainer) if first else {})
@@ -278,44 +269,35 @@ def _planned_lines(data, recipe, augment, out, resume, workers, **others): # Opt
     changes = {f.name: others[f.name] for f in fields(Recipe) if f.name in others}
     return recipe_lines(_plan_training(data or '.', recipe, augment, out, resume, workers, changes)[0])
 
-def _check_run_folder(data, out, resume):
-    if in_folder(data): check_output_folder(out, data)
-    check_folder(out, resume)
-
 # %% ../../nbs/training/03_train.ipynb #beaec61c
 def _read_folder(data, val, train, **reading): # As `prepare_splits` has it
     return prepare_splits(data, train, val, quiet=rank_and_world()[0] > 0, **reading)
 
-def _as_used(train, val): # The same for Datasets
-    name = 'training set' if val is train else 'validation set'
-    return dict(training=('training set', train), validation=(name, val))
-
-# %% ../../nbs/training/03_train.ipynb #746840e2
-def _make_trainer(plan, used, names, initial, device):
-    titles, splits = zip(*used.values())
-    trainer = Trainer(plan, *splits, initial, device, names=names)
-    known = dict(fingerprint=data_fingerprint(trainer.train), bit_depth=trainer.train.bit_depth)
-    trainer.notes = dict(zip(used, titles), **known)
-    if trainer.rank == 0: _say_start(trainer, initial)
-    return trainer
+def _as_used(train, val, names): # The same for Datasets, with their class names
+    title = 'training set' if val is train else 'validation set'
+    train, val = named_splits(train, val, names)
+    return dict(training=('training set', train), validation=(title, val))
 
 # %% ../../nbs/training/03_train.ipynb #b758dd7b
-def _settle_batch(plan, used, names, device, changes): # Options that were given -> `Recipe`
+def _settle_batch(plan, used, device, changes): # Options that were given -> `Recipe`
     if changes.get('batch') != 'auto': return plan
-    train = named(next(iter(used.values()))[1], names)
+    train = used['training'][1]
     keep_lr = changes.get('lr') is not None
     plan, why = choose_batch(plan, len(train.names), len(train), choose_device(device), keep_lr)
     if rank_and_world()[0] == 0: explain(why)
     return plan
 
-# %% ../../nbs/training/03_train.ipynb #2e266fb6
-def _fit_or_explain(trainer, out, resume, callbacks):
-    try: fit(trainer, out, resume, callbacks)
-    except KeyboardInterrupt as e:
-        if e.args and trainer.rank == 0: say(str(e), 'to resume, run the same command with --resume (resume=True)')
-        raise
-    except RuntimeError as e: raise _explain_death(e) or e
+# %% ../../nbs/training/03_train.ipynb #746840e2
+def _make_trainer(plan, used, weights, initial, device): # `weights` as given, and as loaded
+    titles, splits = zip(*used.values())
+    trainer = Trainer(plan, *splits, initial, device)
+    known = dict(fingerprint=data_fingerprint(trainer.train), bit_depth=trainer.train.bit_depth)
+    trainer.notes = dict(zip(used, titles), **known)
+    if weights: trainer.notes['weights'] = short_path(weights)
+    if trainer.rank == 0: _say_start(trainer, initial)
+    return trainer
 
+# %% ../../nbs/training/03_train.ipynb #5356802e
 def _say_start(t, initial):
     share = t.recipe.batch//t.recipe.grad_accum//t.world
     if isinstance(t.train, NamedDataset): say(f'training on {t.train}, validation on {counted(len(t.val), "image")}')
@@ -327,3 +309,20 @@ def _say_start(t, initial):
     if share >= 4 or t.recipe.sync_bn: return
     cure = 'batch (--batch), or sync_bn (--sync-bn)' if t.world > 1 else 'batch (--batch)'
     caution(f'batch norm sees too few images at a time ({share}): choose a larger {cure}')
+
+# %% ../../nbs/training/03_train.ipynb #62f31358
+def _explain_death(e): # RuntimeError -> clear error if another process ended, else None
+    text = str(e).strip()
+    if any(name.endswith('training.trainer.notify') for name in passed_functions(e)): return # Of a callback
+    worker = f'a process that loads images was killed ({text}): if memory ran out, use fewer workers (--workers)'
+    other = 'another process of this training ended: fix the error that it printed, if any'
+    if 'DataLoader worker (pid' in text: return ChildProcessError(f'{worker}. Then resume it (--resume)')
+    if 'gloo' in text or 'NCCL' in text: return ChildProcessError(f'{other}. Then resume it (--resume)')
+
+# %% ../../nbs/training/03_train.ipynb #2e266fb6
+def _fit_or_explain(trainer, out, resume, callbacks):
+    try: fit(trainer, out, resume, callbacks)
+    except KeyboardInterrupt as e:
+        if e.args and trainer.rank == 0: say(str(e), 'to resume, run the same command with --resume (resume=True)')
+        raise
+    except RuntimeError as e: raise _explain_death(e) or e
