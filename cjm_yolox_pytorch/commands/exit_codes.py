@@ -35,7 +35,7 @@ def _subject(e):
     return 1
 
 # %% ../../nbs/commands/01a_exit_codes.ipynb #638fd06a
-def is_out_of_memory(e) -> bool: # That of the machine, for which torch has no type, or of the accelerator
+def is_out_of_memory(e) -> bool: # On the machine, for which torch has no type, or on the accelerator
     return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e)
 
 def exit_code(
