@@ -1,6 +1,7 @@
 "The structure holds: modules match their notebooks, imports go downwards, the core imports little, rooms stay small."
 import ast
 import filecmp
+import importlib
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import cjm_yolox_pytorch as package
+from cjm_yolox_pytorch.commands.options import parser_of
 from cjm_yolox_pytorch.commands.start import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,6 +241,18 @@ def test_howto_lines_fit_a_column(notebook):
     lines = [line for _, source in cells(notebook) for line in source.splitlines()]
     blocks = re.findall(r'^ *```.*?^ *```', '\n'.join(s for _, s in cells(notebook, 'markdown')), re.M | re.S)
     assert [line for line in lines + '\n'.join(blocks).splitlines() if len(line) > 92] == []
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_command_reference_is_up_to_date(name):
+    module = importlib.import_module(f'{PACKAGE}.{COMMANDS[name]}')
+    options = parser_of(getattr(module, f'yolox_{name}'))._actions
+    cell = next(c for c, source in cells(ROOT/'nbs/howto/cli.ipynb') if source.endswith(f"reference('{name}')"))
+    table = ''.join(cell['outputs'][0]['data']['text/markdown']).replace('\\', '')
+    about = [' '.join((o.help or '').replace('%%', '%').split()) for o in options if o.dest != 'help']
+    assert [text for text in about if f' | {text} |' not in table] == [], 'run nbs/howto/cli.ipynb'
+    flags = [flag for o in options if o.dest != 'help' for flag in o.option_strings]
+    assert sorted(re.findall(r'^\| `(--[\w-]+)`', table, re.M)) == sorted(flags)
 
 
 def test_version_is_the_same_everywhere():
