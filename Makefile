@@ -5,13 +5,14 @@
 # make docs       the site, into _docs/;  make docs-open shows it;  make test-docs checks it in a browser
 # make test-web   the pages of `yolox_export --format web`, in a browser
 PYTHON ?= python3
+BROWSERS := chromium chromium-browser google-chrome chrome
 BIN := .venv/bin
 PIP := pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -q -o tmp_path_retention_policy=failed
 # Two workers share two cores: one thread each, or they wait for each other
 TWO := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-all style pages bench readme docs docs-open test-docs test-web build clean
+.PHONY: demo test test-all style pages bench readme docs docs-open browser test-docs test-web build clean
 
 demo: .venv/installed
 	$(BIN)/yolox_demo --out runs/demo
@@ -46,18 +47,26 @@ bench: .venv-bench/installed
 readme: .venv/installed-dev
 	$(BIN)/python docs/readme.py
 
-# Every page from nbs/ (docs/conf.py), without running a cell; a warning is an error
+# Every page from nbs/ (docs/conf.py), without running a cell; a warning is an error. Pages are built again if they
+# changed; `rm -r .venv-docs/build` starts anew
 docs: .venv-docs/installed
-	rm -rf _proc _docs .venv-docs/build
-	mkdir _proc
-	.venv-docs/bin/sphinx-build -qW --keep-going -c docs -d .venv-docs/build/doctrees _proc .venv-docs/build/html
-	mv .venv-docs/build/html _docs
+	mkdir -p .venv-docs/build/pages
+	.venv-docs/bin/sphinx-build -qW --keep-going -c docs -d .venv-docs/build/doctrees .venv-docs/build/pages .venv-docs/build/html
+	rm -rf _docs
+	cp -r .venv-docs/build/html _docs
 
 docs-open: docs
 	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory _docs
 
-test-docs: docs .venv-docs/installed-browser .venv-web/package
-	.venv-docs/bin/python -m pytest -rs tests_docs
+test-docs: browser docs .venv-docs/installed-browser .venv-web/package
+	@.venv-docs/bin/python -m pytest -q -rs tests_docs \
+		&& echo "The site in _docs/ is fine: every page loads, links lead somewhere, the search finds." \
+		|| { echo "The site in _docs/ has faults: the lines above that begin with FAILED say where."; exit 1; }
+
+# Before anything is built
+browser:
+	@$(PYTHON) -c 'import shutil, sys; sys.exit(not any(map(shutil.which, sys.argv[1:])))' $(BROWSERS) \
+		|| { echo "This needs a browser, one of $(BROWSERS): for example apt-get install chromium"; exit 1; }
 
 test-web: .venv/installed-browser .venv-web/package
 	$(PYTEST) -rs tests_web

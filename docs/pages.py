@@ -15,37 +15,20 @@ from pathlib import Path
 import imagesize # Sphinx brings it
 from execnb.nbio import mk_cell
 from fastcore.foundation import L
-from nbdev.config import get_config
 from nbdev.process import Processor
 from nbdev.showdoc import showdoc_nm
+from notebooks import FLOORS, SITE, address, cfg, notebooks, repository
+from checks import only_checks
+from sidebar import contents
 
-cfg = get_config()
-SITE = f'{cfg.doc_host}{cfg.doc_baseurl}/'
-# Captions of the sidebar and folders in nbs/; each floor imports only from those before it
-FLOORS = dict(Core='.', Commands='commands', Files='files', Data='data', Detection='detection',
-              Evaluation='evaluation', Training='training', Deployment='deploy')
-GROUPS = dict(Tutorials='tutorials', Explanations='explanations') | FLOORS
-# Modules follow their numbers, other pages this order
-READING_ORDER = ['from_python', 'command_line', 'own_loop', 'fine_tune', 'onnx_runtime', 'many_gpus', 'lightning',
-                 'accelerate', 'why_simota', 'fast_simota', 'differences', 'reliability', 'from_0_2']
+EXPORTS = {'export', 'exporti', 'exports'}
 # A figure's description unless `#| fig-alt:` gives it: its title, or the comment that opens its cell
 ALT_TEXT = r'''title(?:=|\()'([^'{]+)'|\A# (.+)'''
-
-
-def address(path):
-    "The page of a notebook, as nbdev calls it: loss for 07_loss.ipynb"
-    return path.with_name(re.sub(r'^\d+[a-z]*_', '', path.stem.lower())).as_posix()
 
 
 def slug(title):
     "The anchor of a heading, as in Quarto"
     return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.lower()).strip())
-
-
-def notebooks(folder):
-    found = [p.relative_to(cfg.nbs_path) for p in (cfg.nbs_path/folder).glob('*.ipynb') if p.stem != 'index']
-    rank = {stem: n for n, stem in enumerate(READING_ORDER)}
-    return sorted(found, key=lambda p: (rank.get(p.stem, len(rank)), p))
 
 
 class Module:
@@ -158,7 +141,7 @@ def module(page):
 @cache
 def symbols():
     "Full names by short name, for links from backticks; a name that is also an argument links only within its page"
-    modules = [m for folder in FLOORS.values() for p in notebooks(folder) if (m := module(address(p)))]
+    modules = [m for folder in FLOORS for page in notebooks(folder) if (m := module(page))]
     trees = [m.arguments(name) for m in modules for name in m.nodes]
     arguments = {arg.arg for tree in trees for arg in ast.walk(tree) if isinstance(arg, ast.arg)}
     return {name: f'{m.name}.{name}' for m in reversed(modules) for name in m.public() if name not in arguments}
@@ -174,14 +157,6 @@ def links(text, page):
     return re.sub(rf'\]\(({SITE}[\w./-]*|[\w./-]+\.(?:html|ipynb))?(#[^)\s]+)?\)', checked, text)
 
 
-def contents():
-    "The sidebar"
-    for caption, folder in GROUPS.items():
-        pages = [address(p) for p in notebooks(folder)]
-        lines = ['```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```']
-        if pages: yield mk_cell('\n'.join(lines), 'markdown')
-
-
 def measure(output):
     "Give a JPEG, which comes without it, a size that the browser knows before it has the picture"
     if picture := output.get('data', {}).get('image/jpeg'):
@@ -189,6 +164,22 @@ def measure(output):
         known = output.setdefault('metadata', {}).setdefault('image/jpeg', {})
         known.setdefault('width', width)
         known.setdefault('height', round(height*known['width']/width))
+
+
+def code_of(cell):
+    "What folded code is called"
+    kinds = {kind.partition('/')[0] for output in cell.get('outputs', []) for kind in output.get('data', {})}
+    return 'Code of the figure' if 'image' in kinds else 'Code of the output'
+
+
+def is_import(node):
+    "An import, or what nbdev is told about it: `_all_ = [...]`"
+    return isinstance(node, (ast.Import, ast.ImportFrom)) or ast.unparse(node).startswith('_all_ = ')
+
+
+def is_example(cell):
+    if cell.cell_type != 'code' or {*EXPORTS, 'default_exp', 'hide'} & cell.directives_.keys(): return False
+    return not shown(cell)
 
 
 def shown(cell): return re.findall(r'^show_doc\(([\w.]+)', cell.source, re.M) if cell.cell_type == 'code' else []
@@ -201,22 +192,30 @@ class Page(Processor):
         self.page, self.module = address(path), module(address(path))
         self.nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3') # Knows !commands
         self.explained = {name for cell in self.nb.cells for name in shown(cell)}
-        place = f'{cfg.user}/{cfg.repo}/blob/{cfg.branch}/{cfg.nbs_path.name}/{path.as_posix()}'
-        colab = f'[Open in Colab](https://colab.research.google.com/github/{place}){{.badge}}'
-        badges = f'{colab} [Notebook](https://github.com/{place}){{.badge}}'
+        examples = [cell for cell in self.nb.cells if is_example(cell)]
+        self.checks = {examples[n].id for n in only_checks(examples, pure=not self.module)}
 
         cells, todo = [], list(self.nb.cells)
-        todo[0].source = re.sub(r'\A(# .+)', rf'\1\n\n{badges}', todo[0].source)
+        todo[0].source = re.sub(r'\A(# .+)', rf'\1\n\n{self.badges(path)}', todo[0].source)
         while todo:
             cell = todo.pop(0)
             if cell.cell_type == 'markdown': cells.append(mk_cell(links(cell.source, self.page), 'markdown'))
             elif shown(cell): cells += self.entries(shown(cell))
-            elif {'export', 'exporti', 'exports'} & cell.directives_.keys():
+            elif EXPORTS & cell.directives_.keys():
                 names = []
                 while todo and getattr(todo[0], 'has_sd', False): names += shown(todo.pop(0))
                 cells += [*self.entries(names), self.source(cell, names)]
             elif 'default_exp' not in cell.directives_: cells.append(self.example(cell))
         self.nb.cells = L(cells + list(contents())*(self.page == 'index'))
+        for n, cell in enumerate(self.nb.cells): cell.id = str(n) # nbdev takes random ones, and unchanged pages are kept
+
+    def badges(self, path):
+        "Below the title: the module, and the notebook"
+        place = f'{cfg.nbs_path.name}/{path.as_posix()}'
+        colab = repository(place).replace('https://github.com', 'https://colab.research.google.com/github')
+        found = [(f'`{self.module.name}`', repository(self.module.file))] if self.module else []
+        found += [('Open in Colab', colab), ('Notebook', repository(place))]
+        return ' '.join(f'[{name}]({url}){{.badge}}' for name, url in found)
 
     def entries(self, names):
         "Each symbol, a class with those of its methods that are explained nowhere else"
@@ -229,7 +228,7 @@ class Page(Processor):
     def source(self, cell, names):
         "Code of the module: folded, unless it is constants"
         cell.outputs = []
-        if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_()): return self.folded(cell, 'Imports')
+        if all(map(is_import, cell.parsed_())): return self.folded(cell, 'Imports')
         helpers = [n.name for n in cell.parsed_() if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
         if not helpers: return self.example(cell)
         return self.folded(cell, 'Source' if names else f'Source of {", ".join(helpers)}')
@@ -241,7 +240,8 @@ class Page(Processor):
         title = re.search(ALT_TEXT, cell.source)
         if alt := ' '.join(options.get('fig-alt:', [])) or title and (title[1] or title[2]):
             cell.metadata['mystnb'] = dict(image=dict(alt=alt))
-        if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, 'Code')
+        if cell.id in self.checks: return self.folded(cell, 'Checks')
+        if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, code_of(cell))
         if options.get('echo:') == ['false']: cell.metadata['tags'] = ['remove-input']
         if options.get('output:') == ['false']: cell.metadata['tags'] = ['remove-output']
         return cell
