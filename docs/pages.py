@@ -207,7 +207,8 @@ class Page(Processor):
                 cells += [*self.entries(names), self.source(cell, names)]
             elif 'default_exp' not in cell.directives_: cells.append(self.example(cell))
         self.nb.cells = L(cells + list(contents())*(self.page == 'index'))
-        for n, cell in enumerate(self.nb.cells): cell.id = str(n) # nbdev takes random ones, and unchanged pages are kept
+        # nbdev gives random ids, which would make every page look changed
+        for n, cell in enumerate(self.nb.cells): cell.id = str(n)
 
     def badges(self, path):
         "Below the title: the module, and the notebook"

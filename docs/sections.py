@@ -6,7 +6,8 @@ from docutils import nodes
 from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx import addnodes
 
-SKIPPED = nodes.raw, nodes.comment, nodes.title, nodes.math_block, nodes.thead, addnodes.desc_signature, HideCodeCellNode
+SKIPPED = (nodes.raw, nodes.comment, nodes.title, nodes.math_block, nodes.thead, addnodes.desc_signature,
+           HideCodeCellNode)
 
 
 def has_badges(node): return any('badge' in part.get('classes', []) for part in node.findall(nodes.reference))

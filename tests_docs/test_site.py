@@ -3,12 +3,15 @@ import os
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
+import imagesize
 import pytest
 from playwright.sync_api import sync_playwright
 
@@ -16,6 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT/'_docs'
 DETECTOR = 'try/index.html' # Written by yolox_export, not by Sphinx
 PAGES = sorted({p.relative_to(SITE).as_posix() for p in SITE.rglob('*.html')} - {DETECTOR})
+TOOLS = {'search.html', '404.html'} # Neither listed nor searched
+ADDRESS = 'https://cj-mills.github.io/cjm-yolox-pytorch/'
+
+
+def page_of(notebook):
+    "loss.html for nbs/07_loss.ipynb"
+    path = notebook.relative_to(ROOT/'nbs').with_suffix('.html').as_posix()
+    return re.sub(r'(^|/)\d+[a-z]*_', r'\1', path)
+
+
+FOUND = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part.startswith('.') for part in p.parts))
+NOTEBOOKS = {page_of(p): p for p in FOUND}
 RUNTIME = Path(os.environ.get('ONNXRUNTIME_WEB', ROOT/'.venv-web/package'))
 BROWSER = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome', 'chrome'])), None)
 NO_BROWSER = 'needs a browser: apt-get install chromium, for example'
@@ -67,10 +82,7 @@ def tab(browser, hosts):
 
 
 def test_there_is_a_page_for_every_notebook():
-    found = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb')]
-    notebooks = [p for p in found if '.ipynb_checkpoints' not in p.parts]
-    missing = {re.sub(r'(^|/)\d+[a-z]*_', r'\1', p.with_suffix('.html').as_posix()) for p in notebooks} - {*PAGES}
-    assert notebooks and not missing, missing
+    assert NOTEBOOKS and NOTEBOOKS.keys() <= {*PAGES}
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -84,12 +96,14 @@ def test_page_loads(tab, host, page):
         tab.evaluate('MathJax.startup.promise')
         assert tab.locator('.math mjx-container').count() == formulas
         assert tab.locator('mjx-merror, [data-mjx-error]').count() == 0
-    assert page == 'search.html' or 'colab.research.google.com' in tab.locator('a.badge').first.get_attribute('href')
+    badges = [badge.get_attribute('href') for badge in tab.locator('a.badge').all()]
+    place = f'main/{NOTEBOOKS[page].relative_to(ROOT).as_posix()}' if page in NOTEBOOKS else ''
+    assert [url.endswith(place) for url in badges[-2:]] == [True]*2*(page in NOTEBOOKS)
 
 
 @pytest.mark.parametrize('page', PAGES)
-def test_nothing_overflows_on_a_phone(tab, hosts, page):
-    "Code, tables and formulas may be wider where they scroll by themselves"
+def test_nothing_overflows(tab, hosts, page):
+    "Tables, pictures and formulas may be wider on a phone where they scroll by themselves, code may not"
     tab.set_viewport_size(dict(width=390, height=844))
     tab.goto(hosts['http'] + page)
     tab.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
@@ -101,6 +115,10 @@ def test_nothing_overflows_on_a_phone(tab, hosts, page):
         const sticksOut = e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)
         return [...document.querySelectorAll("article *")].filter(sticksOut).map(e => e.outerHTML.slice(0, 200))
     }''') == []
+    wide = '[...document.querySelectorAll("pre")].filter(p => p.scrollWidth > p.clientWidth).map(p => p.innerText)'
+    assert tab.evaluate(wide) == []
+    tab.set_viewport_size(dict(width=1440, height=900))
+    assert tab.evaluate(wide) == [] and tab.evaluate('document.documentElement.scrollWidth') == 1440
 
 
 @pytest.fixture(scope='session')
@@ -136,13 +154,149 @@ def test_anchors_are_those_of_nbdev(found):
     assert len(public) > 100 and [link for link in public if link[1] not in found[link[0]][0]] == []
 
 
-def test_search_finds(tab, host):
+def html(page): return (SITE/page).read_text(encoding='utf-8')
+
+
+def test_sidebar_lists_every_page_once():
+    tree = html('search.html').partition('class="sidebar-tree"')[2].partition('</aside>')[0] # On the index, # is itself
+    captions = re.findall(r'caption-text">(.+?)<', tree)
+    links = re.findall(r'class="reference internal" href="(.+?)"', tree)
+    howto = ['How-to']*any(page.startswith('howto/') for page in PAGES)
+    assert captions == ['Start', *howto, 'Explanations', 'Reference', 'Project']
+    assert sorted(links) == sorted({*PAGES} - TOOLS)
+
+
+@pytest.mark.parametrize('page', ['loss.html', 'training/demo.html', 'explanations/reliability.html'])
+def test_current_page_is_in_view(tab, hosts, page):
+    tab.set_viewport_size(dict(width=1440, height=700))
+    tab.goto(hosts['http'] + page)
+    current = tab.locator('.sidebar-tree .current-page > a')
+    assert current.count() == 1
+    assert 0 < current.bounding_box()['y'] < 660
+
+
+def test_next_leads_through_every_page():
+    page, seen = 'index.html', []
+    while page:
+        seen.append(page)
+        link = re.search(r'class="next-page" href="(.+?)"', html(page))
+        page = link and urljoin(page, link[1])
+    assert len(seen) == len({*seen}) and {*seen} == {*PAGES} - TOOLS
+
+
+@pytest.mark.parametrize('page, source', [('loss.html', 'nbs/07_loss.ipynb'), ('changelog.html', 'CHANGELOG.md'),
+                                          ('data/coco.html', 'nbs/data/03_coco.ipynb'), ('reference/train.html', '')])
+def test_pencil_leads_to_the_source(page, source):
+    found = re.findall(r'href="(.+?)" rel="edit"', html(page))
+    assert [url.partition('/main/')[2] for url in found] == [source]*bool(source) and (ROOT/source).exists()
+
+
+def cells(page):
+    "Label of the fold ('' without), code and whether something is shown, of each cell"
+    for part in html(page).split('<div class="cell ')[1:]:
+        fold = re.search(r'<p class="collapsed.*?>(.+?)</p>', part.partition('<pre>')[0])
+        code = re.sub('<[^>]+>', '', part.partition('<pre>')[2].partition('</pre>')[0])
+        yield fold[1] if fold else '', code.strip(), 'class="cell_output' in part
+
+
+def test_what_only_checks_is_folded():
+    parts = [(page, *cell) for page in PAGES for cell in cells(page)]
+    checks = [shows for _, fold, _, shows in parts if fold == 'Checks']
+    assert len(checks) > 150 and not any(checks)
+    def only_checks(code): return code and all(re.match('test_|assert', line) for line in code.split('\n'))
+    assert [(page, code) for page, fold, code, shows in parts if not fold and not shows and only_checks(code)] == []
+
+
+def test_code_can_be_copied(tab, hosts):
+    tab.goto(hosts['http'] + 'loss.html')
+    assert tab.locator('.cell_input button.copybtn').count() == tab.locator('.cell_input pre').count() > 0
+    assert tab.locator('.cell_output button.copybtn').count() == 0
+
+
+@pytest.mark.parametrize('page', sorted({*PAGES} - TOOLS))
+def test_page_describes_itself(page):
+    head = html(page).partition('</head>')[0]
+    address = ADDRESS if page == 'index.html' else ADDRESS + page
+    tags = dict(re.findall(r'<meta (?:name|property)="([^"]+)" content="([^"]*)"', head))
+    assert re.findall(r'<link rel="canonical" href="([^"]+)"', head) == [address] == [tags['og:url']]
+    assert len(tags['description']) > 20 and tags['description'] == tags['og:description'] and tags['og:title']
+    card, icon = SITE/tags['og:image'].removeprefix(ADDRESS), SITE/'_static/icon.png'
+    assert imagesize.get(card) == (1200, 630) and card.stat().st_size < 300_000 and imagesize.get(icon) == (180, 180)
+    assert f'<loc>{address}</loc>' in (SITE/'sitemap.xml').read_text(encoding='utf-8')
+
+
+def test_tools_are_not_listed():
+    listed = re.findall('<loc>(.+?)</loc>', (SITE/'sitemap.xml').read_text(encoding='utf-8'))
+    assert not {ADDRESS + page for page in TOOLS} & {*listed} and ADDRESS + DETECTOR in listed
+    assert all('content="noindex"' in html(page) for page in TOOLS)
+
+
+def test_missing_page_has_its_style_at_any_depth(browser):
+    "The public server answers with 404.html wherever a page is missing"
+    context = browser.new_context()
+    def answer(route):
+        file = SITE/route.request.url.split('?')[0].removeprefix(ADDRESS)
+        known = file.is_file()
+        route.fulfill(path=file if known else SITE/'404.html', status=200 if known else 404)
+    context.route(f'{ADDRESS}**', answer)
+    tab = context.new_page()
+    tab.goto(ADDRESS + 'deep/down/missing.html')
+    assert tab.locator('h1').inner_text() == 'Page not found'
+    assert tab.locator('.sidebar-brand').bounding_box()['x'] < 100 # The style is there
+    tab.get_by_role('link', name='start page').click()
+    tab.wait_for_url(ADDRESS + 'index.html')
+    context.close()
+
+
+def hits(tab, host, words):
+    "Links and excerpts of what the search finds, best first"
     tab.goto(host + 'index.html')
-    tab.get_by_placeholder('Search').fill('YOLOXLoss')
+    tab.get_by_placeholder('Search').fill(words)
     tab.keyboard.press('Enter')
+    tab.locator('#search-summary', has_text=words).wait_for()
+    items = tab.locator('#search-results li').all()
+    return [(item.locator('a').get_attribute('href'), item.locator('p').inner_text()) for item in items]
+
+
+def test_search_finds(tab, host):
+    hits(tab, host, 'YOLOXLoss')
     tab.locator('#search-results li a', has_text='YOLOXLoss').first.click()
     tab.wait_for_url('**/loss.html**')
     assert tab.locator('[id="yoloxloss"]').is_visible()
+
+
+ANSWERS = {'finetune': 'tutorials/fine_tune', 'changelog': 'changelog', 'load_detector': 'detection/detector',
+           'tracking': 'detection/tracking', 'simota': 'simota'}
+
+
+@pytest.mark.parametrize('words', ANSWERS)
+def test_search_answers(tab, hosts, words):
+    "The page that answers is among the first three hits"
+    first = [href.partition('.html')[0] for href, _ in hits(tab, hosts['http'], words)[:3]]
+    assert ANSWERS[words] in first
+
+
+def test_hits_lead_to_sections_and_excerpts_begin_at_the_hit(tab, hosts):
+    found = hits(tab, hosts['http'], 'batch')
+    assert len(found) > 10 and sum('#' in href for href, _ in found) > len(found)/2
+    begun = [re.search('batch', excerpt, re.I) for _, excerpt in found]
+    assert sum(bool(match) and match.start() < 60 for match in begun) > .8*len(found)
+
+
+@pytest.mark.parametrize('words', ['Open in Colab', 'import annotations', '_bce(pred'])
+def test_badges_imports_and_folds_are_not_searched(tab, hosts, words):
+    assert not [text for _, text in hits(tab, hosts['http'], words) if words in text]
+
+
+def test_unchanged_pages_are_not_built_again(tmp_path):
+    "Pages come out the same each time, so that `make docs` need only build what has changed"
+    code = ('import sys; sys.path.insert(0, "docs"); from pathlib import Path; import conf; '
+            'conf.write_pages(Path(sys.argv[1]))')
+    subprocess.run([sys.executable, '-c', code, tmp_path], cwd=ROOT, check=True, capture_output=True)
+    built = ROOT/'.venv-docs/build/pages'
+    def contents(folder): return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*.ipynb')}
+    new, old = contents(tmp_path), contents(built)
+    assert len(new) > 100 and new == old
 
 
 def test_dark(browser, hosts):

@@ -11,7 +11,7 @@ const SYNONYMS = {
 }
 // Pages that answer questions stand before pages about the parts
 const KINDS = { howto: 1.6, tutorials: 1.3, explanations: 1.1, reference: .8, changelog: .5, contributing: .7 }
-const STOPWORDS = new Set('a an and are as at be by do does for from how i in is it my of on or the to what with'.split(' '))
+const STOPWORDS = new Set('a an and are as at be by do for from how i in is it my of on or the to what with'.split(' '))
 
 const stemmer = new EnglishStemmer(), stems = new Map()
 function stem(word) {
@@ -24,25 +24,29 @@ function words(text) {
 }
 function stemsOf(text) { return words(text).map(w => w.stem) }
 // One entry per section. Titles count several times; yolox_train is also found as "train"
-const ENTRIES = Object.entries(SECTIONS).flatMap(([page, sections]) => sections.map(([anchor, title, text, code], n) => {
+function entry(page, top, [anchor, title, text, code], n) {
     const parts = title => stemsOf(title + ' ' + title.replaceAll('_', ' '))
-    const top = sections[0][1], heading = parts(title), owner = n ? parts(top) : []
+    const heading = parts(title), owner = n ? parts(top) : []
     const counts = new Map()
     function add(words, weight) { for (const word of words) counts.set(word, (counts.get(word) || 0) + weight) }
-    add(stemsOf(text), 1)
+    const prose = stemsOf(text)
+    add(prose, 1)
     add(stemsOf(code), .2)
     add(heading, 4)
     add(owner, 2)
     const length = [...counts.values()].reduce((sum, n) => sum + n, 0)
-    return { page, anchor, title, top, text, code, counts, length, heading }
-}))
+    return { page, anchor, title, top, text, code, prose, counts, length, heading }
+}
+const ENTRIES = Object.entries(SECTIONS).flatMap(
+    ([page, sections]) => sections.map((section, n) => entry(page, sections[0][1], section, n)))
 const MEAN = ENTRIES.reduce((sum, entry) => sum + entry.length, 0)/ENTRIES.length
 
-// Each term is a word of the query, or what stands for it; `a: b c` finds either a or all of b and c
+// For each word of the query, lists of words of which one must be found: itself, and what stands for it
 function alternatives(query) {
     const terms = query.toLowerCase().match(/[\p{L}\p{N}_]+/gu) || []
     const kept = terms.filter(term => !STOPWORDS.has(term))
-    return (kept.length ? kept : terms).map(term => [[stem(term)], ...(SYNONYMS[term] ? [stemsOf(SYNONYMS[term])] : [])])
+    const also = term => SYNONYMS[term] ? [stemsOf(SYNONYMS[term])] : []
+    return (kept.length ? kept : terms).map(term => [[stem(term)], ...also(term)])
 }
 function weight(word) {
     const found = ENTRIES.filter(entry => entry.counts.has(word)).length
@@ -69,7 +73,7 @@ function search(query) {
         const values = terms.map(term => Math.max(...term.map(value)))
         const part = values.filter(value => value).length/terms.length
         let total = values.reduce((a, b) => a + b, 0)*part**4*(KINDS[entry.page.split('/')[0]] || 1)
-        if (terms.length > 1 && contains(stemsOf(entry.text), phrase)) total *= 1.5
+        if (terms.length > 1 && contains(entry.prose, phrase)) total *= 1.5
         if (contains(entry.heading, phrase)) total *= 1.5
         if (entry.title.toLowerCase() == query.trim().toLowerCase()) total *= 3
         return total
@@ -85,9 +89,10 @@ function search(query) {
 // From the hit onwards, or from the start of its sentence if that is near
 function excerpt(text, marked) {
     const all = words(text), hits = all.filter(word => marked.has(word.stem))
-    const near = hit => new Set(hits.filter(other => other.at >= hit.at && other.at < hit.at + 200).map(w => w.stem)).size
+    const follow = hit => hits.filter(other => other.at >= hit.at && other.at < hit.at + 200)
+    const near = hit => new Set(follow(hit).map(word => word.stem)).size
     const best = hits.reduce((best, hit) => near(hit) > near(best) ? hit : best, hits[0])
-    const sentence = best ? text.slice(0, best.at).search(/[^.!?:]*$/) : 0
+    const sentence = best ? Math.max(0, ...[...text.slice(0, best.at).matchAll(/[.!?:] /g)].map(m => m.index + 2)) : 0
     const start = best ? (best.at - sentence <= 40 ? sentence : best.at) : 0
     const paragraph = document.createElement('p')
     let at = start
@@ -105,7 +110,8 @@ function excerpt(text, marked) {
 
 function show(query) {
     const hits = search(query), list = document.getElementById('search-results')
-    const found = hits.length ? `${hits.length} sections on ${new Set(hits.map(hit => hit.page)).size} pages` : 'Nothing found'
+    const pages = new Set(hits.map(hit => hit.page)).size
+    const found = hits.length ? `${hits.length} sections on ${pages} pages` : 'Nothing found'
     document.getElementById('search-summary').textContent = `${found} for “${query}”`
     list.replaceChildren(...hits.map(hit => {
         const item = document.createElement('li'), link = document.createElement('a')

@@ -1,6 +1,8 @@
 'use strict'
-// The current page stands in the middle of the sidebar
 document.addEventListener('DOMContentLoaded', () => {
+    // Folds are called by their text, "Checks" for example
+    for (const summary of document.querySelectorAll('details.hide > summary')) summary.removeAttribute('aria-label')
+    // The current page stands in the middle of the sidebar
     const sidebar = document.querySelector('.sidebar-scroll'), current = sidebar?.querySelector('.current-page')
     if (!current) return
     const middle = current.getBoundingClientRect().top - sidebar.getBoundingClientRect().top
