@@ -15,9 +15,17 @@ def is_check(node):
     return isinstance(call, ast.Call) and bool(re.match('(test|assert)_', ast.unparse(call.func).rpartition('.')[2]))
 
 
+SCOPES = ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
+
+
 def made(nodes):
-    found = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return found | {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    "Names that later cells see"
+    found = set()
+    for node in nodes:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store): found.add(node.id)
+        elif not isinstance(node, SCOPES): found |= made(ast.iter_child_nodes(node))
+    return found
 
 
 def needed(nodes):

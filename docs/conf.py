@@ -10,8 +10,7 @@ from docutils import nodes
 from execnb.nbio import mk_cell, new_nb, write_nb
 from sphinx import addnodes
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 from head import DETECTOR, describe, sitemap
 from nbdev.serve import proc_nbs
 from notebooks import SITE, address, cfg, first_lines, notebooks
@@ -19,6 +18,7 @@ from pages import links, module, symbols
 from sections import Index
 from sidebar import more_pages
 
+HERE = Path(__file__).parent
 project, author, copyright, release = cfg.lib_name, cfg.author, cfg.copyright, cfg.version
 smartquotes = False # Shapes such as [..., 4] and options such as --out stay as they are
 html_title = f'{project} {release}'

@@ -198,6 +198,14 @@ def test_pages_were_run(notebook):
 
 
 @EVERY_PAGE
+def test_titles_are_words(notebook):
+    "Not names of modules; a command is called what is typed"
+    title, _, rest = next(source for _, source in cells(notebook, 'markdown')).partition('\n')
+    assert re.fullmatch(r'# (yolox_\w+|[A-Z][^_`]*|cjm-yolox-pytorch)', title)
+    assert re.match(r'\n> .+', rest), 'a sentence that says what the page is about follows its title'
+
+
+@EVERY_PAGE
 def test_pages_set_up_colab_first(notebook):
     first = next(source for _, source in cells(notebook))
     folder = notebook.parent.relative_to(ROOT).as_posix()
