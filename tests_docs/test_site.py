@@ -268,7 +268,7 @@ def test_search_finds(tab, host):
 ANSWERS = {'custom dataset': 'howto/custom_dataset', 'overfitting': 'howto/faq', 'hyperparameters': 'howto/faq',
            'transfer learning': 'howto/faq', 'finetune': 'tutorials/fine_tune', 'TensorRT': 'howto/faq',
            'TorchScript': 'howto/faq', 'webcam': 'howto/video', 'faq': 'howto/faq', 'cite': 'howto/cite',
-           'license': 'howto/cite', 'changelog': 'changelog', 'class imbalance': 'howto/class_imbalance',
+           'license': 'howto/faq', 'changelog': 'changelog', 'class imbalance': 'howto/class_imbalance',
            'OOM': 'howto/out_of_memory', 'out of memory': 'howto/out_of_memory',
            'dataset format': 'howto/dataset_formats', 'resume': 'howto/resume', 'small objects': 'howto/small_objects',
            'load_detector': 'detection/detector', 'tracking': 'detection/tracking', 'simota': 'simota'}
