@@ -26,22 +26,29 @@ METRICS = ['AP', 'AP50', 'AP75']
 BOX_LOSSES = ['box_loss=squared_giou', 'box_loss=giou', 'box_loss=ciou']
 
 
-def read_change(text):
-    "Options by name, from text such as `lr=.001 augment=aerial`."
-    options = {name: yaml.safe_load(value) for name, value in (word.split('=') for word in text.split())}
-    return AUGMENTS[options.pop('augment')] | options if 'augment' in options else options
+def recipe_with(args, change, seed=0):
+    "The recipe with a change such as `lr=.001 augment=aerial`."
+    options = {}
+    for word in change.split():
+        name, equals, value = word.partition('=')
+        if not equals: raise SystemExit(f'{word}: write NAME=VALUE')
+        if name == 'augment': options |= AUGMENTS[value] if value in AUGMENTS else dict(augment=value)
+        else: options[name] = yaml.safe_load(value)
+    try: return fine_tune_recipe(**dict(model=args.model, img_size=args.img_size, epochs=args.epochs, seed=seed) | options)
+    except (TypeError, ValueError) as e: raise SystemExit(f'{change}: {e}') from e
 
 
 def train(args, change, seed):
-    "Train once, and return the steps of an epoch and the metrics of the measured split."
-    options = dict(img_size=args.img_size, epochs=args.epochs, seed=seed) | read_change(change)
-    recipe = fine_tune_recipe(args.model, **options)
+    "Train once, and return the number of steps and the metrics of the measured split."
+    recipe = recipe_with(args, change, seed)
     weights = load_weights(args.weights) if args.weights else None
     trainer = Trainer(recipe, *args.splits, weights, args.device)
     for _ in range(recipe.epochs): trainer.train_epoch()
     metrics, _ = trainer.validate()
     found = dict(steps=len(trainer.batches)*recipe.epochs) | {k: metrics[k] for k in METRICS}
-    return found | ({args.of_class: metrics['classes'][args.of_class]['AP']} if args.of_class else {})
+    if not args.of_class: return found
+    of_class = {name: values['AP'] for name, values in metrics['classes'].items()}
+    return found | {args.of_class: of_class.pop(args.of_class), 'others': statistics.mean(of_class.values())}
 
 
 def as_table(rows, changes, metrics):
@@ -86,7 +93,7 @@ def parse_arguments():
     add_training_options(option, 'train and val', img_size=320, epochs=12, nargs='?')
     option('--changes', 'compared with no change (default: the other box losses)', nargs='+', default=BOX_LOSSES)
     option('--split', 'measured split (default: val)', default='val')
-    option('--of-class', "also show this class's AP")
+    option('--of-class', 'also show the AP of this class, and the mean of the others')
     option('--name', 'of the results (default: recipes)', default='recipes')
     option('--out', 'folder for results', type=Path)
     return parser.parse_args()
@@ -95,14 +102,17 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     args.changes = ['', *args.changes]
+    for change in args.changes: recipe_with(args, change) # Mistakes are found before the first training
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         args.splits = [read_split(args.data, s) for s in ('train', args.split)] if args.data else draw_rare(folder)
+        names = args.splits[0].names
+        if args.of_class not in [None, *names]: raise SystemExit(f'{args.of_class}: the classes are {", ".join(names)}')
         for seed in range(args.seeds): # The outer loop: a benchmark that is interrupted has still compared all
             for change in args.changes:
                 rows.append(dict(change=change, seed=seed, **train(args, change, seed)))
                 print(rows[-1], file=sys.stderr, flush=True)
-    metrics = METRICS + ([args.of_class] if args.of_class else [])
+    metrics = METRICS + ([args.of_class, 'others'] if args.of_class else [])
     save_results(args.name, as_table(rows, args.changes, metrics), rows, about_trainings(args), args.out)
 
 

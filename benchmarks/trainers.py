@@ -75,7 +75,8 @@ def run(args, name, epochs, test=False):
             epochs=epochs, test=test, out=out)
         command = [sys.executable, '-W', 'ignore', '-c', program, json.dumps(given)]
         done = subprocess.run(command, cwd=out, capture_output=True, text=True)
-        if done.returncode: raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        said = done.stderr.strip().splitlines() or [f'exit status {done.returncode}']
+        if done.returncode: raise RuntimeError(said[-1])
         return json.loads((Path(out)/'result.json').read_text())
 
 
@@ -84,6 +85,7 @@ def measure(args, name):
     try:
         short, long = (run(args, name, epochs)['seconds'] for epochs in (1, 3))
         epoch = (long - short)/2
+        if epoch <= 0: raise RuntimeError('an epoch is too short to measure: take more images')
         row = dict(trainer=name, failed=None, images_per_s=args.images/epoch, start_s=short - epoch)
         if not args.minutes: return row
         epochs = max(1, round((60*args.minutes - row['start_s'])/epoch))

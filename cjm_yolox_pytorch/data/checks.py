@@ -181,11 +181,17 @@ def check_difficulty(
     return ([Fault('tiny box', '', text)] if tiny else []) + _imbalance(a)
 
 # %% ../../nbs/data/08_checks.ipynb #5cbfd273
-def _imbalance(a): # `Fault`s; rare classes have one already
+def _imbalance(a): # `Fault`s
     most = a.counts.argmax()
-    outnumbered = np.flatnonzero((a.counts >= RARE) & (a.counts*10 < a.counts[most]))
-    if not len(outnumbered): return []
-    text = f'{a.names[most]} has {a.counts[most]} objects, over ten times as many as {_with_counts(a, outnumbered)}'
-    advice = 'Look at the AP of each class, and add images of those'
-    if (a.has_class.mean(0)[outnumbered] < .3).any(): advice += ', or repeat theirs in training (--balance .3)'
-    return [Fault('imbalance', '', f'{text}. {advice}')]
+    outnumbered = np.flatnonzero((a.counts > 0) & (a.counts*10 < a.counts[most]))
+    known = a.counts[outnumbered] < RARE # These have a fault already
+    faults = []
+    if not known.all():
+        text = f'{a.names[most]} has {a.counts[most]} objects, over ten times as many as '
+        text += f'{_with_counts(a, outnumbered[~known])}. Look at the AP of each class, and add images of those'
+        faults.append(Fault('imbalance', '', text))
+    seldom = [c for c in outnumbered if a.has_class[:, c].mean() < .3]
+    if seldom:
+        images = _listing([f'{a.names[c]} ({a.has_class[:, c].sum()} of {len(a)} images)' for c in seldom])
+        faults.append(Fault('seldom shown', '', f'{images}. To repeat these in training, set balance=.3 (--balance .3)'))
+    return faults

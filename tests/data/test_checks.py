@@ -212,6 +212,17 @@ def test_check_difficulty_compares_classes_with_the_commonest(rare, told):
     assert [f'as many as {told}' in f.text and 'ant has 500 objects' in f.text for f in found] == [True]*bool(told)
 
 
+@pytest.mark.parametrize('images, told', [(2, True), (3, False)])
+@pytest.mark.parametrize('bees', [12, 30]) # Also below 20
+def test_balance_is_advised_for_outnumbered_classes_in_few_images(images, bees, told):
+    "Ten images with ants, of which a few also have bees"
+    rows = [(n % 10, 0, 0, 0, 30 + n, 30) for n in range(400)]
+    rows += [(n % images, 1, 0, 0, 30 + n, 30) for n in range(bees)]
+    a = build_annotations('here', ['ant', 'bee'], [f'{i}.jpg' for i in range(10)], [(2000, 2000)]*10, rows)
+    found = [f.text for f in check_difficulty(a, 416) if f.kind == 'seldom shown']
+    assert found == ['bee (2 of 10 images). To repeat these in training, set balance=.3 (--balance .3)']*told
+
+
 def without_val(root):
     write_layout('voc official', root)
     (root/'ImageSets/Main/val.txt').rename(root/'ImageSets/Main/test.txt')
