@@ -34,7 +34,8 @@ def recipe_with(args, change, seed=0):
         if not equals: raise SystemExit(f'{word}: write NAME=VALUE')
         if name == 'augment': options |= AUGMENTS[value] if value in AUGMENTS else dict(augment=value)
         else: options[name] = yaml.safe_load(value)
-    try: return fine_tune_recipe(**dict(model=args.model, img_size=args.img_size, epochs=args.epochs, seed=seed) | options)
+    usual = dict(model=args.model, img_size=args.img_size, epochs=args.epochs, seed=seed)
+    try: return fine_tune_recipe(**usual | options)
     except (TypeError, ValueError) as e: raise SystemExit(f'{change}: {e}') from e
 
 

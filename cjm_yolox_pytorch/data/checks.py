@@ -193,5 +193,5 @@ def _imbalance(a): # `Fault`s
     seldom = [c for c in outnumbered if a.has_class[:, c].mean() < .3]
     if seldom:
         images = _listing([f'{a.names[c]} ({a.has_class[:, c].sum()} of {len(a)} images)' for c in seldom])
-        faults.append(Fault('seldom shown', '', f'{images}. To repeat these in training, set balance=.3 (--balance .3)'))
+        faults.append(Fault('seldom shown', '', f'{images}. To repeat them in training: balance=.3 (--balance .3)'))
     return faults

@@ -220,7 +220,7 @@ def test_balance_is_advised_for_outnumbered_classes_in_few_images(images, bees, 
     rows += [(n % images, 1, 0, 0, 30 + n, 30) for n in range(bees)]
     a = build_annotations('here', ['ant', 'bee'], [f'{i}.jpg' for i in range(10)], [(2000, 2000)]*10, rows)
     found = [f.text for f in check_difficulty(a, 416) if f.kind == 'seldom shown']
-    assert found == ['bee (2 of 10 images). To repeat these in training, set balance=.3 (--balance .3)']*told
+    assert found == ['bee (2 of 10 images). To repeat them in training: balance=.3 (--balance .3)']*told
 
 
 def without_val(root):
