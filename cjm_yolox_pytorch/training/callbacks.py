@@ -7,7 +7,7 @@ __all__ = ['HOOKS', 'LOGGERS', 'check_callbacks', 'Logger', 'TensorBoardLogger',
            'make_logger']
 
 # %% ../../nbs/training/01a_callbacks.ipynb #d5e187b8
-import importlib, os, runpy, secrets, sys
+import importlib.util, os, secrets, sys
 from dataclasses import asdict
 
 from .recipe import check_choice
@@ -134,18 +134,9 @@ def make_logger(
 # %% ../../nbs/training/01a_callbacks.ipynb #a8ad47da
 def _find_function(module, function):
     name = f'logger={module}:{function}'
-    if module.endswith('.py'): found = _run_file(name, module).get(function)
-    else: found = getattr(_import_named(name, module), function, None)
+    found = getattr((_run_file if module.endswith('.py') else _import_named)(name, module), function, None)
     if not callable(found): raise ValueError(f'{name}: {module} has no function {function!r}')
     return found
-
-def _run_file(name, path): # What the file defines, by name
-    path = os.path.abspath(path)
-    folder, file_name = os.path.split(path)
-    if not os.path.isfile(path): raise ValueError(f'{name}: there is no file {path}')
-    sys.path.insert(0, folder) # For neighbors, as Python does for a program
-    try: return runpy.run_path(path, run_name=f'_logger_{file_name.removesuffix(".py")}')
-    finally: sys.path.remove(folder)
 
 def _import_named(name, module):
     if not all(map(str.isidentifier, module.split('.'))): raise ValueError(f'{name}: {module!r} names no module')
@@ -154,3 +145,18 @@ def _import_named(name, module):
     except ModuleNotFoundError as e:
         if e.name not in [module, module.partition('.')[0]]: raise # Imported by the module
         raise ValueError(f'{name}: no module {module!r} in {os.getcwd()} or among installed packages') from e
+
+# %% ../../nbs/training/01a_callbacks.ipynb #3dc226a5
+def _run_file(name, path): # The module that a file makes
+    path = os.path.abspath(path)
+    if not os.path.isfile(path): raise ValueError(f'{name}: there is no file {path}')
+    unique = path.removesuffix('.py').replace('.', '//') # Pickle takes what precedes a dot for a package
+    spec = importlib.util.spec_from_file_location(unique, path)
+    module = sys.modules[unique] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, os.path.dirname(path)) # For neighbors, as Python does for a program
+    try: spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    finally: sys.path.remove(os.path.dirname(path))
+    return module

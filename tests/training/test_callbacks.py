@@ -1,5 +1,6 @@
 "Callbacks are called when they should be, and loggers send what a training has measured."
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,35 @@ def test_logger_of_a_file_with_a_data_class_and_a_neighbor(mine, monkeypatch):
     del sys.modules['units_of_mine']
     assert callbacks.make_logger('my tools/json.py:Log').unit == 'epoch'
     assert sys.modules['json'] is json and str(mine) not in sys.path
+
+
+MADE_LATE = '''from __future__ import annotations
+import typing
+from dataclasses import asdict, dataclass
+
+@dataclass
+class Log:
+    options: dict[str, str]
+    def on_epoch_end(self, t): pass
+
+def make():
+    @dataclass
+    class Options:
+        kept: typing.ClassVar[int] = 3
+        unit: str = "{}"
+    return Log(asdict(Options()))
+'''
+
+
+def test_data_classes_of_a_file_are_made_late_and_pickled(mine):
+    "Also if another file has the same name, and a folder a dot"
+    paths = mine/'mine.py', mine/'v1.0/mine.py'
+    (mine/'v1.0').mkdir()
+    for path, unit in zip(paths, ('epoch', 'step')): path.write_text(MADE_LATE.format(unit))
+    logs = [callbacks.make_logger(f'{path}:make') for path in paths]
+    assert [log.options for log in logs] == [dict(unit='epoch'), dict(unit='step')]
+    for dumps in (pickle.dumps, pickle._dumps): # The second is Python's own, which looks up modules differently
+        assert [pickle.loads(dumps(log)) for log in logs] == logs
 
 
 def test_a_file_that_fails_leaves_nothing_behind(mine):
