@@ -50,6 +50,7 @@ def check_between(
         if not least <= value <= most: raise ValueError(f'{name}={value}: must be {allowed}')
 
 def check_counts(
+    *,
     least:int=1,
     **options # name=value
 ) -> None:
