@@ -53,10 +53,16 @@ def check_drawn_files(pairs, out): # Pairs of an input and its drawn file in `ou
 
 # %% ../../nbs/detection/02_inputs.ipynb #885b1f87
 def check_apart(inputs, out): # Folder for drawn files
-    "Raise a `ValueError` if files would be drawn in a folder of `inputs`."
-    for folder in (p for given in inputs for p in _expand(given) if p.is_dir()):
-        if os.path.realpath(folder) == os.path.realpath(out):
-            raise ValueError(f'pictures drawn in {folder} would be inputs of the next run: choose another out (--out)')
+    "Raise a `ValueError` if files drawn in `out` would be found by `inputs`."
+    if os.path.realpath(out) in map(os.path.realpath, [*_input_folders(inputs), *_parents(inputs)]):
+        raise ValueError(f'out={str(out)!r}: pictures drawn there would be inputs of the next run: '
+            'choose another out (--out)')
+
+def _input_folders(inputs): return [p for given in inputs for p in _expand(given) if p.is_dir()]
+
+def _parents(inputs): # Of files that match a pattern, which would match what is drawn beside them
+    matches = [(p, Path(given).name) for given in inputs if not os.path.exists(given) for p in _expand(given)]
+    return {p.parent for p, name in matches if _drawn_file(p, is_video(p)).match(name)}
 
 # %% ../../nbs/detection/02_inputs.ipynb #b4a3df8d
 def _drawn_name(path, root): return path.file_name if isinstance(path, Stream) else path.relative_to(root)
@@ -96,7 +102,7 @@ def _has_more(path): # Than the one image or stream that is read
             with open_image(path) as image: return getattr(image, 'is_animated', False)
 
 def left_out(inputs, files): # Lines of text
-    for folder in (p for given in inputs for p in _expand(given) if p.is_dir()):
+    for folder in _input_folders(inputs):
         skipped = files_below(folder, *_OTHER_FORMATS)
         count = counted(len(skipped), 'image')
         if skipped: yield f'{folder}: {count} such as {skipped[0].name} skipped: convert them to JPEG'

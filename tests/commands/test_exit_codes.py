@@ -49,6 +49,8 @@ def test_commands(monkeypatch, tmp_path, draw_few, line, code):
     ('yolox_eval w.safetensors shapes --names a,b', 1), ('yolox_eval w.safetensors shapes --split fold1', 1),
     ('yolox_eval w.safetensors shapes --classes cat', 1), ('yolox_export w.safetensors --names a,b', 1),
     ('yolox_predict w.safetensors shapes/val/00000.png --names a,b', 1), ('yolox_predict w.safetensors text.jpg', 3),
+    ('yolox_predict w.safetensors shapes/val --out shapes/val', 1),
+    ('yolox_predict w.safetensors shapes/val/* --out shapes/val', 1),
     ('yolox_predict w.safetensors film.mp4', 1), ('yolox_train shapes --logger wandb', 1)])
 def test_choices_that_do_not_fit_and_missing_packages(monkeypatch, tmp_path, draw_few, nano, line, code):
     monkeypatch.chdir(tmp_path)

@@ -428,14 +428,26 @@ def test_missing_pyav_leaves_images(file, images, tmp_path, monkeypatch):
     assert len(record(tmp_path/'out')['images']) == 3
 
 
+AGAIN = '^out=.*: pictures drawn there would be inputs of the next run: choose another out \\(--out\\)$'
+
+
 @pytest.mark.parametrize('write, refused', [('both', True), ('pictures', True), ('json', False)])
-def test_pictures_do_not_become_inputs(file, tmp_path, write, refused):
+@pytest.mark.parametrize('given', ['.', '*', '[a-z].*'])
+def test_pictures_do_not_become_inputs(file, tmp_path, monkeypatch, given, write, refused):
     "A PNG would be drawn as a JPEG beside it"
-    Image.new('RGB', (40, 40)).save(tmp_path/'a.png')
-    message = r'pictures drawn in .* would be inputs of the next run: choose another out \(--out\)'
-    with pytest.raises(ValueError, match=message) if refused else nullcontext():
-        run(file, tmp_path, out=tmp_path, write=write)
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (40, 40)).save('a.png')
+    with pytest.raises(ValueError, match=AGAIN) if refused else nullcontext():
+        run(file, given, out=tmp_path, write=write)
     assert {p.name for p in tmp_path.iterdir()} == ({'a.png'} if refused else {'a.png', 'detections.json'})
+
+
+@pytest.mark.parametrize('given', ['a.png', '*.png', '?.png'])
+def test_pictures_that_no_pattern_finds_may_go_beside_the_images(file, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (40, 40)).save('a.png')
+    for _ in range(2): run(file, given, out='.', write='pictures')
+    assert {p.name for p in tmp_path.iterdir()} == {'a.png', 'a.png.jpg'}
 
 
 @pytest.mark.parametrize('sent, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
