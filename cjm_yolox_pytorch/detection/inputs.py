@@ -54,14 +54,16 @@ def check_drawn_files(pairs, out): # Pairs of an input and its drawn file in `ou
 # %% ../../nbs/detection/02_inputs.ipynb #885b1f87
 def check_apart(inputs, out): # Folder for drawn files
     "Raise a `ValueError` if files drawn in `out` would be found by `inputs`."
-    if os.path.realpath(out) in map(os.path.realpath, [*_input_folders(inputs), *_parents(inputs)]):
+    root = os.path.realpath(out)
+    if root in map(os.path.realpath, [*_input_folders(inputs), *_parents(inputs, root)]):
         raise ValueError(f'out={str(out)!r}: pictures drawn there would be inputs of the next run: '
             'choose another out (--out)')
 
 def _input_folders(inputs): return [p for given in inputs for p in _expand(given) if p.is_dir()]
 
-def _parents(inputs): # Of files that match a pattern, which would match what is drawn beside them
-    matches = [(p, Path(given).name) for given in inputs if not os.path.exists(given) for p in _expand(given)]
+def _parents(inputs, root): # Of files that match a pattern, which would match what is drawn beside them
+    patterns = [given for given in inputs if not os.path.exists(given) and _is_inside(given, root)]
+    matches = [(p, Path(given).name) for given in patterns for p in _expand(given)]
     return {p.parent for p, name in matches if _drawn_file(p, is_video(p)).match(name)}
 
 # %% ../../nbs/detection/02_inputs.ipynb #b4a3df8d
