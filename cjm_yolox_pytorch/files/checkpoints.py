@@ -112,7 +112,7 @@ def save_weights(weights:Weights, path): # Usually `*.safetensors`
 
 # %% ../../nbs/files/08_checkpoints.ipynb #48c2f65a
 _NEEDED = ('mean and std are 3 numbers each, names a list, size is in pixels, notes a dict; in notes, bit_depth is '
-    '8 to 16, recipe a dict, thresholds are 0 to 1, and class_results lists with a value for each class')
+    '8 to 16, recipe a dict, thresholds 0 to 1, and class_results lists with a value for each class')
 
 def _is_valid(w): # Do the fields have the types that `save_weights` writes?
     types = dict(notes=dict, family=str, num_classes=int, names=list|None, size=int|None)
