@@ -334,4 +334,4 @@ def test_shapes_are_detected(browser, hosts):
 
 def test_detector_is_linked(found):
     links = [(page, href) for page, (_, hrefs) in found.items() for href in hrefs if href.endswith(DETECTOR)]
-    assert [page for page, _ in links] == ['deploy/web.html']
+    assert [page for page, _ in links] == ['deploy/web.html', 'howto/browser.html']
