@@ -140,7 +140,10 @@ def main():
     args = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
         prepare(args, Path(folder))
-        rows = [measure(args, name) for name in args.only]
+        rows = []
+        for name in args.only:
+            rows.append(measure(args, name))
+            print(rows[-1], file=sys.stderr, flush=True)
     about = dict(data=args.name, images=args.images, img_size=args.img_size, batch=args.batch, minutes=args.minutes)
     save_results('trainers', as_table(rows), rows, machine('cpu') | about, args.out)
 
