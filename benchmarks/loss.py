@@ -312,7 +312,7 @@ def machine(device):
     "Describe the machine and the versions of what runs on it."
     about = dict(date=str(date.today()), processor=processor(), threads=torch.get_num_threads())
     about['python'] = platform.python_version()
-    for package in ('torch', 'mmdet', 'pixeltable-yolox', 'libreyolo'):
+    for package in ('torch', 'mmdet', 'pixeltable-yolox', 'libreyolo', 'ultralytics'):
         if found := installed(package): about[package] = found
     if device != 'cpu': about['gpu'] = torch.cuda.get_device_name()
     return about

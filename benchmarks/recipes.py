@@ -13,30 +13,39 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import yaml
 from loss import machine, markdown, parser_of, save_results
 
 from cjm_yolox_pytorch.data.shapes import write_shapes
 from cjm_yolox_pytorch.data.splits import read_split
 from cjm_yolox_pytorch.files.checkpoints import load_weights
-from cjm_yolox_pytorch.training.recipe import AUGMENTS, fine_tune_recipe
+from cjm_yolox_pytorch.loss import BOX_LOSSES
+from cjm_yolox_pytorch.training.arguments import choose_recipe
+from cjm_yolox_pytorch.training.recipe import Recipe
+from cjm_yolox_pytorch.training.recipe_file import read_recipe
 from cjm_yolox_pytorch.training.trainer import Trainer
 
 METRICS = ['AP', 'AP50', 'AP75']
-BOX_LOSSES = ['box_loss=squared_giou', 'box_loss=giou', 'box_loss=ciou']
+OTHER_LOSSES = [f'box_loss={name}' for name in BOX_LOSSES if name != Recipe.box_loss]
+
+
+def read_values(lines):
+    "Values of a recipe file with these lines."
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder)/'change.yaml'
+        file.write_text('\n'.join(lines))
+        return read_recipe(file) if lines else {}
 
 
 def recipe_with(args, change, seed=0):
     "The recipe with a change such as `lr=.001 augment=aerial`."
-    options = {}
-    for word in change.split():
-        name, equals, value = word.partition('=')
-        if not equals: raise SystemExit(f'{word}: write NAME=VALUE')
-        if name == 'augment': options |= AUGMENTS[value] if value in AUGMENTS else dict(augment=value)
-        else: options[name] = yaml.safe_load(value)
+    words = [word.partition('=') for word in change.split()]
+    if not all(equals for _, equals, _ in words): raise SystemExit(f'{change}: write NAME=VALUE')
+    augment = dict((name, value) for name, _, value in words).get('augment')
     usual = dict(model=args.model, img_size=args.img_size, epochs=args.epochs, seed=seed)
-    try: return fine_tune_recipe(**usual | options)
-    except (TypeError, ValueError) as e: raise SystemExit(f'{change}: {e}') from e
+    try:
+        changed = read_values([f'{name}: {value}' for name, _, value in words if name != 'augment'])
+        return choose_recipe(None, augment, 0, usual | changed)
+    except ValueError as e: raise SystemExit(f'{change}: {e}') from e
 
 
 def train(args, change, seed):
@@ -92,7 +101,7 @@ def draw_rare(folder):
 def parse_arguments():
     parser, option = parser_of(__doc__)
     add_training_options(option, 'train and val', img_size=320, epochs=12, nargs='?')
-    option('--changes', 'compared with no change (default: the other box losses)', nargs='+', default=BOX_LOSSES)
+    option('--changes', 'compared with no change (default: the other box losses)', nargs='+', default=OTHER_LOSSES)
     option('--split', 'measured split (default: val)', default='val')
     option('--of-class', 'also show the AP of this class, and the mean of the others')
     option('--name', 'of the results (default: recipes)', default='recipes')
@@ -114,7 +123,8 @@ def main():
                 rows.append(dict(change=change, seed=seed, **train(args, change, seed)))
                 print(rows[-1], file=sys.stderr, flush=True)
     metrics = METRICS + ([args.of_class, 'others'] if args.of_class else [])
-    save_results(args.name, as_table(rows, args.changes, metrics), rows, about_trainings(args), args.out)
+    about = about_trainings(args) | dict(split=args.split if args.data else 'test')
+    save_results(args.name, as_table(rows, args.changes, metrics), rows, about, args.out)
 
 
 if __name__ == '__main__': main()

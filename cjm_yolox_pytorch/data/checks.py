@@ -182,16 +182,17 @@ def check_difficulty(
 
 # %% ../../nbs/data/08_checks.ipynb #5cbfd273
 def _imbalance(a): # `Fault`s
-    most = a.counts.argmax()
-    outnumbered = np.flatnonzero((a.counts > 0) & (a.counts*10 < a.counts[most]))
-    known = a.counts[outnumbered] < RARE # These have a fault already
+    counts, images = a.counts, a.has_class.sum(0)
+    most = counts.argmax()
+    outnumbered = np.flatnonzero((counts > 0) & (counts*10 < counts[most]))
+    told = outnumbered[counts[outnumbered] >= RARE] # The others have a fault already
+    seldom = outnumbered[images[outnumbered] < .3*len(a)]
     faults = []
-    if not known.all():
-        text = f'{a.names[most]} has {a.counts[most]} objects, over ten times as many as '
-        text += f'{_with_counts(a, outnumbered[~known])}. Look at the AP of each class, and add images of those'
-        faults.append(Fault('imbalance', '', text))
-    seldom = [c for c in outnumbered if a.has_class[:, c].mean() < .3]
-    if seldom:
-        images = _listing([f'{a.names[c]} ({a.has_class[:, c].sum()} of {len(a)} images)' for c in seldom])
-        faults.append(Fault('seldom shown', '', f'{images}. To repeat them in training: balance=.3 (--balance .3)'))
+    if len(told):
+        text = f'{a.names[most]} has {counts[most]} objects, over ten times as many as {_with_counts(a, told)}'
+        faults.append(Fault('imbalance', '', f'{text}. Look at the AP of each class, and add images of those'))
+    if len(seldom):
+        rarest = sorted(seldom, key=lambda c: images[c])
+        text = _listing([f'{a.names[c]} ({images[c]} of {len(a)} images)' for c in rarest])
+        faults.append(Fault('seldom shown', '', f'{text}. To repeat them in training: balance=.3 (--balance .3)'))
     return faults

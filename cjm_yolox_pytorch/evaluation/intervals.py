@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECALLS', 'RESAMPLES_OF_AP', 'LEAST_IMAGES', 'sums_before', 'Ranking', 'areas', 'RankedMatches', 'rank_matches',
-           'ap_samples', 'interval', 'images_by_class', 'ap_intervals', 'difference_lines']
+           'ap_samples', 'interval', 'ap_intervals', 'difference_lines']
 
 # %% ../../nbs/evaluation/00b_intervals.ipynb #8dd978d2
 import numpy as np
@@ -120,10 +120,6 @@ def interval(
 # %% ../../nbs/evaluation/00b_intervals.ipynb #227dd998
 LEAST_IMAGES = 5 # With objects of a class, for its interval
 
-def images_by_class(a): # [C] number of images with objects
-    pairs = np.unique([a.image[~a.crowd], a.labels[~a.crowd]], axis=1)
-    return np.bincount(pairs[1], minlength=len(a.names))
-
 def ap_intervals(
     annotations:Annotations, # Ground truth
     detections:list, # One `Detections` per image, down to a score of .001 or so
@@ -132,7 +128,7 @@ def ap_intervals(
     "Compute intervals of average precision over images."
     if samples is None: samples = ap_samples(rank_matches(annotations, detections))
     whole, at_50, *classes = map(interval, samples.T)
-    classes = [c if n >= LEAST_IMAGES else [np.nan]*2 for c, n in zip(classes, images_by_class(annotations))]
+    classes = [c if n >= LEAST_IMAGES else [np.nan]*2 for c, n in zip(classes, annotations.has_class.sum(0))]
     return dict(AP=whole, AP50=at_50, classes=dict(zip(annotations.names, classes)), images=len(annotations))
 
 # %% ../../nbs/evaluation/00b_intervals.ipynb #11044b78
