@@ -174,7 +174,7 @@ def check_difficulty(
     a:Annotations, # The training split
     img_size:int # Side of the canvas in pixels
 ) -> list: # `Fault`s
-    "Find boxes that are tiny on a canvas of `img_size` pixels, and classes that are outnumbered."
+    "Find boxes that are tiny at `img_size`, and classes that are outnumbered, with advice where few images show them."
     sides = canvas_box_sizes(a, img_size).min(1)
     tiny = (sides < 4).sum()
     text = f'{tiny} of {len(sides)} boxes are narrower than 4 pixels at {img_size}: try a larger img_size (--img-size)'
