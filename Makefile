@@ -1,6 +1,6 @@
 # make demo       train on drawn shapes, as a first try
 # make test       style, pages and the fast tests: what to run before a commit
-# make test-all   every test and the site, as CI does every night
+# make test-all   also the slow tests, and builds the site, as CI does every night
 # make bench      timings beside other implementations
 # make docs       the site, into _docs/;  make docs-open shows it;  make test-docs checks it in a browser
 # make test-web   the pages of `yolox_export --format web`, in a browser
@@ -68,7 +68,7 @@ browser:
 	@$(PYTHON) -c 'import shutil, sys; sys.exit(not any(map(shutil.which, sys.argv[1:])))' $(BROWSERS) \
 		|| { echo "This needs a browser, one of $(BROWSERS): for example apt-get install chromium"; exit 1; }
 
-test-web: .venv/installed-browser .venv-web/package
+test-web: browser .venv/installed-browser .venv-web/package
 	$(PYTEST) -rs tests_web
 
 # The wheel and the source distribution, into dist/
