@@ -4,16 +4,14 @@ import re
 from execnb.nbio import mk_cell
 from notebooks import cfg, first_lines, notebooks, repository
 
-# Pages by caption, in reading order. `folder/*` are the pages of a folder that are named nowhere else
+# Pages by caption, in reading order
 CAPTIONS = {
     'Start': ['index', 'tutorials/from_python', 'tutorials/command_line', 'tutorials/fine_tune', 'tutorials/own_loop',
-              'tutorials/onnx_runtime', 'tutorials/many_gpus', 'tutorials/lightning', 'tutorials/accelerate',
-              'tutorials/*'],
+              'tutorials/onnx_runtime', 'tutorials/many_gpus', 'tutorials/lightning', 'tutorials/accelerate'],
     'How-to': ['howto/custom_dataset', 'howto/dataset_formats', 'howto/few_images', 'howto/class_imbalance',
                'howto/small_objects', 'howto/out_of_memory', 'howto/several_gpus', 'howto/resume', 'howto/threshold',
-               'howto/video', 'howto/browser', 'howto/int8', 'howto/*', 'howto/migrating', 'howto/faq'],
-    'Explanations': ['explanations/models', 'explanations/why_simota', 'explanations/fast_simota', 'explanations/*',
-                     'howto/glossary'],
+               'howto/video', 'howto/browser', 'howto/int8', 'howto/migrating', 'howto/faq'],
+    'Explanations': ['explanations/models', 'explanations/why_simota', 'explanations/fast_simota', 'howto/glossary'],
     'Reference': ['howto/cli', 'reference/use', 'reference/train', 'reference/data', 'reference/deploy',
                   'reference/core', 'reference/commands'],
     'Project': ['changelog', 'contributing', 'explanations/benchmarks', 'explanations/reliability',
@@ -44,18 +42,6 @@ FILES = {'changelog': ('CHANGELOG.md', 'What is new in each version.'),
 def modules(folder): return [page for page in notebooks(folder) if page != 'index']
 
 
-def listed(caption):
-    "Pages below a caption; those that do not exist yet are left out"
-    exist, named = {*notebooks(), *GROUPS, *FILES}, {page for pages in CAPTIONS.values() for page in pages}
-    for page in CAPTIONS[caption]:
-        folder = page.removesuffix('/*')
-        if folder != page: yield from (p for p in notebooks(folder) if p not in named)
-        elif page in exist: yield page
-
-
-def capital(text): return text[:1].upper() + text[1:]
-
-
 def toctree(*lines): return mk_cell('\n'.join(['```{toctree}', ':hidden:', *lines, '```']), 'markdown')
 
 
@@ -64,9 +50,9 @@ def contents():
     def entry(page):
         if page == 'index': return 'Overview <self>'
         return f'{GROUPS[page][0]} </{page}>' if page in GROUPS else f'/{page}'
-    for caption in CAPTIONS:
+    for caption, pages in CAPTIONS.items():
         outside = [f'{name} <{url}>' for name, url in OUTSIDE.items()] if caption == 'Project' else []
-        yield toctree(f':caption: {caption}', '', *map(entry, listed(caption)), *outside)
+        yield toctree(f':caption: {caption}', '', *map(entry, pages), *outside)
 
 
 def group(page):
@@ -76,8 +62,7 @@ def group(page):
     for heading, folder in folders.items():
         if heading: yield f'## {heading}'
         lines = [(module, *first_lines(notebooks()[module])) for module in modules(folder)]
-        yield '\n'.join(f'- [{title}](/{module}.ipynb): {capital(summary.removeprefix(title + ": "))}'
-                        for module, title, summary in lines)
+        yield '\n'.join(f'- [{title}](/{module}.ipynb): {summary}' for module, title, summary in lines)
     pages = [f'/{module}' for folder in folders.values() for module in modules(folder)]
     yield toctree('', *pages).source
 
