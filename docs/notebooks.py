@@ -29,8 +29,7 @@ def repository(path, view='blob'): return f'{cfg.git_url}/{view}/{cfg.branch}/{P
 
 @cache
 def first_lines(notebook):
-    "Title and summary of a page, from the first cell: `# Title`, then `> Summary.`"
+    "Title and summary of a page, from the first cell: `# Title`, then `> Summary.` in one or more lines"
     cell = json.loads((cfg.nbs_path/notebook).read_text(encoding='utf-8'))['cells'][0]
     title, _, rest = ''.join(cell['source']).partition('\n')
-    summary = re.search(r'^> (.+)$', rest, re.M)
-    return title.removeprefix('# '), summary[1] if summary else ''
+    return title.removeprefix('# '), ' '.join(re.findall(r'^> (.+)$', rest, re.M))
