@@ -9,6 +9,7 @@ __all__ = ['is_video', 'check_drawn_files', 'check_apart', 'find_inputs', 'left_
 # %% ../../nbs/detection/02_inputs.ipynb #71957436
 import glob, os
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ..commands.messages import counted
@@ -52,19 +53,26 @@ def check_drawn_files(pairs, out): # Pairs of an input and its drawn file in `ou
         if not _is_inside(drawn, root): raise ValueError(f'{drawn} is a link that leads out of {out}: remove it')
 
 # %% ../../nbs/detection/02_inputs.ipynb #885b1f87
-def check_apart(inputs, out): # Folder for drawn files
+def _finds(pattern, path): # Parts of both. A pattern that matches a folder finds what is in it
+    if not pattern: return True
+    if pattern[0] == '**': return any(_finds(pattern[1:], path[n:]) for n in range(len(path) + 1))
+    return bool(path) and fnmatch(path[0], pattern[0]) and _finds(pattern[1:], path[1:])
+
+def _finds_any(given, paths): # Of files yet to be drawn
+    pattern = Path(os.path.realpath(given)).parts
+    return glob.has_magic(given) and any(_finds(pattern, path.parts) for path in paths)
+
+# %% ../../nbs/detection/02_inputs.ipynb #582790a5
+def check_apart(inputs, pairs, out): # Pairs as for `check_drawn_files`
     "Raise a `ValueError` if files drawn in `out` would be found by `inputs`."
-    root = os.path.realpath(out)
-    if root in map(os.path.realpath, [*_input_folders(inputs), *_parents(inputs, root)]):
+    places, root = [drawn for _, drawn in pairs], os.path.realpath(out)
+    inside = [given for given in inputs if _is_inside(given, root)]
+    folders = {os.path.realpath(given) for given in inside if os.path.isdir(given)}
+    drawn_into = {os.path.realpath(p) for p in {p for place in places for p in place.parents}}
+    patterns = [given for given in inside if not os.path.exists(given)]
+    if folders & drawn_into or any(_finds_any(given, places) for given in patterns):
         raise ValueError(f'out={str(out)!r}: pictures drawn there would be inputs of the next run: '
             'choose another out (--out)')
-
-def _input_folders(inputs): return [p for given in inputs for p in _expand(given) if p.is_dir()]
-
-def _parents(inputs, root): # Of files that match a pattern, which would match what is drawn beside them
-    patterns = [given for given in inputs if not os.path.exists(given) and _is_inside(given, root)]
-    matches = [(p, Path(given).name) for given in patterns for p in _expand(given)]
-    return {p.parent for p, name in matches if _drawn_file(p, is_video(p)).match(name)}
 
 # %% ../../nbs/detection/02_inputs.ipynb #b4a3df8d
 def _drawn_name(path, root): return path.file_name if isinstance(path, Stream) else path.relative_to(root)
@@ -104,7 +112,7 @@ def _has_more(path): # Than the one image or stream that is read
             with open_image(path) as image: return getattr(image, 'is_animated', False)
 
 def left_out(inputs, files): # Lines of text
-    for folder in _input_folders(inputs):
+    for folder in [p for given in inputs for p in _expand(given) if p.is_dir()]:
         skipped = files_below(folder, *_OTHER_FORMATS)
         count = counted(len(skipped), 'image')
         if skipped: yield f'{folder}: {count} such as {skipped[0].name} skipped: convert them to JPEG'

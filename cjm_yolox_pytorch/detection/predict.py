@@ -129,7 +129,7 @@ def _check_places(inputs, files, out, write, order, track, conf): # What would b
     if order: return check_order(order, files, conf, out/'order.csv')
     draws = write in ('pictures', 'both')
     if draws or track: check_drawn_files(files, out)
-    if draws: check_apart(inputs, out)
+    if draws: check_apart(inputs, files, out)
     if draws: check_overwrite(drawn for _, drawn in files)
     if write in ('json', 'both'): check_overwrite([out/'detections.json'])
 

@@ -26,7 +26,6 @@ from .disagreement_sheet import draw_disagreements
 from .image_checks import BROKEN, look_at_images
 from .labeling_task import check_task, labeling_task
 from .second_opinion import compare_labels, comparison_lines
-from ..files.class_names import parse_names
 from ..files.paths import atomic, check_output_folder, files_below, IMAGE_SUFFIXES
 from ..utils import check_between, check_counts
 
@@ -263,7 +262,7 @@ def yolox_doctor(
 def _load_opinion(weights, names, pixels, device): # Network, or None
     unused = [f'--{k}' for k, v in dict(names=names, pixels=pixels, device=device).items() if v and not weights]
     if unused: raise ValueError(f'{" and ".join(unused)}: for the weights to compare with; give --weights, too')
-    return load_network(weights, parse_names(names), pixels=pixels) if weights else None
+    return load_network(weights, names, pixels=pixels) if weights else None
 
 def _ask(report, network, device): # `Comparison` of the images that can be read
     broken = [f.where for f in report.faults if f.kind in BROKEN]

@@ -40,7 +40,7 @@ from .report import report, table, write_coco
 from .thresholds import find_thresholds, images_fingerprint
 from .thresholds import match_by_score, RESAMPLES, threshold_lines
 from .tile_gain import tile_lines
-from ..files.class_names import class_numbers, parse_names
+from ..files.class_names import class_numbers
 from ..files.letterbox import InputSpec, unletterbox
 from ..files.paths import check_output_folder, new_folder
 from ..inference import nms
@@ -133,7 +133,7 @@ def _trained_depth(loaded): # Bit depth of the training
     return depths[0]
 
 def _load(weights, data, split, names=None, allow_missing=False, bit_depth=None, img_size=None, pixels=None, **reading):
-    loaded = [load_network(w, parse_names(names), img_size, pixels) for w in weights]
+    loaded = [load_network(w, names, img_size, pixels) for w in weights]
     if bit_depth is None: bit_depth = _trained_depth(loaded)
     check_between(bit_depth=(bit_depth, 8, 16))
     trained = [n.notes for n in loaded if 'fingerprint' in n.notes] or [loaded[0].notes]

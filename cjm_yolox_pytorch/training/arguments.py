@@ -15,7 +15,6 @@ from fastcore.docments import docments
 
 from ..data.annotations import Annotations
 from ..files.checkpoints import load_weights, Weights
-from ..files.class_names import parse_names
 from .batch_size import number_or_auto
 from .recipe import Augmentation, AUGMENTS, check_choice, Degradation, field_kind
 from .recipe import Recipe, RECIPES
@@ -111,7 +110,7 @@ def initial_weights(weights, names, model:str) -> Weights|None: # As for `train`
     "Load the weights that a training begins with."
     if weights is None: return None
     from_file = not isinstance(weights, Weights)
-    if from_file: return load_weights(model if weights == 'coco' else weights, names=parse_names(names))
+    if from_file: return load_weights(model if weights == 'coco' else weights, names=names)
     if names is not None: raise ValueError('names are for files of weights: change `names` of the Weights instead')
     return weights
 

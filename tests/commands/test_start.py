@@ -31,7 +31,7 @@ def run(folder, torch, before=''):
 
 
 @pytest.mark.parametrize('torch', [CTRL_C, f'try:\n    {CTRL_C.strip().replace(chr(10), "; ")}\nexcept: pass'])
-def test_ctrl_c_during_imports_ends_in_one_line(tmp_path, torch):
+def test_ctrl_c_during_imports_ends_in_one_line(tmp_path, heeded, torch):
     "Also where a module of others would swallow it"
     ended = run(tmp_path, torch)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, '[]\n', '\nyolox_train: interrupted\n')

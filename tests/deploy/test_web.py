@@ -258,7 +258,7 @@ def test_command_refuses_a_runtime_for_other_formats(file, package):
 
 @pytest.mark.parametrize('sent, status', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
 @pytest.mark.parametrize('step', ['_write_model', '_fill_in'])
-def test_stopped_command_leaves_nothing(file, tmp_path, monkeypatch, step, sent, status):
+def test_stopped_command_leaves_nothing(file, tmp_path, monkeypatch, heeded, step, sent, status):
     if not hasattr(signal, sent): pytest.skip(f'no {sent} here')
     def stop(*args):
         assert len([*tmp_path.glob('nano.web*.partial')]) == 1

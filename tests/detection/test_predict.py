@@ -442,6 +442,29 @@ def test_pictures_do_not_become_inputs(file, tmp_path, monkeypatch, given, write
     assert {p.name for p in tmp_path.iterdir()} == ({'a.png'} if refused else {'a.png', 'detections.json'})
 
 
+@pytest.mark.parametrize('folders, given', [('s1 s2', ['s1', 's2']), ('s1 s2', ['s?']), ('s1 s2', ['**/*.*']),
+    ('s1', ['*']), ('s1', ['./**'])])
+def test_pictures_are_not_drawn_into_folders_of_inputs(file, tmp_path, monkeypatch, folders, given):
+    "Also where the output folder is their parent, and where only the drawn files match a pattern"
+    monkeypatch.chdir(tmp_path)
+    for folder in folders.split():
+        (tmp_path/folder).mkdir()
+        Image.new('RGB', (40, 40)).save(f'{folder}/{folder}.png')
+    with pytest.raises(ValueError, match=AGAIN): run(file, *given, out='.')
+    assert {p.name for p in tmp_path.rglob('*.*')} == {f'{folder}.png' for folder in folders.split()}
+
+
+@pytest.mark.parametrize('given, out',
+    [('*', 'out'), ('**/*', 'out'), ('images/*', 'images/new'), ('images/*', 'out')])
+def test_pattern_that_matches_the_output_folder_may_be_given_again(file, images, monkeypatch, given, out):
+    monkeypatch.chdir(images.parent)
+    found = []
+    for _ in range(2):
+        run(file, given, out=out)
+        found.append([i['file_name'] for i in record(images.parent/out)['images']])
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
 @pytest.mark.parametrize('given', ['a.png', '*.png', '?.png'])
 def test_pictures_that_no_pattern_finds_may_go_beside_the_images(file, tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)

@@ -167,7 +167,7 @@ def test_files_are_not_skipped_unless_asked(use, tmp_path, capsys):
     with pytest.raises(ValueError, match='every=0: must be at least 1'): run(clip, out=tmp_path/'out', every=0)
 
 
-def test_interrupted_video_keeps_its_tracks(use, tmp_path):
+def test_interrupted_video_keeps_its_tracks(use, tmp_path, heeded):
     pytest.importorskip('trackers')
     calls = []
     def interrupt():

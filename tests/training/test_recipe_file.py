@@ -78,13 +78,13 @@ def printed_recipe(monkeypatch, capsys, tmp_path):
     ('--recipe paper --print-recipe --model yolox_s', paper_recipe('yolox_s')),
     ('birds --epochs 3 --lr 1e-5 --freeze backbone,neck --print-recipe --compile',
         Recipe(epochs=3, lr=1e-5, freeze='backbone,neck', compile=True)),
-    ('--print-recipe --recipe mine.yaml --batch 8', Recipe(epochs=7, batch=8, img_size=64)),
+    ('--print-recipe --recipe mine.yaml --batch 8', Recipe(epochs=7, batch=8, img_size=64, rot90=.1)),
     ('--print-recipe --augment aerial', Recipe(flip_ud=.5, rot90=.75)),
     ('--print-recipe --augment aerial --rot90 .2 --recipe mine.yaml',
         Recipe(epochs=7, batch=4, img_size=64, flip_ud=.5, rot90=.2))])
 def test_printed_recipe_is_that_of_the_command(monkeypatch, tmp_path, printed_recipe, line, recipe):
     monkeypatch.chdir(tmp_path)
-    (tmp_path/'mine.yaml').write_text('epochs: 7\nbatch: 4\nimg_size: 64\n' + 'rot90: .1\n'*('--rot90' in line))
+    (tmp_path/'mine.yaml').write_text('epochs: 7\nbatch: 4\nimg_size: 64\nrot90: .1\n')
     assert printed_recipe(f'{line} --workers 2') == replace(recipe, workers=2)
 
 
