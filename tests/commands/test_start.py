@@ -47,6 +47,7 @@ def test_command_gets_the_earlier_handler(monkeypatch, heeded):
     from cjm_yolox_pytorch.commands import start
     handlers = []
     def command(): handlers.append(signal.getsignal(signal.SIGINT))
+    monkeypatch.setattr(sys, 'argv', ['yolox_train'])
     monkeypatch.setattr(start, 'import_command', lambda name: command)
     start.start()
     assert handlers == [signal.default_int_handler]
