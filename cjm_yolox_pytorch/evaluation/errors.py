@@ -118,6 +118,8 @@ def _wrong_classes(metrics, count): # What is wrong, and what to try
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #066804c2
 def _missed_objects(metrics, count):
+    if metrics.get('initial_weights') == 'random' and metrics['AP50'] < .1:
+        return f'{count}', 'published initial weights (--weights coco); random ones need many more epochs'
     small, lower = (metrics['errors'][f'missed_{k}'] for k in ('small', 'found_lower'))
     if small >= count/3:
         what = f'{count}, {small} of them smaller than {SMALL} x {SMALL} pixels for the network'

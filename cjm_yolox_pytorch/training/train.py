@@ -158,6 +158,7 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
     more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes), size=best.size)
+    more['initial_weights'] = trainer.notes.get('weights') or trainer.loaded or 'random'
     if best.notes.get('thresholds'): more['thresholds'] = best.notes['thresholds']
     if trainer.recipe.tile: more['tile'] = trainer.recipe.tile
     found = trainer.predict(trainer.val, progress=partial(show_progress, unit='batches', desc='best weights'))
