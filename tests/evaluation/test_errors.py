@@ -197,6 +197,16 @@ def test_advice_is_about_the_most_frequent_kind(cards, kind, said):
     assert not {line for line in lines if 'frequent' in line} & {*error_lines(metrics)}
 
 
+@pytest.mark.parametrize('initial, AP50, said', [('random', .05, 'published initial weights (--weights coco)'),
+    ('random', .5, 'a larger --img-size'), ('runs/birds/best.safetensors', .05, 'a larger --img-size')])
+def test_random_weights_explain_why_next_to_nothing_was_found(cards, initial, AP50, said):
+    metrics = report(*cards[:2], initial_weights=initial)
+    metrics['errors'] |= dict(AP50_gain=dict(missed=.02), missed_small=15)
+    metrics['in_use']['missed'] = 20
+    metrics['AP50'] = AP50
+    assert said in error_lines(metrics)[-2] + error_lines(metrics)[-1].strip()
+
+
 def test_missed_objects_are_small_for_the_network(tmp_path):
     "Also in a large image, and not if it is cut into tiles"
     truth = tiny_split(tmp_path, [(400, 400)], [[(1, 1, 41, 41, 0)]*3], ['cat'])

@@ -68,6 +68,8 @@ def test_train_command_leaves_files_that_other_commands_read(shapes, tmp_path, c
     train(shapes, tmp_path/'more', weights=str(out/'last.safetensors'))
     printed = capfd.readouterr().out
     assert 'weights: yolox_nano' in printed and '642 of 642 tensors loaded' in printed
+    initial = [json.loads((run/'metrics.json').read_text())['initial_weights'] for run in (out, tmp_path/'more')]
+    assert initial == ['random', 'run/last.safetensors']
 
 
 @pytest.mark.parametrize('name', COMMANDS)
