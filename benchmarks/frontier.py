@@ -34,7 +34,8 @@ def train(args, name, package, epochs, seed):
     out = args.work/f'{name}-{epochs or "default"}-{seed}'
     options = ['--epochs', epochs] if epochs else []
     if args.weights: options += ['--weights', args.weights]
-    fixed = '--model', args.model, '--seed', seed, '--workers', 0, '--device', 'cpu', '--out', out
+    if args.threads: options += ['--workers', 0]
+    fixed = '--model', args.model, '--seed', seed, '--device', 'cpu', '--out', out
     seconds = run(package, args.threads, 'yolox_train', args.data, *fixed, *options)
     run(ROOT, args.threads, 'yolox_eval', out/'best.safetensors', args.data, '--split', args.split, '--out', out/'test')
     found = json.loads((out/'test'/'metrics.json').read_text())
@@ -65,7 +66,7 @@ def parse_arguments():
     option('--seeds', 'default: 0 1 2', type=int, nargs='+', default=[0, 1, 2])
     option('--before', 'root of another checkout, trained with its own defaults', type=Path)
     option('--split', 'measured split (default: test)', default='test')
-    option('--threads', 'of each process (default: as PyTorch chooses)', type=int)
+    option('--threads', 'of each training run, which then loads images itself (default: as users have it)', type=int)
     option('--name', 'of the results (default: frontier)', default='frontier')
     option('--out', 'folder for results and trainings (default: runs/bench)', type=Path, default=Path('runs/bench'))
     args = parser.parse_args()
