@@ -22,8 +22,13 @@ from ..files.letterbox import as_hw, letterbox_size
 def _as_image(pixels): return ImageTensor(torch.from_numpy(pixels).permute(2, 0, 1)) # [3, H, W]
 def _as_boxes(boxes, hw): return BoundingBoxes(boxes, format='XYXY', canvas_size=hw)
 
-def as_sample(image, boxes, labels, crowd=None) -> tuple: # Image [3, H, W] and target
-    "Make tensors for transforms of arrays [H, W, 3] uint8, [G, 4] xyxy, [G] and [G] bool."
+def as_sample(
+    image, # [H, W, 3] uint8 RGB
+    boxes, # [G, 4] xyxy in pixels
+    labels, # [G]
+    crowd=None # [G] bool; None: no crowds
+) -> tuple: # Image [3, H, W] and target
+    "Convert arrays to the tensors that transforms take."
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor(labels, dtype=torch.int64)
     crowd = torch.zeros(len(labels)).bool() if crowd is None else torch.tensor(crowd)
@@ -122,7 +127,7 @@ class RandomAffine:
     img_size:int # Side of the square canvas in pixels
     scale:tuple = (.5, 1.5) # Range of factors; at 1 the image fills the canvas
     degrees:float = 10. # Largest rotation, either way
-    translate:float = .1 # Largest shift, as a share of the canvas
+    translate:float = .1 # Largest shift, as a fraction of the canvas
     shear:float = 2. # Largest shear of each axis in degrees
 
     def matrix(self): # [3, 3] from around the origin to the canvas
@@ -199,9 +204,9 @@ def _right_angles(): # A transform: 90, 180 or 270 degrees
 # %% ../../nbs/data/09_augment.ipynb #15a55c70
 @dataclass
 class Cutout:
-    "Cover a rectangle, and drop objects, but no crowds, of whose boxes less than a tenth is left uncovered."
+    "Cover a rectangle, and drop objects (but not crowds) with less than a tenth of the box uncovered."
     p:float = 1. # Probability
-    scale:tuple = (.02, .2) # Range of the covered share of the image
+    scale:tuple = (.02, .2) # Range of the covered fraction of the image
 
     def __call__(self, image, target):
         if torch.rand(()) >= self.p: return image, target
@@ -215,7 +220,7 @@ class Cutout:
         return v2.functional.erase(image, **part), _merge_targets([{k: v[kept] for k, v in target.items()}], hw)
 
 # %% ../../nbs/data/09_augment.ipynb #893a35c6
-def _uncovered(boxes, part): # Shares [G] of boxes [G, 4] outside of the rectangle `part`, [4] xyxy
+def _uncovered(boxes, part): # Fractions [G] of boxes [G, 4] outside the rectangle `part`, [4] xyxy
     common = (boxes[:, 2:].minimum(part[2:]) - boxes[:, :2].maximum(part[:2])).clamp(min=0).prod(1)
     return 1 - common/(boxes[:, 2:] - boxes[:, :2]).prod(1)
 

@@ -39,7 +39,7 @@ class DetectionDataset(Dataset):
         image = read_annotated(self.annotations, i).permute(1, 2, 0).numpy()
         return as_sample(image, boxes.clip(0, border), labels, crowd)
 
-    def __getitem__(self, key): # A number, or a pair of it and a seed
+    def __getitem__(self, key): # An index, or a pair of an index and a seed
         if not isinstance(key, tuple): return _transformed(self, int(key))
         with seeded(key[1]): return _transformed(self, key[0])
 
@@ -102,7 +102,7 @@ class Batch:
     boxes:list # B tensors [G, 4] xyxy in pixels
     labels:list # B tensors [G] int64
     crowds:list # B tensors [I, 4] xyxy in pixels
-    sources:list # B lists with the numbers of the images that each one is made of
+    sources:list # B lists with the indices of the images that each one is made of
 
     def pin_memory(self): # For faster copies to an accelerator
         return replace(self, images=self.images.pin_memory())
@@ -113,7 +113,7 @@ class Batch:
 
 # %% ../../nbs/data/10_batches.ipynb #3e3d774f
 def collate(items) -> Batch:
-    "Make a batch of pairs of image and target, of a `DetectionDataset`."
+    "Make a batch of `items` of a `DetectionDataset`, pairs of image and target."
     images, targets = zip(*items)
     images = torch.stack([i.permute(1, 2, 0) for i in images]).permute(0, 3, 1, 2)
     def select(key, crowd): return [t[key][t['crowd'] == crowd] for t in targets]
@@ -122,7 +122,7 @@ def collate(items) -> Batch:
 
 # %% ../../nbs/data/10_batches.ipynb #885fa091
 def resize_batch(batch:Batch, img_size:int) -> Batch:
-    "Scale images and boxes to `img_size` pixels."
+    "Scale images and boxes to a canvas of `img_size` pixels."
     scale = img_size/batch.images.shape[-1]
     if scale == 1: return batch
     images = F.interpolate(batch.images.float(), img_size, mode='bilinear')
@@ -184,12 +184,21 @@ def _print_unless_disconnected(kind, error, traceback):
     if not issubclass(kind, (ConnectionError, EOFError)): sys.__excepthook__(kind, error, traceback)
 
 # %% ../../nbs/data/10_batches.ipynb #5dfa167c
-def make_loader(dataset, batch_size:int=1, workers:int=0, **kwargs) -> DataLoader:
-    "Load all images of a `DetectionDataset` in order; `workers` processes prepare batches."
+def make_loader(
+    dataset, # A `DetectionDataset`
+    batch_size:int=1, # Images per batch
+    workers:int=0, # Processes that prepare batches; 0: this one does
+    **kwargs # As for `DataLoader`
+) -> DataLoader:
+    "Load all images in order."
     start = partial(_start_worker, _exiting(os.getpid())) if workers else None
     return DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate,
         worker_init_fn=start, pin_memory=torch.cuda.is_available(), **kwargs)
 
-def train_loader(dataset, batches:EpochBatches, workers:int=0) -> DataLoader:
-    "Load the images of `dataset` in `batches`, whose `epoch` is set before each epoch."
+def train_loader(
+    dataset, # A `DetectionDataset`
+    batches:EpochBatches, # Set its `epoch` before each epoch
+    workers:int=0 # As for `make_loader`
+) -> DataLoader:
+    "Load the batches of an epoch."
     return make_loader(dataset, workers=workers, batch_sampler=batches, persistent_workers=workers > 0)

@@ -25,9 +25,9 @@ class Fault:
     where:str # The image, class or split
     text:str # What is wrong, in a sentence
     stops:bool = False # Training would fail, or its metrics would be misleading
-    other:str = '' # Another image that this one is like
+    other:str = '' # The image that this one is similar to
 
-# Faults of a whole split, each about something else, so that none stands for the others
+# Kinds whose faults are all different, so each of them is printed
 TOLD_APART = 'note', 'missing data', 'other box layout', 'similar classes', 'unknown class'
 
 def fault_lines(faults:list): # `Fault`s
@@ -82,7 +82,7 @@ def _similar_classes(names):
 # %% ../../nbs/data/08_checks.ipynb #15b1ba9a
 RARE = 20 # Objects of a class
 
-def _listing(texts, most=8): # The first of them, and how many there are besides
+def _listing(texts, most=8): # The first ones, and how many more there are
     more = f' and {len(texts) - most} more' if len(texts) > most else ''
     return ', '.join(texts[:most]) + more
 
@@ -106,9 +106,9 @@ def _count_faults(a): # Classes without objects, and with few
 # %% ../../nbs/data/08_checks.ipynb #5e8d9c01
 def check(
     a:Annotations, # A split
-    allow_missing:bool=False # Let a training go on without much of the data
+    allow_missing:bool=False # Report missing data, but do not stop training
 ) -> list: # `Fault`s
-    "Find the faults of a split that show without decoding images."
+    "Find the faults of a split without decoding its images."
     faults = [Fault('box left out', path, f'{describe_box(path, box)} {why}') for path, box, why in a.dropped]
     faults += [Fault('note', '', note) for note in a.notes]
     faults += _missing_faults(a, allow_missing) + _layout_faults(a) + _similar_classes(a.names)
@@ -174,7 +174,7 @@ def check_difficulty(
     a:Annotations, # The training split
     img_size:int # Side of the canvas in pixels
 ) -> list: # `Fault`s
-    "Find boxes that are tiny at `img_size`, and classes that are outnumbered, with advice where few images show them."
+    "Find boxes that are tiny at `img_size`, and outnumbered classes, with advice for those in few images."
     sides = canvas_box_sizes(a, img_size).min(1)
     tiny = (sides < 4).sum()
     text = f'{tiny} of {len(sides)} boxes are narrower than 4 pixels at {img_size}: try a larger img_size (--img-size)'

@@ -19,8 +19,11 @@ from ..files.paths import check_files_exist, files_in, images_beside, IMAGE_SUFF
 from ..files.paths import path_inside, read_text, subfolder
 
 # %% ../../nbs/data/03_coco.ipynb #fd81c428
-def read_coco(path, folder=None) -> Annotations:
-    "Read a split in COCO's JSON file `path`, with images in `folder`, or looked for near the file."
+def read_coco(
+    path, # JSON file
+    folder=None # Folder of the images; without it, they are looked for near the file
+) -> Annotations:
+    "Read a split in COCO format."
     path = Path(path)
     return _read_file(path, [Path(folder)] if folder else image_places(path))
 
@@ -52,7 +55,7 @@ def _parse(path): # The JSON object in a file
     except KeyError as e: raise ValueError(f'{path}: {e.args[0]}. Keep one of them') from None
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not JSON: {e}. Export it again') from e
 
-def _entry(pairs): # An object without its outline, which is None where the box is made of it
+def _entry(pairs): # A JSON object without its outline; None marks a box computed from one
     entry = dict(pairs)
     twice = repeated(key for key, _ in pairs) if len(entry) < len(pairs) else []
     if twice: raise KeyError(f'several values for {shorten(twice)} in {shorten(entry)}')
@@ -192,7 +195,7 @@ def _file_names(path): # Plain names of the images that a COCO file lists, in NF
     names = (json.loads(text.decode('utf-8', 'replace'), strict=False) for text in {*_FILE_NAME.findall(content)})
     return {nfc(PureWindowsPath(name).name) for name in names}
 
-def _unlisted_note(a, others): # Note on images beside those of `a` that `others`, files of COCO, don't list either
+def _unlisted_note(a, others): # Note on images beside those of `a` that the COCO files `others` don't list either
     beside = images_beside([*map(Path, a.paths)])
     listed = {name for other in (others if beside else []) for name in _file_names(other)}
     return note([p for p in beside if nfc(p.name) not in listed], 'image', 'that no JSON file lists, left out')
@@ -242,7 +245,9 @@ def _may_be_coco(path): # By its name, or by its lists, without all of it in mem
         return (any if named else all)(pattern.search(content) for pattern in _LISTS)
 
 # %% ../../nbs/data/03_coco.ipynb #e625866f
-def coco_truth(annotations) -> dict:
+def coco_truth(
+    annotations:Annotations # A split; labels become ids of categories
+) -> dict: # With the lists `images`, `categories` and `annotations`
     "Return `annotations` as COCO's dictionary."
     a = annotations
     sizes = zip(a.paths, a.sizes.tolist())

@@ -38,7 +38,7 @@ def _turn_boxes(boxes, orientation, height, width): # For the shown image; `heig
 def _by(size): return f'{size[1]}x{size[0]}'
 
 def upright(where, a:Annotations) -> Annotations:
-    "Turn boxes that were drawn on an image lying on its side."
+    "Rotate boxes that were drawn on an image lying on its side."
     shown = stored_sizes(where, a.paths.tolist())
     different = (a.sizes != shown).any(1)
     odd, boxes = [], a.boxes.copy()
@@ -58,7 +58,7 @@ def _plain_name(name): # Folders called like those that are made here would hide
     return '/'.join([*kept, (stem.strip().lstrip('.') or '_') + suffix])
 
 def free_names(names) -> list:
-    "Make `names` plain, and their stems different."
+    "Simplify `names`, and make their stems unique."
     taken, found = set(), []
     for name in map(_plain_name, names):
         stem, suffix = splitext(name)
@@ -181,7 +181,7 @@ def convert(
     splits:dict, # Split -> `Annotations`, upright and with the same names
     format:str, # yolo, coco or voc
     out, # Folder
-    folder_of:dict, # Image -> folder below which its name begins
+    folder_of:dict, # Image -> folder that its name is relative to
     link:str=None # hard or soft links instead of copies
 ) -> list: # Lines of text
     "Write a dataset with its images."
@@ -232,7 +232,7 @@ def yolox_convert(
     to:str=None, # Format to write: yolo, coco or voc
     out:str=None, # Folder to write, which must not exist or be empty
     split:str=None, # Shares of new splits train, val and perhaps test, such as .8,.1,.1; those of DATA unless given
-    seed:int=0, # Another number splits otherwise
+    seed:int=0, # The same seed gives the same new splits
     link:str=None, # hard or soft: link to the images of DATA instead of copying them
     format:str=None, # Of DATA: coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place

@@ -29,7 +29,7 @@ ymax y2 bottom
 width imagewidth imgwidth
 height imageheight imgheight'''
 
-def _columns_by_name(header): # Places in the header; synonyms count where the name itself is absent
+def _columns_by_name(header): # Positions in the header; synonyms count if the name itself is absent
     plain = [re.sub('[ _-]', '', field).lower() for field in header]
     def places(names): return [n for n, field in enumerate(plain) if field in names]
     lines = map(str.split, _SYNONYMS.splitlines())

@@ -22,9 +22,9 @@ from ..files.paths import files_in
 def turned_bounds(
     corners, # xyxy
     degrees, # Clockwise
-    pivot # x, y of the point that stays
-) -> tuple: # xyxy of the smallest upright box around
-    "Turn a box."
+    pivot # x, y of the center of rotation
+) -> tuple: # xyxy of the smallest upright box around it
+    "Compute the bounds of a rotated box."
     x1, y1, x2, y2 = corners
     offsets = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) - pivot
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -68,7 +68,7 @@ def _cvat_shapes(path, image): # Those of an <image>
 
 def _shape_notes(shapes): # Notes and stops
     polygons = sum(s.kind == 'polygon' for s in shapes)
-    bounds = [f'{counted(polygons, "polygon")} read as the box around'] if polygons else []
+    bounds = [f'bounding boxes taken from {counted(polygons, "polygon")}'] if polygons else []
     lost = [f'a {s.kind} of {s.label}' for s in shapes if s.corners is None]
     notes, stops = notes_and_stops((lost, len(shapes), 'shapes are left out', 'Draw boxes or polygons instead'))
     return bounds + notes, stops
@@ -111,10 +111,10 @@ def find_cvat_splits(path, images=None) -> dict: # Split -> function that reads 
     return {split: partial(_read_cvat, files[0], tree, split, images) for split in splits}
 
 # %% ../../nbs/data/06b_cvat.ipynb #235b8518
-def number_text(value): # The shortest that is read as the same float32
+def number_text(value): # The shortest text that is read as the same float32
     return np.format_float_positional(np.float32(value), trim='-')
 
-def xml_text(root): # A file
+def xml_text(root): # Text of a file
     indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{tostring(root, encoding="unicode")}\n'
 
@@ -149,9 +149,9 @@ def _cvat_meta(parent, names, model, attributes):
 # %% ../../nbs/data/06b_cvat.ipynb #f76fa5d7
 def cvat_files(
     splits:dict, # Split -> `Annotations` with relative paths; all have the same names
-    model:str='' # What made them
+    model:str='' # Becomes the name of the task
 ) -> dict: # Path -> text
-    "Write `splits` as the task of CVAT for images 1.1."
+    "Convert `splits` to a task in the format CVAT for images 1.1."
     some = next(iter(splits.values()))
     attributes = [] if some.scores is None else [_SCORE]
     root = Element('annotations')

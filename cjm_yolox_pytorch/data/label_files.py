@@ -61,7 +61,7 @@ def _voc_xml(a, i, model):
     return xml_text(root)
 
 # %% ../../nbs/data/12_label_files.ipynb #f09982a4
-def _voc_object(root, a, n): # In the order of the challenge, since some scripts count
+def _voc_object(root, a, n): # In the order of the challenge, since some scripts read by position
     element = SubElement(root, 'object')
     plain = dict(name=a.names[a.labels[n]], pose='Unspecified', truncated='0', difficult='0')
     for name, value in plain.items(): SubElement(element, name).text = value
@@ -150,9 +150,9 @@ WRITERS = dict(yolo=yolo_files, voc=voc_files, coco=coco_files, labelstudio=labe
 def label_files(
     format:str, # A key of `WRITERS`
     splits:dict, # Split -> `Annotations` with relative paths, upright sizes, and the same names
-    model:str='' # What made the labels, for formats that keep it
+    model:str='' # Name of the model that made the labels, for formats that store it
 ) -> dict: # Path -> text
-    "Write the labels of a dataset as the text of files."
+    "Convert the labels of a dataset to the text of files."
     if format not in WRITERS: raise ValueError(f'labels={format!r}: choose one of {list(WRITERS)}')
     _check_split_names(format, splits)
     for a in splits.values(): _check_image_names(format, a.paths.tolist())
@@ -161,7 +161,7 @@ def label_files(
     return WRITERS[format](splits, model)
 
 # %% ../../nbs/data/12_label_files.ipynb #b150cc17
-def without_crowds(a:Annotations) -> Annotations: # As formats need it that do not know them
+def without_crowds(a:Annotations) -> Annotations: # For formats without crowd regions
     rows = np.flatnonzero(~a.crowd)
     starts = np.append(0, np.bincount(a.image[rows], minlength=len(a)).cumsum())
     scores = None if a.scores is None else a.scores[rows]

@@ -80,7 +80,7 @@ _WITHOUT_BOX = {'keypointlabels', 'brushlabels', 'ellipselabels', 'vectorlabels'
 def _region_notes(tasks, regions, key): # Notes and stops; `regions` of each task, or None
     kept = [r for found in regions for r in found or []]
     polygons = sum(r.kind == 'polygonlabels' for r in kept)
-    notes = [f'{counted(polygons, "polygon")} read as the box around'] if polygons else []
+    notes = [f'bounding boxes taken from {counted(polygons, "polygon")}'] if polygons else []
     several = [_task_image(task) for task in tasks if key == 'annotations' and len(_finished(task)) > 1]
     notes += note(several, 'task', 'with several annotations, of which the last is read')
     if key == 'predictions': notes.append('nobody has annotated anything yet, so the boxes are predictions')
@@ -173,9 +173,9 @@ def _task(a, i, split, model):
 # %% ../../nbs/data/06c_labelstudio.ipynb #38d0cca2
 def labelstudio_files(
     splits:dict, # Split -> `Annotations` with relative paths; all have the same names
-    model:str='' # What made them
+    model:str='' # Name of the model, for predictions
 ) -> dict: # Path -> text
-    "Write `splits` as tasks of Label Studio."
+    "Convert `splits` to tasks of Label Studio."
     names = next(iter(splits.values())).names
     view = Element('View')
     SubElement(view, 'Image', name='image', value='$image')

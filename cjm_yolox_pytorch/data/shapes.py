@@ -61,7 +61,7 @@ def _easy_to_see(image, polygon, mask, color):
 
 # %% ../../nbs/data/00_shapes.ipynb #26ec0c65
 def draw_shapes(rng, size:int=160, max_shapes:int=8) -> tuple: # Image, boxes [G, 4] xyxy, labels [G]
-    "Draw shapes with the NumPy generator `rng`; labels are in the order of `SHAPES`."
+    "Draw up to `max_shapes` on `size` x `size` pixels with the NumPy generator `rng`; labels index `SHAPES`."
     image = _background(rng, size)
     objects = []
     masks = [] # For each object, its whole mask and the visible part

@@ -17,7 +17,7 @@ SPLITS = 'train', 'val', 'test'
 _STANDARD = dict(training='train', valid='val', validate='val', validation='val', testing='test', trainval='trainval',
     all='all', default='all', annotations='all', labels='all', result='all') | {'_annotations.coco': 'all'}
 
-def split_name(name): # Its standard name; unknown ones stay as they are
+def split_name(name): # Standard name; unknown names are returned unchanged
     short = name.removeprefix('instances_').lower()
     short = re.sub(r'^(train|val|test)\d{4}$', r'\1', short)
     return short if short in SPLITS else _STANDARD.get(short, name.removeprefix('instances_'))
@@ -39,14 +39,14 @@ def resolve_split(where, splits, name): # The key of `splits` that `name` means
     return found
 
 # %% ../../nbs/data/02_split_names.ipynb #309120fb
-def choose_layout(root, layouts): # Splits of the only layout with an annotated file, or of the last without any
+def choose_layout(root, layouts): # Splits of the only layout with an annotated file, or of the last if none has one
     used = [(splits, file) for splits, file in layouts if file] or layouts[-1:]
     if len(used) == 1: return used[0][0]
     fix = 'Remove one, give its folder, or list the images that are meant in a data.yaml or ImageSets/Main'
     raise_listing(f'{root}: annotated images in places that do not belong together', [file for _, file in used], fix)
 
 # %% ../../nbs/data/02_split_names.ipynb #35b22820
-def has_labels(folder, suffix, images=None): # Whether a file with `suffix` is named like an image
+def has_labels(folder, suffix, images=None): # Whether a file with `suffix` is named after an image
     stems = {nfc(p.stem) for p in files_below(folder, suffix)}
     found = files_below(images or folder, *IMAGE_SUFFIXES) if stems else []
     return any({nfc(p.stem), nfc(p.name)} & stems for p in found)
@@ -56,9 +56,9 @@ def note(found, noun, what): # For the `notes` of annotations
     return [f'{counted(len(found), noun)} {what}, such as {found[0]}'] if found else []
 
 # %% ../../nbs/data/02_split_names.ipynb #21ddb42e
-MISSING_SHARE = .1 # Slips of annotators stay well below it; a lost class or a failed export does not
+MISSING_SHARE = .1 # Annotators' mistakes stay well below it; a lost class or a failed export does not
 
-def notes_and_stops(*missing): # For `build_annotations`, of (files, count of all, what they are, cure)
+def notes_and_stops(*missing): # For `build_annotations`; `missing` has (files, count of all, problem, cure)
     notes, stops = [], []
     for files, total, what, cure in missing:
         large = len(files) >= MISSING_SHARE*total

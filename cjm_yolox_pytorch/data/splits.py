@@ -24,7 +24,7 @@ from .yolo_config import find_yolo_splits
 # %% ../../nbs/data/07_splits.ipynb #741a3bc0
 FORMATS = dict(coco=find_coco_splits, voc=find_voc_splits, yolo=find_yolo_splits, csv=find_csv_splits,
     cvat=find_cvat_splits, labelstudio=find_labelstudio_splits)
-_LAST = 'csv', 'cvat', 'labelstudio' # Looked for only where nothing else is
+_LAST = 'csv', 'cvat', 'labelstudio' # Tried only if no other format fits
 LOOKED_FOR = dict(coco='*.json, */*.json', yolo='data.yaml, obj.data, *.txt named like images',
     voc='ImageSets/Main/*.txt, *.xml named like images', csv=f'*.csv with {CSV_HEADER}',
     cvat="CVAT's annotations.xml for images", labelstudio='JSON of Label Studio')
@@ -43,8 +43,8 @@ def _find_readers(path, formats, images): # Split -> function that reads it, of 
 # %% ../../nbs/data/07_splits.ipynb #67343555
 def find_splits(
     path, # Folder of a dataset, or its file in COCO's JSON, YOLO's YAML or CSV
-    format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; the one that fits if None
-    images=None, # Folder of the images, where it is not one of the usual places
+    format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected if None
+    images=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16 # Bits that the pixels of 16-bit files use
 ) -> dict: # Split -> function that reads it
     "Find the splits of a dataset in any format."
@@ -58,7 +58,7 @@ def find_splits(
 
 # %% ../../nbs/data/07_splits.ipynb #dcf234c3
 def read_split(path, split:str, *args, **kwargs) -> Annotations: # `args` and `kwargs` as for `find_splits`
-    "Read one split of a dataset, by a name that `find_splits` knows."
+    "Read one split of a dataset."
     splits = find_splits(path, *args, **kwargs)
     return splits[resolve_split(path, splits, split)]()
 

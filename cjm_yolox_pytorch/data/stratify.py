@@ -41,10 +41,10 @@ def _deal(has, sizes, shares, rng): # [groups] index of a split; `sizes` are ima
 
 # %% ../../nbs/data/13_stratify.ipynb #f0c65671
 def stratify(
-    annotations:Annotations,
-    shares, # [S] of the splits, adding up to 1; the first is for training
-    seed:int=0, # Of the order in which images of a class are dealt
-    group=None # [N] numbers from 0, alike for images that stay together
+    annotations:Annotations, # All images
+    shares, # [S] fractions of the images, which add up to 1; the first is for training
+    seed:int=0, # Sets the order in which images of a class are assigned
+    group=None # [N] numbers from 0, equal for images that stay together
 ): # [N] index of a split
     "Split images so that every split has its share of every class."
     group = np.arange(len(annotations)) if group is None else np.asarray(group)

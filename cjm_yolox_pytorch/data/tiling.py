@@ -49,9 +49,9 @@ def _tiles_of_image(a, i, tile, overlap): # Crops [T, 6]; image [P] and the othe
 
 # %% ../../nbs/data/09a_tiling.ipynb #63c6b83d
 def tile_annotations(
-    annotations:Annotations,
+    annotations:Annotations, # A split
     tile:int=None, # Side of the tiles in pixels; None or 0: whole images
-    overlap:float=.2 # Share of a tile that neighbors have in common
+    overlap:float=.2 # Fraction of a tile that its neighbor covers, too
 ) -> Annotations: # One image per tile
     "Cut all images of a split into tiles."
     a = annotations

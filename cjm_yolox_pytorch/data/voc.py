@@ -94,7 +94,7 @@ def parse_xml(path, tag, format): # The root, which has to be `tag`
 def _voc_rows(files, labels, first): # Image, label and corners of each object; the first pixel is 0 or 1
     for n, file in enumerate(files):
         for name, x1, y1, x2, y2, in_pixels in file.rows:
-            # A box that ends where it begins is a slip of the mouse
+            # A box that ends where it begins is a stray click
             shift = first if in_pixels and x1 < x2 and y1 < y2 and not file.from_zero else 0
             yield n, labels[name], x1 - shift, y1 - shift, x2, y2
 

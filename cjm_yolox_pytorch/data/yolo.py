@@ -173,7 +173,7 @@ def _to_pixels(rows, sizes): # [T, 6]
 
 # %% ../../nbs/data/05_yolo.ipynb #b73b3aa2
 def read_labels(where, names, paths, files, notes, stops) -> Annotations: # A label file or None for each path
-    "Read label files, with classes `names`, in a list or by number."
+    "Read label files; the classes `names` are a list, a dict by number, or unknown."
     given = [str(n) for n in range(MAX_CLASSES)] if names is None else names
     given = given if isinstance(given, dict) else dict(enumerate(given))
     known, labels = class_names_and_labels(where, given)
@@ -186,8 +186,12 @@ def read_labels(where, names, paths, files, notes, stops) -> Annotations: # A la
     return build_annotations(where, known, paths, sizes, _to_pixels(rows, sizes), notes, stops, fractions=True)
 
 # %% ../../nbs/data/05_yolo.ipynb #aedb138b
-def read_yolo(images, names=None, root='') -> Annotations:
-    "Read `images`, a folder or files, with classes `names`, in a list or by number, and label files below `root`."
+def read_yolo(
+    images, # Folder, or image files
+    names=None, # Classes, as a list or a dict by number; without them, they are named by their numbers
+    root='' # Above this folder, `images` in a path does not become `labels`
+) -> Annotations:
+    "Read images and their YOLO label files."
     in_folder = isinstance(images, (str, Path))
     paths = files_below(images, *IMAGE_SUFFIXES) if in_folder else [Path(p) for p in images]
     where = os.path.commonpath([p.parent for p in paths]) if paths else images

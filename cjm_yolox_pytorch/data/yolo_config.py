@@ -120,7 +120,7 @@ def _is_config(path): # Other programs write "val: true", or settings below "tra
     return any(isinstance(config.get(split), (str, list)) for split in ('train', 'val'))
 
 # %% ../../nbs/data/06_yolo_config.ipynb #d2e95a8e
-def _read_config(data, path): # What errors call it, the root, the class names or None, and the entry of each split
+def _read_config(data, path): # Name for errors, root, class names or None, and the entry of each split
     config = _darknet_config(path) if path.suffix.lower() == '.data' else load_yaml(path)
     _check_config(path, config)
     splits = by_split(path, [(s, config[s]) for s in ('train', 'val', 'valid', 'validation', 'test') if config.get(s)])
