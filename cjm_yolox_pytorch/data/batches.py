@@ -121,8 +121,11 @@ def collate(items) -> Batch:
     return Batch(images, *objects, [t['sources'] for t in targets])
 
 # %% ../../nbs/data/10_batches.ipynb #885fa091
-def resize_batch(batch:Batch, img_size:int) -> Batch:
-    "Scale images and boxes to a canvas of `img_size` pixels."
+def resize_batch(
+    batch:Batch, # On any device
+    img_size:int # Side of the new canvas in pixels
+) -> Batch:
+    "Scale the images and boxes of a batch."
     scale = img_size/batch.images.shape[-1]
     if scale == 1: return batch
     images = F.interpolate(batch.images.float(), img_size, mode='bilinear')

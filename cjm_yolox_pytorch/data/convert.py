@@ -37,7 +37,10 @@ def _turn_boxes(boxes, orientation, height, width): # For the shown image; `heig
 # %% ../../nbs/data/14_convert.ipynb #f98a2eaa
 def _by(size): return f'{size[1]}x{size[0]}'
 
-def upright(where, a:Annotations) -> Annotations:
+def upright(
+    where, # Name of the dataset, for error messages
+    a:Annotations # Sizes may be those of the stored or of the displayed images
+) -> Annotations: # With sizes of the displayed images
     "Rotate boxes that were drawn on an image lying on its side."
     shown = stored_sizes(where, a.paths.tolist())
     different = (a.sizes != shown).any(1)

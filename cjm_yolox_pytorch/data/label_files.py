@@ -178,7 +178,12 @@ def losses(format, splits) -> list: # Lines of text about what the files do not 
     return [f'{counted(n, what)} {how}, since {format} does not know them' for n, what, how in lost if n]
 
 # %% ../../nbs/data/12_label_files.ipynb #f27d0b19
-def check_free(out, files, overwrite=False):
+def check_free(
+    out, # Folder
+    files, # Relative paths
+    overwrite:bool=False # Existing files may be replaced
+):
+    "Raise a `ValueError` if label files exist, or files are where folders belong."
     places = [Path(out)/path for path in files]
     existing = [str(p) for p in places if os.path.lexists(p) and not (overwrite and p.is_file())]
     cure = 'Choose another --out' + ('' if overwrite else ', or replace them with --overwrite')

@@ -154,7 +154,10 @@ def data_fingerprint(split) -> str: # 16 letters and digits
     if isinstance(split, Annotations): return fingerprint(split)
     return hashlib.sha256(json.dumps([split.names, split.paths.tolist()]).encode()).hexdigest()[:16]
 
-def same_images(train, val:Annotations) -> bool:
+def same_images(
+    train, # `Annotations` or a `NamedDataset`
+    val:Annotations # From files, or from a `NamedDataset` by `annotate`
+) -> bool:
     "Check whether a network that was trained on `train` has seen the images of `val`."
     if isinstance(train, Annotations): return fingerprint(train) == fingerprint(val)
     return val.source is not None and val.source.dataset is train.dataset

@@ -108,7 +108,7 @@ def examine(
     progress=iter, # Wraps the list of images, as tqdm does
     train:str=None, # Training split; found by its name if None
     val:str=None, # Validation split; found by its name, or a tenth of the training split, if None
-    allow_missing:bool=False, # Let a training go on without much of the data
+    allow_missing:bool=False, # Call the data ready even if much of it is missing
     **reading # `format`, `images` and `bit_depth` of `find_splits`
 ) -> Report:
     "Check all annotations and images of a dataset, with the options of `yolox_doctor`."
@@ -218,7 +218,7 @@ def _fault_lines(kind, texts, root=''):
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #3b5cc2d6
 def report_lines(report:Report, pictures=''):
-    "Describe the data and its faults in lines of text; `pictures` says where there are some."
+    "Describe the data and its faults in lines of text; `pictures` is a line that says where to see them."
     yield report.data
     if report.splits: yield from _tables(summary(report)['splits'], report.img_size)
     groups, told = {group: {} for group in _GROUPS}, {f.kind for f in report.faults}

@@ -98,9 +98,9 @@ def _resembling(pairs, looks): # `Fault`s; `looks` are by path
 def look_at_images(
     splits:dict, # Split -> `Annotations`
     progress=iter, # Wraps the list of images, as tqdm does
-    used=None # Splits that a training reads, the training split first; all if None
+    used=None # Splits that training reads, the training split first; all if None
 ) -> list: # `Fault`s
-    "Find images that do not decode, which stop training if their split is `used`, copies, and what is worth a look."
+    "Find images that do not decode (which stop training if their split is `used`), copies, and dark images."
     images = [(split, a, i) for split, a in splits.items() for i in range(len(a))]
     faults, copies, first, looks = [], [], {}, {split: {} for split in splits}
     for (split, a, i), found in zip(images, _look_at_each([image[1:] for image in images], progress)):

@@ -28,7 +28,7 @@ def coco_results(detections:list) -> list: # Of one `Detections` per image; imag
 BACKGROUND_NAME = '(background)' # No object, or no detection, in the confusion matrix
 
 def check_names(names:list): # C class names
-    "Raise a `ValueError` if figures could not tell classes apart."
+    "Raise a `ValueError` if two classes have the same name, or one has the reserved name."
     check_distinct(names, 'class names')
     if BACKGROUND_NAME in names: raise ValueError(f'a class is named {BACKGROUND_NAME!r}, which is reserved: rename it')
 

@@ -46,7 +46,7 @@ def _draw_curves(ax, e): # Precision over recall, and a legend of AP50
 
 # %% ../../nbs/evaluation/01_report.ipynb #87c8eb66
 def plot_precision_recall(
-    e:Evaluation,
+    e:Evaluation, # Of a split
     path # PNG file to write
 ):
     "Plot precision over recall for each class."
@@ -74,7 +74,7 @@ def _draw_matrix(ax, counts, objects, fontsize): # [N, N] counts; [N-1] objects 
 
 # %% ../../nbs/evaluation/01_report.ipynb #8753010d
 def plot_confusion(
-    e:Evaluation,
+    e:Evaluation, # Of a split
     path # PNG file to write
 ):
     "Plot the confusion matrix."
