@@ -97,7 +97,7 @@ def show_worst(
     path, # PNG file to write
     count:int=6 # Maximum number of images
 ):
-    "Draw the images with the most mistakes, and describe these."
+    "Draw the images with the most mistakes, with captions that describe these."
     a, wrong = e.annotations, np.array([r.mistakes for r in e.results])
     worst = [i for i in np.argsort(-wrong, kind='stable')[:count] if wrong[i]]
     def text(i): return describe_mistakes(a.names, a.objects(i)[1], e.detections[i], e.results[i])
