@@ -29,9 +29,9 @@ def from_one_tensor(maps, image, cell): return torch.cat(list(maps), 2).transpos
 IDEAS = {
     'nothing': [],
     'only pairs that matter': [(simota, 'simota_sparse', assignment.simota)],
-    'class maps stay where they are': [(module, 'take_cells', from_one_tensor) for module in (assignment_sparse, loss)],
+    'class maps are not flattened': [(module, 'take_cells', from_one_tensor) for module in (assignment_sparse, loss)],
     'log instead of log1p, at all classes': [(assignment_sparse, 'background_cost', with_log1p)],
-    'the best by columns': [(module, 'topk_values', whole_topk) for module in (assignment, assignment_sparse)],
+    'topk by columns': [(module, 'topk_values', whole_topk) for module in (assignment, assignment_sparse)],
     'IoUs in groups': [(assignment_sparse, 'PAIRS_AT_ONCE', 2**40)]}
 
 

@@ -281,6 +281,11 @@ def test_search_answers(tab, hosts, words):
     assert ANSWERS[words] in first
 
 
+@pytest.mark.parametrize('words', ['why is AP 0', 'mAP is 0', 'AP near 0'])
+def test_search_for_ap_0_leads_to_the_faq(tab, hosts, words):
+    assert hits(tab, hosts['http'], words)[0][0] == 'howto/faq.html#why-is-ap-map-0-or-near-0'
+
+
 def test_hits_lead_to_sections_and_excerpts_begin_at_the_hit(tab, hosts):
     found = hits(tab, hosts['http'], 'batch')
     assert len(found) > 10 and sum('#' in href for href, _ in found) > len(found)/2
