@@ -20,7 +20,7 @@ from .utils import check_between
 # %% ../nbs/03_assignment.ipynb #87f3da30
 class GroundTruth(NamedTuple):
     "Objects of a batch, padded to the same number in every image."
-    boxes:Tensor # [B, G, 4] xyxy in pixels, padded with anything
+    boxes:Tensor # [B, G, 4] xyxy in pixels, padded with any values
     labels:Tensor # [B, G] int64, padded with any class
     valid:Tensor # [B, G] bool, false for padding
 
@@ -58,7 +58,7 @@ class SimOTASettings:
         check_between(**{name: (getattr(self, name), least, math.inf) for name, least in limits.items()})
 
 # %% ../nbs/03_assignment.ipynb #d14e8408
-def axis_prior(center, low, high, reach): # [...] of columns or rows, of ends of boxes, in pixels
+def axis_prior(center, low, high, reach): # [...] cell centers, ends of boxes, and radius, in pixels
     "Test on one axis whether centers lie in boxes, and near their middle: two [...] bools."
     middle = (low + high)/2
     return (center > low) & (center < high), (center > middle - reach) & (center < middle + reach)
@@ -66,8 +66,8 @@ def axis_prior(center, low, high, reach): # [...] of columns or rows, of ends of
 # %% ../nbs/03_assignment.ipynb #ecfcd676
 def center_prior(
     priors:Tensor, # [A, 4] x, y, s, s of cell centers in pixels
-    gt:GroundTruth,
-    settings:SimOTASettings=SimOTASettings()
+    gt:GroundTruth, # Padded objects
+    settings:SimOTASettings=SimOTASettings() # Uses `center_radius` and `center_only`
 ) -> tuple[Tensor, Tensor]: # [B, A] bool candidates, [B, G, A] bool preferred
     "Find the candidates for any object, and the preferred cells of each object."
     x, y, s = priors[:, 0], priors[:, 1], priors[:, 2]
@@ -101,7 +101,7 @@ def pair_cost(
     own:Tensor, # [...] joint score of the object's class
     background:Tensor, # [...] background cost of the cell
     ious:Tensor, # [...] of the cell's predicted box with the object
-    settings:SimOTASettings=SimOTASettings()
+    settings:SimOTASettings=SimOTASettings() # Uses `cls_weight`, `iou_weight` and `iou_eps`
 ) -> Tensor: # [...]
     "Return the matching cost of each pair."
     classes = (1 - own).log_().clamp_(min=-100).sub_(own.log().clamp_(min=-100)).add_(background)
@@ -110,8 +110,8 @@ def pair_cost(
 # %% ../nbs/03_assignment.ipynb #ca7bc8fb
 def topk_values(
     values:Tensor, # [..., A]
-    k:int,
-    largest:bool=True # Or the smallest
+    k:int, # How many to return
+    largest:bool=True # False: the smallest
 ) -> Tensor: # [..., min(k, A)]
     "Return the `k` largest or smallest of `values` in the last dimension, best first."
     A = values.shape[-1]
@@ -138,7 +138,7 @@ NOT_A_PAIR = 2**57
 def rank_key(
     cost:Tensor, # [...]
     not_preferred, # [...] bool, or one bool for all
-    index # [...] int64 below 2**24, settles equal costs
+    index # [...] int64 below 2**24, breaks ties
 ) -> Tensor: # [...] int64
     "Return one integer per pair that sorts by `not_preferred`, then `cost`, then `index`."
     # An IoU of 1 makes costs of -3e-7, and the sign of a NaN must not move it to the front
@@ -234,8 +234,8 @@ def simota(
     objectness:Tensor|None, # [B, A] logits, or None
     boxes:Tensor, # [B, A, 4] predicted, xyxy in pixels
     priors:Tensor, # [A, 4] x, y, s, s of cell centers in pixels
-    gt:GroundTruth, # With G of at least 1
-    settings:SimOTASettings=SimOTASettings()
+    gt:GroundTruth, # Padded objects, with G of at least 1
+    settings:SimOTASettings=SimOTASettings() # Radius, K, weights of the costs, memory
 ) -> Matches: # In slots
     "Assign cells to the objects of a batch."
     groups = _group_objects(gt, boxes.shape[0]*boxes.shape[1], settings.max_mb)

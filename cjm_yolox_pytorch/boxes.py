@@ -17,7 +17,7 @@ def grid_priors(
     sizes, # L pairs (height, width) of the feature maps, in cells
     strides, # L strides in pixels
     device=None, # Device of the result
-    dtype=torch.float32
+    dtype=torch.float32 # Dtype of the result
 ) -> Tensor: # [A, 4] x, y, s, s in pixels
     "List the cells of feature maps with these `sizes` and `strides`, in pixels."
     if len(sizes) != len(strides):
@@ -39,7 +39,7 @@ def cell_centers(
 
 # %% ../nbs/01_boxes.ipynb #1482d0ae
 def flatten_levels(
-    maps # L tensors [B, D, H, W], one a level
+    maps # L tensors [B, D, H, W], one per level
 ) -> Tensor: # [B, A, D], cells in the order of `grid_priors`
     "Flatten and concatenate the `maps` of all levels."
     return torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2)
@@ -69,7 +69,7 @@ def encode(
 
 # %% ../nbs/01_boxes.ipynb #7c1e52a0
 def at_least_fp32(t:Tensor) -> Tensor:
-    "Raise half precision and integers to fp32; fp64 stays."
+    "Convert half precision and integers to fp32; keep fp64."
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 # %% ../nbs/01_boxes.ipynb #75052c4e

@@ -32,7 +32,7 @@ def _fuse_focus(stem): # Focus and its convolution, already without norm, into o
     return stem.conv
 
 def fuse(
-    model:YOLOX # Stays as it is
+    model:YOLOX # Not modified
 ) -> YOLOX: # In evaluation mode, without norm layers and Focus
     "Copy `model` for inference, with norm layers and Focus folded into convolutions."
     fused = copy.deepcopy(model).eval().requires_grad_(False)

@@ -30,10 +30,10 @@ def offset_by_group(
     boxes:Tensor, # [N, 4] xyxy in pixels
     group:Tensor, # [N] int64 from 0
     columns:int, # Tiles in a row; the square root of the number of groups costs least precision
-    low:float=-4096., # Coordinates are clamped to this range, in pixels
-    high:float=8192.
+    low:float=-4096., # Minimum coordinate in pixels; lower ones are clamped
+    high:float=8192. # Maximum coordinate in pixels; higher ones are clamped
 ) -> Tensor: # [N, 4]
-    "Move the `boxes` of each group to a tile of its own, so that different groups cannot overlap."
+    "Move the `boxes` of each group to a separate tile, so different groups cannot overlap."
     tile = torch.stack([group % columns, group//columns], dim=1) * (high - low)
     return boxes.clamp(low, high) + torch.cat([tile, tile], dim=1)
 
@@ -52,12 +52,12 @@ def _candidates(scores, conf, multi_label): # Cells and labels of the scores abo
 def nms(
     boxes:Tensor, # [A, 4] xyxy in pixels
     scores:Tensor, # [A, C] from 0 to 1
-    conf:float=.25, # Minimum score, or [C] by class. Larger: fewer and surer detections
-    iou:float=.65, # Maximum overlap. Larger: more boxes that overlap
+    conf:float=.25, # Minimum score, or [C] by class. Larger: fewer, more confident detections
+    iou:float=.65, # Maximum IoU of boxes that are kept. Larger: more overlapping boxes
     class_agnostic:bool=False, # Boxes suppress those of other classes too
     multi_label:bool=False, # A cell may report every class above `conf`
-    max_candidates:int=3000, # Number of boxes to compare, the best ones
-    max_detections:int=300 # Number of boxes to keep, the best ones
+    max_candidates:int=3000, # Maximum number of boxes to compare; the best ones
+    max_detections:int=300 # Maximum number of boxes to keep; the best ones
 ) -> tuple: # [N, 4] boxes, [N] scores and [N] int64 labels, best first
     "Keep the best of the `boxes` that overlap."
     cells, labels = _candidates(scores, conf, multi_label)
@@ -89,7 +89,7 @@ def _per_channel(values): # One number or [3] -> [1, 3, 1, 1]
 
 # %% ../nbs/08_inference.ipynb #4e690928
 class WrapperSteps:
-    "What `YOLOXInferenceWrapper` does before and after its network"
+    "Steps of `YOLOXInferenceWrapper` before and after its network"
     model:nn.Module
     normalize_mean:Tensor
     normalize_std:Tensor
@@ -121,7 +121,7 @@ class YOLOXInferenceWrapper(WrapperSteps, nn.Module):
         strides=[8, 16, 32], # L strides in pixels
         scale_inp:bool=False, # Divide the input, from 0 to 255, by 255
         channels_last:bool=False, # The input is [B, H, W, 3] instead of [B, 3, H, W]
-        run_box_and_prob_calculation:bool=True # Decode; otherwise give raw boxes and all probabilities
+        run_box_and_prob_calculation:bool=True # Decode the output; if False, return raw boxes and all probabilities
     ):
         super().__init__()
         self.model, self.scale_inp, self.channels_last = model, scale_inp, channels_last
@@ -129,7 +129,7 @@ class YOLOXInferenceWrapper(WrapperSteps, nn.Module):
         self.input_dim_slice = slice(1, 3) if channels_last else slice(2, 4)
         self.register_buffer('normalize_mean', _per_channel(normalize_mean))
         self.register_buffer('normalize_std', _per_channel(normalize_std))
-        self._strides = [int(s) for s in strides] # Python numbers, so that tracing need not read a tensor
+        self._strides = [int(s) for s in strides] # Python numbers, since tracing should not read a tensor
         self.register_buffer('strides', torch.tensor(self._strides)) # For scripts that read it
 
     def __setstate__(self, state): # A wrapper that 0.2 saved whole has its strides in the tensor only

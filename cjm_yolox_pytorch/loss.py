@@ -37,7 +37,7 @@ BOX_LOSSES = dict(squared_giou=squared_giou_loss, squared_iou=squared_iou_loss, 
 
 # %% ../nbs/07_loss.ipynb #5b54c27b
 class SumLoss:
-    "The sum of an elementwise or rowwise loss, over the rows that `mask` selects."
+    "Sum an elementwise or rowwise loss over the rows that `mask` selects."
     def __init__(self, func): self.func = func # (pred, target) -> losses
     def __repr__(self): return f'SumLoss({getattr(self.func, "__name__", self.func)})'
 
@@ -279,7 +279,7 @@ def _prepare(loss, maps, boxes, labels, regions, rounded): # A `YOLOXLoss`, and 
 
 # %% ../nbs/07_loss.ipynb #6a771f65
 class LossSettings(PerImageMethods, nn.Module):
-    "What a `YOLOXLoss` remembers"
+    "Settings of a `YOLOXLoss`"
     def __init__(self,
         num_classes:int, # C
         bbox_loss_weight:float=5.0, # Factor of the box loss. Larger: boxes matter more

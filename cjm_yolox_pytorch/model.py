@@ -36,7 +36,7 @@ class Variant:
     mean:tuple = IMAGENET_STATS['mean'] # [3] of RGB in 0-1, subtracted from pixels
     std:tuple = IMAGENET_STATS['std'] # [3] divisor of pixels
     side:int = 640 # Side of the square input of the published weights, in pixels
-    depthwise:bool = False # 3x3 convolutions are depthwise, then 1x1
+    depthwise:bool = False # Replace 3x3 convolutions with depthwise and 1x1 ones
 
 VARIANTS = dict( # Depth, width and what differs from the defaults
     yolox_nano=Variant(.33, .25, mean=(0., 0., 0.), std=(1., 1., 1.), side=416, depthwise=True),
@@ -68,7 +68,7 @@ def _stage(c_in, c_out, num_blocks, last, pool_sizes=(5, 9, 13), depthwise=False
 
 # %% ../nbs/02_model.ipynb #9203d6c8
 class CSPDarknet(nn.Module):
-    "Extract feature maps, at strides 8, 16 and 32 unless told otherwise."
+    "Extract feature maps, by default at strides 8, 16 and 32."
     def __init__(self, arch:str='P5', deepen_factor:float=1., widen_factor:float=1., out_indices=(2, 3, 4),
         spp_kernal_sizes=(5, 9, 13), momentum:float=.03, eps:float=.001, *, use_depthwise:bool=False):
         super().__init__()
@@ -173,7 +173,7 @@ def init_head(
     head:YOLOXHead, # Changed in place
     num_classes:int # C
 ) -> None:
-    "Replace the class convolutions of `head` by new ones for `num_classes`."
+    "Replace the class convolutions of `head` with new ones for `num_classes`."
     old = head.multi_level_conv_cls[0]
     convs = _levels(head.strides, _predictor, old.in_channels, num_classes, PRIOR_BIAS)
     head.multi_level_conv_cls = convs.to(old.weight)
@@ -240,8 +240,8 @@ _EARLIER_DIR = './pretrained_checkpoints/'
 
 def pretrained_file(
     model_type:str, # One of `MODEL_TYPES`
-    checkpoint_dir='./pretrained_checkpoints/', # Folder of downloaded weights; by default the cache of all folders
-    family:str=None # A key of `PUBLISHED`; those of `PRETRAINED_URLS` if None
+    checkpoint_dir='./pretrained_checkpoints/', # Folder of downloads; by default the shared cache
+    family:str=None # A key of `PUBLISHED`; if None, as in `PRETRAINED_URLS`
 ) -> Path: # File with published COCO weights
     "Download the published weights of `model_type`, unless they are there already."
     from cjm_yolox_pytorch.files.checkpoints import download, mirrored
@@ -259,7 +259,7 @@ def build_model(
     model_type:str, # One of `MODEL_TYPES`
     num_classes:int, # C
     pretrained:object=True, # True, 'megvii', 'mmyolo', 'cjm': COCO weights; file, URL, `Weights`: these; False: none
-    checkpoint_dir:str|Path='./pretrained_checkpoints/' # Folder of downloads; by default the cache of all folders
+    checkpoint_dir:str|Path='./pretrained_checkpoints/' # Folder of downloads; by default the shared cache
 ) -> YOLOX:
     "Build a YOLOX of a given size."
     _check_model_type(model_type)
@@ -273,7 +273,7 @@ def build_model(
 
 # %% ../nbs/02_model.ipynb #62b19851
 def _load_pretrained(model, model_type, source, checkpoint_dir): # `source` as for `build_model`
-    from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights # Only pretrained weights need the toolkit
+    from cjm_yolox_pytorch.files.checkpoints import Weights, load_weights # Needed only here
     from cjm_yolox_pytorch.files.matching import load_matching
     family = source if isinstance(source, str) and source in PUBLISHED else None
     if source is True or family: source = pretrained_file(model_type, checkpoint_dir, family)

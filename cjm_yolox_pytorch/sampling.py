@@ -29,7 +29,7 @@ class SamplingResult:
         negative_indices:Tensor, # [N] int64 cells
         bboxes:Tensor, # [A, 4] a box for each cell
         ground_truth_bboxes:Tensor, # [G, 4] xyxy in pixels; a flat tensor is reshaped
-        assignment_result:AssignResult,
+        assignment_result:AssignResult, # Objects by cell, from the assigner
         ground_truth_flags:Tensor # [A] 1 where a cell's box is itself an object
     ):
         on, objects = positive_indices, ground_truth_bboxes.reshape(-1, 4)
