@@ -24,12 +24,12 @@ def _spots(box, size, hw): # [4] xyxy, width and height of a name -> [30, 2] lef
 
 # %% ../../nbs/files/04a_captions.ipynb #aa158aa8
 def place_names(
-    boxes, # [N, 4] xyxy in pixels, those that choose first at the front
+    boxes, # [N, 4] xyxy in pixels, in the order of choosing
     sizes, # [N, 2] widths and heights of their names
     hw, # Height and width of the image
     taken=() # Rectangles to leave free: left, top, width and height
 ) -> list: # Left and top of each name, or None
-    "Find places for names such that none covers another, or leaves the image."
+    "Find places for names so that none covers another or leaves the image."
     limits, places = np.array([hw[1], hw[0]]), []
     corners, spans = np.zeros((0, 2)), np.zeros((0, 2))
     for x, y, w, h in taken: corners, spans = np.vstack([corners, (x, y)]), np.vstack([spans, (w, h)])
@@ -56,7 +56,7 @@ def _letters() -> dict: # File of a font -> code points that it has
 def _load_font(file, size): return ImageFont.truetype(file, size)
 
 # %% ../../nbs/files/04a_captions.ipynb #26f7d773
-def font_and_text(text, size): # In pixels -> font of Pillow, and what it can write of `text`
+def font_and_text(text, size): # `size` in pixels -> Pillow font, and `text` as it can be written
     "Choose a font for a text."
     text = printable(text)
     missing = {file: {c for c in text if ord(c) not in letters} for file, letters in _letters().items()}
@@ -70,10 +70,10 @@ def _luminance(color): # Name or hexadecimal -> from 0 to 1, as WCAG 2.1 defines
     linear = [v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4 for v in to_rgb(color)]
     return float(np.dot(linear, [.2126, .7152, .0722]))
 
-def ink_on(color): # The clearer one
+def ink_on(color): # Whichever has more contrast
     return 'white' if 1.05/(_luminance(color) + .05) > (_luminance(color) + .05)/.05 else 'black'
 
-def class_color(label): # Of matplotlib's cycle of ten
+def class_color(label): # Hexadecimal, from matplotlib's cycle of ten
     from matplotlib.colors import to_hex
     return to_hex(f'C{int(label) % 10}')
 
@@ -88,7 +88,7 @@ def letter_sizes(hw): # Of names on a picture, the usual one first, in pixels
 
 # %% ../../nbs/files/04a_captions.ipynb #99d6d279
 def arrange_names(boxes, texts, hw, sizes): # `sizes` of letters -> size, place of each name, and the note
-    "Find the largest letters with which all names have room, or name the first boxes."
+    "Find the largest letters that leave room for all names, or name the first boxes."
     for size in sizes:
         rooms = [_measure(text, size) for text in texts]
         places = place_names(boxes, rooms, hw)
@@ -121,9 +121,9 @@ def draw_named(
     boxes, # [N, 4] xyxy in pixels
     texts, # N names, or empty
     colors, # N
-    sizes=None # Of letters, in pixels, on a picture that keeps its size; by the size of the picture if None
+    sizes=None # Letter sizes to try, in pixels, without enlarging the picture; chosen by its size if None
 ): # -> PIL image
-    "Draw `boxes` on a picture, and names that cover no other name."
+    "Draw `boxes` on a picture, with names that do not cover each other."
     drawn, factor = (image.copy(), 1) if sizes else enlarged(image)
     boxes, hw = np.asarray(boxes, dtype=float).reshape(-1, 4)*factor, drawn.size[::-1]
     draw = ImageDraw.Draw(drawn)

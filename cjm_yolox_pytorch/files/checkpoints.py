@@ -90,7 +90,7 @@ def _give_names(weights, names, where=''): # The same with these names of classe
 
 # %% ../../nbs/files/08_checkpoints.ipynb #b32adce7
 def recognize(checkpoint, family=None, names=None, **pixels) -> Weights: # Options of `load_weights`
-    "Tell which family the content of a file, or a state dict, belongs to, and convert it to ours."
+    "Find the family of a state dict, or of the content of a file, and convert it to ours."
     naming, state, other = unpack(checkpoint)
     model_type, num_classes = _read_shapes(state)
     _check_finite(state)
@@ -140,8 +140,8 @@ def _read_ours(state, metadata, family=None, named=True, **pixels): # As for `re
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
     source, # File or address of weights, a size such as yolox_s for published weights, or a state dict
-    family:str=None, # One of `FAMILIES`; what the file says, or else a guess, if None
-    names:list=None, # Of the classes, instead of what the file says
+    family:str=None, # One of `FAMILIES`; if None, what the file says, or else a guess
+    names:list=None, # Class names, instead of those in the file
     **pixels # Fields of `PixelFormat` that differ from the family: bgr, max_pixel, focus, mean, std
 ) -> Weights:
     "Load weights of any family."
@@ -177,7 +177,7 @@ def _cache_folder(url): # Other addresses may have files of the same name
 
 # %% ../../nbs/files/08_checkpoints.ipynb #83887ddf
 def download(
-    url:str,
+    url:str, # Its last part, without a query, names the file
     folder=None, # The cache of torch.hub if None
     check=load_weights, # Raises an error if the file is bad
     source:str=None # Address to read from, such as that of a mirror; `url` if None

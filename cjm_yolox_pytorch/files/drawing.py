@@ -13,7 +13,7 @@ from ..commands.messages import printable
 from .paths import atomic
 
 # %% ../../nbs/files/04_drawing.ipynb #d749196f
-def escape_mathtext(text): return printable(text).replace('$', r'\$') # So that matplotlib draws it as it is
+def escape_mathtext(text): return printable(text).replace('$', r'\$') # So matplotlib draws it literally
 
 def draw_box(ax, box, text, color, **kwargs): # `box`: [4] xyxy in pixels; `kwargs` of Rectangle, such as `lw`
     "Draw a box on `ax`, with a text above it, or inside where there is no room."

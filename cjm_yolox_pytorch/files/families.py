@@ -33,7 +33,7 @@ _MEGVII_NAMES = rf'''
     ^{_CSP}\.conv1\.   \1.main_conv.   ^{_CSP}\.conv2\.   \1.short_conv.   ^{_CSP}\.conv3\.   \1.final_conv.'''
 
 # %% ../../nbs/files/07_families.ipynb #0030ae23
-def _rename(key, rules): # `rules`: words that are patterns and their replacements in turn
+def _rename(key, rules): # `rules`: words, alternately a pattern and its replacement
     words = iter(rules.split())
     for pattern, name in zip(words, words): key = re.sub(pattern, name, key)
     return key
@@ -85,7 +85,7 @@ def unpack(checkpoint) -> tuple: # Whose naming it had, state dict under our nam
     "Find the network in the content of a file."
     if not isinstance(checkpoint, dict): raise ValueError(f'not a state dict, but a {type(checkpoint).__name__}')
     if {'average', 'counts', 'recipe'} <= checkpoint.keys():
-        raise ValueError('this is the state of a training: use best.safetensors or last.safetensors beside it')
+        raise ValueError('this is the state of a training run: use best.safetensors or last.safetensors beside it')
     networks, keys = _networks(checkpoint), describe_keys(checkpoint)
     if not networks: raise ValueError(f'not the weights of a known YOLOX: {STEM!r} is missing among {keys}')
     place, prefix = _choose_network(networks)

@@ -39,7 +39,7 @@ def letterbox_scale(image_hw:tuple, canvas_hw:tuple) -> Tensor: # [4] factors of
 
 # %% ../../nbs/files/03_letterbox.ipynb #22addc10
 def unletterbox(boxes:Tensor, image_hw:tuple, canvas_hw:tuple) -> Tensor: # [N, 4] xyxy, clipped at the border
-    "Bring `boxes` from the letterboxed canvas back to the original image."
+    "Map `boxes` from the letterboxed canvas back to the original image."
     boxes = at_least_fp32(boxes)
     scale = letterbox_scale(image_hw, canvas_hw).to(boxes)
     limits = boxes.new_tensor([*image_hw[::-1]]*2)

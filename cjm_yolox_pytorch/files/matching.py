@@ -40,7 +40,7 @@ def load_matching(
     weights, # `Weights` to load
     names:list=None # C names of the classes of `model`, if known
 ) -> str: # Summary of what was loaded
-    "Load `weights` into `model`, matching class rows by name; rows of new classes stay as they are."
+    "Load `weights` into `model`, matching class rows by name; rows of new classes keep their values."
     own = model.state_dict()
     counts = {k: v for k, v in own.items() if k.endswith('num_batches_tracked')} # Missing in older files
     state = counts | weights.state

@@ -64,7 +64,7 @@ def _widest(panels, rows, width, height): # -> largest width with which the page
         if sum(map(sum, _heights(panels, rows, width))) <= height: return width
 
 def arrange(panels, width, height) -> tuple: # Rows, and the width of the page
-    "Divide `panels` into rows so that they are as large as possible."
+    "Divide `panels` into rows that make them as large as possible."
     aspects, best = [p.aspect for p in panels], (-np.inf,)
     for count in range(1, len(panels) + 1):
         rows = split_rows(aspects, count)
@@ -94,9 +94,9 @@ def _draw_row(page, panels, y, height): # Over the whole width
 # %% ../../nbs/files/04b_sheets.ipynb #c6bfba1f
 def draw_sheet(
     panels:list, # `Panel`s
-    heading:list, # Lines
-    width:int=1200, # Most of both, in pixels
-    height:int=1600
+    heading:list, # Lines of text
+    width:int=1200, # Maximum width of the page in pixels
+    height:int=1600 # Maximum height, for a heading of ordinary length
 ): # -> PIL image
     "Draw all pictures on one page, with a heading."
     rows, used = arrange(panels, width, height - 160) if panels else ([], 600)

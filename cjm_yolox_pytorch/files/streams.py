@@ -64,7 +64,7 @@ def _camera(number): # -> name and format, as FFmpeg has them, and options
     return f'video={devices[int(number)].name}', 'dshow', {}
 
 # %% ../../nbs/files/05b_streams.ipynb #178d28eb
-def quoted(address): # As a request has it
+def quoted(address): # For a request
     return quote(address, safe="%/:?#[]@!$&'()*+,;=~") if address.lower().startswith('http') else address
 
 # %% ../../nbs/files/05b_streams.ipynb #5f51b047
@@ -107,7 +107,7 @@ def _decode(video, live): # -> frames
 
 # %% ../../nbs/files/05b_streams.ipynb #5f579aea
 class _Reader(threading.Thread):
-    def __init__(self, stream, every): # One frame in `every`
+    def __init__(self, stream, every): # `every` as in `read_stream`
         super().__init__(daemon=True)
         self.stream, self.every, self.frames, self.error = stream, every, queue.Queue(1), None
         self.live, self.ended = None, threading.Event()
@@ -138,8 +138,8 @@ def _put(self:_Reader, item, newest=False): # `newest`: instead of one that is w
 
 # %% ../../nbs/files/05b_streams.ipynb #4fbb4052
 def read_stream(
-    stream:Stream,
-    every:int=1, # Read one frame in so many
+    stream:Stream, # Not an image, which `fetch_image` reads
+    every:int=1, # Read every second frame if 2, and so on
     endless:bool=True # Allow live streams
 ): # -> number, image [3, H, W] uint8 RGB, seconds since the start, and Unix time of arrival (None if not live)
     "Read a video frame by frame; of a live one, the newest frame."

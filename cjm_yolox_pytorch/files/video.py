@@ -35,12 +35,12 @@ def _add_stream(video, width, height, comment):
 
 # %% ../../nbs/files/05_video.ipynb #46c18089
 class VideoWriter:
-    "Write images and their times in seconds as an MP4 file"
+    "Write images and their times in seconds to an MP4 file"
     def __init__(self, path, comment=''): # `comment` is stored in the file
         self.path, self.comment, self.video = Path(path), comment, None
         self.partial = self.path.with_name(f'{self.path.name}.partial')
 
-    def add(self, image:Image.Image, seconds:float): # Images all of one size
+    def add(self, image:Image.Image, seconds:float): # All images must have the same size
         with self._drop_on_error():
             if self.video is None: self._begin(image.size)
             shown, size = (f'{width}x{height}' for width, height in (image.size, self.size))
@@ -93,13 +93,13 @@ def video_step(video, name): # Seconds from frame to frame; `name` is for errors
     return 1/float(video.streams.video[0].average_rate or 30)
 
 def read_video(path, every:int=1): # -> frames [3, H, W] uint8 RGB, and their times in seconds
-    "Read a video frame by frame, upright: each frame, or one in `every`."
+    "Read a video frame by frame, upright: all frames, or one in `every`."
     with open_video(path) as video:
         frames = timed_frames(video.decode(video=0), video_step(video, path))
         for frame, seconds in islice(frames, 0, None, every): yield as_rgb(frame), seconds
 
 # %% ../../nbs/files/05_video.ipynb #4bb7e339
-def frame_count(video): # Of an open file, about; None if it does not say
+def frame_count(video): # Estimate for an open file; None if it does not say
     stream = video.streams.video[0]
     seconds = (video.duration or 0)/1e6 # PyAV has microseconds
     return stream.frames or round(seconds*(stream.average_rate or 0)) or None

@@ -168,7 +168,7 @@ def test_real_weights(shared):
 def test_state_of_a_training_is_refused(tmp_path):
     "Its first network is the one that is not averaged"
     torch.save(dict(model=network(), average=network(), counts={}, recipe={}), tmp_path/'state.pt')
-    with pytest.raises(ValueError, match='state.pt: this is the state of a training: use best.safetensors'):
+    with pytest.raises(ValueError, match='state.pt: this is the state of a training run: use best.safetensors'):
         load_weights(tmp_path/'state.pt')
 
 
