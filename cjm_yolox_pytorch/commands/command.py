@@ -115,7 +115,7 @@ def print_json(results:dict):
     print(to_json(results), file=answer_stream(), flush=True)
 
 # %% ../../nbs/commands/02_command.ipynb #5ecb8ad9
-def choose_device(name:str=None) -> torch.device: # `name` as torch has it, such as `cuda:1`
+def choose_device(name:str=None) -> torch.device: # `name` as in torch, such as `cuda:1`
     "Return the device `name`, or the fastest one if None."
     if name:
         try: torch.zeros(1, device=name).item()

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from textwrap import wrap
 
 # %% ../../nbs/commands/00_messages.ipynb #830034e7
-CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]') # A terminal obeys these
+CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]') # A terminal interprets these
 # And two direction marks, which right-to-left keyboards put into names
 _ESCAPED = re.compile(f'{CONTROL.pattern}|[\u200e\u200f]')
 
@@ -39,7 +39,7 @@ def raise_listing(what, found, cure): # Raise a ValueError unless `found` is emp
 
 # %% ../../nbs/commands/00_messages.ipynb #1638b44f
 def counted(n, noun) -> str: # `noun` in the singular
-    "Count things, with their plural where it belongs."
+    "Describe a count, such as 1 image or 2 images."
     plural = f'{noun}es' if noun.endswith(('s', 'x')) else f'{noun}s'
     return f'{n} {noun if n == 1 else plural}'
 
@@ -51,7 +51,7 @@ def repeated(values): return [v for v, n in Counter(values).items() if n > 1]
 def describe_box(path, box): return f'{file_name(path)}: box [{", ".join(f"{v:g}" for v in box)}]'
 
 # %% ../../nbs/commands/00_messages.ipynb #30f9cce7
-_GLUE = '\0' # In place of a blank; no path has it
+_GLUE = '\0' # In place of a space; no path has it
 
 def _glue_paths(text, root): # Of `root` and files below it
     path = rf'(?<!\S){re.escape(root)}(?:[/\\][^:;,]*?\.\w{{2,4}}\b)?'
@@ -65,10 +65,10 @@ def wrap_lines(text, indent='', root=''): # Lines of at most 80 characters, unle
 
 # %% ../../nbs/commands/00_messages.ipynb #997c990c
 def shell_words(*words) -> str:
-    "Quote `words` for the shell, where they need it."
+    "Quote `words` for the shell where needed."
     return subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)
 
 # %% ../../nbs/commands/00_messages.ipynb #06b1fd0a
 def nearest(name:str, choices, cutoff:float=.6) -> str|None:
-    "Find the one of `choices` that is most like `name`; None if none is."
+    "Find the one of `choices` that is most similar to `name`; None if none is similar enough."
     return next(iter(get_close_matches(name, choices, 1, cutoff)), None)
