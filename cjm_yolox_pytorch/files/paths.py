@@ -49,7 +49,7 @@ def new_folder(path): # -> `path`
 def check_other_file(path, source): # `source`: a file, an address or a name
     "Refuse to write to the file `path` if it is `source`."
     same = os.path.exists(source) and os.path.exists(path) and os.path.samefile(path, source)
-    if same: raise ValueError(f'{path} would be replaced by what is made of it: choose another out (--out)')
+    if same: raise ValueError(f'{path} would be replaced by the output: choose another out (--out)')
 
 # %% ../../nbs/files/00_paths.ipynb #d4f2433e
 IMAGE_SUFFIXES = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm']

@@ -262,7 +262,7 @@ def test_weights_are_not_replaced(tmp_path, name, format, lost):
     "Neither by the file nor by one that belongs to it"
     torch.save(made_up().state, tmp_path/name)
     before, out = (tmp_path/name).read_bytes(), str(tmp_path/'best.ncnn.param') if format == 'ncnn' else None
-    message = rf'{lost} would be replaced by what is made of it: choose another out \(--out\)'
+    message = rf'{lost} would be replaced by the output: choose another out \(--out\)'
     with pytest.raises(ValueError, match=message):
         yolox_export(str(tmp_path/name), out=out, format=format)
     assert (tmp_path/name).read_bytes() == before and len([*tmp_path.iterdir()]) == 1
