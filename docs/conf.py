@@ -37,6 +37,7 @@ html_logo = html_favicon = 'static/icon.svg'
 html_static_path = ['static']
 html_css_files = ['site.css']
 html_js_files = ['site.js']
+html_scaled_image_link = False # site.js links those that are shown smaller than they are
 html_copy_source = html_show_sourcelink = html_use_index = html_domain_indices = False
 templates_path, exclude_patterns = ['templates'], []
 copybutton_selector = 'div.highlight:not(.cell_output div.highlight) > pre'

@@ -26,6 +26,10 @@ EXPORTS = {'export', 'exporti', 'exports'}
 ALT_TEXT = r'''title(?:=|\()'([^'{]+)'|\A# (.+)'''
 
 
+# Width over height from which a phone shows a picture by parts
+WIDE = 2.2
+
+
 def slug(title):
     "The anchor of a heading, as in Quarto"
     return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.lower()).strip())
@@ -158,12 +162,15 @@ def links(text, page):
 
 
 def measure(output):
-    "Give a JPEG, which comes without it, a size that the browser knows before it has the picture"
-    if picture := output.get('data', {}).get('image/jpeg'):
-        width, height = imagesize.get(io.BytesIO(base64.b64decode(''.join(picture))))
-        known = output.setdefault('metadata', {}).setdefault('image/jpeg', {})
+    "Give pictures a size that the browser knows before it has them, and tell whether one is wide"
+    ratios = [0]
+    for kind in {'image/jpeg', 'image/png'} & {*output.get('data', {})}:
+        width, height = imagesize.get(io.BytesIO(base64.b64decode(''.join(output['data'][kind]))))
+        known = output.setdefault('metadata', {}).setdefault(kind, {})
         known.setdefault('width', width)
         known.setdefault('height', round(height*known['width']/width))
+        ratios.append(width/height)
+    return max(ratios) > WIDE
 
 
 def code_of(cell):
@@ -236,11 +243,11 @@ class Page(Processor):
 
     def example(self, cell):
         options = cell.directives_
-        for output in cell.outputs if 'outputs' in cell else []: measure(output)
+        wide = [measure(output) for output in cell.get('outputs', [])]
         cell.source = re.sub(r'\A(#\|.*\n)+', '', cell.source)
         title = re.search(ALT_TEXT, cell.source)
         if alt := ' '.join(options.get('fig-alt:', [])) or title and (title[1] or title[2]):
-            cell.metadata['mystnb'] = dict(image=dict(alt=alt))
+            cell.metadata['mystnb'] = dict(image=dict(alt=alt, classes='wide' if any(wide) else ''))
         if cell.id in self.checks: return self.folded(cell, 'Checks')
         if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, code_of(cell))
         if options.get('echo:') == ['false']: cell.metadata['tags'] = ['remove-input']

@@ -115,10 +115,29 @@ def test_nothing_overflows(tab, hosts, page):
         const sticksOut = e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e)
         return [...document.querySelectorAll("article *")].filter(sticksOut).map(e => e.outerHTML.slice(0, 200))
     }''') == []
+    small = '[...document.querySelectorAll(".cell_output img")].filter(i => i.width < i.naturalWidth)'
+    tab.wait_for_function(f'{small}.every(i => i.closest("a.full-size"))')
     wide = '[...document.querySelectorAll("pre")].filter(p => p.scrollWidth > p.clientWidth).map(p => p.innerText)'
     assert tab.evaluate(wide) == []
     tab.set_viewport_size(dict(width=1440, height=900))
     assert tab.evaluate(wide) == [] and tab.evaluate('document.documentElement.scrollWidth') == 1440
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_picture_opens_in_full_size_where_it_is_shown_smaller(browser, hosts, scheme):
+    context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True, color_scheme=scheme)
+    tab = context.new_page()
+    tab.goto(hosts['http'] + 'explanations/why_simota.html')
+    link = tab.get_by_role('link', name='Full size: The ten best IoUs of each object, and their sum')
+    shown, width = link.locator('img').evaluate('picture => [picture.width, picture.naturalWidth]')
+    assert shown <= 358 < width and link.evaluate('link => getComputedStyle(link).cursor') == 'zoom-in'
+    tab.set_viewport_size(dict(width=844, height=390))
+    link.wait_for(state='detached')
+    tab.set_viewport_size(dict(width=390, height=844))
+    link.tap()
+    tab.wait_for_url('**/_images/*.jpeg')
+    assert tab.evaluate('[...document.images].map(picture => picture.naturalWidth)') == [width]
+    context.close()
 
 
 @pytest.fixture(scope='session')
