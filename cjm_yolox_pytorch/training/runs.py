@@ -72,14 +72,15 @@ def plot_curves(
 ):
     "Draw losses and average precision over epochs."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(9, 3.2), layout='constrained')
-    left, right = fig.subplots(1, 2)
+    fig = Figure(figsize=(6, 6), layout='constrained')
+    top, bottom = fig.subplots(2, sharex=True)
     for n, (name, val_name) in enumerate(zip(LOSSES, VAL_LOSSES)):
-        _plot_column(left, rows, name, '.-', color=f'C{n}', label=name[5:])
-        _plot_column(left, rows, val_name, 'o:', color=f'C{n}', ms=3, lw=1)
-    for name in ('AP50', 'AP'): _plot_column(right, rows, name, '.-', label=name)
-    _label(left, 'Losses (dotted: validation)', None)
-    _label(right, 'Average precision, validation', 1)
+        _plot_column(top, rows, name, '.-', color=f'C{n}', label=name[5:])
+        _plot_column(top, rows, val_name, 'o:', color=f'C{n}', ms=3, lw=1)
+    for name in ('AP50', 'AP'): _plot_column(bottom, rows, name, '.-', label=name)
+    _label(top, 'Losses (dotted: validation)', None)
+    _label(bottom, 'Average precision, validation', 1)
+    top.label_outer() # The epochs are below both
     with atomic(path) as partial: fig.savefig(partial, format='png', dpi=110)
 
 # %% ../../nbs/training/02_runs.ipynb #301909d6
