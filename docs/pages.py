@@ -176,6 +176,7 @@ def measure(output):
 def code_of(cell):
     "What folded code is called"
     kinds = {kind.partition('/')[0] for output in cell.get('outputs', []) for kind in output.get('data', {})}
+    if not kinds: return 'Imports' if all(map(is_import, cell.parsed_())) else 'Code'
     return 'Code of the figure' if 'image' in kinds else 'Code of the output'
 
 

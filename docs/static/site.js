@@ -22,6 +22,32 @@ function linkToFullSize(picture) {
     } else if (!smaller && link?.className === 'full-size') link.replaceWith(picture)
 }
 
+// A table that is too wide is set tighter; if that is not enough, a phone lists its rows, unless they are many
+function fitTable(wrapper) {
+    wrapper.classList.remove('tight', 'listed')
+    const isWide = () => wrapper.scrollWidth > wrapper.clientWidth
+    if (isWide()) wrapper.classList.add('tight')
+    const cells = wrapper.querySelectorAll('tbody td')
+    if (!isWide() || cells.length > 100) return
+    const heads = wrapper.querySelectorAll('thead th')
+    for (const cell of cells) cell.dataset.head = heads[cell.cellIndex]?.textContent ?? ''
+    wrapper.classList.add('listed')
+}
+
+// So is a formula
+function fitFormula(formula) {
+    formula.style.fontSize = ''
+    const part = formula.clientWidth/formula.scrollWidth
+    if (part < 1) formula.style.fontSize = `${Math.floor(100*part)}%`
+}
+
+function fit() {
+    document.querySelectorAll('article .table-wrapper').forEach(fitTable)
+    window.MathJax?.startup?.promise?.then(() => document.querySelectorAll('div.math').forEach(fitFormula))
+}
+
+addEventListener('load', fit)
+addEventListener('resize', fit)
 addEventListener('load', () => {
     const observer = new ResizeObserver(entries => entries.forEach(entry => linkToFullSize(entry.target)))
     for (const picture of document.querySelectorAll('.cell_output img')) observer.observe(picture)
