@@ -113,8 +113,8 @@ def test_nothing_overflows(tab, hosts, page):
         tab.evaluate('MathJax.startup.promise')
     assert tab.evaluate('document.documentElement.scrollWidth') == 390
     scrolling = '''[...document.querySelectorAll("article *")].filter(e => e.scrollWidth > e.clientWidth + 1
-        && ["auto", "scroll"].includes(getComputedStyle(e).overflowX) && (innerWidth > 390 || !e.querySelector("img.wide"))
-        ).map(e => e.outerHTML.slice(0, 200))'''
+        && ["auto", "scroll"].includes(getComputedStyle(e).overflowX)
+        && (innerWidth > 390 || !e.querySelector("img.wide"))).map(e => e.outerHTML.slice(0, 200))'''
     if re.match('index|tutorials/|howto/', page): assert tab.evaluate(scrolling) == []
     assert tab.evaluate('''() => {
         const overflow = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX)
