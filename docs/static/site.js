@@ -6,7 +6,8 @@ document.addEventListener('DOMContentLoaded', () => {
     const sidebar = document.querySelector('.sidebar-scroll'), current = sidebar?.querySelector('.current-page')
     if (!current) return
     const middle = current.getBoundingClientRect().top - sidebar.getBoundingClientRect().top
-    if (middle > sidebar.clientHeight*.8) sidebar.scrollTop = middle - sidebar.clientHeight/2
+    const top = middle - sidebar.clientHeight/2
+    if (middle > sidebar.clientHeight*.8) sidebar.scrollTo({top, behavior: 'instant'}) // Furo's style would let it glide
 })
 
 // Pictures that are shown smaller than they are open in full size; a phone that is turned may show them all
@@ -34,7 +35,7 @@ function fitTable(wrapper) {
     wrapper.classList.add('listed')
 }
 
-// So is a formula
+// A formula that is too wide shrinks
 function fitFormula(formula) {
     formula.style.fontSize = ''
     const part = formula.clientWidth/formula.scrollWidth
