@@ -19,20 +19,24 @@ from .trainer import memory_gb, rank_and_world, Trainer
 # %% ../../nbs/training/01b_batch_size.ipynb #37e58816
 USABLE = .8 # Fraction of the free memory that a batch may take
 LARGEST = 64 # Images per step in YOLOX's paper
-MIN_STEPS = 20 # Steps per epoch that a larger batch has to leave
+MIN_STEPS = 20 # Fewest steps per epoch after the batch is enlarged
 
 # %% ../../nbs/training/01b_batch_size.ipynb #d15874eb
 def batch_sizes(
     images:int, # Number of training images
-    usual:int=8, # Batch of the recipe, possible in any case
-    parts:int=1 # That a batch is split into
-) -> list: # Images of a part
+    usual:int=8, # Batch of the recipe, which is always allowed
+    parts:int=1 # Parts a batch is split into
+) -> list: # Images per part
     "List the sizes to choose from: powers of two."
     limit = max(usual, min(LARGEST, images//MIN_STEPS))//parts
     return [2**n for n in range(limit.bit_length())]
 
 # %% ../../nbs/training/01b_batch_size.ipynb #0669909b
-def trial_trainer(recipe:Recipe, num_classes:int, device=None) -> Trainer:
+def trial_trainer(
+    recipe:Recipe, # Its tiles and `grad_accum` are ignored
+    num_classes:int, # More classes need slightly more memory
+    device=None # The fastest if None
+) -> Trainer:
     "Make a trainer for trial steps, on the largest canvas of `recipe`."
     side = max(64, recipe.img_size, recipe.max_size) # Norm layers need more than one value
     fixed = dict(img_size=side, min_size=0, max_size=0, grad_accum=1, tile=0, overlap=.2)
@@ -41,8 +45,13 @@ def trial_trainer(recipe:Recipe, num_classes:int, device=None) -> Trainer:
     names = [f'class {i}' for i in range(num_classes)]
     return Trainer(replace(recipe, **fixed), blank, blank, device=device, names=names)
 
-def trial_step(trainer:Trainer, images:int, objects:int=50):
-    "Train for a step on blank `images` with `objects` each."
+# %% ../../nbs/training/01b_batch_size.ipynb #ac115f13
+def trial_step(
+    trainer:Trainer, # As `trial_trainer` returns it
+    images:int, # Number of images in the batch
+    objects:int=50 # Number of objects per image
+):
+    "Train for one step on blank images."
     side = trainer.recipe.img_size
     pixels = torch.zeros(images, side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     corner = torch.rand(objects, 2)*side/2
@@ -52,8 +61,8 @@ def trial_step(trainer:Trainer, images:int, objects:int=50):
 
 # %% ../../nbs/training/01b_batch_size.ipynb #83193c79
 def largest_by_trying(
-    used, # Function of a number of images; raises `torch.OutOfMemoryError` if they do not fit
-    sizes # In ascending order
+    used, # Function: number of images -> fraction of free memory a step takes; may raise `torch.OutOfMemoryError`
+    sizes # Numbers of images, in ascending order
 ) -> int: # 0 if none fits
     "Try `sizes` until one takes more than `USABLE`."
     best = 0
@@ -81,7 +90,7 @@ def _choose_on_gpu(recipe, num_classes, device, sizes):
     _forget(device)
     return best, f'tried on the GPU, with {free:.1f} GB free'
 
-def _forget(device): # Memory of earlier trainings and trials, and its peak
+def _forget(device): # Memory of earlier runs and trials, and its peak
     gc.collect() # Parts of a trainer refer to each other
     if device.type == 'cuda':
         torch.cuda.empty_cache()
@@ -98,9 +107,9 @@ def _print_peaks(job): # In the child; a line after each step
 
 # %% ../../nbs/training/01b_batch_size.ipynb #4ca65896
 def measure_memory(
-    recipe:Recipe,
-    num_classes:int,
-    sizes=(1, 2, 4) # In ascending order
+    recipe:Recipe, # As for `trial_trainer`
+    num_classes:int, # As for `trial_trainer`
+    sizes=(1, 2, 4) # Numbers of images, in ascending order
 ) -> dict: # Peak memory of a training process in GB by number of images
     "Measure how much memory steps take on a CPU, in another process."
     job = json.dumps([asdict(recipe), num_classes, sizes])
@@ -120,7 +129,7 @@ def predict_memory(peaks:dict, images:int) -> float: # GB, as `peaks` are by num
 
 # %% ../../nbs/training/01b_batch_size.ipynb #2408c7cf
 def free_gb() -> float:
-    "Read how much memory programs can still have, in 10**9 bytes."
+    "Read how much memory is still available to programs, in 10**9 bytes."
     meminfo = Path('/proc/meminfo')
     if not meminfo.exists(): raise ValueError("batch='auto': free memory is read on Linux only: give a number")
     free = int(re.search(r'MemAvailable:\s+(\d+)', meminfo.read_text())[1])*1024
@@ -134,18 +143,18 @@ def _free_in_container(group): # Bytes; infinite without a limit
 
 # %% ../../nbs/training/01b_batch_size.ipynb #5aa75da2
 def scale_lr(
-    recipe:Recipe,
-    batch:int # Instead of that of `recipe`
+    recipe:Recipe, # Its `lr` is for its `batch`
+    batch:int # New number of images per step
 ) -> float:
     "Return the learning rate for `batch` images: proportional to it for SGD, to its square root for AdamW."
     return recipe.lr*(batch/recipe.batch)**(.5 if recipe.optimizer == 'adamw' else 1)
 
 # %% ../../nbs/training/01b_batch_size.ipynb #7a2ef241
 def choose_batch(
-    recipe:Recipe, # With its usual batch
-    num_classes:int,
+    recipe:Recipe, # With its usual `batch`, and the `lr` for that
+    num_classes:int, # As for `trial_trainer`
     images:int, # Number of training images
-    device:torch.device,
+    device:torch.device, # A CPU or CUDA device
     keep_lr:bool=False # Whether the user has given the learning rate
 ) -> tuple: # `Recipe`, and a line that says why
     "Choose as many images per step as fit into the memory of `device`."

@@ -87,19 +87,19 @@ class Degradation:
 # %% ../../nbs/training/00_recipe.ipynb #5ac2f6e7
 @dataclass
 class Execution:
-    "How the work of a training is done"
+    "How training is run"
     freeze:str = '' # Modules to freeze, such as backbone, or backbone.stem,neck
     sync_bn:bool = False # Synchronize batch norm across processes
-    amp:Annotated[str, ['auto', *AMP_DTYPES]] = 'auto' # Mixed precision: none, bf16 or fp16; auto: what is fast here
+    amp:Annotated[str, ['auto', *AMP_DTYPES]] = 'auto' # Mixed precision: none, bf16 or fp16; auto: if it is fast here
     compile:bool = False # Compile network and loss: slow to start, faster afterwards
     eval_interval:Positive = 5 # Epochs between validations
     patience:Natural = 0 # Stop after this many validations without a higher AP, even before the final epochs; 0: off
-    seed:Natural = 0 # On a CPU, the same seed gives the same training
+    seed:Natural = 0 # On a CPU, the same seed gives the same result
     workers:Natural = 0 # Processes that load images
 
 # %% ../../nbs/training/00_recipe.ipynb #9b85bba4
 @dataclass
-class Recipe(Execution, Degradation, Augmentation, Schedule): # Fields come in the order from the last base to the first
+class Recipe(Execution, Degradation, Augmentation, Schedule): # Fields are in order from the last base to the first
     "Settings of a training run"
     def __post_init__(self):
         check_choice('model', self.model, MODEL_TYPES)
@@ -128,7 +128,7 @@ def _check_recipe(r):
         if len(limits) == 1: check_choice(f.name, value, limits[0])
         else: _check_value(f.name, value, kind)
         if len(limits) == 2: check_between(**{f.name: (value, *limits)})
-        setattr(r, f.name, kind(value)) # Files do not take numbers of NumPy
+        setattr(r, f.name, kind(value)) # YAML cannot write NumPy numbers
     if r.min_scale > r.max_scale: raise ValueError(f'min_scale={r.min_scale} is more than max_scale={r.max_scale}')
     if r.batch % r.grad_accum: raise ValueError(f'batch={r.batch} is not a multiple of grad_accum={r.grad_accum}')
     if r.tile: check_tiling(r.tile, r.overlap)
@@ -150,7 +150,7 @@ OLD_NAMES = dict(size='img_size', accumulate='grad_accum', decay='weight_decay',
 def recipe_from(
     values:dict # Such as `load_weights(path).notes['recipe']`
 ) -> Recipe:
-    "Make a `Recipe` from stored `values`, also under the names that development versions of 0.3 used."
+    "Make a `Recipe` from stored `values`, which may have the names that development versions of 0.3 used."
     return Recipe(**{OLD_NAMES.get(k, k): v for k, v in values.items()})
 
 # %% ../../nbs/training/00_recipe.ipynb #d085a581
@@ -182,14 +182,17 @@ _SCANNED = dict(flip_lr=0., degrees=2., hsv_s=60., blur=.1, grayscale=.3)
 _TRAFFIC = dict(min_scale=.5, max_scale=2., hsv_v=60., blur=.1, cutout=.2)
 AUGMENTS = dict(aerial=_NO_UP, documents=_SCANNED, microscopy=_NO_UP | dict(blur=.1), street=_TRAFFIC)
 
-def describe_augment(kind:str, recipe) -> str: # A key of `AUGMENTS`; `Recipe` of the training
-    "Say what a kind of image changes, such as `augment aerial: flip_ud 0.5, rot90 0.75`."
+def describe_augment(
+    kind:str, # A key of `AUGMENTS`
+    recipe:Recipe # The one to train with, which may override the kind's values
+) -> str: # Such as augment aerial: flip_ud 0.5, rot90 0.75
+    "Describe what a `kind` of image changes."
     return f'augment {kind}: ' + ', '.join(f'{name} {getattr(recipe, name):g}' for name in AUGMENTS[kind])
 
 # %% ../../nbs/training/00_recipe.ipynb #b8686414
 def lr_factor(
     step:int, # From 0
-    total:int, # Steps of the whole training
+    total:int, # Steps of the whole run
     warmup:int, # First steps, in which the rate rises
     no_aug:int, # Last steps, in which it stays at its minimum
     min_lr_ratio:float=.05 # Minimum, as a fraction of the peak
@@ -201,10 +204,10 @@ def lr_factor(
 
 # %% ../../nbs/training/00_recipe.ipynb #5bd71b41
 def canvas_size(
-    recipe:Recipe,
-    step:int # Of the whole training, from 0
+    recipe:Recipe, # Multi-scale if it has `min_size` and `max_size`; else `img_size` is returned
+    step:int # Of the whole run, from 0
 ) -> int: # Side of the canvas in pixels
-    "Draw the size of the images of a `step`."
+    "Draw the canvas size for a `step`."
     if not recipe.max_size: return recipe.img_size
     rng = np.random.default_rng([recipe.seed, step//10])
     return 32 * int(rng.integers(recipe.min_size//32, recipe.max_size//32 + 1))
@@ -212,7 +215,7 @@ def canvas_size(
 # %% ../../nbs/training/00_recipe.ipynb #df7be904
 def make_optimizer(
     model:nn.Module, # Its frozen parameters are left out
-    recipe:Recipe
+    recipe:Recipe # Its `optimizer`, `lr` and `weight_decay` are used
 ) -> torch.optim.Optimizer:
     "Make the optimizer of `recipe`, with weight decay on convolution weights only."
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -222,8 +225,8 @@ def make_optimizer(
 
 # %% ../../nbs/training/00_recipe.ipynb #3eb7c6e1
 def make_scheduler(
-    optimizer:torch.optim.Optimizer,
-    recipe:Recipe,
+    optimizer:torch.optim.Optimizer, # Its learning rate is the peak
+    recipe:Recipe, # Its epochs, warmup and `min_lr_ratio` are used
     steps:int # Per epoch
 ) -> torch.optim.lr_scheduler.LambdaLR: # Call its `step` after each step
     "Make the learning rate of `optimizer` follow `lr_factor`."
@@ -236,7 +239,7 @@ def freeze(
     model:nn.Module, # Changed in place
     names:str # Of modules, separated by commas, such as backbone.stem,neck
 ) -> list: # Frozen modules, which should stay in evaluation mode
-    "Freeze modules of `model`, with all modules below them."
+    "Freeze modules of `model`, with all modules inside them."
     frozen, children = [], [n for n, _ in model.named_children()]
     for name in filter(None, map(str.strip, names.split(','))):
         found = [m for n, m in model.named_modules() if f'{n}.'.startswith(f'{name}.')]
@@ -251,7 +254,7 @@ def freeze(
 class EMA:
     "An exponential moving average of the weights of `model`, kept in `module`."
     def __init__(self,
-        model:nn.Module,
+        model:nn.Module, # Network whose weights are averaged; not changed
         decay:float, # Fraction kept at each step, in the long run; a larger value averages over more steps
         tau:float=2000. # Time constant of its warmup in steps; a larger value follows the model more closely at first
     ):
@@ -261,7 +264,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self):
-        "Average the weights, after a step of the optimizer."
+        "Update the averages; call it after each step of the optimizer."
         self.steps += 1
         keep = self.decay * (1 - math.exp(-self.steps/self.tau))
         for average, now in zip(self.module.state_dict().values(), self.model.state_dict().values()):
@@ -271,7 +274,7 @@ class EMA:
 # %% ../../nbs/training/00_recipe.ipynb #e37e2454
 def amp_dtype(
     amp:str, # none, bf16, fp16 or auto
-    device:torch.device,
+    device:torch.device, # Where the network runs
     depthwise:bool=False # Whether the network has depthwise convolutions, as yolox_nano has
 ) -> torch.dtype | None: # None for full precision
     "Choose the dtype for autocast."

@@ -24,11 +24,11 @@ from .trainer import Trainer
 
 # %% ../../nbs/training/02_runs.ipynb #c6b8bb18
 def save_trained(
-    trainer:Trainer,
+    trainer:Trainer, # Its `notes` are written, too
     path, # Usually `*.safetensors`
     row:dict # Metrics by column; epoch, AP and AP50 become notes
 ):
-    "Write the averaged weights, with all that is known about them."
+    "Write the averaged weights, with class names, normalization, recipe and notes."
     r, spec, names = trainer.recipe, trainer.spec, trainer.train.names
     metrics = {k: row[k] for k in ('epoch', 'AP', 'AP50') if k in row}
     notes = dict(trainer.notes, recipe=asdict(r), **metrics)
@@ -44,14 +44,14 @@ def write_rows(
     path, # CSV file to write
     rows:list # A dict of numbers by column for each epoch, in which some may be missing
 ):
-    "Write the metrics of a training."
+    "Write the metrics of a training run."
     with atomic(path) as partial, open(partial, 'w', newline='') as f:
         writer = csv.DictWriter(f, COLUMNS)
         writer.writeheader()
         for row in rows: writer.writerow({k: f'{v:.6g}' if isinstance(v, float) else v for k, v in row.items()})
 
 def read_rows(path) -> list:
-    "Read the metrics of a training from the CSV file `path`: dicts of numbers by column, without empty values."
+    "Read the metrics of a training run from the CSV file `path`: dicts of numbers by column, without empty values."
     with open(path, newline='') as f: return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
 
 # %% ../../nbs/training/02_runs.ipynb #155673db
@@ -85,10 +85,10 @@ def plot_curves(
 
 # %% ../../nbs/training/02_runs.ipynb #301909d6
 def save_state(
-    trainer:Trainer,
+    trainer:Trainer, # Between two steps
     path # Usually `state.pt`
 ):
-    "Write everything needed to resume the training."
+    "Write everything needed to resume training."
     t, cuda = trainer, trainer.device.type == 'cuda'
     state = {name: part.state_dict() for name, part in _stateful(t).items()}
     random = dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state(t.device) if cuda else None)
@@ -101,7 +101,7 @@ def _stateful(t): # Parts that have a state
     return dict(model=t.model, average=t.ema.module, optimizer=t.optimizer, scheduler=t.scheduler, scaler=t.scaler)
 
 # %% ../../nbs/training/02_runs.ipynb #4d30d9af
-def _describe_start(t): # What the training began with
+def _describe_start(t): # Data and weights that the run started with
     train, val = t.train, t.val
     in_files = isinstance(train, Annotations)
     objects = len(train.labels) if in_files else None
@@ -116,7 +116,7 @@ def load_state(
     trainer:Trainer, # Of the same recipe and data
     path # File of `save_state`
 ):
-    "Bring `trainer` to where the training saved at `path` was."
+    "Restore `trainer` to the state saved at `path`."
     state = _read_state(trainer, path)
     try:
         _check_same_run(trainer, state)
@@ -137,7 +137,7 @@ def _new_training(trainer, path): # How to begin one, with the weights beside th
     files = [Path(path).with_name(f'{name}.safetensors') for name in ('best', 'last')]
     weights = next((f' --weights {f}' for f in files if f.exists()), '')
     command = f'yolox_train DATA --model {trainer.recipe.model}{weights} --out NEW'
-    return f'begin a new training{" from its weights" if weights else ""}: {command}'
+    return f'begin a new run{" from its weights" if weights else ""}: {command}'
 
 # %% ../../nbs/training/02_runs.ipynb #5b9845f3
 def _restore(t, state):
@@ -207,30 +207,30 @@ def _is_row(row, needed): # Whether it is a dict of numbers by column, with the 
 RUN_MARKERS = 'state.pt', 'best.safetensors', 'last.safetensors', 'metrics.csv', 'recipe.yaml'
 
 def check_folder(
-    out:Path, # Folder of a training
-    resume:bool=False # Whether there has to be one already
+    out:Path, # Folder of a run
+    resume:bool=False # Whether it must hold a run already
 ):
-    "Raise an error if the folder holds a training already or, to `resume`, if it has none."
+    "Raise an error if the folder already holds a training run or, to `resume`, if it has none."
     known = out/'state.pt'
     if resume and not known.exists():
         cure = 'choose its folder (--out), or begin one without --resume'
-        raise FileNotFoundError(f'{known}: there is no training to resume: {cure}')
+        raise FileNotFoundError(f'{known}: there is no run to resume: {cure}')
     if resume or not any((out/name).exists() for name in RUN_MARKERS): return
     cure = ', or resume it (--resume)' if known.exists() else ''
-    raise FileExistsError(f'{out} holds a training already: choose another folder{cure}')
+    raise FileExistsError(f'{out} already holds a training run: choose another folder{cure}')
 
 # %% ../../nbs/training/02_runs.ipynb #2fd7a70e
 @contextmanager
 def lock_folder(out:Path):
-    "Keep other trainings from writing into the folder `out`."
+    "Keep other training runs from writing into the folder `out`."
     from filelock import FileLock, Timeout # A requirement of torch
     lock = FileLock(out/'.lock', timeout=0)
     try: lock.acquire()
     except Timeout:
         if not (out/'.lock').exists(): raise PermissionError(f'{out} is not writable: choose another folder') from None
-        raise FileExistsError(f'another training is writing in {out}: wait for it, or choose another folder') from None
+        raise FileExistsError(f'another run is writing to {out}: wait for it, or choose another folder') from None
     except (OSError, NotImplementedError) as e: # Some network drives have no locks
         if getattr(e, 'errno', errno.ENOSYS) not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
-        caution(f'{out} is on a drive without locks ({e}): make sure that no other training writes there', out)
+        caution(f'{out} is on a drive without locks ({e}): make sure that no other training run writes there', out)
     try: yield
     finally: lock.release()

@@ -40,8 +40,10 @@ from .recipe import make_optimizer, make_scheduler
 
 # %% ../../nbs/training/01_trainer.ipynb #f01406e6
 @contextmanager
-def processes(device:str=None):
-    "Join the processes that `torchrun` started, if it did; yields the device of this process."
+def processes(
+    device:str=None # Without `torchrun`, it is yielded unchanged; with it, only its kind counts (cuda or cpu)
+):
+    "Join the processes that `torchrun` started, if it did, and yield the device of this process."
     if not dist.is_torchelastic_launched(): return (yield device)
     cuda = choose_device(device).type == 'cuda'
     device = f'cuda:{os.environ["LOCAL_RANK"]}' if cuda else 'cpu'
@@ -60,7 +62,7 @@ class Trainer:
     if TYPE_CHECKING:
         def __getattr__(self, name:str) -> Any: ...
     def __init__(self,
-        recipe:Recipe,
+        recipe:Recipe, # All settings; its `batch` must be a multiple of `grad_accum` times processes
         train:Annotations|NamedDataset|Dataset, # Training split, or a torch `Dataset` of images and targets
         val:Annotations|NamedDataset|Dataset, # Validation split, or a `Dataset`
         weights:Weights|None=None, # Initial weights; random if None
@@ -168,7 +170,7 @@ def losses(self:Trainer, batch:Batch) -> dict:
 # %% ../../nbs/training/01_trainer.ipynb #e270e62e
 @patch
 def step(self:Trainer, batch:Batch) -> dict:
-    "Update the weights by this process's share of a `batch`; returns its losses."
+    "Update the weights with this process's share of a `batch` and return its losses."
     self.optimizer.zero_grad()
     losses = self._backward(batch.split(self.recipe.grad_accum))
     if self.recipe.clip_grad_norm:
@@ -264,7 +266,7 @@ def memory_gb(device:torch.device) -> float:
 # %% ../../nbs/training/01_trainer.ipynb #986380ef
 @patch
 def report_progress(self:Trainer,
-    progress, # As `show_progress` returns it
+    progress, # Bar from `show_progress`
     steps_per_s:float # Speed of this epoch
 ):
     "Count a step, and ten times per epoch describe the losses and the speed for a bar."
@@ -304,7 +306,7 @@ def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
 @patch
 def validate(self:Trainer,
     progress=iter # Wraps the batches, as tqdm does
-) -> tuple: # Metrics with losses, and a `Detections` per image; (None, None) unless first
+) -> tuple: # Metrics with losses, and a `Detections` per image; (None, None) except in the first process
     "Measure the averaged weights on the validation split."
     val, sums = self.val, {}
     if self.world > 1:

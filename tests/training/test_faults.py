@@ -52,7 +52,7 @@ def test_killed_process_ends_the_others(tmp_path, start_pair, victim):
     pair[0].wait_for(out/'metrics.csv')
     os.kill(pair[victim].pid, signal.SIGKILL)
     other = pair[1 - victim]
-    assert other.wait() == 1 and 'another process of this training ended' in error_line(other.output())
+    assert other.wait() == 1 and 'another process of this run ended' in error_line(other.output())
     assert load_weights(out/'last.safetensors').notes['epoch'] >= 1
 
 
@@ -110,8 +110,8 @@ def test_two_trainings_do_not_share_a_folder(shapes, tmp_path, start_training):
     out = tmp_path/'run'
     first = start_training(out, *LONG)
     first.wait_for(out/'metrics.csv')
-    with pytest.raises(FileExistsError, match='holds a training already'): fit(trainer(shapes), out)
-    with pytest.raises(FileExistsError, match='another training is writing in'): fit(trainer(shapes), out, resume=True)
+    with pytest.raises(FileExistsError, match='already holds a training run'): fit(trainer(shapes), out)
+    with pytest.raises(FileExistsError, match='another run is writing to'): fit(trainer(shapes), out, resume=True)
     assert first.alive()
     os.kill(first.pid, signal.SIGKILL) # A process that is killed holds nothing back
     first.wait()

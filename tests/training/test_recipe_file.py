@@ -58,7 +58,7 @@ def test_missing_file_is_named(tmp_path):
 def test_own_recipe_in_the_folder_is_not_overwritten(shapes, tmp_path):
     own = tmp_path/'recipe.yaml'
     own.write_text('epochs: 1 # Mine')
-    with pytest.raises(FileExistsError, match='holds a training already'): fit(trainer(shapes), tmp_path)
+    with pytest.raises(FileExistsError, match='already holds a training run'): fit(trainer(shapes), tmp_path)
     assert own.read_text() == 'epochs: 1 # Mine'
 
 

@@ -55,7 +55,7 @@ def test_stopped_training_saves_everything(shapes, tmp_path, uninterrupted, star
     os.killpg(child.pid, number)
     assert child.wait() == 130 and 'everything is saved in' in child.output(), child.output()
     assert 'run the same command with --resume (resume=True)' in child.output()
-    with pytest.raises(FileExistsError, match='holds a training already'): fit(trainer(shapes), out)
+    with pytest.raises(FileExistsError, match='already holds a training run'): fit(trainer(shapes), out)
     fit(trainer(shapes), out, resume=True)
     assert_same_training(out, uninterrupted)
 
@@ -213,7 +213,7 @@ def test_recipe_may_change_where_nothing_learned_depends_on_it(shapes, resumable
 
 def new_run_is_advised(message, out):
     command = f'yolox_train DATA --model yolox_nano --weights {out}/best.safetensors --out NEW'
-    assert f'begin a new training from its weights: {command}' in message
+    assert f'begin a new run from its weights: {command}' in message
 
 
 def test_resume_with_other_classes_says_how_to_begin_anew(shapes, tmp_path, uninterrupted):

@@ -110,7 +110,7 @@ def test_one_split_is_enough(shapes, tmp_path, capfd):
 
 @pytest.mark.parametrize('options, message', [(dict(format='xml'), "format='xml': choose one of"),
     (dict(train='fold'), "has no split 'fold'"), (dict(logger='paper'), "logger='paper': choose one of"),
-    (dict(resume=True), 'state.pt: there is no training to resume: choose its folder .--out., or begin one without'),
+    (dict(resume=True), 'state.pt: there is no run to resume: choose its folder .--out., or begin one without'),
     (dict(bit_depth=20), 'bit_depth=20: must be from 8 to 16'), (dict(names='a,b'), r'give weights, too \(--weights\)'),
     (dict(min_size=32, max_size=64, batch=1), 'min_size=32: batch norm cannot train on single images'),
     (dict(weights='no.pth'), 'no.pth: no such file'),
