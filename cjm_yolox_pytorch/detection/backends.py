@@ -42,8 +42,8 @@ def _openvino_port(port): # Shape, None where any number is possible; and dtype
     dtype = port.element_type.get_type_name()
     return shape, _OPENVINO_DTYPES.get(dtype, dtype)
 
-def openvino_program(path) -> Program:
-    "Load a file of OpenVINO on the CPU."
+def openvino_program(path) -> Program: # `path` of the .xml file; for `exported_network`
+    "Load an OpenVINO file on the CPU."
     model, network = _openvino_model(Path(path))
     def run(x):
         found = network(x)
@@ -62,7 +62,7 @@ def _pt2_metadata(path): # Text of `yolox_export`
     except (ValueError, zipfile.BadZipFile): raise ValueError(f'{path} is not a pt2 file, or was cut off') from None
     raise ValueError(f'{path} was not written by yolox_export, so it was not loaded')
 
-def pt2_program(path) -> Program:
+def pt2_program(path) -> Program: # For `exported_network`
     "Load a program of `torch.export` on the CPU."
     metadata = _pt2_metadata(path)
     try: module = torch.export.load(os.fspath(path)).module()
@@ -80,7 +80,7 @@ _PROGRAMS_BY_KIND = dict(onnx=onnx_program, openvino=openvino_program, pt2=pt2_p
     litert=litert_program, executorch=executorch_program, coreml=_coreml_program)
 
 # %% ../../nbs/detection/00c_backends.ipynb #fa10aa39
-def load_program(path) -> Program:
+def load_program(path) -> Program: # For `exported_network`
     "Load an exported network of any kind."
     if not os.path.exists(path): raise FileNotFoundError(f'{path}: no such file')
     kind = network_kind(path)
@@ -93,7 +93,7 @@ def load_exported_network(
     img_size=None, # Side of the square canvas in pixels, or its height and width; that of the file if None
     pixels:str=None # Order and range of pixels, a key of `PIXELS`, for files of other programs
 ) -> ExportedNetwork:
-    "Load an exported network and what is known about it."
+    "Load an exported network and its metadata."
     return exported_network(path, load_program(path), names, img_size, pixels)
 
 # %% ../../nbs/detection/00c_backends.ipynb #1cda6a34
@@ -102,14 +102,14 @@ def run_on_tensors(network:ExportedNetwork, images): # [B, 3, H, W] uint8 -> B p
     return [tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in pair) for pair in found]
 
 def check_multi_label(network, multi_label=False, **_):
-    "Refuse `multi_label` where only the best class is known."
+    "Raise an error for `multi_label` if the network returns only the best class."
     if not multi_label or not isinstance(network, ExportedNetwork): return
     if network.info.output not in ('raw', 'centers'):
         raise ValueError(f'multi_label: {network.info.path} gives the best class only; export it again with --raw')
 
 # %% ../../nbs/detection/00c_backends.ipynb #d9b5928a
 def remarks(network, conf, iou, **_): # Lines of text
-    "Say what was guessed about a file, and where it decides more than `conf` and `iou`."
+    "Say what was guessed about a file, and where its own limits are stricter than `conf` and `iou`."
     if not isinstance(network, ExportedNetwork): return
     info = network.info
     if info.model_type is None:

@@ -76,7 +76,7 @@ def _check_mode(model):
 def predict(
     model, # With the outputs of `YOLOX`, after `model.eval()`; or an `ExportedNetwork`
     images:list, # B tensors [3, H, W] uint8 RGB, of any sizes
-    spec:InputSpec=InputSpec(), # What `model` takes
+    spec:InputSpec=InputSpec(), # Canvas, normalization and strides of `model`
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
     **kwargs # Of `nms`
 ) -> list: # B `Detections`
@@ -98,7 +98,7 @@ def prepare_network(
     source, # `Weights` or an `ExportedNetwork`
     device=None, # The fastest if None
     img_size=None # That of `source` if None
-) -> tuple: # What `predict` takes: a model, and its `InputSpec`
+) -> tuple: # Model and `InputSpec`, for `predict`
     "Build a network that is ready to run."
     if isinstance(source, Weights):
         model = fuse(build_model(source.model_type, source.num_classes, pretrained=source))
@@ -126,15 +126,19 @@ else: _DetectorMethods = object
 
 # %% ../../nbs/detection/01_detector.ipynb #667754ba
 class Detector(_DetectorMethods):
-    "Find objects in images of any kind, with `Weights` or an `ExportedNetwork`. Options as in `load_detector`."
-    def __init__(self, weights:Weights|ExportedNetwork, device:str|None=None, img_size:int|tuple|list|None=None,
-        bit_depth:int|None=None):
+    "Find objects in images of any kind, with `Weights` or an `ExportedNetwork`"
+    def __init__(self,
+        weights:Weights|ExportedNetwork, # `load_detector` takes files, too
+        device:str|None=None, # cpu, cuda, ...; the fastest if None. Exported networks run on the CPU
+        img_size:int|tuple|list|None=None, # Side of the canvas in pixels, or height and width; by default its own
+        bit_depth:int|None=None # Bits that the pixels of 16-bit images use; those in training if None
+    ):
         self.bit_depth = weights.notes.get('bit_depth', 16) if bit_depth is None else bit_depth
         check_between(bit_depth=(self.bit_depth, 8, 16))
         self.model, self.spec = prepare_network(weights, device, img_size)
         self.names, self.num_classes = weights.names, weights.num_classes
         self.notes, self.conf = weights.notes, stored_conf(weights.notes)
-        self.source = weights # Or where they came from
+        self.source = weights # `load_detector` sets it to their file or address
 
 # %% ../../nbs/detection/01_detector.ipynb #df2c3f84
 @patch
@@ -145,7 +149,7 @@ def __call__(self:Detector,
     classes=None, # Classes to keep: names or numbers in a list, or text such as `car,person`; all if None
     tile:int=None, # Side in pixels of the tiles that images are cut into; None: whole images
     overlap:float=None, # Share of a tile that neighbors have in common; .2 if None
-    iou:float=.65, # Of boxes of a class that overlap by more, keep the best. Larger: more boxes
+    iou:float=.65, # Of boxes of a class that overlap by more, keep the best. A larger value keeps more boxes
     max_det:int=None, # Most detections per image (also called max_detections); 300 if None
     **kwargs # Of `predict` and `nms`: mirrored, class_agnostic, multi_label, ...
 ): # -> `Detections`, or a list of them
@@ -190,8 +194,8 @@ def _check_loads(path):
     load = load_weights if network_kind(path) == 'weights' else load_program
     load(path)
 
-def local_file(source) -> Path:
-    "Download `source` if it is an address or a size such as yolox_s; other files are where they are."
+def local_file(source) -> Path: # A file, an address, or a size such as yolox_s -> path of the local file
+    "Download `source` if it is an address or a size; a file stays where it is."
     source = weights_path(source)
     if source in MODEL_TYPES: return pretrained_file(source)
     if not source.startswith(('https://', 'http://')): return Path(source)
@@ -218,7 +222,7 @@ def load_detector(
     weights:str|os.PathLike|Weights, # Weights or an exported network: file, address, or a size such as yolox_s
     device:str|None=None, # cpu, cuda, ...; the fastest if None. Exported networks run on the CPU
     img_size:int|tuple|list|None=None, # Side of the square canvas in pixels, or height and width; by default its own
-    bit_depth:int|None=None, # Bits that the pixels of 16-bit images use; those of the training if None
+    bit_depth:int|None=None, # Bits that the pixels of 16-bit images use; those in training if None
     names:list|dict|str|None=None, # Of the classes, as `parse_names` takes them, instead of those of the file
     pixels:str|None=None # For exported networks of other programs: order and range of pixels, a key of `PIXELS`
 ) -> Detector:
@@ -245,7 +249,7 @@ def from_pretrained(cls:Detector,
     token:str=None, # For private repositories; that of `huggingface_hub.login()` if None
     **options # Of `load_detector`
 ) -> Detector:
-    "Load a detector from a hub, or from here."
+    "Load a detector from the Hugging Face Hub, a folder or a file."
     return load_detector(find_pretrained(source, revision, token), **options)
 
 # %% ../../nbs/detection/01_detector.ipynb #ebde53a9
@@ -256,13 +260,23 @@ def _to_publish(detector): # Weights as they were, and curves beside them
     return weights, [p for p in beside if p.is_file() and Path(detector.source).is_file()]
 
 @patch
-def save_pretrained(self:Detector, folder, repo_id:str=None, license:str=None) -> Path: # As `files.hub` has it
-    "Write the weights and their card to a folder."
+def save_pretrained(self:Detector,
+    folder, # Created if missing
+    repo_id:str=None, # Name of the weights in the card, such as user/name; that of the folder if None
+    license:str=None # Of the weights, such as apache-2.0; that of an existing card if None
+) -> Path: # The folder
+    "Write the weights and their model card to a folder."
     weights, pictures = _to_publish(self)
     return write_pretrained(weights, folder, repo_id, license, pictures)
 
+# %% ../../nbs/detection/01_detector.ipynb #c47af873
 @patch
-def push_to_hub(self:Detector, repo_id:str, private:bool=False, license:str=None, token:str=None) -> str:
-    "Publish the weights with a model card; returns the address."
+def push_to_hub(self:Detector,
+    repo_id:str, # Repository such as user/name; created if missing
+    private:bool=False, # Whether a new repository is private
+    license:str=None, # Of the weights, such as apache-2.0; that of an existing card if None
+    token:str=None # Needs write access; that of `huggingface_hub.login()` if None
+) -> str: # Address
+    "Publish the weights with a model card."
     weights, pictures = _to_publish(self)
     return publish(weights, repo_id, private, license, pictures, token)

@@ -24,8 +24,8 @@ def _unloadable(path, name, reason):
     return ValueError(f'{path} cannot be loaded by {name}, or was cut off ({str(reason).splitlines()[0][:240]})')
 
 # %% ../../nbs/detection/00ba_devices.ipynb #4876e14e
-def litert_program(path) -> Program:
-    "Load a file of LiteRT on the CPU."
+def litert_program(path) -> Program: # For `exported_network`
+    "Load a LiteRT file on the CPU."
     runtime = import_extra('ai_edge_litert.interpreter', 'litert')
     try:
         interpreter = runtime.Interpreter(os.fspath(path), num_threads=os.cpu_count())
@@ -46,8 +46,8 @@ def _executorch_port(about): # Shape and dtype of an input
 
 _TORCH_DTYPES = {0: 'uint8', 5: 'float16', 6: 'float32'} # Numbers of `ScalarType`
 
-def executorch_program(path) -> Program:
-    "Load a file of ExecuTorch on the CPU."
+def executorch_program(path) -> Program: # For `exported_network`
+    "Load an ExecuTorch file on the CPU."
     runtime = import_extra('executorch.runtime', 'executorch')
     try:
         program = runtime.Runtime.get().load_program(Path(path))
@@ -61,7 +61,7 @@ def executorch_program(path) -> Program:
     return Program(run, inputs, [f'output {i}' for i in range(method.metadata.num_outputs())], metadata)
 
 # %% ../../nbs/detection/00ba_devices.ipynb #6ba454f5
-def _ncnn_files(path): # Beside `path`: numbers and metadata
+def _ncnn_files(path): # Next to `path`: weights and metadata
     files = [path.with_suffix(suffix) for suffix in ('.bin', '.json')]
     for file in files:
         if not file.exists(): raise FileNotFoundError(f'{path} needs {file.name} beside it: copy all three files')
@@ -74,8 +74,8 @@ def _ncnn_net(path, numbers):
     raise _unloadable(path, 'NCNN', f'or {numbers.name} belongs to another network')
 
 # %% ../../nbs/detection/00ba_devices.ipynb #b9b68f5c
-def ncnn_program(path) -> Program:
-    "Load files of NCNN on the CPU."
+def ncnn_program(path) -> Program: # `path` of the .param file; for `exported_network`
+    "Load NCNN files on the CPU."
     ncnn, (numbers, about) = import_extra('ncnn', 'ncnn'), _ncnn_files(Path(path))
     net = _ncnn_net(path, numbers)
     (takes,), gives = net.input_names(), net.output_names()

@@ -121,7 +121,7 @@ def left_out(inputs, files): # Lines of text
 
 # %% ../../nbs/detection/02_inputs.ipynb #385dd315
 class NotTheInput(str):
-    "Why an input failed if it is not to blame: a package is missing, or a file cannot be written."
+    "An error that is not the fault of the input: a package is missing, or a file cannot be written"
 
 # %% ../../nbs/detection/02_inputs.ipynb #bd4c89b9
 def read_inputs(files, failed, bit_depth=16, every=1): # Input, drawn file, about a frame (number, time), and image

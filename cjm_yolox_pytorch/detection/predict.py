@@ -32,7 +32,7 @@ from ..files.paths import new_folder
 from ..utils import check_between, check_counts
 
 # %% ../../nbs/detection/05_predict.ipynb #c3d1b7aa
-_MOST_BYTES = 2**29 # Of the images in a group; aerial ones have a gigabyte each
+_MOST_BYTES = 2**29 # Of the images in a group; an aerial one may have a gigabyte
 
 def _groups(frames, batch): # A live frame waits for no other
     group = []
@@ -193,15 +193,15 @@ def yolox_predict(
     tile:int=None, # Cut images into tiles of so many pixels, for small objects in large images
     overlap:float=None, # Share of a tile that neighbors have in common; .2 unless given
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
-    bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
+    bit_depth:int=None, # Bits that the pixels of 16-bit images use; those in training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
     classes:str=None, # Keep only these classes, such as car,person
-    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
-    order:str=None, # uncertainty: only list images in order.csv, first those from which labeling would teach most
+    pixels:str=None, # Pixels of other programs' files: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
+    order:str=None, # uncertainty: only list images in order.csv, those most worth labeling first
     batch:int=8, # Images, or tiles, per batch
     device:str=None, # cpu, cuda, ...; the fastest unless given
     network:bool=False, # Read INPUTS that are addresses of http, https or rtsp
-    every:int=1, # Of a video, read one frame in so many; live streams also skip what they have no time for
+    every:int=1, # Read one of so many frames of a video; live streams also skip frames if too slow
     track:bool=False, # Number objects through the frames of videos, and write the tracks in MOTChallenge's format
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
 ):

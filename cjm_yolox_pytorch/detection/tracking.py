@@ -23,7 +23,8 @@ from ..files.captions import class_color, draw_named
 from ..files.paths import atomic
 
 # %% ../../nbs/detection/04_tracking.ipynb #0970148c
-def import_trackers():
+def import_trackers(): # The module
+    "Import the package trackers, or say how to install it."
     try: import trackers
     except ImportError as e:
         alone = 'pip install --no-deps trackers, and pip install av supervision rich'
@@ -33,7 +34,7 @@ def import_trackers():
 
 # %% ../../nbs/detection/04_tracking.ipynb #c0123714
 def tracking_conf(conf): # Minimum score, or C of them
-    "Lower the minimum scores of a detector whose objects are tracked."
+    "Lower the minimum scores of a detector to .1, for tracking."
     return np.minimum(conf, np.where(np.asarray(conf) < 1, .1, 1)).tolist() # Classes of 1 are left out
 
 # %% ../../nbs/detection/04_tracking.ipynb #9d8e4fe2
@@ -44,7 +45,7 @@ def _relative(found, conf): # [N] 1 and more: high enough for a detection
 # %% ../../nbs/detection/04_tracking.ipynb #e634cb81
 @dataclass(repr=False)
 class TrackedDetections(Detections):
-    "Objects found in one frame, with numbers that stay the same from frame to frame."
+    "Objects found in one frame, with numbers that stay the same from frame to frame"
     track_ids:torch.Tensor=None # [N] int64 from 1, or 0
     trails:dict=None # Lists of points by number
 
@@ -75,12 +76,18 @@ def draw(self:TrackedDetections, class_agnostic:bool=True, iou:float=.65): # As 
 # %% ../../nbs/detection/04_tracking.ipynb #ea5839a7
 class Tracker:
     "Number the objects of a video, frame by frame."
-    def __init__(self, conf, trail:float=2.): # Minimum score of a detection, or C of them; seconds that trails last
+    def __init__(self,
+        conf, # Minimum score of a detection, or C of them
+        trail:float=2. # Length of trails in seconds
+    ):
         self.conf, self.trail, self.points = conf, trail, {}
         options = dict(high_conf_det_threshold=1., track_activation_threshold=1.)
         self.tracker = import_trackers().ByteTrackTracker(frame_rate=30, lost_track_buffer=30, **options)
 
-    def __call__(self, found:Detections, seconds:float) -> TrackedDetections: # `seconds` increase
+    def __call__(self,
+        found:Detections, # In a frame, down to the scores of `tracking_conf`
+        seconds:float # Time of the frame, later than that of the one before
+    ) -> TrackedDetections:
         relative = _relative(found, self.conf)
         ids = self._update(found.boxes.numpy(), relative, seconds)
         kept = np.flatnonzero((ids > 0) | (relative >= 1))
@@ -110,7 +117,7 @@ def _follow(self:Tracker, boxes, ids, seconds): # Lists of the centers of boxes 
 
 # %% ../../nbs/detection/04_tracking.ipynb #ae86e0cd
 def mot_lines(found:TrackedDetections, frame:int): # `frame` is counted from 0
-    "Write the objects of a frame as lines of MOTChallenge."
+    "Format the objects of a frame as lines of MOTChallenge."
     for n, (x1, y1, x2, y2), score in zip(found.track_ids.tolist(), found.boxes.tolist(), found.scores.tolist()):
         if n: yield f'{frame + 1},{n},{x1 + 1:.3f},{y1 + 1:.3f},{x2 - x1:.3f},{y2 - y1:.3f},{score:.4f},-1,-1,-1\n'
 
@@ -118,7 +125,7 @@ def mot_lines(found:TrackedDetections, frame:int): # `frame` is counted from 0
 def tracks_file(drawn): return drawn.with_name(f'{drawn.stem}.tracks.txt') # For a drawn video
 
 def track_frames(frames, conf, drawn): # Of one video: anything, about a frame, and `Detections`
-    "Number the objects in frames as they come, and write them beside `drawn`."
+    "Number the objects in frames as they come, and write the tracks next to `drawn`."
     path, tracker = tracks_file(drawn), Tracker(conf)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryFile('w+', dir=path.parent) as lines:

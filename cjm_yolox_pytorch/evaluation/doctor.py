@@ -251,7 +251,7 @@ def yolox_doctor(
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
     weights:str=None, # Also find labels that these contradict: weights, or an exported .onnx, .xml or .pt2 file
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
-    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
+    pixels:str=None, # Pixels of other programs' files: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     device:str=None, # For WEIGHTS: cpu, cuda, ...; the fastest unless given
     overwrite:bool=False, # Replace the labeling task of an earlier run
 ):

@@ -297,9 +297,9 @@ def yolox_eval(
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
-    bit_depth:int=None, # Bits that the pixels of 16-bit images use; those of the training unless given, or 16
+    bit_depth:int=None, # Bits that the pixels of 16-bit images use; those in training unless given, or 16
     names:str=None, # Class names, such as cat,dog, or a text file with one per line; those of WEIGHTS unless given
-    pixels:str=None, # That other programs' files take: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
+    pixels:str=None, # Pixels of other programs' files: rgb255, bgr255, rgb1, bgr1, imagenet; guessed unless given
     allow_missing:bool=False, # Evaluate even if a tenth of the images or labels, or more, is missing
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
     conf:float=.001, # Minimum score for average precision; a larger value lowers AP

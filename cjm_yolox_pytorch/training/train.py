@@ -229,7 +229,7 @@ def yolox_train(
     weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
     recipe:str=None, # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
-    augment:str=None, # What suits a kind of images: aerial, documents, microscopy or street
+    augment:str=None, # Augmentation for a kind of image: aerial, documents, microscopy or street
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
     images:str=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16, # Bits that the pixels of 16-bit images use, from 8 to 16

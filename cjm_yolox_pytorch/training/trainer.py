@@ -40,9 +40,7 @@ from .recipe import make_optimizer, make_scheduler
 
 # %% ../../nbs/training/01_trainer.ipynb #f01406e6
 @contextmanager
-def processes(
-    device:str=None # Without `torchrun`, it is yielded unchanged; with it, only its kind counts (cuda or cpu)
-):
+def processes(device:str=None): # With `torchrun`, only its kind counts, cuda or cpu
     "Join the processes that `torchrun` started, if it did, and yield the device of this process."
     if not dist.is_torchelastic_launched(): return (yield device)
     cuda = choose_device(device).type == 'cuda'
