@@ -20,12 +20,12 @@ from ..inference import scored_boxes
 # %% ../../nbs/deploy/02_compare.ipynb #cc445677
 @dataclass(frozen=True)
 class Tolerance:
-    "The largest differences of a file from PyTorch that are rounding"
-    pixels:float = 1e-2 # Of boxes, besides `relative`
-    relative:float = 1e-4
+    "The largest differences between a file and PyTorch that count as rounding"
+    pixels:float = 1e-2 # Of boxes, in addition to `relative`
+    relative:float = 1e-4 # Of boxes, as a fraction of their coordinates
     probability:float = 1e-4
-    overlap:float = .02 # IoU, where suppression decides
-    least:float = 0. # Boxes of lower probability may be anywhere
+    overlap:float = .02 # Of the IoU at which suppression decides
+    least:float = 0. # Boxes of lower probability are not compared
     raw:float = 1e-2 # Of raw boxes, all of them, in cells and in logarithms
 
 TOLERANCE = Tolerance() # Of fp32
@@ -102,7 +102,13 @@ def try_file(file, module, size, camera, static, t=TOLERANCE): # Largest differe
     return worst
 
 # %% ../../nbs/deploy/02_compare.ipynb #b2685350
-def describe_trials(format, size, suppress, static):
+def describe_trials(
+    format, # A key of `FILE_FORMATS`
+    size, # Side of the canvas in training, in pixels
+    suppress, # Whether the file suppresses overlapping boxes
+    static # Whether it is for one image of `size`
+):
+    "Describe how a file was tested."
     sizes, counts = zip(*trials(size, static))
     sides = ', '.join(dict.fromkeys(f'{w}x{h}' for h, w in sizes))
     batches = ' and '.join(map(str, sorted({*counts})))

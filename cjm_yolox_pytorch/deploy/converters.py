@@ -42,19 +42,19 @@ def quietly(name): # Of the converter
             raise RuntimeError(f'{name} cannot convert the network: {first}') from e
 
 # %% ../../nbs/deploy/00b_converters.ipynb #2ce4ede0
-def append_metadata(path, metadata): # To a file of LiteRT
+def append_metadata(path, metadata): # To a LiteRT file
     with zipfile.ZipFile(path, 'a') as archive: archive.writestr(f'{METADATA}.json', metadata)
 
-def write_litert(program, path, metadata, half=False):
-    "Write a traced network as a file of LiteRT."
+def write_litert(program, path, metadata, half=False): # Of `torch.export`; a `Path`; text; `half` is for other formats
+    "Write a traced network as a LiteRT file."
     with quietly('litert-torch'):
         converter = import_extra('litert_torch', 'litert')
         converter.convert(program.module(), program.example_inputs[0]).export(str(path))
     append_metadata(path, metadata)
 
 # %% ../../nbs/deploy/00b_converters.ipynb #697cf126
-def write_executorch(program, path, metadata, half=False):
-    "Write a traced network as a file of ExecuTorch, for XNNPACK."
+def write_executorch(program, path, metadata, half=False): # As for `write_litert`
+    "Write a traced network as an ExecuTorch file, for XNNPACK."
     with quietly('executorch'):
         exir = import_extra('executorch.exir', 'executorch')
         xnnpack = import_extra('executorch.backends.xnnpack.partition.xnnpack_partitioner', 'executorch')
@@ -73,16 +73,16 @@ def _run_pnnx(program, folder, half): # -> the graph and the numbers
     if all(map(os.path.exists, files)): return files
     raise RuntimeError(f'pnnx ended with code {done.returncode} {done.stderr[-200:]}')
 
-def write_ncnn(program, path, metadata, half=False):
-    "Write a traced network as files of NCNN."
+def write_ncnn(program, path, metadata, half=False): # As for `write_litert`, but `half` stores weights in fp16
+    "Write a traced network as NCNN files."
     with tempfile.TemporaryDirectory() as folder, quietly('pnnx'):
         for file, suffix in zip(_run_pnnx(program, folder, half), ('.param', '.bin')):
             with open(file, 'rb') as f: path.with_suffix(suffix).write_bytes(f.read())
     path.with_suffix('.json').write_text(metadata, encoding='utf-8')
 
 # %% ../../nbs/deploy/00b_converters.ipynb #36e07844
-def write_coreml(program, path, metadata, half=False):
-    "Write a traced network as a package of Core ML."
+def write_coreml(program, path, metadata, half=False): # As for `write_litert`
+    "Write a traced network as a Core ML package."
     with quietly('coremltools'):
         ct = import_extra('coremltools', 'coreml')
         options = dict(outputs=[ct.TensorType('detections')], compute_precision=ct.precision.FLOAT32)

@@ -22,7 +22,13 @@ from ..files.network_kinds import import_extra, network_kind, unreported
 from ..files.paths import new_folder
 
 # %% ../../nbs/deploy/01_formats.ipynb #bf270e9e
-def trial_images(hw, n, camera, seed=0):
+def trial_images(
+    hw, # Height and width
+    n, # Number of images
+    camera, # Whether to make [n, H, W, 3] uint8; otherwise [n, 3, H, W] float32 from 0 to 255
+    seed=0 # The same seed gives the same images
+):
+    "Make random images to trace and check networks with."
     noise = torch.rand(n, 3, 6, 8, generator=torch.Generator().manual_seed(seed))*255
     images = nn.functional.interpolate(noise, hw, mode='bilinear')
     return images.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous() if camera else images
@@ -45,7 +51,7 @@ class _InHalf(nn.Module): # In fp16, with fp32 outside
     def forward(self, x): return [[m.float() for m in maps] for maps in self.model(x.half())]
 
 def halved(module):
-    "Copy a module of `exportable`, with its network in fp16."
+    "Copy a module of `exportable`, and convert its network to fp16."
     module = copy.deepcopy(module)
     wrapper = getattr(module, 'wrapper', module)
     wrapper.model = _InHalf(wrapper.model)
@@ -71,7 +77,13 @@ def _write_pt2(program, path, metadata, half=False):
     torch.export.save(program, str(path), extra_files=files)
 
 # %% ../../nbs/deploy/01_formats.ipynb #d9f1b36e
-def convert_to_openvino(onnx, path, metadata, half=False):
+def convert_to_openvino(
+    onnx, # File to read
+    path, # .xml file to write, with a .bin file next to it
+    metadata, # Text
+    half=False # Store weights in fp16
+):
+    "Convert an ONNX file to OpenVINO."
     openvino = import_extra('openvino')
     with unreported(): model = openvino.convert_model(str(onnx))
     model.set_rt_info(metadata, [METADATA])
@@ -88,7 +100,16 @@ EXPORT_FORMATS = {name: f.suffix for name, f in FILE_FORMATS.items()}
 _WRITERS = dict(onnx=_write_onnx, openvino=_write_openvino, pt2=_write_pt2, ncnn=write_ncnn, litert=write_litert)
 _WRITERS |= dict(executorch=write_executorch, coreml=write_coreml)
 
-def write_draft(module, path, metadata, size, camera, static, half=False):
+def write_draft(
+    module, # Of `exportable`
+    path, # `Path` with the suffix of a format
+    metadata, # Text, such as the JSON of `file_metadata`
+    size, # Side of the canvas in pixels, for `static`
+    camera, # Whether `module` takes uint8 images, [B, H, W, 3]
+    static, # Trace for one image of `size`; otherwise for any batch, height and width
+    half=False # In fp16, for formats that support it
+):
+    "Write a module in the format of the suffix, without checks."
     if half and path.suffix == '.onnx': module = halved(module)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*create_unbacked_symint', FutureWarning) # By torchvision's NMS
@@ -96,14 +117,14 @@ def write_draft(module, path, metadata, size, camera, static, half=False):
 
 # %% ../../nbs/deploy/01_formats.ipynb #1b72906a
 def load_exported(path): # -> function from a batch to rows, both tensors
-    "Load a file with the program it is meant for, on the CPU; Core ML's with PyTorch. Needs the extra of its format."
+    "Load a file with the library of its format, on the CPU; Core ML's with PyTorch. Needs the extra of the format."
     if network_kind(path) == 'coreml': return coreml_reference(path)
     run = load_program(path).run
     return lambda x: torch.from_numpy(run(x.numpy())[0])
 
 def load_opencv(path): # The same with OpenCV
     import cv2
-    # OpenCV 5 has a new engine besides that of OpenCV 4
+    # OpenCV 5 has a new engine in addition to that of OpenCV 4
     engine = {'engine': cv2.dnn.ENGINE_CLASSIC} if hasattr(cv2.dnn, 'ENGINE_CLASSIC') else {}
     network = cv2.dnn.readNetFromONNX(np.fromfile(path, np.uint8), **engine)
     def run(x):
@@ -119,7 +140,8 @@ def check_place(path):
     if not os.access(place, os.W_OK): raise PermissionError(f'{path}: {place} is read-only. Choose another --out')
 
 # %% ../../nbs/deploy/01_formats.ipynb #0c3223ef
-def check_output(path, size, static, half=False, int8=False):
+def check_output(path, size, static, half=False, int8=False): # As for `write_draft`; `int8`: whether to quantize
+    "Raise an error if `path` cannot be written."
     check_precision(path, half, int8)
     check_target(path)
     check_place(path)
@@ -135,7 +157,7 @@ def _move_files(folder, out):
 # %% ../../nbs/deploy/01_formats.ipynb #47f06c6c
 @contextmanager
 def drafted(path): # -> path of a draft, which replaces `path` at the end
-    "Write a file, and those that belong to it, as a whole or not at all."
+    "Write a file, and those that belong to it, completely or not at all."
     check_place(path)
     options = dict(suffix='.partial', prefix=path.name, ignore_cleanup_errors=True)
     with new_folder(path.parent) as out, tempfile.TemporaryDirectory(dir=out, **options) as folder:

@@ -26,7 +26,7 @@ class Node:
     inputs:list # Names of tensors
     outputs:list
     weight:str = None # Name of the weights, if it is a convolution
-    depthwise:bool = False
+    depthwise:bool = False # Whether it is a depthwise convolution
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bad1dd7f
 def _beyond_convs(nodes, inputs, outputs): # Names of nodes that no convolution leads to
@@ -39,7 +39,7 @@ def _beyond_convs(nodes, inputs, outputs): # Names of nodes that no convolution 
 
 # %% ../../nbs/deploy/03_quantize.ipynb #17374e1b
 def graph_parts(nodes) -> dict: # List of `Node`, in the order of the graph -> names of nodes by part
-    "Find the nodes that lose the most when they are quantized."
+    "Find the nodes where quantization loses the most."
     convs, into, out = [n for n in nodes if n.weight], attrgetter('inputs'), attrgetter('outputs')
     ends = _beyond_convs(nodes, into, out) | _beyond_convs(nodes[::-1], out, into)
     depthwise = {n.name for n in convs if n.depthwise}
@@ -56,8 +56,13 @@ def onnx_nodes(file) -> list: # Of `Node`
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bb25a600
 class CalibrationImages:
-    "Training images as `network` takes them: at most `most` of them, drawn at random but always the same."
-    def __init__(self, network, annotations, most=100, progress=iter): # `progress` wraps them, as tqdm does
+    "Inputs of a network for calibration: training images, drawn at random but always the same"
+    def __init__(self,
+        network, # `ExportedNetwork`, for its canvas and pixel format
+        annotations, # `Annotations` of the training images
+        most=100, # Largest number of images
+        progress=iter # Wraps them, as tqdm does
+    ):
         self.network, self.annotations, self.progress = network, annotations, progress
         self.chosen = np.random.default_rng(0).permutation(len(annotations))[:most]
 
@@ -70,7 +75,7 @@ class CalibrationImages:
 
 # %% ../../nbs/deploy/03_quantize.ipynb #a047e956
 def fuse_silu(model): # ONNX model, changed in place
-    "Join each product of x and sigmoid(x) to one node of ONNX Runtime."
+    "Fuse each product of x and sigmoid(x) to one node of ONNX Runtime."
     onnx, nodes = import_extra('onnx'), model.graph.node
     makers = {output: n for n in nodes for output in n.output}
     for product in [n for n in nodes if n.op_type == 'Mul']:
@@ -92,7 +97,7 @@ def _silent():
         with contextlib.redirect_stdout(io.StringIO()): yield
     finally: logging.disable(before)
 
-class _CalibrationReader: # As ONNX Runtime's quantizer wants it
+class _CalibrationReader: # The interface that ONNX Runtime's quantizer needs
     def __init__(self, images, name): self.left, self.name = iter(images), name
     def get_next(self): return next(({self.name: x} for x in self.left), None)
 
@@ -106,7 +111,7 @@ def quantize_onnx(
     kept, # Names of nodes that stay in fp32
     metadata:str # JSON of `yolox_export`
 ):
-    "Quantize the convolutions of an ONNX file, and what only passes values on, but the nodes `kept`."
+    "Quantize the convolutions of an ONNX file, and nodes that only pass values on, except for those in `kept`."
     onnx, q = import_extra('onnx'), import_extra('onnxruntime.quantization')
     model = fuse_silu(onnx.load(file))
     reader, extra = _CalibrationReader(images, model.graph.input[0].name), dict(CalibMovingAverage=True)
@@ -119,7 +124,7 @@ def quantize_onnx(
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bde26545
 def quantize_openvino(file, out, images, kept, metadata): # As `quantize_onnx`, but `out` is XML
-    "Quantize an ONNX file for OpenVINO, but the nodes `kept`."
+    "Quantize an ONNX file for OpenVINO, except for the nodes in `kept`."
     nncf, openvino = import_extra('nncf', 'int8'), import_extra('openvino')
     with unreported(): model = openvino.convert_model(str(file))
     names = [op.get_friendly_name() for op in model.get_ops()]

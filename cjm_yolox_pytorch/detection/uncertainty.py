@@ -63,7 +63,8 @@ def order_images(
     return sorted(rows, key=lambda row: (-row[1], row[0]))
 
 # %% ../../nbs/detection/03a_uncertainty.ipynb #cff08388
-def write_order(rows, path):
+def write_order(rows, path): # As `order_images` returns them; CSV file to write
+    "Write the order of images as a CSV file."
     with atomic(path) as partial, open(partial, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
         writer = csv.writer(f, lineterminator='\n')
         writer.writerow(ORDER_HEADER)
