@@ -95,7 +95,7 @@ def _output(weights, to, out): # Path of the file
 def yolox_convert_weights(
     weights:str, # File or address of weights, or a size such as yolox_s for published weights
     to:str=None, # megvii: for Megvii's tools; mmdet: for mmdetection
-    out:str=None # File to write; beside WEIGHTS unless given
+    out:str=None # File to write; next to WEIGHTS unless given
 ):
     "Write WEIGHTS with the names of other implementations"
     if to not in OTHER_TOOLS: raise ValueError(f'--to: choose one of {", ".join(OTHER_TOOLS)}')

@@ -162,7 +162,7 @@ def export(
 @showing('list', lambda **_: format_lines(), 'Print a table of all formats')
 def yolox_export(
     weights:str, # File or address of weights, or a size such as yolox_s for published weights
-    out:str=None, # File, or folder of a page, to write; beside WEIGHTS unless given
+    out:str=None, # File, or folder of a page, to write; next to WEIGHTS unless given
     format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml, web: see --list; default: as OUT, or onnx
     for_:str=None, # frigate, depthai: write ONNX as this program reads it, and print its configuration
     raw:bool=False, # Give raw boxes, objectness and all probabilities, not decoded

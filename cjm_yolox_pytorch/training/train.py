@@ -147,7 +147,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out) if first else nullcontext(), stop_signals(trainer.group) as stop:
         if resume: load_state(trainer, out/'state.pt')
-        if first: write_recipe(trainer.recipe, out/'recipe.yaml') # Whoever finds a state finds its recipe
+        if first: write_recipe(trainer.recipe, out/'recipe.yaml') # A state always has its recipe next to it
         if first and not resume: save_state(trainer, out/'state.pt') # To resume from the beginning
         _train_and_notify(trainer, stop)
     return trainer.best
@@ -237,7 +237,7 @@ def yolox_train(
     train:str=None, # Training split; by default train
     val:str=None, # Validation split; by default val, or test if there is no val, or a tenth of the training split
     out:str=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
-    resume:bool=False, # Resume the interrupted training in the folder
+    resume:bool=False, # Resume the interrupted run in the folder
     logger:str=None, # Send metrics to tensorboard, wandb, mlflow, trackio, or your module:function or file.py:function
     device:str=None, # cpu, cuda, ...; the fastest unless given
     workers:int=None, # Processes that load images; by default half of the cores, at most 8
