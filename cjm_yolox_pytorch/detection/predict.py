@@ -83,7 +83,7 @@ def _report(tally, out, seconds):
     speed = f'{tally.images/seconds:.1f} images/s, including reading and writing'
     if tally.images: say(f'{speed}; written to {out}')
     if live := tally.describe_live(): explain(live)
-    hidden = f'not drawn: {counted(tally.hidden, "box")} on objects that have a surer one of another class'
+    hidden = f'not drawn: {counted(tally.hidden, "box")} on objects with a higher-scoring box of another class'
     both = f'{hidden}; --class-agnostic drops them from files and counts, too'
     if tally.hidden: explain(both)
     most, full = tally.max_detections, counted(tally.full, 'image')

@@ -83,7 +83,7 @@ def test_pictures_have_one_class_for_each_object(images, tmp_path, monkeypatch, 
     monkeypatch.setattr(Detections, 'draw', lambda self, **kwargs: (shown.append(len(self)), draw(self, **kwargs))[1])
     run('weights', images, out=tmp_path/'one')
     assert shown == [1]*3 and len(record(tmp_path/'one')['annotations']) == 6
-    said = 'not drawn: 3 boxes on objects that have a surer one of another class; --class-agnostic drops them'
+    said = 'not drawn: 3 boxes on objects with a higher-scoring box of another class; --class-agnostic drops them'
     assert said in ' '.join(capsys.readouterr().out.split())
     run('weights', images, out=tmp_path/'both', multi_label=True)
     assert shown[3:] == [2]*3 and 'not drawn' not in capsys.readouterr().out
