@@ -190,7 +190,7 @@ def yolox_predict(
     class_agnostic:bool=False, # Keep the best of boxes that overlap, whatever their classes, as pictures do
     multi_label:bool=False, # Let a box have several classes, and draw all of them
     mirrored:bool=False, # Flip test-time augmentation: slower, slightly more accurate
-    tile:int=None, # Cut images into tiles of so many pixels, for small objects in large images
+    tile:int=None, # Cut images into tiles of this many pixels, for small objects in large images
     overlap:float=None, # Share of a tile that neighbors have in common; .2 unless given
     img_size:int=None, # Side of the square canvas in pixels; that of the weights unless given
     bit_depth:int=None, # Bits that the pixels of 16-bit images use; those in training unless given, or 16
@@ -201,7 +201,7 @@ def yolox_predict(
     batch:int=8, # Images, or tiles, per batch
     device:str=None, # cpu, cuda, ...; the fastest unless given
     network:bool=False, # Read INPUTS that are addresses of http, https or rtsp
-    every:int=1, # Read one of so many frames of a video; live streams also skip frames if too slow
+    every:int=1, # Read every Nth frame of a video; live streams also skip frames if too slow
     track:bool=False, # Number objects through the frames of videos, and write the tracks in MOTChallenge's format
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr
 ):

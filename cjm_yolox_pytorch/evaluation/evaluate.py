@@ -311,7 +311,7 @@ def yolox_eval(
     max_detections:int=300, # Most detections per image; for average precision, COCO counts 100 of each class
     class_agnostic:bool=False, # Keep the best of boxes that overlap, whatever their classes; lowers AP
     multi_label:bool=False, # Let a box have several classes; raises AP a little where there are many
-    tile:int=None, # Cut images into tiles of so many pixels, and say whether that helps
+    tile:int=None, # Cut images into tiles of this many pixels, and say whether that helps
     overlap:float=None, # Share of a tile that neighbors have in common; .2 unless given
     out:str=None, # Folder for metrics.json, figures (*.png), and COCO files of truth and detections
     batch:int=16, # Images, or tiles, per batch

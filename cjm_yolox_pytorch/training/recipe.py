@@ -71,7 +71,7 @@ class Augmentation:
     flip_lr:Fraction = .5 # Probability of a horizontal flip
     flip_ud:Fraction = 0. # Probability of a vertical flip
     rot90:Fraction = 0. # Probability of rotating by 90, 180 or 270 degrees
-    tile:Natural = 0 # Cut images into tiles of so many pixels, as in prediction; 0: whole images
+    tile:Natural = 0 # Cut images into tiles of this many pixels, as in prediction; 0: whole images
     overlap:Fraction = .2 # Share of a tile that neighbors have in common
     min_size:Natural = 0 # Smallest side in multi-scale training, a multiple of 32; 0 for a fixed size
     max_size:Natural = 0 # Largest side in multi-scale training
