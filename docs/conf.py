@@ -139,6 +139,9 @@ def finish(app, error):
 
 
 def setup(app):
+    for folder in map(Path, (app.srcdir, app.outdir)):
+        cure = 'files that are not of the site are deleted there: build it with `make docs`'
+        if HERE.parent/'.venv-docs/build' not in folder.parents: raise ValueError(f'{folder}: {cure}')
     write_pages(Path(app.srcdir))
     app.add_config_value('shared', what_all_pages_share(), 'env', types=[str])
     app.connect('builder-inited', lambda app: setattr(app.builder, 'search', False)) # Ours stands in

@@ -1,14 +1,16 @@
-"Tutorials run one after another in one process, so each leaves it as it was."
+"Tutorials run in Jupyter, and, since all run in one process in other tests, each leaves it as it was."
 import importlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-TUTORIALS = Path(__file__).parents[1]/'nbs/tutorials'
+PAGES = Path(__file__).parents[1]/'nbs'
+TUTORIALS = PAGES/'tutorials'
 MODULES = 'detector', 'shapes' # Written and imported by the pages
 
 
@@ -37,3 +39,16 @@ def test_page_leaves_the_process_as_it_was(name, monkeypatch):
         exec(last, page)
         assert process() == before and not page['folder'].exists()
     finally: torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('page', ['tutorials/own_loop', 'tutorials/onnx_runtime', 'explanations/why_simota'])
+def test_page_runs_in_jupyter(page):
+    "With its slow cells, but not those that download"
+    nbclient, nbformat = map(pytest.importorskip, ('nbclient', 'nbformat'))
+    file = PAGES/f'{page}.ipynb'
+    notebook = nbformat.read(file, as_version=4)
+    def downloads(cell): return re.search(r'^#\| (net|cuda)$', cell.source, re.M)
+    notebook.cells = [cell for cell in notebook.cells if not downloads(cell)]
+    run = nbclient.NotebookClient(notebook, timeout=900, resources=dict(metadata=dict(path=file.parent))).execute()
+    assert any(cell.get('outputs') for cell in run.cells)

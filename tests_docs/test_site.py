@@ -346,6 +346,14 @@ def test_unchanged_pages_are_not_built_again(tmp_path):
     assert len(new) > 100 and new == old
 
 
+def test_only_the_folders_of_make_docs_are_written(tmp_path):
+    "Since what is not of the site is deleted there"
+    (tmp_path/'mine.ipynb').write_text('{}')
+    command = [sys.executable, '-m', 'sphinx', '-c', 'docs', tmp_path, ROOT/'.venv-docs/build/html']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and 'make docs' in done.stdout + done.stderr and (tmp_path/'mine.ipynb').exists()
+
+
 def test_dark(browser, hosts):
     def background(scheme):
         tab = browser.new_page(color_scheme=scheme)
