@@ -46,7 +46,8 @@ def check_drawn_files(pairs, out): # Pairs of an input and its drawn file in `ou
     inputs, sources = {os.path.realpath(f) for f, _ in pairs if not isinstance(f, Stream)}, {}
     root = os.path.realpath(out)
     for f, drawn in pairs:
-        place, other = os.path.realpath(drawn), sources.setdefault(drawn, f)
+        place = os.path.realpath(drawn)
+        other = sources.setdefault(place, f)
         if other != f: raise ValueError(f'{other} and {f} would both be drawn as {drawn}: rename one of them')
         what = 'a link to an input, which' if os.path.islink(drawn) else 'an input and'
         if place in inputs: raise ValueError(f'{drawn} is {what} would be overwritten: choose another --out')
@@ -55,12 +56,17 @@ def check_drawn_files(pairs, out): # Pairs of an input and its drawn file in `ou
 # %% ../../nbs/detection/02_inputs.ipynb #885b1f87
 def _finds(pattern, path): # Parts of both. A pattern that matches a folder finds what is in it
     if not pattern: return True
-    if pattern[0] == '**': return any(_finds(pattern[1:], path[n:]) for n in range(len(path) + 1))
-    return bool(path) and fnmatch(path[0], pattern[0]) and _finds(pattern[1:], path[1:])
+    seen = path and (pattern[0].startswith('.') or not path[0].startswith('.'))
+    if pattern[0] == '**': return _finds(pattern[1:], path) or bool(seen) and _finds(pattern, path[1:])
+    return bool(seen) and fnmatch(path[0], pattern[0]) and _finds(pattern[1:], path[1:])
 
-def _finds_any(given, paths): # Of files yet to be drawn
-    pattern = Path(os.path.realpath(given)).parts
-    return glob.has_magic(given) and any(_finds(pattern, path.parts) for path in paths)
+def _finds_any(given, files): # Files yet to be drawn
+    parts = Path(os.path.normpath(given)).parts
+    first = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    root, pattern = Path(os.path.realpath(Path(*parts[:first]))), parts[first:]
+    places = [Path(where(f)) for f in files for where in (os.path.abspath, os.path.realpath)]
+    inside = [p.relative_to(root).parts for p in places if p.is_relative_to(root)]
+    return bool(pattern) and any(_finds(pattern, parts) for parts in inside)
 
 # %% ../../nbs/detection/02_inputs.ipynb #582790a5
 def check_apart(inputs, pairs, out): # Pairs as for `check_drawn_files`
@@ -121,7 +127,7 @@ def left_out(inputs, files): # Lines of text
 
 # %% ../../nbs/detection/02_inputs.ipynb #385dd315
 class NotTheInput(str):
-    "An error that is not the fault of the input: a package is missing, or a file cannot be written"
+    "The message of an error that is not the fault of the input: a package is missing, or a file cannot be written"
 
 # %% ../../nbs/detection/02_inputs.ipynb #bd4c89b9
 def read_inputs(files, failed, bit_depth=16, every=1): # Input, drawn file, about a frame (number, time), and image

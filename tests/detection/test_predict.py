@@ -454,6 +454,17 @@ def test_pictures_are_not_drawn_into_folders_of_inputs(file, tmp_path, monkeypat
     assert {p.name for p in tmp_path.rglob('*.*')} == {f'{folder}.png' for folder in folders.split()}
 
 
+def test_pictures_are_not_drawn_where_links_or_odd_folders_lead_to_inputs(file, tmp_path, monkeypatch):
+    folder = tmp_path/'set [1]'
+    (folder/'other').mkdir(parents=True)
+    (folder/'sub').symlink_to('other', target_is_directory=True)
+    for name in ('a.png', 'other/b.png'): Image.new('RGB', (40, 40)).save(folder/name)
+    monkeypatch.chdir(folder)
+    for given in (['*.*'], ['sub/*', 'a.png'], ['s?b/*', 'a.png']):
+        with pytest.raises(ValueError, match=AGAIN): run(file, *given, out='.')
+    assert {p.name for p in folder.rglob('*.*')} == {'a.png', 'b.png'}
+
+
 @pytest.mark.parametrize('given, out',
     [('*', 'out'), ('**/*', 'out'), ('images/*', 'images/new'), ('images/*', 'out')])
 def test_pattern_that_matches_the_output_folder_may_be_given_again(file, images, monkeypatch, given, out):
