@@ -61,7 +61,7 @@ docs-open: docs
 test-docs: browser docs .venv-docs/installed-browser .venv-web/package .venv/installed-dev
 	@.venv-docs/bin/python -m pytest -q -rs tests_docs && $(PYTEST) -rs -m slow tests/test_tutorials.py \
 		&& echo "The site in _docs/ is fine: every page loads, links lead somewhere, the search finds, and pages run in Jupyter." \
-		|| { echo "The site in _docs/ has faults: the lines above that begin with FAILED say where."; exit 1; }
+		|| { echo "The site in _docs/, or a page in Jupyter, has faults: the lines above that begin with FAILED say where."; exit 1; }
 
 # Before anything is built
 browser:

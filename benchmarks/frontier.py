@@ -45,11 +45,11 @@ def train(args, name, package, epochs, seed):
 
 
 def as_table(rows):
-    "Medians over the seeds, for each version and number of epochs."
+    "Medians over the seeds, for each version and number of epochs; times that were not measured are None."
     groups = {}
     for row in rows: groups.setdefault((row['version'], row['epochs'] or 'default'), []).append(row)
 
-    def median(found, key, digits): return f'{statistics.median(row[key] for row in found):.{digits}f}'
+    def median(found, key, digits): return f'{statistics.median(r[key] for r in found if r[key]):.{digits}f}'
     digits = dict(minutes=1, AP=3, AP50=3)
     cells = [[version, str(epochs), str(len(found)), *(median(found, key, n) for key, n in digits.items())]
         for (version, epochs), found in groups.items()]

@@ -95,13 +95,15 @@ def measure(args, name):
 
 
 def as_table(rows):
-    "Trainers by images per second, and by AP where that was measured."
-    columns = dict(images_per_s='{:.1f}', epochs='{}', minutes='{:.1f}', AP='{:.3f}', AP50='{:.3f}')
+    "Trainers by images per second and other seconds, and by AP where that was measured."
+    columns = dict(images_per_s='{:.1f}', start_s='{:.1f}', epochs='{}', minutes='{:.1f}', AP='{:.3f}', AP50='{:.3f}')
+    columns = {k: how for k, how in columns.items() if k == 'images_per_s' or any(k in row for row in rows)}
 
     def cells(row):
         if row['failed']: return [f'failed: {row["failed"]}'] + ['']*(len(columns) - 1)
         return [how.format(row[name]) if name in row else '' for name, how in columns.items()]
-    names = ['trainer', 'images per second', *list(columns)[1:]]
+    titles = dict(images_per_s='images per second', start_s='seconds besides epochs')
+    names = ['trainer', *(titles.get(name, name) for name in columns)]
     return markdown(names, [[row['trainer'], *cells(row)] for row in rows], texts=[0])
 
 
@@ -117,7 +119,7 @@ def draw_photos(folder, count):
 def prepare(args, folder):
     "Convert the dataset to the YOLO format, which all of them read."
     data = args.data or draw_photos(folder/'photos', args.photos)
-    args.name = data.name
+    args.name = args.data.name if args.data else 'drawn photos'
     args.data = folder/'yolo'
     yolox_convert(str(data), to='yolo', out=str(args.data))
     train = read_split(args.data, 'train')
@@ -144,7 +146,8 @@ def main():
         for name in args.only:
             rows.append(measure(args, name))
             print(rows[-1], file=sys.stderr, flush=True)
-    about = dict(data=args.name, images=args.images, img_size=args.img_size, batch=args.batch, minutes=args.minutes)
+    about = dict(data=args.name, images=args.images, img_size=args.img_size, batch=args.batch)
+    if args.minutes: about['minutes'] = args.minutes
     save_results('trainers', as_table(rows), rows, machine('cpu') | about, args.out)
 
 

@@ -1,4 +1,5 @@
 "The benchmarks run, and go on without peers that are not installed."
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -129,6 +130,15 @@ def test_page_of_formats_shows_the_results():
     outputs = [out.get('data', {}) for cell in page['cells'] for out in cell.get('outputs', [])]
     table = (ROOT/'benchmarks/results/formats.md').read_text(encoding='utf-8')
     assert table in [''.join(data.get('text/markdown', [])) for data in outputs], 'run nbs/deploy/00a_catalog.ipynb'
+
+
+@pytest.mark.parametrize('name', ['frontier', 'trainers'])
+def test_tables_of_results_have_their_rows(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/'benchmarks')
+    results = ROOT/'benchmarks/results'
+    rows = json.loads((results/f'{name}.json').read_text(encoding='utf-8'))['rows']
+    table = importlib.import_module(name).as_table(rows)
+    assert (results/f'{name}.md').read_text(encoding='utf-8').startswith(f'{table}\n\n')
 
 
 def test_near_duplicates_benchmark(draw_shapes):

@@ -48,7 +48,6 @@ def test_page_runs_in_jupyter(page):
     nbclient, nbformat = map(pytest.importorskip, ('nbclient', 'nbformat'))
     file = PAGES/f'{page}.ipynb'
     notebook = nbformat.read(file, as_version=4)
-    def downloads(cell): return re.search(r'^#\| (net|cuda)$', cell.source, re.M)
-    notebook.cells = [cell for cell in notebook.cells if not downloads(cell)]
-    run = nbclient.NotebookClient(notebook, timeout=900, resources=dict(metadata=dict(path=file.parent))).execute()
-    assert any(cell.get('outputs') for cell in run.cells)
+    def is_skipped(cell): return re.search(r'^#\| (net|cuda|eval: false)$', cell.source, re.M)
+    notebook.cells = [cell for cell in notebook.cells if not is_skipped(cell)]
+    nbclient.NotebookClient(notebook, timeout=900, resources=dict(metadata=dict(path=file.parent))).execute() # Raises

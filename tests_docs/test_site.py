@@ -149,6 +149,8 @@ def test_picture_opens_in_full_size_where_it_is_shown_smaller(browser, hosts, sc
     link = tab.get_by_role('link', name='Full size: The ten best IoUs of each object, and their sum')
     shown, width = link.locator('img').evaluate('picture => [picture.width, picture.naturalWidth]')
     assert shown <= 358 < width and link.evaluate('link => getComputedStyle(link).cursor') == 'zoom-in'
+    filters = link.locator('img').evaluate('picture => getComputedStyle(picture).filter')
+    assert ('brightness' in filters) is (scheme == 'dark')
     tab.set_viewport_size(dict(width=844, height=390))
     link.wait_for(state='detached')
     tab.set_viewport_size(dict(width=390, height=844))
@@ -346,12 +348,15 @@ def test_unchanged_pages_are_not_built_again(tmp_path):
     assert len(new) > 100 and new == old
 
 
-def test_only_the_folders_of_make_docs_are_written(tmp_path):
+@pytest.mark.parametrize('foreign', ['pages', 'html'])
+def test_only_the_folders_of_make_docs_are_written(tmp_path, foreign):
     "Since what is not of the site is deleted there"
-    (tmp_path/'mine.ipynb').write_text('{}')
-    command = [sys.executable, '-m', 'sphinx', '-c', 'docs', tmp_path, ROOT/'.venv-docs/build/html']
+    for name in ('mine.ipynb', 'mine.html'): (tmp_path/name).write_text('{}')
+    folders = {name: ROOT/'.venv-docs/build'/name for name in ('pages', 'html')} | {foreign: tmp_path}
+    command = [sys.executable, '-m', 'sphinx', '-c', 'docs', *folders.values()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode and 'make docs' in done.stdout + done.stderr and (tmp_path/'mine.ipynb').exists()
+    assert done.returncode and 'make docs' in done.stdout + done.stderr
+    assert {p.name for p in tmp_path.glob('mine.*')} == {'mine.ipynb', 'mine.html'}
 
 
 def test_dark(browser, hosts):

@@ -59,7 +59,7 @@ class Detections(_DetectionsMethods):
     def __len__(self) -> int: return len(self.labels)
 
     def name(self, i:int) -> str: # The label if class names are unknown
-        "Class name of detection `i`."
+        "Return the class name of detection `i`."
         label = int(self.labels[i])
         return str(label) if self.names is None else self.names[label]
 

@@ -39,7 +39,7 @@ function fitTable(wrapper) {
 function fitFormula(formula) {
     formula.style.fontSize = ''
     const part = formula.clientWidth/formula.scrollWidth
-    if (part < 1) formula.style.fontSize = `${Math.floor(100*part)}%`
+    if (part < 1) formula.style.fontSize = `${Math.max(70, Math.floor(100*part))}%`
 }
 
 function fit() {
