@@ -137,6 +137,8 @@ def test_wide_table_is_listed_on_a_phone(tab, hosts):
     cell = tab.locator('.listed td', has_text='40.5')
     assert cell.get_attribute('data-head') == 'AP on COCO'
     assert 'AP on COCO' in cell.evaluate('cell => getComputedStyle(cell, "::before").content')
+    tree = tab.locator('.listed').first.aria_snapshot() # As a screen reader has it
+    assert 'columnheader "AP on COCO"' in tree and 'cell' in tree
     tab.set_viewport_size(dict(width=1440, height=844))
     tab.locator('.listed').first.wait_for(state='detached')
 

@@ -233,7 +233,7 @@ def _convert_dataset(data, to, out, split, seed, link, allow_missing, **reading)
 def yolox_convert(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     to:str=None, # Format to write: yolo, coco or voc
-    out:str=None, # Folder to write, which must not exist or be empty
+    out:str=None, # Folder to write, a new or an empty one
     split:str=None, # Shares of new splits train, val and perhaps test, such as .8,.1,.1; those of DATA unless given
     seed:int=0, # The same seed gives the same new splits
     link:str=None, # hard or soft: link to the images of DATA instead of copying them

@@ -49,7 +49,7 @@ def _check_pair(used, train, val): # `Fault`s; the splits that were named, or No
 
 # %% ../../nbs/data/11_prepare.ipynb #e25b1908
 def prepare_splits(
-    data, # Folder of a dataset, or its JSON or YAML file
+    data, # Folder of a dataset in any format of `find_splits`, or its file
     train:str=None, # Training split; found by its name if None
     val:str=None, # Validation split; found by its name, or a tenth of the training split, if None
     allow_missing:bool=False, # Report missing data instead of raising an error

@@ -42,7 +42,7 @@ def _find_readers(path, formats, images): # Split -> function that reads it, of 
 
 # %% ../../nbs/data/07_splits.ipynb #67343555
 def find_splits(
-    path, # Folder of a dataset, or its file in COCO's JSON, YOLO's YAML or CSV
+    path, # Folder of a dataset, or its file: JSON (COCO, Label Studio), YAML or .data (YOLO), CSV, XML (CVAT)
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected if None
     images=None, # Folder of the images, if it is not in a usual place
     bit_depth:int=16 # Bits that the pixels of 16-bit files use

@@ -175,7 +175,7 @@ def yolox_export(
     classes:str=None, # With --suppress: keep only these classes, such as car,person
     half:bool=False, # Write fp16, with input and output in fp32: half the size, and fast on GPUs
     int8:bool=False, # Write int8, if --list says that FORMAT has it: a quarter of the size. AP is measured on DATA
-    data:str=None, # With --int8: folder of the training dataset, or its JSON, YAML or CSV file
+    data:str=None, # With --int8: folder of the training dataset, or its file
     max_drop:float=.01, # With --int8: largest loss of AP (from 0 to 1); if more is lost, nothing is written
     runtime:str=None, # With --format web: folder of the npm package onnxruntime-web, to copy, not load from a CDN
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr

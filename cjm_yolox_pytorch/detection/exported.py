@@ -30,7 +30,7 @@ class NetworkInfo:
     limits:tuple = (32, math.inf) # Of height and width, if the file takes several sizes
     pixels:str = 'rgb255' # A key of `PIXELS`
     strides:tuple = (8, 16, 32)
-    conf:float = 0. # The file itself drops scores up to this one
+    conf:float = 0. # The file itself drops scores up to this one; or [C], with 1 for classes it leaves out
     iou:float = 1. # The file itself drops boxes with a larger overlap
     model_type:str = None # Unknown in files of other programs
     notes:dict = field(default_factory=dict) # Those of `Weights`

@@ -155,7 +155,7 @@ def _check_out(out, weights, data): # Results would replace those of a training 
     same = repeated(Path(w).name for w in weights)
     if same: raise ValueError(f'several files are called {same[0]}, and so would their folders in {out}: rename them')
     check_output_folder(out, data)
-    if (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} holds a training: choose another folder')
+    if (Path(out)/'metrics.csv').exists(): raise FileExistsError(f'{out} already holds a training run: choose another folder')
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #edbaa884
 def _working_conf(notes, a): # Of the weights; a score, or [C]
@@ -183,7 +183,7 @@ def _say_scores(found, split, precision): # Of `_find_scores`
     for kind, scores in found.items():
         best = kind == 'best_f1'
         lines = threshold_lines(scores, mark=best)
-        which = 'the score with the best F1' if best else f'the least score with precision {precision:g}'
+        which = 'the score with the best F1' if best else f'the lowest score with precision {precision:g}'
         say(f'{which} on {split} ({RESAMPLES} resamples)', *lines)
         own = 'own: clear and different from the score of all classes, which training would store for the others'
         if any(line.endswith(' own') for line in lines): explain(own)
@@ -305,7 +305,7 @@ def yolox_eval(
     conf:float=.001, # Minimum score for average precision; a larger value lowers AP
     working_conf:float=None, # Minimum score for precision, recall, confusions and figures; that of the weights, or .25
     thresholds:bool=False, # Also find the scores with the best F1 on this split, for all classes and each
-    precision:float=None, # Also find the least scores on this split with this precision, such as .9
+    precision:float=None, # Also find the lowest scores on this split with this precision, such as .9
     classes:str=None, # Measure only these classes, such as car,person
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best
     max_detections:int=300, # Most detections per image; for average precision, COCO counts 100 of each class

@@ -24,7 +24,7 @@ MIN_STEPS = 20 # Fewest steps per epoch after the batch is enlarged
 # %% ../../nbs/training/01b_batch_size.ipynb #d15874eb
 def batch_sizes(
     images:int, # Number of training images
-    usual:int=8, # Batch of the recipe, which is always allowed
+    usual:int=8, # Batch of the recipe; sizes up to it are always allowed
     parts:int=1 # Parts a batch is split into
 ) -> list: # Images per part
     "List the sizes to choose from: powers of two."

@@ -158,7 +158,7 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
     more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes), size=best.size)
-    more['initial_weights'] = trainer.notes.get('weights') or trainer.loaded or 'random'
+    more['initial_weights'] = trainer.notes.get('weights') or 'random'
     if best.notes.get('thresholds'): more['thresholds'] = best.notes['thresholds']
     if trainer.recipe.tile: more['tile'] = trainer.recipe.tile
     found = trainer.predict(trainer.val, progress=partial(show_progress, unit='batches', desc='best weights'))
@@ -293,7 +293,7 @@ def _make_trainer(plan, used, weights, initial, device): # `weights` as given, a
     titles, splits = zip(*used.values())
     trainer = Trainer(plan, *splits, initial, device)
     known = dict(fingerprint=data_fingerprint(trainer.train), bit_depth=trainer.train.bit_depth)
-    trainer.notes = dict(zip(used, titles), **known)
+    trainer.notes.update(zip(used, titles), **known)
     if weights: trainer.notes['weights'] = short_path(weights)
     if trainer.rank == 0: _say_start(trainer, initial)
     return trainer

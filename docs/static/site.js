@@ -23,7 +23,9 @@ function linkToFullSize(picture) {
     } else if (!smaller && link?.className === 'full-size') link.replaceWith(picture)
 }
 
-// A table that is too wide is set tighter; if that is not enough, a phone lists its rows, unless they are many
+// A table that is too wide is set tighter; if that is not enough, a phone lists its rows, unless they are many.
+// For screen readers, it stays a table
+const ROLES = {table: 'table', thead: 'rowgroup', tbody: 'rowgroup', tr: 'row', th: 'columnheader', td: 'cell'}
 function fitTable(wrapper) {
     wrapper.classList.remove('tight', 'listed')
     const isWide = () => wrapper.scrollWidth > wrapper.clientWidth
@@ -32,6 +34,7 @@ function fitTable(wrapper) {
     if (!isWide() || cells.length > 100) return
     const heads = wrapper.querySelectorAll('thead th')
     for (const cell of cells) cell.dataset.head = heads[cell.cellIndex]?.textContent ?? ''
+    for (const name in ROLES) wrapper.querySelectorAll(name).forEach(part => part.setAttribute('role', ROLES[name]))
     wrapper.classList.add('listed')
 }
 

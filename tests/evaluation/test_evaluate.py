@@ -347,7 +347,7 @@ def test_class_names_are_refused_before_the_network_runs(shapes, tmp_path, monke
 def test_output_folder_is_checked_before_weights_are_read(shapes, tmp_path):
     "The file of weights does not exist, but the error is about the folder; and nothing is left there"
     (tmp_path/'metrics.csv').touch()
-    with pytest.raises(FileExistsError, match='holds a training'):
+    with pytest.raises(FileExistsError, match='holds a training run'):
         yolox_eval('no.safetensors', str(shapes), out=str(tmp_path))
     before = sorted(shapes.iterdir())
     with pytest.raises(ValueError, match='is in the folder of the data'):
@@ -372,7 +372,7 @@ def test_bad_input_is_one_line_at_the_shell(shapes, tmp_path, command):
         ((weights, shapes, '--split', 'vaal'), "has no split 'vaal': choose one of"),
         ((weights, shapes, '--iou', 65), 'iou=65.0: must be from 0 to 1'),
         ((weights, shapes, '--img-size', 0), 'img_size=0: must be at least 1'),
-        ((weights, shapes, '--out', tmp_path/'run'), 'run holds a training: choose another folder'),
+        ((weights, shapes, '--out', tmp_path/'run'), 'run already holds a training run: choose another folder'),
         ((weights, shapes, '--out', f'{shapes}/../{shapes.name}'), 'is in the folder of the data'),
         ((weights, tmp_path/'empty.json'), "empty.json: the split 'all' has no images"),
         ((weights, tmp_path/'wrong.json', '--workers', 1), 'a.png is 50x50 pixels, but its boxes are for 96x96')]:

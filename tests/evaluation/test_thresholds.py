@@ -170,12 +170,12 @@ def test_eval_tells_its_own_best_score_only_if_asked(measure, capsys):
     measure(thresholds=True, precision=.01)
     printed = capsys.readouterr().out
     assert 'the score with the best F1 on test (200 resamples)' in printed
-    assert 'the least score with precision 0.01 on test' in printed
+    assert 'the lowest score with precision 0.01 on test' in printed
     assert printed.count('all classes') == 2
     assert all(len(line) <= 80 for line in printed.splitlines() if 'written to' not in line)
     with pytest.raises(ValueError, match='precision=90: must be from 0 to 1'): measure(precision=90)
     measure(precision=0)
-    assert 'the least score with precision 0 on test' in capsys.readouterr().out
+    assert 'the lowest score with precision 0 on test' in capsys.readouterr().out
     with pytest.raises(ValueError, match='precision=nan'): measure(precision=float('nan'))
 
 

@@ -15,10 +15,11 @@ from fuzz import Mischief
 from trainings import SMALL, assert_same_training, run_command, trainer, words
 
 from cjm_yolox_pytorch.detection.detections import Detections
+from cjm_yolox_pytorch.files.checkpoints import load_weights
 from cjm_yolox_pytorch.training import runs
 from cjm_yolox_pytorch.training.recipe import Recipe
 from cjm_yolox_pytorch.training.runs import load_state, read_rows, save_state
-from cjm_yolox_pytorch.training.train import fit, train
+from cjm_yolox_pytorch.training.train import fit, measure_best, train
 from cjm_yolox_pytorch.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures('no_plots')
@@ -44,6 +45,19 @@ def test_killed_training_resumes_to_the_same_end(shapes, tmp_path, uninterrupted
     assert child.wait() == -signal.SIGKILL
     fit(trainer(shapes), out, resume=True)
     assert_same_training(out, uninterrupted)
+
+
+def test_initial_weights_are_remembered(shapes, tmp_path, uninterrupted):
+    "Also where the trainer that resumes is not given them"
+    first = trainer(shapes)
+    splits = first.train, first.val
+    weights = load_weights(uninterrupted/'last.safetensors')
+    fit(Trainer(first.recipe, *splits, weights, 'cpu'), tmp_path)
+    resumed = Trainer(first.recipe, *splits, device='cpu')
+    fit(resumed, tmp_path, resume=True)
+    assert measure_best(resumed)['initial_weights'] == 'in memory'
+    fit(first, tmp_path/'random')
+    assert measure_best(first)['initial_weights'] == 'random'
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
