@@ -1,8 +1,8 @@
 # make demo       train on drawn shapes, as a first try
 # make test       style, pages and the fast tests: what to run before a commit
 # make test-all   also the slow tests, and builds the site, as CI does every night
-# make bench      timings beside other implementations
-# make docs       the site, into _docs/;  make docs-open shows it;  make test-docs checks it in a browser
+# make bench      speed and memory compared with other implementations
+# make docs       the site, into _docs/;  make docs-open shows it;  make test-docs checks it in a browser and runs pages in Jupyter
 # make test-web   the pages of `yolox_export --format web`, in a browser
 PYTHON ?= python3
 BROWSERS := chromium chromium-browser google-chrome chrome

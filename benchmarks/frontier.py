@@ -1,8 +1,8 @@
-"""Draw AP over minutes: trainings with more and fewer epochs, from the first import to the last file.
+"""Measure AP and minutes of training runs with more and fewer epochs, from the first import to the last file.
 
 Each is a process of `yolox_train` with its defaults, and `yolox_eval` measures its weights on the test split. With
-`--before`, the package in another checkout takes turns with this one. Times count only on a quiet machine:
-`--threads 1` and two runs of this file at once measure AP alone, in less time.
+`--before`, the package in another checkout takes turns with this one. Times count only on a quiet machine. With
+`--threads 1`, two runs of this file at once measure AP alone, in less time.
 
 Example: python benchmarks/frontier.py path/to/bccd --weights yolox_nano.pth --epochs 8 15 30 --out runs/bench
 """
@@ -39,7 +39,8 @@ def train(args, name, package, epochs, seed):
     seconds = run(package, args.threads, 'yolox_train', args.data, *fixed, *options)
     run(ROOT, args.threads, 'yolox_eval', out/'best.safetensors', args.data, '--split', args.split, '--out', out/'test')
     found = json.loads((out/'test'/'metrics.json').read_text())
-    row = dict(version=name, epochs=epochs, seed=seed, minutes=seconds/60, AP=found['AP'], AP50=found['AP50'])
+    minutes = None if args.threads else seconds/60 # Only as users have them
+    row = dict(version=name, epochs=epochs, seed=seed, minutes=minutes, AP=found['AP'], AP50=found['AP50'])
     print(row, file=sys.stderr, flush=True)
     return row
 
@@ -49,7 +50,9 @@ def as_table(rows):
     groups = {}
     for row in rows: groups.setdefault((row['version'], row['epochs'] or 'default'), []).append(row)
 
-    def median(found, key, digits): return f'{statistics.median(r[key] for r in found if r[key]):.{digits}f}'
+    def median(found, key, digits):
+        known = [row[key] for row in found if row[key] is not None]
+        return f'{statistics.median(known):.{digits}f}' if known else ''
     digits = dict(minutes=1, AP=3, AP50=3)
     cells = [[version, str(epochs), str(len(found)), *(median(found, key, n) for key, n in digits.items())]
         for (version, epochs), found in groups.items()]

@@ -19,6 +19,7 @@ from sections import Index
 from sidebar import more_pages
 
 HERE = Path(__file__).parent
+BUILD = HERE.parent/'.venv-docs/build'
 project, author, copyright, release = cfg.lib_name, cfg.author, cfg.copyright, cfg.version
 smartquotes = False # Shapes such as [..., 4] and options such as --out stay as they are
 html_title = f'{project} {release}'
@@ -54,7 +55,7 @@ mathjax = Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent
 html_static_path += [str(mathjax/'static/mathjax/tex-svg.js')]
 mathjax_path = 'tex-svg.js'
 
-index = Index(HERE.parent/'.venv-docs/build/sections.json')
+index = Index(BUILD/'sections.json')
 
 add_module_names = False
 toc_object_entries_show_parents = 'domain'
@@ -141,7 +142,7 @@ def finish(app, error):
 def setup(app):
     for folder in map(Path, (app.srcdir, app.outdir)):
         cure = 'files that are not of the site are deleted there: build it with `make docs`'
-        if HERE.parent/'.venv-docs/build' not in folder.parents: raise ValueError(f'{folder}: {cure}')
+        if BUILD not in folder.parents: raise ValueError(f'{folder}: {cure}')
     write_pages(Path(app.srcdir))
     app.add_config_value('shared', what_all_pages_share(), 'env', types=[str])
     app.connect('builder-inited', lambda app: setattr(app.builder, 'search', False)) # Ours stands in

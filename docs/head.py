@@ -14,11 +14,11 @@ FROM_THE_ROOT = f'''<script>if (!/404[.]html$/.test(location.pathname))
 
 
 def summary(page):
-    "One sentence without markup"
+    "The summary of a page, without markup"
     if page in GROUPS: text = GROUPS[page][2]
     elif page in FILES: text = FILES[page][1]
     else: text = first_lines(notebooks()[page])[1]
-    return re.sub(r'\[([^]]*)\]\([^)]*\)|`|\*', r'\1', text) or cfg.description
+    return re.sub(r'\[([^]]*)\]\([^)]*\)|`|\*', r'\1', text)
 
 
 def edit_link(page):

@@ -22,8 +22,8 @@ from checks import only_checks
 from sidebar import contents
 
 EXPORTS = {'export', 'exporti', 'exports'}
-# A figure's description unless `#| fig-alt:` gives it: its title, or the comment that opens its cell
-ALT_TEXT = r'''title(?:=|\()'([^'{]+)'|\A# (.+)'''
+# A figure's description unless `#| fig-alt:` gives it: its title
+ALT_TEXT = r"title(?:=|\()'([^'{]+)'"
 
 
 # Width over height from which a phone shows a picture by parts
@@ -247,7 +247,7 @@ class Page(Processor):
         wide = [measure(output) for output in cell.get('outputs', [])]
         cell.source = re.sub(r'\A(#\|.*\n)+', '', cell.source)
         title = re.search(ALT_TEXT, cell.source)
-        if alt := ' '.join(options.get('fig-alt:', [])) or title and (title[1] or title[2]):
+        if alt := ' '.join(options.get('fig-alt:', [])) or title and title[1]:
             cell.metadata['mystnb'] = dict(image=dict(alt=alt, classes='wide' if any(wide) else ''))
         if cell.id in self.checks: return self.folded(cell, 'Checks')
         if 'hide_input' in options or options.get('code-fold:') == ['true']: return self.folded(cell, code_of(cell))

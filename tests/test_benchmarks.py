@@ -1,5 +1,4 @@
 "The benchmarks run, and go on without peers that are not installed."
-import importlib
 import importlib.util
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"Tutorials run in Jupyter, and, since all run in one process in other tests, each leaves it as it was."
+"Pages run in Jupyter; and each tutorial leaves the process as it was, since other tests run all of them in one."
 import importlib
 import json
 import os

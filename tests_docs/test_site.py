@@ -85,15 +85,21 @@ def test_there_is_a_page_for_every_notebook():
     assert NOTEBOOKS and NOTEBOOKS.keys() <= {*PAGES}
 
 
+def wait_for_formulas(tab): # Their number
+    formulas = tab.locator('.math').count()
+    if formulas:
+        tab.wait_for_function('window.MathJax?.startup?.promise')
+        tab.evaluate('MathJax.startup.promise')
+    return formulas
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_page_loads(tab, host, page):
     tab.goto(host + page)
     assert tab.evaluate('[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)') == []
     undescribed = '[...document.images].filter(i => !i.alt || /[.](png|jpe?g)$/.test(i.alt)).map(i => i.src)'
-    assert tab.evaluate(undescribed) == [], 'describe the figure in the comment that opens its cell'
-    if formulas := tab.locator('.math').count():
-        tab.wait_for_function('window.MathJax?.startup?.promise')
-        tab.evaluate('MathJax.startup.promise')
+    assert tab.evaluate(undescribed) == [], 'describe the figure with #| fig-alt:'
+    if formulas := wait_for_formulas(tab):
         assert tab.locator('.math mjx-container').count() == formulas
         assert tab.locator('mjx-merror, [data-mjx-error]').count() == 0
     badges = [badge.get_attribute('href') for badge in tab.locator('a.badge').all()]
@@ -103,14 +109,12 @@ def test_page_loads(tab, host, page):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_nothing_overflows(tab, hosts, page):
-    """On a phone, long tables and pictures of many panels may scroll by themselves, code may not; on the pages that are
-    followed there, pictures alone may. On a wide screen nothing may."""
+    """Nothing is wider than the page. On a phone, pictures with many panels may scroll in their own box, and so may long
+    tables, but not on the index, tutorials and how-to pages. On a wide screen nothing may."""
     tab.set_viewport_size(dict(width=390, height=844))
     tab.goto(hosts['http'] + page)
     tab.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
-    if tab.locator('.math').count():
-        tab.wait_for_function('document.querySelector("mjx-container")')
-        tab.evaluate('MathJax.startup.promise')
+    wait_for_formulas(tab)
     assert tab.evaluate('document.documentElement.scrollWidth') == 390
     scrolling = '''[...document.querySelectorAll("article *")].filter(e => e.scrollWidth > e.clientWidth + 1
         && ["auto", "scroll"].includes(getComputedStyle(e).overflowX)

@@ -26,7 +26,6 @@ from .programs import export_for, PROGRAMS
 from .web import export_web
 from ..detection.selection import describe_conf
 from ..files.checkpoints import load_weights, Weights
-from ..files.class_names import parse_names
 from ..files.paths import check_other_file, weights_path
 from ..utils import check_between
 
@@ -134,7 +133,7 @@ def _export_for(program, weights, path):
 def _run_export(weights, out, format, for_, names, half, int8, data, max_drop, runtime, json=False, **options):
     # Options of `yolox_export` -> what was written
     _check_export_options(int8, half, data, max_drop, format=format, for_=for_, runtime=runtime, **options)
-    weights, names = weights_path(weights), parse_names(names)
+    weights = weights_path(weights)
     if format == 'web': return _export_web(load_weights(weights, names=names), weights, out, runtime)
     path = _output_file(weights, out, format, for_ or ('int8' if int8 else 'half' if half else ''))
     _check_apart(path, weights)

@@ -56,25 +56,26 @@ def check_drawn_files(pairs, out): # Pairs of an input and its drawn file in `ou
 # %% ../../nbs/detection/02_inputs.ipynb #885b1f87
 def _finds(pattern, path): # Parts of both. A pattern that matches a folder finds what is in it
     if not pattern: return True
-    seen = path and (pattern[0].startswith('.') or not path[0].startswith('.'))
-    if pattern[0] == '**': return _finds(pattern[1:], path) or bool(seen) and _finds(pattern, path[1:])
-    return bool(seen) and fnmatch(path[0], pattern[0]) and _finds(pattern[1:], path[1:])
+    deep = pattern[0] == '**'
+    if deep and _finds(pattern[1:], path): return True
+    if not path or path[0].startswith('.') > pattern[0].startswith('.'): return False # Hidden
+    return fnmatch(path[0], pattern[0]) and _finds(pattern if deep else pattern[1:], path[1:])
 
 def _finds_any(given, files): # Files yet to be drawn
     parts = Path(os.path.normpath(given)).parts
     first = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     root, pattern = Path(os.path.realpath(Path(*parts[:first]))), parts[first:]
-    places = [Path(where(f)) for f in files for where in (os.path.abspath, os.path.realpath)]
-    inside = [p.relative_to(root).parts for p in places if p.is_relative_to(root)]
+    inside = [f.relative_to(root).parts for f in files if f.is_relative_to(root)]
     return bool(pattern) and any(_finds(pattern, parts) for parts in inside)
 
 # %% ../../nbs/detection/02_inputs.ipynb #582790a5
 def check_apart(inputs, pairs, out): # Pairs as for `check_drawn_files`
     "Raise a `ValueError` if files drawn in `out` would be found by `inputs`."
-    places, root = [drawn for _, drawn in pairs], os.path.realpath(out)
+    drawn, root = [f for _, f in pairs], os.path.realpath(out)
     inside = [given for given in inputs if _is_inside(given, root)]
     folders = {os.path.realpath(given) for given in inside if os.path.isdir(given)}
-    drawn_into = {os.path.realpath(p) for p in {p for place in places for p in place.parents}}
+    drawn_into = {os.path.realpath(p) for p in {p for f in drawn for p in f.parents}}
+    places = {*drawn, *(Path(os.path.realpath(f)) for f in drawn)}
     patterns = [given for given in inside if not os.path.exists(given)]
     if folders & drawn_into or any(_finds_any(given, places) for given in patterns):
         raise ValueError(f'out={str(out)!r}: pictures drawn there would be inputs of the next run: '

@@ -27,7 +27,7 @@ from .selection import describe_thresholds
 from .tiled import choose_tiling, tile_remarks
 from .tracking import check_tracked, track_frames, tracking_conf
 from .uncertainty import check_order, LOWEST, order_files
-from ..files.class_names import class_numbers, parse_names
+from ..files.class_names import class_numbers
 from ..files.paths import new_folder
 from ..utils import check_between, check_counts
 
@@ -150,7 +150,7 @@ def _predict_files(weights, inputs, out, write, labels, overwrite, img_size, bit
     network, track, every, json, **options):
     _check_labels(labels, overwrite, write, order)
     _check_options(write, img_size, bit_depth, every, **options)
-    names, out = parse_names(names), Path(out)
+    out = Path(out)
     inputs = [os.fspath(i) for i in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
     files, failed = find_inputs(inputs, out, network)
     if labels: labels = LabelWriter(labels, [f for f, _ in files], out, overwrite, Path(weights).stem)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'VAL_LOSSES', 'COLUMNS', 'RUN_MARKERS', 'save_trained', 'write_rows', 'read_rows', 'plot_curves',
-           'save_state', 'load_state', 'check_folder', 'lock_folder']
+           'save_state', 'start_weights', 'load_state', 'check_folder', 'lock_folder']
 
 # %% ../../nbs/training/02_runs.ipynb #370afe03
 import csv, errno, os, torch
@@ -101,6 +101,9 @@ def _stateful(t): # Parts that have a state
     return dict(model=t.model, average=t.ema.module, optimizer=t.optimizer, scheduler=t.scheduler, scaler=t.scaler)
 
 # %% ../../nbs/training/02_runs.ipynb #4d30d9af
+def start_weights(t): # What the run began with; None for random weights
+    return t.notes.get('weights') or (f'{t.recipe.model} in memory' if t.loaded else None)
+
 def _describe_start(t): # Data and weights that the run started with
     train, val = t.train, t.val
     in_files = isinstance(train, Annotations)
@@ -108,7 +111,7 @@ def _describe_start(t): # Data and weights that the run started with
     folder = os.path.dirname(os.path.realpath(train.paths[0])) if in_files else None
     start = dict(names=list(train.names), images=len(train), objects=objects, fingerprint=data_fingerprint(train))
     start.update(val_images=len(val), val_objects=len(val.labels), val_fingerprint=data_fingerprint(val))
-    return start | dict(steps_per_epoch=len(t.batches), bit_depth=train.bit_depth, weights=t.notes.get('weights'),
+    return start | dict(steps_per_epoch=len(t.batches), bit_depth=train.bit_depth, weights=start_weights(t),
         folder=folder, torch=str(torch.__version__))
 
 # %% ../../nbs/training/02_runs.ipynb #c94a0f3b
@@ -168,7 +171,7 @@ def _check_same_run(trainer, state):
     older = {k: new[k] for k in ('steps_per_epoch', 'weights', 'folder', 'torch')} | dict(bit_depth=16) # If absent
     start = _changes('data', older | state['data'], new)
     known = [start.pop(k) for k in ('folder', 'torch') if k in start]
-    if new['weights'] is None: start.pop('weights', None) # They need not be given again
+    if not trainer.notes.get('weights'): start.pop('weights', None) # They need not be given again
     told = [text for k, text in start.items() if 'fingerprint' not in k] or ['other boxes, labels or file names']
     if start: raise ValueError(f'other data or weights, {", ".join(told)}')
     if known and not trainer.rank: caution(f'resuming with {", ".join(known)}')

@@ -38,7 +38,7 @@ from .callbacks import check_callbacks, make_logger
 from .recipe import describe_augment, Recipe
 from .recipe_file import recipe_lines, write_recipe
 from .runs import check_folder, COLUMNS, load_state, lock_folder, LOSSES
-from .runs import plot_curves, save_state, save_trained, write_rows
+from .runs import plot_curves, save_state, save_trained, start_weights, write_rows
 from .trainer import memory_gb, processes, rank_and_world, Trainer
 
 # %% ../../nbs/training/03_train.ipynb #c358cc6b
@@ -158,7 +158,7 @@ def measure_best(trainer:Trainer) -> dict: # Metrics of `report`
     best = load_weights(trainer.out/'best.safetensors')
     trainer.ema.module.load_state_dict(best.state)
     more = dict(epoch=best.notes['epoch'], split=_measured_split(trainer.notes), size=best.size)
-    more['initial_weights'] = trainer.notes.get('weights') or 'random'
+    more['initial_weights'] = start_weights(trainer) or 'random'
     if best.notes.get('thresholds'): more['thresholds'] = best.notes['thresholds']
     if trainer.recipe.tile: more['tile'] = trainer.recipe.tile
     found = trainer.predict(trainer.val, progress=partial(show_progress, unit='batches', desc='best weights'))
@@ -293,7 +293,7 @@ def _make_trainer(plan, used, weights, initial, device): # `weights` as given, a
     titles, splits = zip(*used.values())
     trainer = Trainer(plan, *splits, initial, device)
     known = dict(fingerprint=data_fingerprint(trainer.train), bit_depth=trainer.train.bit_depth)
-    trainer.notes.update(zip(used, titles), **known)
+    trainer.notes = dict(zip(used, titles), **known)
     if weights: trainer.notes['weights'] = short_path(weights)
     if trainer.rank == 0: _say_start(trainer, initial)
     return trainer

@@ -136,7 +136,7 @@ def _start(self:Trainer):
     self.totals = {} # Sums of losses in the current epoch
     self.rows = [] # Metrics of all epochs
     self.best = dict(AP=-1.) # Metrics of the best epoch
-    self.notes = dict(weights='in memory') if self.loaded else {} # For weights files
+    self.notes = {} # Notes for weights files
     self.loader = self.out = None # Loader of training images; output folder
     self.callbacks = [] # Objects with hooks
     self.step_losses = {} # Scalar tensors of the last step, by name

@@ -50,9 +50,9 @@ function fit() {
     window.MathJax?.startup?.promise?.then(() => document.querySelectorAll('div.math').forEach(fitFormula))
 }
 
-addEventListener('load', fit)
 addEventListener('resize', fit)
 addEventListener('load', () => {
+    fit()
     const observer = new ResizeObserver(entries => entries.forEach(entry => linkToFullSize(entry.target)))
     for (const picture of document.querySelectorAll('.cell_output img')) observer.observe(picture)
 })
