@@ -155,8 +155,8 @@ def _check_out(out, weights, data): # Results would replace those of a training 
     same = repeated(Path(w).name for w in weights)
     if same: raise ValueError(f'several files are called {same[0]}, and so would their folders in {out}: rename them')
     check_output_folder(out, data)
-    if (Path(out)/'metrics.csv').exists():
-        raise FileExistsError(f'{out} already holds a training run: choose another folder')
+    held = (Path(out)/'metrics.csv').exists()
+    if held: raise FileExistsError(f'{out} already holds a training run: choose another folder')
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #edbaa884
 def _working_conf(notes, a): # Of the weights; a score, or [C]
