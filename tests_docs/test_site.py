@@ -109,8 +109,8 @@ def test_page_loads(tab, host, page):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_nothing_overflows(tab, hosts, page):
-    """Nothing is wider than the page. On a phone, pictures with many panels may scroll in their own box, and so may long
-    tables, but not on the index, tutorials and how-to pages. On a wide screen nothing may."""
+    """Nothing is wider than the page. On a phone, pictures with many panels may scroll in their own box, and so may
+    long tables, but not on the index, tutorials and how-to pages. On a wide screen nothing may."""
     tab.set_viewport_size(dict(width=390, height=844))
     tab.goto(hosts['http'] + page)
     tab.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
