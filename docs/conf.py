@@ -34,6 +34,7 @@ myst_heading_slug_func = 'pages.slug'
 html_theme = 'furo'
 html_baseurl = SITE # Of canonical addresses
 pygments_dark_style = 'github-dark'
+highlight_language = 'text' # Of blocks that do not say
 html_logo = html_favicon = 'static/icon.svg'
 html_static_path = ['static']
 html_css_files = ['site.css']

@@ -58,6 +58,8 @@ class Module:
         if any('prop' in ast.unparse(d) for d in self.nodes[name].decorator_list): return 'property'
         return 'method' if '.' in name else 'function'
 
+    def bound(self, name): return self.kind(name) != 'function' # Its first argument is not passed
+
     def about(self, name):
         "The docstring, or the comment beside the name of a function"
         node = self.nodes[name]
@@ -76,20 +78,25 @@ class Module:
                              defaults=[d for d in defaults[:free] if d], kw_defaults=defaults[free+1:])
 
     def rows(self, name):
-        "Name, type, default and comment of each argument, and of what is returned"
+        "Names, types, defaults and comment of the arguments on each line, and of what is returned"
         node, a = self.nodes[name], self.arguments(name)
         named = a.posonlyargs + a.args
         defaults = [None]*(len(named) - len(a.defaults)) + a.defaults
         args = [*zip(named, defaults), (a.vararg, None), *zip(a.kwonlyargs, a.kw_defaults), (a.kwarg, None)]
-        args = [(arg, default) for arg, default in args if arg and arg.arg != 'self']
-        last = {arg.lineno: arg for arg, _ in args} # A comment is about the last argument on its line
-        def comment(arg, default):
-            alone = arg is last[arg.lineno] and arg.lineno > node.lineno
-            return self.comments.get((default or arg).end_lineno, '') if alone else ''
-        rows = [(arg.arg, arg.annotation, default, comment(arg, default)) for arg, default in args]
-        end = range(max(last, default=node.lineno) + 1, node.body[0].lineno) # ) -> Tensor: # comment
+        implied = {'_', *(['self', 'cls'] if self.bound(name) else [])}
+        args = [(arg, default) for arg, default in args if arg and arg.arg not in implied]
+        lines = {} # Arguments by line, whose comment is about all of them
+        for arg, default in args: lines.setdefault(arg.lineno, []).append((arg, default))
+        rows = []
+        for line, found in lines.items():
+            arg, default = found[-1]
+            comment = self.comments.get((default or arg).end_lineno, '') if line > node.lineno else ''
+            groups = [found] if comment else [[one] for one in found]
+            rows += [([a.arg for a, _ in group], [a.annotation for a, _ in group], [d for _, d in group], comment)
+                     for group in groups]
+        end = range(max(lines, default=node.lineno) + 1, node.body[0].lineno) # ) -> Tensor: # comment
         returned = next((self.comments[n].removeprefix('-> ') for n in end if n in self.comments), '')
-        return rows + [('', getattr(node, 'returns', None), None, returned)]
+        return rows + [([], [getattr(node, 'returns', None)], [], returned)]
 
     def public(self):
         "Names that get an entry: those of methods only if something is said about them"
@@ -102,29 +109,31 @@ class Module:
         "Signature, docstring and table of a symbol"
         returns, args = getattr(self.nodes[name], 'returns', None), copy.deepcopy(self.arguments(name))
         for n in ast.walk(args): n.annotation = None # Types are in the table
-        brackets = '' if self.kind(name) == 'property' else f'({re.sub("^self(, )?", "", ast.unparse(args))})'
+        implied = '^(self|cls)(, )?' if self.bound(name) else '$'
+        brackets = '' if self.kind(name) == 'property' else f'({re.sub(implied, "", ast.unparse(args))})'
         arrow = f' -> {ast.unparse(returns)}' if returns and brackets else ''
         head = f'{{py:{self.kind(name)}}} {name}{brackets}{arrow}'
         return '\n'.join([f'```{head}', f':module: {self.name}', '', self.about(name), '', *self.table(name), '```'])
 
     def table(self, name):
         "Rows about which something is known, as a table"
-        rows = [row for row in self.rows(name) if row[0] or row[1] or row[3]]
-        if not any(any(row[1:]) for row in rows): return []
-        def code(text): return f'`{text}`'.replace('|', r'\|') if text else ''
-        def tree(node): return code(node and ast.unparse(node))
+        def codes(texts): return ', '.join(f'`{text}`'.replace('|', r'\|') for text in dict.fromkeys(texts))
+        def trees(nodes): return codes(ast.unparse(node) for node in nodes if node)
         lines = [('', 'Type', 'Default', '')]
-        for arg, kind, default, comment in rows:
-            lines.append((code(arg) or '*returns*', tree(kind), tree(default), escape(comment)))
+        for names, kinds, defaults, comment in self.rows(name):
+            row = codes(names) or '*returns*', trees(kinds), trees(defaults), escape(comment)
+            if names or any(row[1:]): lines.append(row)
+        if not any(comment or kind and name != '*returns*' for name, kind, _, comment in lines[1:]): return []
         columns = [column for column in zip(*lines) if any(column[1:])]
         head, *body = (f'| {" | ".join(line)} |' for line in zip(*columns))
         return ['', head, '|-'*len(columns) + '|', *body]
 
 
 def made(value):
-    "The default of a field: list() for field(default_factory=list)"
-    factory = [k.value for k in getattr(value, 'keywords', []) if k.arg == 'default_factory']
-    return ast.copy_location(ast.Call(factory[0], [], []), value) if factory else value
+    "The default of a field: list() for field(default_factory=list), 1 for field(default=1)"
+    named = {k.arg: k.value for k in getattr(value, 'keywords', [])}
+    if 'default_factory' in named: return ast.copy_location(ast.Call(named['default_factory'], [], []), value)
+    return named.get('default', value)
 
 
 def escape(comment):
@@ -185,6 +194,21 @@ def is_import(node):
     return isinstance(node, (ast.Import, ast.ImportFrom)) or ast.unparse(node).startswith('_all_ = ')
 
 
+def fold_of(cell): return cell.metadata.get('mystnb', {}).get('code_prompt_show') if cell.cell_type == 'code' else None
+
+
+def joined(cells):
+    "Neighboring imports are one fold, and so are neighboring checks"
+    last = None
+    for cell in cells:
+        if last and fold_of(last) == fold_of(cell) in ('Imports', 'Checks') and not last.outputs:
+            last.source, last.outputs = f'{last.source}\n\n{cell.source}', cell.outputs
+        else:
+            if last: yield last
+            last = cell
+    if last: yield last
+
+
 def is_example(cell):
     if cell.cell_type != 'code' or {*EXPORTS, 'default_exp', 'hide'} & cell.directives_.keys(): return False
     return not shown(cell)
@@ -214,7 +238,7 @@ class Page(Processor):
                 while todo and getattr(todo[0], 'has_sd', False): names += shown(todo.pop(0))
                 cells += [*self.entries(names), self.source(cell, names)]
             elif 'default_exp' not in cell.directives_: cells.append(self.example(cell))
-        self.nb.cells = L(cells + list(contents())*(self.page == 'index'))
+        self.nb.cells = L(list(joined(cells)) + list(contents())*(self.page == 'index'))
         # nbdev gives random ids, which would make every page look changed
         for n, cell in enumerate(self.nb.cells): cell.id = str(n)
 

@@ -147,6 +147,42 @@ def test_wide_table_is_listed_on_a_phone(tab, hosts):
     tab.locator('.listed').first.wait_for(state='detached')
 
 
+def test_lines_that_break_on_a_phone(tab, hosts):
+    """Rows of tables do not break, options neither, and code goes on right of where its line begins; what is copied
+    stays the same. This holds in a fold that is opened later, too."""
+    tab.set_viewport_size(dict(width=390, height=844))
+    tab.goto(hosts['http'] + 'howto/threshold.html')
+    rows = tab.locator('.cell_output pre', has_text='precision recall')
+    height, line, count = rows.evaluate("""block => [block.scrollHeight, parseFloat(getComputedStyle(block).lineHeight),
+        block.textContent.trim().split('\\n').length]""")
+    assert count > 5 and height < line*(count + 3)
+    options = 'code.literal .pre, .code-line .pre'
+    broken = f'[...document.querySelectorAll("{options}")].filter(w => w.getClientRects().length > 1).map(w => w.innerText)'
+    assert tab.locator(options).count() > 5 and tab.evaluate(broken) == []
+    tab.set_viewport_size(dict(width=1440, height=844))
+    tab.goto(hosts['http'] + 'assignment.html')
+    written = tab.locator('.cell_input pre').evaluate_all('blocks => blocks.map(block => block.textContent)')
+    tab.set_viewport_size(dict(width=390, height=844))
+    tab.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
+    tab.locator('details .code-line').first.wait_for()
+    left = """line => {
+        const range = document.createRange()
+        range.selectNodeContents(line)
+        return [...range.getClientRects()].filter(box => box.width > 1).map(box => [box.top, box.left])
+    }"""
+    for boxes in tab.locator('.code-line:visible').evaluate_all(f'lines => lines.map({left})'):
+        if boxes: assert all(x >= boxes[0][1] for y, x in boxes)
+    assert tab.locator('.cell_input pre').evaluate_all('blocks => blocks.map(block => block.textContent)') == written
+
+
+def test_wide_picture_fades_where_it_goes_on(tab, hosts):
+    tab.set_viewport_size(dict(width=390, height=844))
+    tab.goto(hosts['http'] + 'evaluation/metrics.html')
+    picture = tab.wait_for_selector('.goes-on')
+    picture.evaluate('picture => picture.scrollTo(9999, 0)')
+    tab.wait_for_function('picture => !picture.classList.contains("goes-on")', arg=picture)
+
+
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_picture_opens_in_full_size_where_it_is_shown_smaller(browser, hosts, scheme):
     context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True, color_scheme=scheme)
@@ -329,6 +365,15 @@ def test_search_answers(tab, hosts, words):
 @pytest.mark.parametrize('words', ['why is AP 0', 'mAP is 0', 'AP near 0'])
 def test_search_for_ap_0_leads_to_the_faq(tab, hosts, words):
     assert hits(tab, hosts['http'], words)[0][0] == 'howto/faq.html#why-is-ap-map-0-or-near-0'
+
+
+def test_search_page_has_a_field_of_its_own(tab, hosts):
+    tab.set_viewport_size(dict(width=390, height=844)) # Where the sidebar is hidden
+    tab.goto(hosts['http'] + 'search.html')
+    tab.locator('article input[name=q]').fill('mosaic')
+    tab.keyboard.press('Enter')
+    tab.locator('#search-results li').first.wait_for()
+    assert tab.locator('article input[name=q]').input_value() == 'mosaic'
 
 
 def test_hits_lead_to_sections_and_excerpts_begin_at_the_hit(tab, hosts):

@@ -131,5 +131,5 @@ document.addEventListener('DOMContentLoaded', () => {
     const query = new URLSearchParams(location.search).get('q') || ''
     for (const field of document.querySelectorAll('input[name="q"]')) field.value = query
     if (query.trim()) show(query)
-    else document.getElementById('search-summary').textContent = 'What are you looking for?'
+    else document.getElementById('search-summary').textContent = 'Type a few words, such as: small objects'
 })

@@ -2,6 +2,7 @@
 document.addEventListener('DOMContentLoaded', () => {
     // Folds are called by their text, "Checks" for example
     for (const summary of document.querySelectorAll('details.hide > summary')) summary.removeAttribute('aria-label')
+    for (const word of document.querySelectorAll('code.literal .pre')) word.classList.toggle('long', word.textContent.length > 30)
     // The current page stands in the middle of the sidebar
     const sidebar = document.querySelector('.sidebar-scroll'), current = sidebar?.querySelector('.current-page')
     if (!current) return
@@ -45,12 +46,54 @@ function fitFormula(formula) {
     if (part < 1) formula.style.fontSize = `${Math.max(70, Math.floor(100*part))}%`
 }
 
+// On a phone, aligned columns are set so small that they stay aligned, down to 7 pixels; other long lines break
+function fitOutput(block) {
+    block.style.fontSize = ''
+    const columns = block.textContent.split('\n').filter(line => /\S {2,}\S/.test(line)).map(line => line.trimEnd().length)
+    if (columns.length < 2) return
+    const probe = block.appendChild(Object.assign(document.createElement('span'), {textContent: '0'.repeat(100)}))
+    probe.style.cssText = 'position: absolute; white-space: pre'
+    const {paddingLeft, paddingRight, fontSize} = getComputedStyle(block), letter = probe.offsetWidth/100
+    probe.remove()
+    const width = .98*block.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight)
+    const size = Math.floor(10*parseFloat(fontSize)*width/(letter*Math.max(...columns)))/10
+    if (size >= 7 && size < parseFloat(fontSize)) block.style.fontSize = `${size}px`
+}
+
+// A line that breaks goes on right of where it begins: each gets a box of its own, its indentation as padding
+function hangLines(part) {
+    const blocks = [...part.querySelectorAll('pre:not(:has(.code-line))')]
+    document.body.classList.add('unbroken')
+    const broken = blocks.filter(block => block.scrollWidth > block.clientWidth)
+    document.body.classList.remove('unbroken')
+    broken.forEach(splitLines)
+}
+function splitLines(block) {
+    const lines = block.innerHTML.replace(/\n$/, '').split('\n')
+    block.innerHTML = lines.map(line => {
+        const [, anchors, spaces, rest] = line.match(/^((?:<span><\/span>)?(?:<span[^>]*>)?)( *)(.*)$/)
+        const words = rest.replace(/(^|[\s>])(--?[a-z][\w-]*)/gi, '$1<span class="pre">$2</span>')
+        return `<span class="code-line" style="--indent: ${spaces.length}">${anchors}<span class="indent">${spaces}</span>${words}\n</span>`
+    }).join('')
+}
+
+// Pictures that go on to the right fade there
+function showMore(output) {
+    const update = () => output.classList.toggle('goes-on', output.scrollLeft + output.clientWidth < output.scrollWidth - 2)
+    output.onscroll = update
+    update()
+}
+
 function fit() {
+    document.querySelectorAll('.cell_output pre, .highlight-text pre').forEach(fitOutput)
+    document.querySelectorAll('article').forEach(hangLines)
+    document.querySelectorAll('.cell_output').forEach(showMore)
     document.querySelectorAll('article .table-wrapper').forEach(fitTable)
     window.MathJax?.startup?.promise?.then(() => document.querySelectorAll('div.math').forEach(fitFormula))
 }
 
 addEventListener('resize', fit)
+document.addEventListener('toggle', event => hangLines(event.target), true) // A fold opens
 addEventListener('load', () => {
     fit()
     const observer = new ResizeObserver(entries => entries.forEach(entry => linkToFullSize(entry.target)))
