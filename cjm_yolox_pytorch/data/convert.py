@@ -106,6 +106,21 @@ def _same_content(paths): # [N] numbers, alike for files with the same bytes
     hashes = [hashlib.blake2b(Path(p).read_bytes(), digest_size=16).digest() for p in paths]
     return np.unique(np.array(hashes, dtype='S16'), return_inverse=True)[1].reshape(-1) if hashes else np.zeros(0, int)
 
+def _same_photo(paths): # [N] numbers, alike for images that Roboflow made of one photo: boat_png.rf.0f...9.jpg
+    photos = [re.fullmatch(r'(.+)\.rf\.[0-9a-f]{32}', splitext(os.path.basename(p))[0]) for p in paths]
+    first = {}
+    return np.array([first.setdefault(photo[1] if photo else i, i) for i, photo in enumerate(photos)], dtype=int)
+
+def _groups(*keys): # [N] numbers from 0, alike for images that are alike in one of the `keys`, or through others
+    group, before = keys[0], None
+    while not np.array_equal(group, before):
+        before = group
+        for key in keys:
+            least = np.full(key.max(initial=-1) + 1, len(key))
+            np.minimum.at(least, key, group)
+            group = least[key]
+    return np.unique(group, return_inverse=True)[1].reshape(-1)
+
 # %% ../../nbs/data/14_convert.ipynb #ddbc8437
 def _merge(parts) -> Annotations: # Of `Annotations` with the same names; each file once
     columns = 'paths', 'sizes', 'boxes', 'labels', 'crowd', 'areas'
@@ -119,7 +134,7 @@ def _merge(parts) -> Annotations: # Of `Annotations` with the same names; each f
 # %% ../../nbs/data/14_convert.ipynb #dacf01da
 def _split_again(splits, shares, seed): # Split -> `Annotations`
     whole = _merge([*splits.values()])
-    which = stratify(whole, shares, seed, _same_content(whole.paths))
+    which = stratify(whole, shares, seed, _groups(_same_content(whole.paths), _same_photo(whole.paths)))
     parts = {name: whole.take(np.flatnonzero(which == n)) for n, name in enumerate(SPLITS[:len(shares)])}
     if all(map(len, parts.values())): return parts
     raise ValueError(f'{counted(len(whole), "image")}, too few for {len(shares)} splits')

@@ -166,6 +166,20 @@ def test_copies_stay_together_and_seeds_differ(tmp_path):
     assert len({*map(str, found)}) > 1
 
 
+def test_copies_that_roboflow_made_of_a_photo_stay_together(tmp_path):
+    for n in range(30):
+        name = f'photo{n//3}_png.rf.{n:032x}'
+        Image.fromarray(np.full((8, 8), n*8, dtype=np.uint8)).save(tmp_path/f'{name}.png')
+        write(tmp_path/f'{name}.txt', f'{n % 2} .5 .5 .5 .5\n')
+    write(tmp_path/'classes.txt', 'ant\nbee')
+    for seed in range(4):
+        out = tmp_path.parent/f'{tmp_path.name} {seed}'
+        yolox_convert(str(tmp_path), 'coco', str(out), split='.6,.2,.2', seed=seed)
+        found = {split: [Path(p).name.partition('.')[0] for p in a.paths] for split, a in read_all(out).items()}
+        assert sorted(map(len, found.values())) == [6, 6, 18]
+        assert sum(len({*photos}) for photos in found.values()) == 10
+
+
 def test_images_of_the_same_name_in_two_splits_are_kept_apart(tmp_path):
     for split in ('train', 'val'):
         for name in 'ab': write_drawn(tmp_path/'data/images'/split, name)
