@@ -145,7 +145,8 @@ def rank_key(
     bits = cost.float().clamp(min=0).view(torch.int32) & 0x7fffffff
     return (bits.long() + not_preferred*2**31)*2**24 + index
 
-def key_index(key:Tensor) -> Tensor: return key & (2**24 - 1)
+def key_index(key:Tensor) -> Tensor: # The `index` in keys of `rank_key`
+    return key & (2**24 - 1)
 
 # %% ../nbs/03_assignment.ipynb #91ec7a05
 class Matches(NamedTuple):

@@ -36,7 +36,8 @@ def _error_line(e, package): # The same for an exception of any type
 # %% ../../nbs/commands/02_command.ipynb #4639d9ae
 _ANSWERS = [] # The real stdout, while everything else goes to stderr
 
-def answer_stream(): return _ANSWERS[-1] if _ANSWERS else sys.stdout # For JSON
+def answer_stream(): # The real stdout, even while everything else goes to stderr
+    return _ANSWERS[-1] if _ANSWERS else sys.stdout
 
 @contextmanager
 def _answering(options, until_exit=False): # Options of the command
@@ -108,7 +109,8 @@ def finite(v): # None in place of NaN, and keys as text
     if isinstance(v, (list, tuple)): return [finite(x) for x in v]
     return None if v != v else v
 
-def to_json(results:dict) -> str: return json.dumps(finite(results), indent=1, default=str) # Paths become text
+def to_json(results:dict) -> str: # With null for NaN, and paths as text
+    return json.dumps(finite(results), indent=1, default=str)
 
 def print_json(results:dict):
     "Print `results` for another program."

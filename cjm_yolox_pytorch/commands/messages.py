@@ -44,11 +44,14 @@ def counted(n, noun) -> str: # `noun` in the singular
     return f'{n} {noun if n == 1 else plural}'
 
 # %% ../../nbs/commands/00_messages.ipynb #c9eb045f
-def file_name(path): return os.path.basename(path)
+def file_name(path): # Without its folders
+    return os.path.basename(path)
 
-def repeated(values): return [v for v, n in Counter(values).items() if n > 1]
+def repeated(values): # Each value that occurs more than once
+    return [v for v, n in Counter(values).items() if n > 1]
 
-def describe_box(path, box): return f'{file_name(path)}: box [{", ".join(f"{v:g}" for v in box)}]'
+def describe_box(path, box): # The name of an image and its box, for messages
+    return f'{file_name(path)}: box [{", ".join(f"{v:g}" for v in box)}]'
 
 # %% ../../nbs/commands/00_messages.ipynb #30f9cce7
 _GLUE = '\0' # In place of a space; no path has it

@@ -75,10 +75,12 @@ def _line(self:ProgressLines, now):
 
 # %% ../../nbs/commands/00a_progress.ipynb #c2274691
 @patch
-def set_postfix_str(self:ProgressLines, s:str, refresh:bool=False): self.postfix = s
+def set_postfix_str(self:ProgressLines, s:str, refresh:bool=False): # The text of lines, in place of a count of steps
+    self.postfix = s
 
 @patch
-def set_description_str(self:ProgressLines, *_): pass
+def set_description_str(self:ProgressLines, *_): # Ignored: lines begin with `desc`
+    pass
 
 # %% ../../nbs/commands/00a_progress.ipynb #49497059
 @patch

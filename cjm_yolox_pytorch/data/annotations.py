@@ -57,13 +57,15 @@ def objects(self:Annotations, i:int) -> tuple: # Boxes [G, 4], labels [G] and cr
 
 # %% ../../nbs/data/01_annotations.ipynb #cf71a8b9
 @patch(as_prop=True)
-def image(self:Annotations): return np.repeat(np.arange(len(self)), np.diff(self.starts)) # [T]
+def image(self:Annotations): # [T] index of the image of each object
+    return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
 @patch(as_prop=True)
-def counts(self:Annotations): return np.bincount(self.labels[~self.crowd], minlength=len(self.names)) # [C]
+def counts(self:Annotations): # [C] objects of each class, without crowds
+    return np.bincount(self.labels[~self.crowd], minlength=len(self.names))
 
 @patch(as_prop=True)
-def has_class(self:Annotations): # [N, C] bool
+def has_class(self:Annotations): # [N, C] bool: image n has objects of class c, without crowds
     has = np.zeros((len(self), len(self.names)), dtype=bool)
     has[self.image[~self.crowd], self.labels[~self.crowd]] = True
     return has

@@ -35,7 +35,8 @@ def as_sample(
     return _as_image(image), dict(boxes=_as_boxes(boxes, image.shape[:2]), labels=labels, crowd=crowd)
 
 # %% ../../nbs/data/09_augment.ipynb #8a093f9b
-def describe(v): return f'{v.dtype} {list(v.shape)}' if isinstance(v, Tensor) else type(v).__name__
+def describe(v): # Dtype and shape of a tensor, or the type of anything else, for errors
+    return f'{v.dtype} {list(v.shape)}' if isinstance(v, Tensor) else type(v).__name__
 
 def check_image(image): # Raises an error unless it is a uint8 tensor [3, H, W]
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3: return

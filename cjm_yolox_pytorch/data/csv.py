@@ -58,9 +58,28 @@ def _check_header(path, columns):
     several = [name for name, places in columns.items() if len(places) > 1]
     raise_listing(f'{path}: several columns for', several, 'Remove or rename the wrong ones')
 
-# %% ../../nbs/data/06a_csv.ipynb #99e3ecda
+# %% ../../nbs/data/06a_csv.ipynb #9a20e2e1
 _CsvRow = namedtuple('_CsvRow', 'image size name box') # `name` and `box` are None for an image without objects
 
+def _csv_row(fields, columns, count):
+    if len(fields) != count: raise ValueError(f'{counted(len(fields), "field")} instead of {count}')
+    text = {name: fields[n].strip() for name, n in columns.items()}
+    if not text['filename']: raise ValueError('no filename')
+    size = tuple(parse_float(text[side])//1 if text.get(side) else 0 for side in ('height', 'width'))
+    corners = [text[side] for side in _SIDES]
+    if not text['class'] and not any(corners): return _CsvRow(text['filename'], size, None, None)
+    if not text['class']: raise ValueError('no class')
+    return _CsvRow(text['filename'], size, text['class'], [parse_float(corner) for corner in corners])
+
+# %% ../../nbs/data/06a_csv.ipynb #ddb94be9
+def _lines(path, delimiter): # Number and fields of each that is not blank
+    reader = csv.reader(io.StringIO(read_text(path), newline=''), delimiter=delimiter, strict=True)
+    try:
+        for fields in reader:
+            if any(map(str.strip, fields)): yield reader.line_num, fields
+    except csv.Error as e: raise ValueError(f'{path} line {reader.line_num}: {e}. Save the file again as CSV') from None
+
+# %% ../../nbs/data/06a_csv.ipynb #99e3ecda
 def _read_table(path):
     table = _find_table(path)
     if table is None: raise ValueError(f'{path}: not a table of boxes. Write the header {CSV_HEADER}')
@@ -74,24 +93,6 @@ def _read_table(path):
         except ValueError as e: bad.append(f'line {number}: {shorten(e)}')
     raise_listing(f'{path}: lines that are not boxes', bad, 'Fix them, or the program that wrote them')
     return rows
-
-# %% ../../nbs/data/06a_csv.ipynb #9a20e2e1
-def _lines(path, delimiter): # Number and fields of each that is not blank
-    reader = csv.reader(io.StringIO(read_text(path), newline=''), delimiter=delimiter, strict=True)
-    try:
-        for fields in reader:
-            if any(map(str.strip, fields)): yield reader.line_num, fields
-    except csv.Error as e: raise ValueError(f'{path} line {reader.line_num}: {e}. Save the file again as CSV') from None
-
-def _csv_row(fields, columns, count):
-    if len(fields) != count: raise ValueError(f'{counted(len(fields), "field")} instead of {count}')
-    text = {name: fields[n].strip() for name, n in columns.items()}
-    if not text['filename']: raise ValueError('no filename')
-    size = tuple(parse_float(text[side])//1 if text.get(side) else 0 for side in ('height', 'width'))
-    corners = [text[side] for side in _SIDES]
-    if not text['class'] and not any(corners): return _CsvRow(text['filename'], size, None, None)
-    if not text['class']: raise ValueError('no class')
-    return _CsvRow(text['filename'], size, text['class'], [parse_float(corner) for corner in corners])
 
 # %% ../../nbs/data/06a_csv.ipynb #106b7b6e
 _CSV_FOLDERS = 'annotations', 'data', 'images', 'labels'

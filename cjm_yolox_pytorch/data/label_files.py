@@ -108,7 +108,8 @@ def shared_stems(paths): # Texts such as "a.png, a.jpg"
     stems = dict.fromkeys(nfc(_stem(p)) for p in paths)
     return [', '.join(seen[stem]) for stem in stems if len(seen[stem]) > 1]
 
-def is_class_list(path): return os.path.basename(f'{_stem(path)}.txt').lower() in CLASS_LISTS
+def is_class_list(path): # Whether the label file of this image would be called like a class list
+    return os.path.basename(f'{_stem(path)}.txt').lower() in CLASS_LISTS
 
 # %% ../../nbs/data/12_label_files.ipynb #70222281
 def _check_image_names(format, paths):
@@ -126,6 +127,7 @@ def _check_image_names(format, paths):
 
 # %% ../../nbs/data/12_label_files.ipynb #5c160809
 def check_label_classes(names):
+    "Raise a `ValueError` if label files cannot hold the class `names`."
     check_class_names(names, 'labels')
     odd = [repr(n) for n in names if not n or n != n.strip() or re.search('[\ufffe\uffff]', n)]
     raise_listing('class names that are empty, or begin or end with blanks', odd, 'Give others with --names')
@@ -142,7 +144,8 @@ def common_root(paths) -> Path: # Of files; None without any
     folders = [os.path.dirname(os.path.abspath(p)) for p in paths]
     return Path(os.path.commonpath(folders)) if folders else None
 
-def relative_name(path, root): return Path(os.path.abspath(path)).relative_to(root).as_posix()
+def relative_name(path, root): # With slashes, also on Windows
+    return Path(os.path.abspath(path)).relative_to(root).as_posix()
 
 # %% ../../nbs/data/12_label_files.ipynb #8a91b56a
 WRITERS = dict(yolo=yolo_files, voc=voc_files, coco=coco_files, labelstudio=labelstudio_files, cvat=cvat_files)
