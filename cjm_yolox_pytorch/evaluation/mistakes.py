@@ -57,8 +57,9 @@ def _at_size(a, i, width, height): # Image `i` -> picture, and function that sca
     how = Image.Resampling.NEAREST if scale[0] > 3 else Image.Resampling.BICUBIC
     return image.resize((width, height), how), lambda boxes: np.reshape(boxes, (-1, 4))*scale
 
-_COLORS = {'missed': 'red', 'wrong class': 'darkorange', _BOTH: 'darkorange', '': 'limegreen', 'there': 'white'}
-_OTHER = 'magenta'
+# Red and magenta are dark enough for white letters
+_COLORS = {'missed': '#e00000', 'wrong class': 'darkorange', _BOTH: 'darkorange', '': 'limegreen', 'there': 'white'}
+_OTHER = '#cc00cc'
 KEY = 'Red: missed. Orange: wrong class. Magenta: other errors; white: where it should be. Green: correct.'
 
 # %% ../../nbs/evaluation/00d_mistakes.ipynb #8bc568ea
