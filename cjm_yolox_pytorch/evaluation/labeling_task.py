@@ -66,6 +66,7 @@ def check_task(
     "Raise a `ValueError` if the folder `out` has a labeling task, which may have been edited."
     check_free(out, [f'{FOLDER}/{name}' for name in ('tasks.json', 'label_config.xml')], overwrite)
 
+# %% ../../nbs/evaluation/03d_labeling_task.ipynb #f717bdb5
 def labeling_task(
     splits:dict, # Split -> `Annotations`, with the same class names
     disagreements:list # Worst first
