@@ -93,7 +93,7 @@ def coco_files(splits, model='') -> dict: # Path -> text
 def _coco_text(a, model):
     coco = coco_truth(a)
     for entry in (*coco['images'], *coco['categories']): entry['id'] += 1
-    scores = [] if a.scores is None else a.scores.astype(float).tolist()
+    scores = [] if a.scores is None else [float(number_text(s)) for s in a.scores]
     for entry in coco['annotations']:
         for key in ('image_id', 'category_id'): entry[key] += 1
         entry['segmentation'] = []

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, indent, SubElement, tostring
 from ..commands.messages import counted, raise_listing, repeated, shorten
 from .annotations import Annotations, build_annotations, class_names_and_labels
 from .coco import find_images, folders_of_split, image_places
-from .cvat import turned_bounds
+from .cvat import number_text, turned_bounds
 from .split_names import note, notes_and_stops, split_name
 from ..files.paths import files_in, IMAGE_SUFFIXES, read_text
 
@@ -157,7 +157,7 @@ def _results(a, i): # Those of image `i`
         result = dict(id=f'box{n}', type='rectanglelabels', from_name='label', to_name='image', image_rotation=0)
         result.update(original_width=width, original_height=height)
         result['value'] = dict(percent, rotation=0, rectanglelabels=[a.names[a.labels[n]]])
-        if a.scores is not None: result['score'] = float(a.scores[n])
+        if a.scores is not None: result['score'] = float(number_text(a.scores[n]))
         yield result
 
 # %% ../../nbs/data/06c_labelstudio.ipynb #0f4e7072

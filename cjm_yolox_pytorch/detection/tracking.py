@@ -122,7 +122,9 @@ def mot_lines(found:TrackedDetections, frame:int): # `frame` is counted from 0
         if n: yield f'{frame + 1},{n},{x1 + 1:.3f},{y1 + 1:.3f},{x2 - x1:.3f},{y2 - y1:.3f},{score:.4f},-1,-1,-1\n'
 
 # %% ../../nbs/detection/04_tracking.ipynb #05cb46c4
-def tracks_file(drawn): return drawn.with_name(f'{drawn.stem}.tracks.txt') # For a drawn video
+def tracks_file(drawn): # `Path` of a drawn video, such as out/street.mp4
+    "Return the path of the tracks next to it: out/street.tracks.txt."
+    return drawn.with_name(f'{drawn.stem}.tracks.txt')
 
 def track_frames(frames, conf, drawn): # Of one video: anything, about a frame, and `Detections`
     "Number the objects in frames as they come, and write the tracks next to `drawn`."

@@ -15,7 +15,9 @@ from .metrics import match_by_iou
 from .thresholds import bootstrap
 
 # %% ../../nbs/evaluation/00b_intervals.ipynb #2afa95ad
-def sums_before(values): return np.concatenate([[0], np.cumsum(values)]) # [N] -> [N+1] of the first 0, 1, ... values
+def sums_before(values): # [N] -> [N+1]
+    "Compute the sums of the first 0, 1, ..., N values."
+    return np.concatenate([[0], np.cumsum(values)])
 
 class Ranking:
     "Detections sorted by class, best first, at one IoU threshold"

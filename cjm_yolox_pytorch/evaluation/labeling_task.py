@@ -59,10 +59,14 @@ def suggested_labels(
 # %% ../../nbs/evaluation/03d_labeling_task.ipynb #4c92b048
 FOLDER = 'labels_to_check' # Below the output folder
 
-def check_task(out, overwrite=False): # Before anything is computed
+def check_task(
+    out, # Output folder of `yolox_doctor`
+    overwrite:bool=False # Whether a task that is there may be replaced
+):
     "Raise a `ValueError` if the folder `out` has a labeling task, which may have been edited."
     check_free(out, [f'{FOLDER}/{name}' for name in ('tasks.json', 'label_config.xml')], overwrite)
 
+# %% ../../nbs/evaluation/03d_labeling_task.ipynb #f717bdb5
 def labeling_task(
     splits:dict, # Split -> `Annotations`, with the same class names
     disagreements:list # Worst first

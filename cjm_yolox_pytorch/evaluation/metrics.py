@@ -197,14 +197,23 @@ def match_detections(
 # %% ../../nbs/evaluation/00_metrics.ipynb #098b5cd8
 IOU_THRESHOLDS = np.linspace(.5, .95, 10)
 
-def best_of_class(labels, order, most=100): # Indices, best first -> at most so many of each class
+def best_of_class(
+    labels, # [N] class of each detection
+    order, # [N] their indices, best first
+    most:int=100 # Detections of a class to keep
+): # Indices of these, best first
+    "Keep the best detections of each class."
     by_class = order[np.argsort(labels[order], kind='stable')]
     ranked = labels[by_class]
     rank = np.arange(len(order)) - np.searchsorted(ranked, ranked)
     return order[np.isin(order, by_class[rank < most])]
 
-def match_by_iou(boxes, labels, crowd, found) -> tuple: # As `match_detections`
-    "Return labels and scores [N] of detections that COCO counts, and whether they are correct and ignored [N, 10]."
+# %% ../../nbs/evaluation/00_metrics.ipynb #75e75d7b
+def match_by_iou(
+    boxes, labels, crowd, # [G, 4] xyxy in pixels, [G] and [G] bool: objects of an image
+    found # `Detections` in this image
+) -> tuple: # Labels and scores, [N] best first; correct and ignored, [N, 10] bool
+    "Match detections that COCO counts at each of `IOU_THRESHOLDS`."
     scores, predicted = _arrays(found)
     order = best_of_class(predicted, _best_first(scores))
     overlaps, same = _overlaps(found.boxes, boxes, crowd), predicted[:, None] == labels

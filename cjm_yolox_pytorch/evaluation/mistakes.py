@@ -26,7 +26,11 @@ from ..files.sheets import draw_sheet, Panel, save_sheet
 _BOTH = 'wrong class and poorly localized'
 _WORDS = ['', 'wrong class', 'poorly localized', _BOTH, 'duplicate', 'on background', ''] # The last one for -1
 
-def mistake_kinds(r): return np.array(_WORDS)[r.kinds] # `MatchResult` -> [N] text: empty unless a mistake
+def mistake_kinds(
+    r # `MatchResult` of one image
+): # [N] text, empty for detections that are correct or do not count
+    "Name what is wrong with each detection."
+    return np.array(_WORDS)[r.kinds]
 
 def _list_most(counter): # Such as: 3 cat, 1 dog
     parts = [f'{n} {shorten_name(name, 36)}' for name, n in counter.most_common(3)]
@@ -41,7 +45,12 @@ def _named_mistakes(names, labels, d, r): # Pairs of a kind and what it is about
         if kind in ('wrong class', _BOTH): yield kind, f'{names[labels[r.objects[n]]]} taken for {said}'
         elif kind: yield kind, said
 
-def describe_mistakes(names, labels, d, r) -> str: # C names; [G]; `Detections` and `MatchResult` of one image
+def describe_mistakes(
+    names:list, # C class names
+    labels, # [G] class of each object in an image
+    d, # `Detections` in this image
+    r # Their `MatchResult`
+) -> str: # Counts by class and kind, such as: missed: 1 cat; duplicate: 2 dog
     "Describe the mistakes in an image."
     groups = {}
     for kind, name in _named_mistakes(names, labels, d, r): groups.setdefault(kind, Counter())[printable(name)] += 1
@@ -57,8 +66,9 @@ def _at_size(a, i, width, height): # Image `i` -> picture, and function that sca
     how = Image.Resampling.NEAREST if scale[0] > 3 else Image.Resampling.BICUBIC
     return image.resize((width, height), how), lambda boxes: np.reshape(boxes, (-1, 4))*scale
 
-_COLORS = {'missed': 'red', 'wrong class': 'darkorange', _BOTH: 'darkorange', '': 'limegreen', 'there': 'white'}
-_OTHER = 'magenta'
+# Red and magenta are dark enough for white letters
+_COLORS = {'missed': '#e00000', 'wrong class': 'darkorange', _BOTH: 'darkorange', '': 'limegreen', 'there': 'white'}
+_OTHER = '#cc00cc'
 KEY = 'Red: missed. Orange: wrong class. Magenta: other errors; white: where it should be. Green: correct.'
 
 # %% ../../nbs/evaluation/00d_mistakes.ipynb #8bc568ea
@@ -119,7 +129,12 @@ def cover_classes(a:Annotations, most:int) -> list: # Indices of at most `most` 
     return chosen
 
 # %% ../../nbs/evaluation/00d_mistakes.ipynb #49a48131
-def choose_examples(a, results, least=6, most=40) -> list: # `MatchResult`s -> images, in the order of the split
+def choose_examples(
+    a:Annotations, # Ground truth
+    results:list, # One `MatchResult` per image
+    least:int=6, # Minimum number of images, if the split has so many
+    most:int=40 # Stop adding images for classes at so many
+) -> list: # Indices of images, rising
     "Choose images of all classes, and good and bad ones."
     chosen, wrong = cover_classes(a, most), np.array([r.mistakes for r in results])
     right = np.array([r.correct.sum() for r in results])

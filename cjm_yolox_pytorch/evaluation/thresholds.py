@@ -145,7 +145,9 @@ def find_thresholds(
 MAX_WIDTH, MIN_IMAGES = .2, 10
 
 @patch(as_prop=True)
-def clear(self:Threshold) -> bool: return self.images >= MIN_IMAGES and self.high - self.low <= MAX_WIDTH
+def clear(self:Threshold) -> bool:
+    "Whether there are enough images and the interval is narrow"
+    return self.images >= MIN_IMAGES and self.high - self.low <= MAX_WIDTH
 
 def has_own_score(t:Threshold, whole:Threshold) -> bool: # Of a class, and of all classes
     return t.score < 1 and t.clear and not t.low <= whole.score <= t.high
@@ -199,10 +201,11 @@ def plot_thresholds(
     rates = matches.rates()
     fig = Figure(figsize=(7, 4), layout='constrained')
     ax = fig.subplots()
-    ax.plot(SCORES, rates[2][:-1].T, color='.85', lw=.8)[0].set_label('F1 by class')
+    ax.plot(SCORES, rates[2][:-1].T, color='.6', lw=1)[0].set_label('F1 by class')
     for name, rate in zip(('precision', 'recall', 'F1'), rates): ax.plot(SCORES, rate[-1], lw=2, label=name)
     for score in {*np.ravel(conf).tolist()}: ax.axvline(score, color='black', ls=':', lw=1)
     ax.set(title='Which score balances precision and recall?', xlim=(0, 1), ylim=(0, 1.02))
+    ax.set_ylabel('precision, recall or F1')
     ax.set(xlabel=f'score above which detections count (dotted: in use, {describe_conf(conf)})')
     ax.legend(loc='lower left')
     ax.grid(alpha=.3)

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cjm_yolox_pytorch.files import captions
-from cjm_yolox_pytorch.files.captions import arrange_names, class_color, draw_named, font_and_text, ink_on
+from cjm_yolox_pytorch.files import captions, drawing
+from cjm_yolox_pytorch.files.captions import arrange_names, class_color, draw_named, font_and_text
 from cjm_yolox_pytorch.files.captions import letter_sizes, place_names
 
 
@@ -62,7 +62,7 @@ def test_letters_become_smaller_before_names_are_left_out():
 
 @pytest.mark.parametrize('color', ['black', 'white', 'tab:olive', '#777777', *map(class_color, range(10))])
 def test_letters_have_contrast(color):
-    light, dark = sorted(captions._luminance(c) + .05 for c in (color, ink_on(color)))[::-1]
+    light, dark = sorted(drawing._luminance(c) + .05 for c in (color, drawing.ink_on(color)))[::-1]
     assert light/dark > 4.5
 
 
@@ -82,3 +82,10 @@ def test_odd_pictures_are_drawn(size):
     factor = drawn.width//size[0]
     assert drawn.size == (size[0]*factor, size[1]*factor) and max(drawn.size) >= 200
     assert image.getpixel((0, 0)) == (128, 128, 128) # As it was
+
+
+def test_long_names_use_the_room_of_wide_pictures(monkeypatch):
+    texts, name = [], 'star 0.40, is square, poorly localized'
+    monkeypatch.setattr(captions, '_write', lambda draw, text, *_: texts.append(text))
+    for width in (600, 900): draw_named(Image.new('RGB', (width, 400)), [[0, 60, 99, 99]], [name], ['red'], [14])
+    assert texts == [name[:35] + '…', name]
