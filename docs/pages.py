@@ -185,8 +185,16 @@ def measure(output):
 def code_of(cell):
     "What folded code is called"
     kinds = {kind.partition('/')[0] for output in cell.get('outputs', []) for kind in output.get('data', {})}
-    if not kinds: return 'Imports' if all(map(is_import, cell.parsed_())) else 'Code'
+    if not kinds: return 'Imports' if all(map(is_import, cell.parsed_())) else labeled('Code', cell)
     return 'Code of the figure' if 'image' in kinds else 'Code of the output'
+
+
+def helpers(cell): return [n.name for n in cell.parsed_() if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+
+
+def labeled(word, cell):
+    "Source of f, g"
+    return f'{word} of {", ".join(helpers(cell))}' if helpers(cell) else word
 
 
 def is_import(node):
@@ -262,9 +270,8 @@ class Page(Processor):
         "Code of the module: folded, unless it is constants"
         cell.outputs = []
         if all(map(is_import, cell.parsed_())): return self.folded(cell, 'Imports')
-        helpers = [n.name for n in cell.parsed_() if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
-        if not helpers: return self.example(cell)
-        return self.folded(cell, 'Source' if names else f'Source of {", ".join(helpers)}')
+        if not helpers(cell): return self.example(cell)
+        return self.folded(cell, 'Source' if names else labeled('Source', cell))
 
     def example(self, cell):
         options = cell.directives_

@@ -48,7 +48,7 @@ def toctree(*lines): return mk_cell('\n'.join(['```{toctree}', ':hidden:', *line
 def contents():
     "The sidebar, as cells for the index"
     def entry(page):
-        if page == 'index': return 'Overview <self>'
+        if page == 'index': return 'Home <self>' # As Furo calls it below a page
         return f'{GROUPS[page][0]} </{page}>' if page in GROUPS else f'/{page}'
     for caption, pages in CAPTIONS.items():
         outside = [f'{name} <{url}>' for name, url in OUTSIDE.items()] if caption == 'Project' else []

@@ -24,7 +24,9 @@ from ..utils import check_between
 # %% ../../nbs/training/02a_arguments.ipynb #for-fold
 FOR_FOLDERS = dict(train=None, format=None, images=None, bit_depth=16, allow_missing=False) # Options and defaults
 
-def in_folder(data) -> bool: return isinstance(data, (str, os.PathLike))
+def in_folder(data) -> bool:
+    "Tell whether `data` is a path, and not a `Dataset`."
+    return isinstance(data, (str, os.PathLike))
 
 # %% ../../nbs/training/02a_arguments.ipynb #7191e31f
 def check_data(

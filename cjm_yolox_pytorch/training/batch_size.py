@@ -129,7 +129,7 @@ def predict_memory(peaks:dict, images:int) -> float: # GB, as `peaks` are by num
 
 # %% ../../nbs/training/01b_batch_size.ipynb #2408c7cf
 def free_gb() -> float:
-    "Read how much memory is still available to programs, in 10**9 bytes."
+    "Read how much memory is still available to programs, in gigabytes (10⁹ bytes)."
     meminfo = Path('/proc/meminfo')
     if not meminfo.exists(): raise ValueError("batch='auto': free memory is read on Linux only: give a number")
     free = int(re.search(r'MemAvailable:\s+(\d+)', meminfo.read_text())[1])*1024

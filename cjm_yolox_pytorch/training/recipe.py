@@ -115,7 +115,9 @@ class Recipe(Execution, Degradation, Augmentation, Schedule): # Fields are in or
 _FIELD_KINDS = {int: Integral, float: Real, bool: bool, str: str}
 _FIELD_WORDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'text'}
 
-def field_kind(field) -> type: return getattr(field.type, '__origin__', field.type) # `int` of Annotated[int, 0, 9]
+def field_kind(field) -> type: # `int` of Annotated[int, 0, 9]
+    "Return the plain type of a dataclass `field`."
+    return getattr(field.type, '__origin__', field.type)
 
 def _check_value(name, value, kind):
     if isinstance(value, _FIELD_KINDS[kind]) and isinstance(value, bool) == (kind is bool): return
@@ -138,6 +140,7 @@ def _check_recipe(r):
         raise ValueError(f'min_size={low}, max_size={high}: give both, as multiples of 32, the smaller first')
 
 def check_choice(name, value, choices):
+    "Raise a `ValueError` unless `value` is one of `choices`."
     choices = list(choices) # In a dict, only hashable values can be looked up
     if value not in choices: raise ValueError(f'{name}={shorten(repr(value))}: choose one of {choices}')
 

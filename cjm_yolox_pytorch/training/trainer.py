@@ -40,7 +40,7 @@ from .recipe import make_optimizer, make_scheduler
 
 # %% ../../nbs/training/01_trainer.ipynb #f01406e6
 @contextmanager
-def processes(device:str=None): # With `torchrun`, only its kind counts, cuda or cpu
+def processes(device:str=None): # With `torchrun`, only its kind counts, cuda or cpu; without, it is yielded unchanged
     "Join the processes that `torchrun` started, if it did, and yield the device of this process."
     if not dist.is_torchelastic_launched(): return (yield device)
     cuda = choose_device(device).type == 'cuda'
@@ -252,7 +252,7 @@ def check_finite(self:Trainer,
 
 # %% ../../nbs/training/01_trainer.ipynb #0d930c9b
 def memory_gb(device:torch.device) -> float:
-    "Return the peak memory in 10**9 bytes: of the accelerator where there is one, of this process otherwise."
+    "Return the peak memory in gigabytes (10⁹ bytes): of the accelerator, or of this process if there is none."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
     status = Path('/proc/self/status')
     peak = re.search(r'VmHWM:\s+(\d+)', status.read_text()) if status.exists() else None
