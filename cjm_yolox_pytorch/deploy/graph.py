@@ -31,7 +31,9 @@ def _nms_rows(rows, num_classes, conf, iou, side): # [B, A, 6] -> [N, 7] image a
     keep = keep[image[keep] >= 0]
     return torch.cat([image[keep, None].to(rows.dtype), rows[keep]], dim=1)
 
-def least_score(conf, labels): return conf[labels.long()] if isinstance(conf, Tensor) else conf # A score, or [C]
+def least_score(conf, labels): # `conf`: one score, or a tensor [C]; `labels` of any shape -> scores to compare with
+    "Return the minimum score of each label, or the one of all classes."
+    return conf[labels.long()] if isinstance(conf, Tensor) else conf
 
 # %% ../../nbs/deploy/00_graph.ipynb #8e3ccf7f
 def kept_scores(
@@ -59,7 +61,9 @@ class WithNMS(nn.Module):
     def forward(self, x) -> Tensor: return _nms_rows(self.wrapper(x), **self.options)
 
 # %% ../../nbs/deploy/00_graph.ipynb #249c4f61
-def padded_size(weights): return -(-weights.input_size//32)*32 # Files take multiples of 32
+def padded_size(weights) -> int: # In pixels
+    "Round the training size up to a multiple of 32, since files take no others."
+    return -(-weights.input_size//32)*32
 
 def exportable(
     weights:Weights, # Their network is folded

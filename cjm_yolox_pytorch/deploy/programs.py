@@ -50,7 +50,9 @@ def _try_bgr(path, weights): # Largest difference from PyTorch in cells
     return max(compare_rows(load(path)(x.flip(1).contiguous()), module, x) for load in (load_exported, load_opencv))
 
 # %% ../../nbs/deploy/04b_programs.ipynb #3b66c5e8
-def labels_file(path): return Path(path).with_suffix('.labels.txt') # Class names for Frigate
+def labels_file(path) -> Path: # Beside the ONNX file `path`
+    "Name the file with the class names for Frigate."
+    return Path(path).with_suffix('.labels.txt')
 
 def _label_lines(weights): # Text
     if weights.names: return ''.join(f'{n} {name}\n' for n, name in enumerate(weights.names))

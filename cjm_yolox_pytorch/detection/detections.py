@@ -22,10 +22,10 @@ from ..files.captions import class_color, draw_named
 from ..files.class_names import class_numbers
 from ..files.paths import atomic
 
-if TYPE_CHECKING: from typing_extensions import Self
-
 # %% ../../nbs/detection/00_detections.ipynb #2a196ee6
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     class _DetectionsMethods:
         def __iter__(self) -> Iterator['Detection']: ...
         @overload
@@ -131,13 +131,19 @@ def _map_arrays(d, convert): # All tensors and arrays of `Detections`
 
 # %% ../../nbs/detection/00_detections.ipynb #9f2b83bd
 @patch
-def to(self:Detections, device) -> Detections: return _map_arrays(self, lambda v: torch.as_tensor(v, device=device))
+def to(self:Detections, device) -> Detections:
+    "Return a copy with tensors on `device`."
+    return _map_arrays(self, lambda v: torch.as_tensor(v, device=device))
 
 @patch
-def cpu(self:Detections) -> Detections: return self.to('cpu')
+def cpu(self:Detections) -> Detections:
+    "Return a copy with tensors on the CPU, also of arrays."
+    return self.to('cpu')
 
 @patch
-def numpy(self:Detections) -> Detections: return _map_arrays(self, lambda v: _as_arrays(v)[0])
+def numpy(self:Detections) -> Detections:
+    "Return a copy with NumPy arrays."
+    return _map_arrays(self, lambda v: _as_arrays(v)[0])
 
 # %% ../../nbs/detection/00_detections.ipynb #46c0f90b
 @patch

@@ -77,10 +77,26 @@ def _keep_best(boxes, scores, conf, iou, max_detections, class_agnostic=False):
         left = left[~rivals | (_iou_with(boxes[first], boxes[left]) <= iou)]
     return boxes[kept], best[kept], labels[kept]
 
+# %% ../../nbs/detection/00b_onnx.ipynb #85547004
+def _find_objects(network, image, conf, *settings): # Of `_keep_best`
+    image = _read_rgb(image)
+    canvas, scale = _onto_canvas(image, network.canvas_hw)
+    boxes, scores = network(canvas[None])[0]
+    conf = stored_conf(network.notes) if conf is None else conf
+    conf = conf_of_classes(conf, network.num_classes) # Raises an error if it has another number of scores
+    boxes, scores, labels = _keep_best(boxes, scores, conf, *settings)
+    limits = np.float32([*image.shape[1::-1]]*2)
+    return (boxes/scale).clip(0, limits), scores, labels
+
 # %% ../../nbs/detection/00b_onnx.ipynb #009ed3a6
 class OnnxDetector:
     "Find objects with an ONNX file, of `yolox_export` or of another program."
-    def __init__(self, path, names=None, img_size=None, pixels=None): # File; the rest as in `exported_network`
+    def __init__(self,
+        path, # ONNX file
+        names:list=None, # Of the classes, instead of those of the file
+        img_size=None, # Side of the square canvas in pixels, or its height and width; that of the file if None
+        pixels:str=None # Order and range of pixels, a key of `PIXELS`, for files of other programs
+    ):
         self.network = exported_network(path, onnx_program(path), names, img_size, pixels)
         self.names = self.network.info.names
 
@@ -91,11 +107,4 @@ class OnnxDetector:
         max_detections:int=300, # Number of boxes to keep, the best ones
         class_agnostic:bool=False # Keep the best of boxes that overlap, whatever their classes
     ) -> tuple: # [N, 4] xyxy in pixels of the image, [N] scores and [N] labels, best first
-        image = _read_rgb(image)
-        canvas, scale = _onto_canvas(image, self.network.canvas_hw)
-        boxes, scores = self.network(canvas[None])[0]
-        conf = stored_conf(self.network.notes) if conf is None else conf
-        conf = conf_of_classes(conf, self.network.num_classes) # Raises an error if it has another number of scores
-        boxes, scores, labels = _keep_best(boxes, scores, conf, iou, max_detections, class_agnostic)
-        limits = np.float32([*image.shape[1::-1]]*2)
-        return (boxes/scale).clip(0, limits), scores, labels
+        return _find_objects(self.network, image, conf, iou, max_detections, class_agnostic)

@@ -46,18 +46,18 @@ def check_overwrite(paths): # Files to write; those that do not exist are fine
         raise ValueError(f'{path} exists and was not {MARK}: move it, or choose another --out')
 
 # %% ../../nbs/detection/03_outputs.ipynb #3b8d90e7
-class Drawing: # Writes one image, or the frames of one video
-    def __init__(self, path, failed): # File to write; dict that gets error messages by path
+class Drawing:
+    "Write one image, or the frames of one video"
+    def __init__(self,
+        path, # File to write
+        failed # Dict that gets error messages by path
+    ):
         self.path, self.failed, self.video = path, failed, VideoWriter(path, MARK)
 
-    @contextmanager
-    def keep_error(self): # For the end of the run
-        try: yield
-        except Exception as e:
-            named = str(self.path) in str(e)
-            self.failed[self.path] = NotTheInput(e if named else f'{self.path} could not be written: {e}')
-
-    def add(self, found, seconds=None): # `Detections`, all of which are drawn; time of a video's frame
+    def add(self,
+        found, # `Detections`, all of which are drawn
+        seconds=None # Time of a video's frame
+    ):
         if self.path in self.failed: return # An earlier frame could not be written
         with self.keep_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +65,18 @@ class Drawing: # Writes one image, or the frames of one video
             if seconds is not None: return self.video.add(drawn, seconds)
             with atomic(self.path, sync=False) as partial: drawn.save(partial, 'JPEG', quality=92, comment=MARK)
 
-    def close(self):
-        with self.keep_error(): self.video.close()
+# %% ../../nbs/detection/03_outputs.ipynb #f12ecf2f
+@patch
+@contextmanager
+def keep_error(self:Drawing): # For the end of the run
+    try: yield
+    except Exception as e:
+        named = str(self.path) in str(e)
+        self.failed[self.path] = NotTheInput(e if named else f'{self.path} could not be written: {e}')
+
+@patch
+def close(self:Drawing):
+    with self.keep_error(): self.video.close()
 
 # %% ../../nbs/detection/03_outputs.ipynb #ababa31a
 class CocoWriter:
@@ -119,21 +129,30 @@ class Delays:
 # %% ../../nbs/detection/03_outputs.ipynb #3e711541
 class Tally:
     "Count images and objects, and the delays and skipped frames of live streams."
-    def __init__(self, names, max_detections, every=1): # Names of the classes, or their numbers; options of predict
+    def __init__(self,
+        names, # Of the classes, or their numbers
+        max_detections, # Of an image, as in `predict`
+        every=1 # Read every second frame if 2, and so on
+    ):
         self.names, self.max_detections, self.every = names, max_detections, every
         self.images, self.full, self.hidden, self.objects = 0, 0, 0, Counter()
         self.delays, self.skipped, self.last = Delays(), 0, None # `last`: number of a live frame
 
-    def add(self, found, about, hidden=0): # `Detections` of an image, and about a frame; boxes that were not drawn
+    def add(self,
+        found, # `Detections` of an image
+        about, # Dict about a frame, as `read_inputs` gives it
+        hidden=0 # Number of boxes that were not drawn
+    ):
         self.images += 1
         self.hidden += hidden
         self.full += len(found) >= self.max_detections
         self.objects.update(found.labels.tolist())
         if 'arrived' in about: self._add_live(**about)
 
-    def most_common(self, n): return [(str(self.names[i]), k) for i, k in self.objects.most_common(n)]
-
 # %% ../../nbs/detection/03_outputs.ipynb #2f1c48d6
+@patch
+def most_common(self:Tally, n): return [(str(self.names[i]), k) for i, k in self.objects.most_common(n)]
+
 @patch
 def _add_live(self:Tally, frame, arrived, **_):
     self.delays.add(time.time() - arrived)

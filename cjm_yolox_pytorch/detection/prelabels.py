@@ -63,6 +63,7 @@ def annotations(self:LabelWriter) -> Annotations: # With scores
 # %% ../../nbs/detection/03b_prelabels.ipynb #dace7041
 @patch
 def close(self:LabelWriter):
+    "Write the label files, unless there are no images."
     if not self.images: return
     a = self.annotations()
     write_files(self.out, label_files(self.format, dict(all=a), self.model), self.overwrite)

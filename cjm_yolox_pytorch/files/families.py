@@ -17,20 +17,33 @@ from ..fuse import focus_filters
 from ..model import IMAGENET_STATS
 
 # %% ../../nbs/files/07_families.ipynb #fdbef078
+_MEGVII_LAYERS = r'''
+    ^backbone\.backbone\.stem   backbone.stem
+    ^backbone\.backbone\.dark2  backbone.stage1
+    ^backbone\.backbone\.dark3  backbone.stage2
+    ^backbone\.backbone\.dark4  backbone.stage3
+    ^backbone\.backbone\.dark5  backbone.stage4
+    ^backbone\.lateral_conv0    neck.reduce_layers.0
+    ^backbone\.reduce_conv1     neck.reduce_layers.1
+    ^backbone\.C3_p4            neck.top_down_blocks.0
+    ^backbone\.C3_p3            neck.top_down_blocks.1
+    ^backbone\.bu_conv2         neck.downsamples.0
+    ^backbone\.bu_conv1         neck.downsamples.1
+    ^backbone\.C3_n3            neck.bottom_up_blocks.0
+    ^backbone\.C3_n4            neck.bottom_up_blocks.1
+    ^head\.stems                neck.out_convs'''
+
+# %% ../../nbs/files/07_families.ipynb #6791ecea
 _CSP = r'(backbone\.stage[123]\.1|backbone\.stage4\.2|neck\.(?:top_down|bottom_up)_blocks\.\d)'
-_MEGVII_NAMES = rf'''
-    ^backbone\.backbone\.stem    backbone.stem
-    ^backbone\.backbone\.dark2   backbone.stage1        ^backbone\.backbone\.dark3   backbone.stage2
-    ^backbone\.backbone\.dark4   backbone.stage3        ^backbone\.backbone\.dark5   backbone.stage4
-    ^backbone\.lateral_conv0     neck.reduce_layers.0   ^backbone\.reduce_conv1      neck.reduce_layers.1
-    ^backbone\.C3_p4             neck.top_down_blocks.0 ^backbone\.C3_p3             neck.top_down_blocks.1
-    ^backbone\.bu_conv2          neck.downsamples.0     ^backbone\.bu_conv1          neck.downsamples.1
-    ^backbone\.C3_n3             neck.bottom_up_blocks.0 ^backbone\.C3_n4            neck.bottom_up_blocks.1
-    ^head\.stems                 neck.out_convs         \.m\.(\d+)\.                 .blocks.\1.
-    ^head\.(cls|reg)_convs       bbox_head.multi_level_\1_convs
-    ^head\.(cls|reg|obj)_preds   bbox_head.multi_level_conv_\1
-    \.dconv\.                    .depthwise_conv.       \.pconv\.                    .pointwise_conv.
-    ^{_CSP}\.conv1\.   \1.main_conv.   ^{_CSP}\.conv2\.   \1.short_conv.   ^{_CSP}\.conv3\.   \1.final_conv.'''
+_MEGVII_NAMES = rf'''{_MEGVII_LAYERS}
+    \.m\.(\d+)\.                .blocks.\1.
+    ^head\.(cls|reg)_convs      bbox_head.multi_level_\1_convs
+    ^head\.(cls|reg|obj)_preds  bbox_head.multi_level_conv_\1
+    \.dconv\.                   .depthwise_conv.
+    \.pconv\.                   .pointwise_conv.
+    ^{_CSP}\.conv1\.            \1.main_conv.
+    ^{_CSP}\.conv2\.            \1.short_conv.
+    ^{_CSP}\.conv3\.            \1.final_conv.'''
 
 # %% ../../nbs/files/07_families.ipynb #0030ae23
 def _rename(key, rules): # `rules`: words, alternately a pattern and its replacement
@@ -40,17 +53,23 @@ def _rename(key, rules): # `rules`: words, alternately a pattern and its replace
 
 # %% ../../nbs/files/07_families.ipynb #63fb1220
 _TO_MEGVII = r'''
-    ^backbone\.(stem|stage)  backbone.backbone.\1
-    \.stage1\.  .dark2.   \.stage2\.  .dark3.   \.stage3\.  .dark4.   \.stage4\.  .dark5.
-    ^neck\.reduce_layers\.0     backbone.lateral_conv0   ^neck\.reduce_layers\.1     backbone.reduce_conv1
-    ^neck\.top_down_blocks\.0   backbone.C3_p4           ^neck\.top_down_blocks\.1   backbone.C3_p3
-    ^neck\.downsamples\.0       backbone.bu_conv2        ^neck\.downsamples\.1       backbone.bu_conv1
-    ^neck\.bottom_up_blocks\.0  backbone.C3_n3           ^neck\.bottom_up_blocks\.1  backbone.C3_n4
-    ^neck\.out_convs            head.stems               \.blocks\.                  .m.
-    ^bbox_head\.multi_level_(cls|reg)_convs      head.\1_convs
-    ^bbox_head\.multi_level_conv_(cls|reg|obj)   head.\1_preds
-    \.main_conv\.       .conv1.   \.short_conv\.      .conv2.   \.final_conv\.   .conv3.
-    \.depthwise_conv\.  .dconv.   \.pointwise_conv\.  .pconv.'''
+    ^backbone\.(stem|stage)     backbone.backbone.\1
+    \.stage1\.    .dark2.       \.stage2\.         .dark3.
+    \.stage3\.    .dark4.       \.stage4\.         .dark5.
+    ^neck\.reduce_layers\.0     backbone.lateral_conv0
+    ^neck\.reduce_layers\.1     backbone.reduce_conv1
+    ^neck\.top_down_blocks\.0   backbone.C3_p4
+    ^neck\.top_down_blocks\.1   backbone.C3_p3
+    ^neck\.downsamples\.0       backbone.bu_conv2
+    ^neck\.downsamples\.1       backbone.bu_conv1
+    ^neck\.bottom_up_blocks\.0  backbone.C3_n3
+    ^neck\.bottom_up_blocks\.1  backbone.C3_n4
+    ^neck\.out_convs            head.stems
+    ^bbox_head\.multi_level_(cls|reg)_convs     head.\1_convs
+    ^bbox_head\.multi_level_conv_(cls|reg|obj)  head.\1_preds
+    \.blocks\.    .m.           \.main_conv\.      .conv1.
+    \.short_conv\.  .conv2.     \.final_conv\.     .conv3.
+    \.depthwise_conv\.  .dconv. \.pointwise_conv\. .pconv.'''
 
 def megvii_name(key): return _rename(key, _TO_MEGVII) # From ours
 
@@ -60,8 +79,10 @@ _MMYOLO_NAMES = r'''
     ^neck\.top_down_layers\.0\.0\.   neck.top_down_blocks.0.
     ^neck\.top_down_layers\.0\.1\.   neck.reduce_layers.1.
     ^neck\.top_down_layers\.1\.      neck.top_down_blocks.1.
-    ^neck\.downsample_layers neck.downsamples   ^neck\.bottom_up_layers neck.bottom_up_blocks
-    ^neck\.out_layers        neck.out_convs     ^bbox_head\.head_module\. bbox_head.'''
+    ^neck\.downsample_layers         neck.downsamples
+    ^neck\.bottom_up_layers          neck.bottom_up_blocks
+    ^neck\.out_layers                neck.out_convs
+    ^bbox_head\.head_module\.        bbox_head.'''
 
 # %% ../../nbs/files/07_families.ipynb #133b9442
 STEM = 'backbone.stem.conv.conv.weight' # Three tensors that tell networks apart
