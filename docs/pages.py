@@ -198,7 +198,8 @@ def labeled(word, cell):
 
 
 def is_import(node):
-    "An import, or what nbdev is told about it: `_all_ = [...]`"
+    "An import, also for type checkers alone, or what nbdev is told about it: `_all_ = [...]`"
+    if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING': return all(map(is_import, node.body))
     return isinstance(node, (ast.Import, ast.ImportFrom)) or ast.unparse(node).startswith('_all_ = ')
 
 

@@ -156,9 +156,9 @@ def test_lines_that_break_on_a_phone(tab, hosts):
     height, line, count = rows.evaluate("""block => [block.scrollHeight, parseFloat(getComputedStyle(block).lineHeight),
         block.textContent.trim().split('\\n').length]""")
     assert count > 5 and height < line*(count + 3)
-    options = 'code.literal .pre, .code-line .pre'
-    broken = f'[...document.querySelectorAll("{options}")].filter(w => w.getClientRects().length > 1).map(w => w.innerText)'
-    assert tab.locator(options).count() > 5 and tab.evaluate(broken) == []
+    options = tab.locator('code.literal .pre, .code-line .pre')
+    broken = 'words => words.filter(word => word.getClientRects().length > 1).map(word => word.innerText)'
+    assert options.count() > 5 and options.evaluate_all(broken) == []
     tab.set_viewport_size(dict(width=1440, height=844))
     tab.goto(hosts['http'] + 'assignment.html')
     written = tab.locator('.cell_input pre').evaluate_all('blocks => blocks.map(block => block.textContent)')

@@ -111,7 +111,7 @@ def _same_photo(paths): # [N] numbers, alike for images that Roboflow made of on
     first = {}
     return np.array([first.setdefault(photo[1] if photo else i, i) for i, photo in enumerate(photos)], dtype=int)
 
-def _groups(*keys): # [N] numbers from 0, alike for images that are alike in one of the `keys`, or through others
+def _connected(*keys): # [N] numbers from 0, alike for images that are alike in one of the `keys`, or through others
     group, before = keys[0], None
     while not np.array_equal(group, before):
         before = group
@@ -134,7 +134,7 @@ def _merge(parts) -> Annotations: # Of `Annotations` with the same names; each f
 # %% ../../nbs/data/14_convert.ipynb #dacf01da
 def _split_again(splits, shares, seed): # Split -> `Annotations`
     whole = _merge([*splits.values()])
-    which = stratify(whole, shares, seed, _groups(_same_content(whole.paths), _same_photo(whole.paths)))
+    which = stratify(whole, shares, seed, _connected(_same_content(whole.paths), _same_photo(whole.paths)))
     parts = {name: whole.take(np.flatnonzero(which == n)) for n, name in enumerate(SPLITS[:len(shares)])}
     if all(map(len, parts.values())): return parts
     raise ValueError(f'{counted(len(whole), "image")}, too few for {len(shares)} splits')

@@ -22,10 +22,10 @@ from ..files.captions import class_color, draw_named
 from ..files.class_names import class_numbers
 from ..files.paths import atomic
 
+if TYPE_CHECKING: from typing_extensions import Self
+
 # %% ../../nbs/detection/00_detections.ipynb #2a196ee6
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     class _DetectionsMethods:
         def __iter__(self) -> Iterator['Detection']: ...
         @overload

@@ -54,16 +54,8 @@ class Drawing:
     ):
         self.path, self.failed, self.video = path, failed, VideoWriter(path, MARK)
 
-    def add(self,
-        found, # `Detections`, all of which are drawn
-        seconds=None # Time of a video's frame
-    ):
-        if self.path in self.failed: return # An earlier frame could not be written
-        with self.keep_error():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            drawn = found.draw(class_agnostic=False)
-            if seconds is not None: return self.video.add(drawn, seconds)
-            with atomic(self.path, sync=False) as partial: drawn.save(partial, 'JPEG', quality=92, comment=MARK)
+    def close(self):
+        with self.keep_error(): self.video.close()
 
 # %% ../../nbs/detection/03_outputs.ipynb #f12ecf2f
 @patch
@@ -75,8 +67,16 @@ def keep_error(self:Drawing): # For the end of the run
         self.failed[self.path] = NotTheInput(e if named else f'{self.path} could not be written: {e}')
 
 @patch
-def close(self:Drawing):
-    with self.keep_error(): self.video.close()
+def add(self:Drawing,
+    found, # `Detections`, all of which are drawn
+    seconds=None # Time of a video's frame
+):
+    if self.path in self.failed: return # An earlier frame could not be written
+    with self.keep_error():
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = found.draw(class_agnostic=False)
+        if seconds is not None: return self.video.add(drawn, seconds)
+        with atomic(self.path, sync=False) as partial: drawn.save(partial, 'JPEG', quality=92, comment=MARK)
 
 # %% ../../nbs/detection/03_outputs.ipynb #ababa31a
 class CocoWriter:
