@@ -24,7 +24,7 @@ def _batch_norm(channels, options): return nn.BatchNorm2d(channels, **_norm_opti
 class ConvModule(nn.Module):
     "Apply a convolution, batch norm and an activation, each with PyTorch's defaults."
     def __init__(self, in_channels:int, out_channels:int, kernel_size:int=1, stride:int=1, padding:int=0,
-        bias:bool=True, *, groups:int=1, # Like the others before it, as in `nn.Conv2d`
+        bias:bool=True, *, groups:int=1, # As in `nn.Conv2d`
         activation_function=nn.SiLU, # Class, or another function that returns a module
         **norm # Arguments of `nn.BatchNorm2d`, such as `eps` and `momentum`
     ):

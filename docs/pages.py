@@ -109,7 +109,7 @@ class Module:
         "Signature, docstring and table of a symbol"
         returns, args = getattr(self.nodes[name], 'returns', None), copy.deepcopy(self.arguments(name))
         for n in ast.walk(args): n.annotation = None # Types are in the table
-        implied = '^(self|cls)(, )?' if self.bound(name) else '$'
+        implied = r'^(self|cls)\b(, )?' if self.bound(name) else '$'
         brackets = '' if self.kind(name) == 'property' else f'({re.sub(implied, "", ast.unparse(args))})'
         arrow = f' -> {ast.unparse(returns)}' if returns and brackets else ''
         head = f'{{py:{self.kind(name)}}} {name}{brackets}{arrow}'

@@ -161,18 +161,28 @@ def test_lines_that_break_on_a_phone(tab, hosts):
     assert options.count() > 5 and options.evaluate_all(broken) == []
     tab.set_viewport_size(dict(width=1440, height=844))
     tab.goto(hosts['http'] + 'assignment.html')
-    written = tab.locator('.cell_input pre').evaluate_all('blocks => blocks.map(block => block.textContent)')
-    tab.set_viewport_size(dict(width=390, height=844))
     tab.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
+    copied = """blocks => blocks.map(block => {
+        getSelection().selectAllChildren(block)
+        return [block.textContent, getSelection().toString()].map(text => text.replace(/\\n+/g, '\\n').trim())
+    })"""
+    written = tab.locator('.cell_input pre').evaluate_all(copied)
+    tab.set_viewport_size(dict(width=390, height=844))
     tab.locator('details .code-line').first.wait_for()
-    left = """line => {
+    assert tab.locator('.cell_input pre').evaluate_all(copied) == written
+    lefts = """lines => lines.map(line => {
         const range = document.createRange()
-        range.selectNodeContents(line)
-        return [...range.getClientRects()].filter(box => box.width > 1).map(box => [box.top, box.left])
-    }"""
-    for boxes in tab.locator('.code-line:visible').evaluate_all(f'lines => lines.map({left})'):
-        if boxes: assert all(x >= boxes[0][1] for y, x in boxes)
-    assert tab.locator('.cell_input pre').evaluate_all('blocks => blocks.map(block => block.textContent)') == written
+        range.setStartAfter(line.querySelector('.indent'))
+        range.setEndAfter(line.lastChild)
+        const boxes = [...range.getClientRects()].filter(box => box.width > 1), rows = new Map()
+        for (const {top, left} of boxes) {
+            const row = Math.round(top/4)
+            rows.set(row, Math.min(left, rows.get(row) ?? left))
+        }
+        return [...rows.values()]
+    })"""
+    broken = [found for found in tab.locator('.code-line:visible').evaluate_all(lefts) if len(found) > 1]
+    assert len(broken) > 20 and all(left > first for first, *more in broken for left in more)
 
 
 def test_wide_picture_fades_where_it_goes_on(tab, hosts):
@@ -367,7 +377,7 @@ def test_search_for_ap_0_leads_to_the_faq(tab, hosts, words):
     assert hits(tab, hosts['http'], words)[0][0] == 'howto/faq.html#why-is-ap-map-0-or-near-0'
 
 
-def test_search_page_has_a_field_of_its_own(tab, hosts):
+def test_search_page_has_a_field_on_a_phone(tab, hosts):
     tab.set_viewport_size(dict(width=390, height=844)) # Where the sidebar is hidden
     tab.goto(hosts['http'] + 'search.html')
     tab.locator('article input[name=q]').fill('mosaic')

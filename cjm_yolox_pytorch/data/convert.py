@@ -102,16 +102,18 @@ def _shares(split): # Two or three numbers
     raise ValueError(f'split={split!r}: write {what}')
 
 # %% ../../nbs/data/14_convert.ipynb #763e097f
-def _same_content(paths): # [N] numbers, alike for files with the same bytes
+def _same_content(paths): # [N] numbers, equal for files with the same bytes
     hashes = [hashlib.blake2b(Path(p).read_bytes(), digest_size=16).digest() for p in paths]
     return np.unique(np.array(hashes, dtype='S16'), return_inverse=True)[1].reshape(-1) if hashes else np.zeros(0, int)
 
-def _same_photo(paths): # [N] numbers, alike for images that Roboflow made of one photo: boat_png.rf.0f...9.jpg
+# %% ../../nbs/data/14_convert.ipynb #001f4e16
+def _same_photo(paths): # [N] numbers, equal for images that Roboflow made of one photo: boat_png.rf.0f...9.jpg
     photos = [re.fullmatch(r'(.+)\.rf\.[0-9a-f]{32}', splitext(os.path.basename(p))[0]) for p in paths]
     first = {}
     return np.array([first.setdefault(photo[1] if photo else i, i) for i, photo in enumerate(photos)], dtype=int)
 
-def _connected(*keys): # [N] numbers from 0, alike for images that are alike in one of the `keys`, or through others
+# %% ../../nbs/data/14_convert.ipynb #a9fe30e9
+def _connected(*keys): # [N] numbers each -> [N] numbers from 0, equal for images that are linked by equal `keys`
     group, before = keys[0], None
     while not np.array_equal(group, before):
         before = group
@@ -134,10 +136,12 @@ def _merge(parts) -> Annotations: # Of `Annotations` with the same names; each f
 # %% ../../nbs/data/14_convert.ipynb #dacf01da
 def _split_again(splits, shares, seed): # Split -> `Annotations`
     whole = _merge([*splits.values()])
-    which = stratify(whole, shares, seed, _connected(_same_content(whole.paths), _same_photo(whole.paths)))
+    group = _connected(_same_content(whole.paths), _same_photo(whole.paths))
+    which = stratify(whole, shares, seed, group)
     parts = {name: whole.take(np.flatnonzero(which == n)) for n, name in enumerate(SPLITS[:len(shares)])}
     if all(map(len, parts.values())): return parts
-    raise ValueError(f'{counted(len(whole), "image")}, too few for {len(shares)} splits')
+    photos = f' of {len({*group})} different photos' if len({*group}) < len(whole) else ''
+    raise ValueError(f'{counted(len(whole), "image")}{photos}, too few for {len(shares)} splits')
 
 # %% ../../nbs/data/14_convert.ipynb #3b7edcf4
 def _folder_of_each(splits): # Image -> folder that its split shares

@@ -108,7 +108,7 @@ def shared_stems(paths): # Texts such as "a.png, a.jpg"
     stems = dict.fromkeys(nfc(_stem(p)) for p in paths)
     return [', '.join(seen[stem]) for stem in stems if len(seen[stem]) > 1]
 
-def is_class_list(path): # Whether the label file of this image would be called like a class list
+def is_class_list(path): # Whether the label file of this image would have the name of a class list
     return os.path.basename(f'{_stem(path)}.txt').lower() in CLASS_LISTS
 
 # %% ../../nbs/data/12_label_files.ipynb #70222281

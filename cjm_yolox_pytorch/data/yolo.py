@@ -145,7 +145,7 @@ def labels_without_image(places, labels_in): # `places` are folders of labels by
     alone = [files for place in known for name, files in labels_in(place).items() if name not in known[place]]
     return sorted(p for files in alone for p in files if has_objects(p))
 
-def has_objects(path): # Whether a text file begins with five numbers, and is no class list
+def has_objects(path): # Whether a text file begins like a label file: with a digit, and five or more fields
     if path.name.lower() in CLASS_LISTS: return False
     line = b''.join(read_bytes(path).removeprefix(b'\xef\xbb\xbf').lstrip().splitlines()[:1])
     return line[:1].isdigit() and len(re.split(rb'[\s,;]+', line.strip())) >= 5

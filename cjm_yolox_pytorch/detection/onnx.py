@@ -78,7 +78,7 @@ def _keep_best(boxes, scores, conf, iou, max_detections, class_agnostic=False):
     return boxes[kept], best[kept], labels[kept]
 
 # %% ../../nbs/detection/00b_onnx.ipynb #85547004
-def _find_objects(network, image, conf, *settings): # Of `_keep_best`
+def _find_objects(network, image, conf, *settings): # `settings` of `_keep_best`
     image = _read_rgb(image)
     canvas, scale = _onto_canvas(image, network.canvas_hw)
     boxes, scores = network(canvas[None])[0]

@@ -47,7 +47,7 @@ def check_overwrite(paths): # Files to write; those that do not exist are fine
 
 # %% ../../nbs/detection/03_outputs.ipynb #3b8d90e7
 class Drawing:
-    "Write one image, or the frames of one video"
+    "Write one image, or the frames of one video."
     def __init__(self,
         path, # File to write
         failed # Dict that gets error messages by path

@@ -2,7 +2,9 @@
 document.addEventListener('DOMContentLoaded', () => {
     // Folds are called by their text, "Checks" for example
     for (const summary of document.querySelectorAll('details.hide > summary')) summary.removeAttribute('aria-label')
-    for (const word of document.querySelectorAll('code.literal .pre')) word.classList.toggle('long', word.textContent.length > 30)
+    for (const word of document.querySelectorAll('code.literal .pre')) {
+        word.classList.toggle('long', word.textContent.length > 30)
+    }
     // The current page stands in the middle of the sidebar
     const sidebar = document.querySelector('.sidebar-scroll'), current = sidebar?.querySelector('.current-page')
     if (!current) return
@@ -46,17 +48,18 @@ function fitFormula(formula) {
     if (part < 1) formula.style.fontSize = `${Math.max(70, Math.floor(100*part))}%`
 }
 
-// On a phone, aligned columns are set so small that they stay aligned, down to 7 pixels; other long lines break
+// Where they do not fit, aligned columns are set smaller, down to 7 pixels; other long lines break
 function fitOutput(block) {
     block.style.fontSize = ''
-    const columns = block.textContent.split('\n').filter(line => /\S {2,}\S/.test(line)).map(line => line.trimEnd().length)
-    if (columns.length < 2) return
+    const aligned = block.textContent.split('\n').filter(line => /\S {2,}\S/.test(line))
+    if (aligned.length < 2) return
     const probe = block.appendChild(Object.assign(document.createElement('span'), {textContent: '0'.repeat(100)}))
     probe.style.cssText = 'position: absolute; white-space: pre'
     const {paddingLeft, paddingRight, fontSize} = getComputedStyle(block), letter = probe.offsetWidth/100
     probe.remove()
     const width = .98*block.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight)
-    const size = Math.floor(10*parseFloat(fontSize)*width/(letter*Math.max(...columns)))/10
+    const longest = Math.max(...aligned.map(line => line.trimEnd().length))
+    const size = Math.floor(10*parseFloat(fontSize)*width/(letter*longest))/10
     if (size >= 7 && size < parseFloat(fontSize)) block.style.fontSize = `${size}px`
 }
 
@@ -71,15 +74,17 @@ function hangLines(part) {
 function splitLines(block) {
     const lines = block.innerHTML.replace(/\n$/, '').split('\n')
     block.innerHTML = lines.map(line => {
-        const [, anchors, spaces, rest] = line.match(/^((?:<span><\/span>)?(?:<span[^>]*>)?)( *)(.*)$/)
-        const words = rest.replace(/(^|[\s>])(--?[a-z][\w-]*)/gi, '$1<span class="pre">$2</span>')
-        return `<span class="code-line" style="--indent: ${spaces.length}">${anchors}<span class="indent">${spaces}</span>${words}\n</span>`
+        const [, before, blanks, after] = line.match(/^((?:<span><\/span>)?(?:<span[^>]*>)?)( *)(.*)$/s)
+        const words = after.replace(/(^|[\s>])(--?[a-z][\w-]*)/gi, '$1<span class="pre">$2</span>')
+        const text = `${before}<span class="indent">${blanks}</span>${words}\n`
+        return `<span class="code-line" style="--indent: ${blanks.length}">${text}</span>`
     }).join('')
 }
 
 // Pictures that go on to the right fade there
 function showMore(output) {
-    const update = () => output.classList.toggle('goes-on', output.scrollLeft + output.clientWidth < output.scrollWidth - 2)
+    const right = () => output.scrollWidth - output.scrollLeft - output.clientWidth
+    const update = () => output.classList.toggle('goes-on', right() > 2)
     output.onscroll = update
     update()
 }

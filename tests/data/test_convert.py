@@ -178,6 +178,10 @@ def test_copies_that_roboflow_made_of_a_photo_stay_together(tmp_path):
         found = {split: [Path(p).name.partition('.')[0] for p in a.paths] for split, a in read_all(out).items()}
         assert sorted(map(len, found.values())) == [6, 6, 18]
         assert sum(len({*photos}) for photos in found.values()) == 10
+    for n in range(6, 30): (tmp_path/f'photo{n//3}_png.rf.{n:032x}.png').unlink()
+    for n in range(6, 30): (tmp_path/f'photo{n//3}_png.rf.{n:032x}.txt').unlink()
+    with pytest.raises(ValueError, match='6 images of 2 different photos, too few for 3 splits'):
+        yolox_convert(str(tmp_path), 'coco', str(tmp_path.parent/'few'), split='.6,.2,.2')
 
 
 def test_images_of_the_same_name_in_two_splits_are_kept_apart(tmp_path):
