@@ -48,7 +48,8 @@ function fitFormula(formula) {
     if (part < 1) formula.style.fontSize = `${Math.max(70, Math.floor(100*part))}%`
 }
 
-// Where they do not fit, aligned columns are set smaller, down to 7 pixels; other long lines break
+// Where they do not fit, aligned columns are set smaller, down to 6 pixels, in which 80 columns fit
+// on a phone; other long lines break
 function fitOutput(block) {
     block.style.fontSize = ''
     const aligned = block.textContent.split('\n').filter(line => /\S {2,}\S/.test(line))
@@ -60,7 +61,7 @@ function fitOutput(block) {
     const width = .98*block.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight)
     const longest = Math.max(...aligned.map(line => line.trimEnd().length))
     const size = Math.floor(10*parseFloat(fontSize)*width/(letter*longest))/10
-    if (size >= 7 && size < parseFloat(fontSize)) block.style.fontSize = `${size}px`
+    if (size >= 6 && size < parseFloat(fontSize)) block.style.fontSize = `${size}px`
 }
 
 // A line that breaks goes on right of where it begins: each gets a box of its own, its indentation as padding
@@ -74,7 +75,7 @@ function hangLines(part) {
 function splitLines(block) {
     const lines = block.innerHTML.replace(/\n$/, '').split('\n')
     block.innerHTML = lines.map(line => {
-        const [, before, blanks, after] = line.match(/^((?:<span><\/span>)?(?:<span[^>]*>)?)( *)(.*)$/s)
+        const [, before, blanks = '', after] = line.match(/^((?:<span><\/span>)?(?:<span[^>]*>)?)( {0,24}(?! ))?(.*)$/s)
         const words = after.replace(/(^|[\s>])(--?[a-z][\w-]*)/gi, '$1<span class="pre">$2</span>')
         const text = `${before}<span class="indent">${blanks}</span>${words}\n`
         return `<span class="code-line" style="--indent: ${blanks.length}">${text}</span>`
