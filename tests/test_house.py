@@ -154,6 +154,12 @@ def lines_of_code():
             for n, line in enumerate(source.splitlines(), start=1): yield f'{path.name} {cell["id"]}', n, line
 
 
+def test_notebooks_have_at_most_700_kb():
+    """Pictures of photos are saved as JPEG, and with few more pixels than a page shows"""
+    sizes = {p.name: p.stat().st_size for p in notebooks()}
+    assert {name: size for name, size in sizes.items() if size > 700_000} == {}
+
+
 def test_lines_have_at_most_120_characters():
     assert [(where, n) for where, n, line in lines_of_code() if len(line) > 120] == []
 
