@@ -466,7 +466,7 @@ def test_pictures_are_not_drawn_where_links_or_odd_folders_lead_to_inputs(file, 
 
 
 @pytest.mark.parametrize('given, out',
-    [('**/*', 'out'), ('images/*', 'images/new'), ('images/*', 'out')])
+    [('*', 'out'), ('**/*', 'out'), ('images/*', 'images/new'), ('images/*', 'out')])
 def test_pattern_that_matches_the_output_folder_may_be_given_again(file, images, monkeypatch, given, out):
     monkeypatch.chdir(images.parent)
     found = []
