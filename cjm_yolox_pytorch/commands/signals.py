@@ -44,16 +44,29 @@ def _raise_again(raised): # Signals that led to `SystemExit`; one that was lost 
 # %% ../../nbs/commands/01_signals.ipynb #76245a43
 _ENDING = [getattr(signal, s) for s in ('SIGTERM', 'SIGHUP', 'SIGBREAK') if hasattr(signal, s)]
 
+def _end(number):
+    if number == signal.SIGINT: raise KeyboardInterrupt
+    sys.exit(128 + number) # As in a shell
+
+def _follows_a_stop(e): # As an error while cleaning up does
+    while e is not None and not isinstance(e, (KeyboardInterrupt, SystemExit)): e = e.__context__
+    return e is not None
+
 @contextmanager
 def exit_on_signals():
     "Let the first SIGTERM, SIGHUP or Ctrl-Break raise `SystemExit`, and ignore later ones."
     heeded = [s for s in _ENDING if signal.getsignal(s) != signal.SIG_IGN]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler: heeded.append(signal.SIGINT)
     raised = [] # `timeout`, for one, sends two signals
     def stop(number, restore):
-        if raised: return
+        if number in _ENDING and set(raised) & {*_ENDING}: return
         raised.append(number)
-        sys.exit(128 + number) # As in a shell
-    with handle_signals(heeded, stop), _raise_again(raised): yield
+        _end(number)
+    with handle_signals(heeded, stop), _raise_again(raised):
+        try: yield
+        except Exception as e:
+            if not raised or _follows_a_stop(e): raise
+            _end(raised[-1])
 
 # %% ../../nbs/commands/01_signals.ipynb #da617d86
 @contextmanager

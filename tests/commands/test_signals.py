@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -63,6 +64,31 @@ def test_second_sigterm_does_not_disturb_the_end():
             signal.raise_signal(signal.SIGTERM)
             cleaned.append(1)
     assert cleaned == [1]
+
+
+def report_as_error(number):
+    "What C code of a library may do with an exception"
+    with suppress(BaseException): signal.raise_signal(number)
+    raise ValueError('could not determine the shape')
+
+
+@pytest.mark.parametrize('number, end', [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_signal_that_became_another_error(number, end, heeded):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(end) as raised, exit_on_signals(): report_as_error(number)
+    assert isinstance(raised.value.__context__, ValueError) and signal.getsignal(signal.SIGINT) is before
+    if end is SystemExit: assert raised.value.code == 143
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_errors_of_cleaning_up_are_reported(number, heeded):
+    with pytest.raises(OSError, match='disk'), exit_on_signals():
+        try: signal.raise_signal(number)
+        finally: raise OSError('the disk is full')
+
+
+def test_errors_without_a_signal_stay():
+    with pytest.raises(ValueError, match='bad'), exit_on_signals(): raise ValueError('bad')
 
 
 def test_other_lost_exceptions_are_shown_as_ever(monkeypatch):
