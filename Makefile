@@ -34,7 +34,7 @@ style: .venv/installed-dev .venv-style/installed
 pages: .venv/installed-dev
 	$(TWO) $(BIN)/nbdev_test --n_workers 2 --timing
 
-# Three quarters of an hour on an otherwise idle machine; tables go to runs/bench
+# An hour on an otherwise idle machine; tables go to runs/bench
 bench: .venv-bench/installed
 	.venv-bench/bin/python -W ignore benchmarks/loss.py --out runs/bench
 	.venv-bench/bin/python -W ignore benchmarks/train_step.py --out runs/bench

@@ -1,15 +1,17 @@
-"""Compare whole trainings with other trainers on a CPU: images per second, and AP after equal minutes.
+"""Compare whole training runs with those of other trainers on a CPU: images per second, and AP after equal minutes.
 
-Each training is a process, from the first import to the last file. Images, canvas, images per step and random initial
+Each run is a process, from the first import to the last file. Images, canvas, images per step and random initial
 weights are the same; the rest is what each does by default (recipe, augmentation, processes that load images).
-Images per second come from trainings of one and of three epochs, so without the start. Then each trains as many
-epochs as fit into the same minutes, and its own evaluation measures AP on the test split.
+Images per second come from runs of one and of three epochs, so without the start. All trainers take turns, round by
+round, and the median counts. Then each trains as many epochs as fit into the same minutes, and its own evaluation
+measures AP on the test split.
 
 Without `data`, it is photos of drawn shapes. pixeltable-yolox is not here, since its trainer needs CUDA.
 
 Example: python benchmarks/trainers.py path/to/bccd --minutes 5
 """
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -80,18 +82,36 @@ def run(args, name, epochs, test=False):
         return json.loads((Path(out)/'result.json').read_text())
 
 
-def measure(args, name):
-    "Measure the seconds of an epoch, then AP after `args.minutes`."
-    try:
-        short, long = (run(args, name, epochs)['seconds'] for epochs in (1, 3))
-        epoch = (long - short)/2
-        if epoch <= 0: raise RuntimeError('an epoch is too short to measure: take more images')
-        row = dict(trainer=name, failed=None, images_per_s=args.images/epoch, start_s=short - epoch)
-        if not args.minutes: return row
-        epochs = max(1, round((60*args.minutes - row['start_s'])/epoch))
-        found = run(args, name, epochs, test=True)
-        return row | dict(epochs=epochs, minutes=found['seconds']/60, AP=found['AP'], AP50=found['AP50'])
+def time_epoch(args, name):
+    "Measure the seconds of an epoch, and those of everything besides."
+    short, long = (run(args, name, epochs)['seconds'] for epochs in (1, 3))
+    epoch = (long - short)/2
+    if epoch <= 0: raise RuntimeError('an epoch is too short to measure: take more images')
+    return epoch, short - epoch
+
+
+def time_epochs(args):
+    "Measure `time_epoch` of all trainers in turn: a list of rounds, or the error, by name."
+    found = {name: [] for name in args.only}
+    for turn in range(args.rounds):
+        for name in args.only:
+            if isinstance(found[name], str): continue
+            try: found[name].append(time_epoch(args, name))
+            except RuntimeError as e: found[name] = str(e)
+            print(f'round {turn + 1} of {args.rounds}: {name}', found[name], file=sys.stderr, flush=True)
+    return found
+
+
+def measure(args, name, times):
+    "Return a row: speed from `time_epochs`, and AP after `args.minutes`."
+    if isinstance(times, str): return dict(trainer=name, failed=times)
+    epoch, start = (statistics.median(values) for values in zip(*times))
+    row = dict(trainer=name, failed=None, images_per_s=args.images/epoch, start_s=start)
+    if not args.minutes: return row
+    epochs = max(1, round((60*args.minutes - start)/epoch))
+    try: found = run(args, name, epochs, test=True)
     except RuntimeError as e: return dict(trainer=name, failed=str(e))
+    return row | dict(epochs=epochs, minutes=found['seconds']/60, AP=found['AP'], AP50=found['AP50'])
 
 
 def as_table(rows):
@@ -130,6 +150,7 @@ def parse_arguments():
     parser, option = parser_of(__doc__)
     option('data', 'folder of a dataset with the splits train, val and test', type=Path, nargs='?')
     option('--photos', 'training images if there is no dataset (default: 64)', type=int, default=64)
+    option('--rounds', 'times that an epoch of each trainer is measured (default: 3)', type=int, default=3)
     option('--minutes', 'also train for so many minutes, and measure AP (default: 0, do not)', type=float, default=0)
     option('--img-size', 'side of the canvas in pixels (default: 416)', type=int, default=416)
     option('--batch', 'images per step (default: 8)', type=int, default=8)
@@ -142,11 +163,11 @@ def main():
     args = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
         prepare(args, Path(folder))
-        rows = []
+        rows, times = [], time_epochs(args)
         for name in args.only:
-            rows.append(measure(args, name))
+            rows.append(measure(args, name, times[name]))
             print(rows[-1], file=sys.stderr, flush=True)
-    about = dict(data=args.name, images=args.images, img_size=args.img_size, batch=args.batch)
+    about = dict(data=args.name, images=args.images, img_size=args.img_size, batch=args.batch, rounds=args.rounds)
     if args.minutes: about['minutes'] = args.minutes
     save_results('trainers', as_table(rows), rows, machine('cpu') | about, args.out)
 
