@@ -50,7 +50,7 @@ class SimOTASettings:
     cls_weight:float = 1. # Factor of the class cost
     _:KW_ONLY
     center_only:bool = False # Look only at the distance from the center, not at the box
-    iou_eps:float = 1e-7 # Added to IoUs under the logarithm: disjoint boxes cost `-log(iou_eps)`
+    iou_eps:float = 1e-7 # Added to IoUs before taking the logarithm: disjoint boxes cost `-log(iou_eps)`
     max_mb:int = 256 # Memory of `simota` for pairs, in MB; beyond it objects are processed in groups
 
     def __post_init__(self):
@@ -214,7 +214,7 @@ def _pair_levels(classes, objectness): # L maps [B, C, H, W], and [B, A] or None
 
 # %% ../nbs/03_assignment.ipynb #697ff6c5
 def _rank_groups(levels, boxes, priors, groups, settings):
-    "Rank the pairs of one group of objects after the other, like `_cheapest_pairs`."
+    "Rank the pairs of one group of objects at a time, like `_cheapest_pairs`."
     candidates, preferred = center_prior(priors, groups[0], settings)
     for gt in groups[1:]: candidates = candidates | center_prior(priors, gt, settings)[0]
     background = torch.cat([background_cost(joint_score(c, o), dim=1) for c, o in levels], dim=1)

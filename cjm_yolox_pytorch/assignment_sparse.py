@@ -88,7 +88,7 @@ def pairwise_iou(
 # %% ../nbs/04_assignment_sparse.ipynb #53d53337
 PAIRS_AT_ONCE = 2**19
 
-def _split(objects, num_cells): # [G, ...]: groups [g, ...] with at most so many pairs
+def _split(objects, num_cells): # [G, ...]: groups [g, ...] with at most `PAIRS_AT_ONCE` pairs each
     return objects.split(max(1, PAIRS_AT_ONCE//max(1, num_cells)))
 
 def _image_dynamic_k(gt_boxes, boxes, topk): # [G, 4], [A, 4] of the candidates
@@ -125,7 +125,7 @@ def _cell_owners(claimed, claimant, cells, key, num_cells): # [Q], [Q]; [M], [M]
 # %% ../nbs/04_assignment_sparse.ipynb #42dbab42
 class ObjectList:
     "The objects of a batch in one list of N, and the predictions for the batch."
-    def __init__(self, classes, objectness, boxes, gt, settings): # As `simota` takes them
+    def __init__(self, classes, objectness, boxes, gt, settings): # Arguments of `simota`
         self.maps = [c.flatten(2) for c in classes]
         self.objectness, self.boxes = objectness, boxes
         self.settings = settings

@@ -59,7 +59,7 @@ def decode(
 def encode(
     boxes:Tensor, # [..., A, 4] xyxy in pixels
     priors:Tensor, # [..., A, 4] x, y, s, s of cell corners in pixels
-    eps:float=1e-8 # Added to sizes (in strides) under the logarithm
+    eps:float=1e-8 # Added to sizes (in strides) before taking the logarithm
 ) -> Tensor: # [..., A, 4] center offset from the corner and log size, both in strides
     "Turn `boxes` into the raw predictions of the cells at `priors`: the inverse of `decode`."
     xy, s = priors[..., :2], priors[..., 2:]
@@ -85,7 +85,7 @@ def _intersection_and_union(a, b): # Areas [...] of xyxy boxes [..., 4]
 def box_iou(
     a:Tensor, # [..., 4] xyxy
     b:Tensor, # [..., 4] xyxy, broadcast against `a`
-    eps:float=1e-6 # Minimum union, so that two empty boxes give 0 and not NaN
+    eps:float=1e-6 # Minimum union, so that two empty boxes give 0 rather than NaN
 ) -> Tensor: # [...] between 0 and 1
     "Compute the intersection over union of boxes `a` and `b`."
     intersection, union = _intersection_and_union(a, b)
@@ -125,7 +125,7 @@ def box_ciou(
 
 # %% ../nbs/01_boxes.ipynb #56d7d078
 def as_xyxy(
-    boxes # [G, 4] xyxy in pixels, or `BoundingBoxes` in any format; any shape without elements
+    boxes # [G, 4] xyxy in pixels, or `BoundingBoxes` in any format; an empty tensor may have any shape
 ) -> Tensor: # [G, 4] xyxy in pixels, at least fp32, detached, no subclass
     "Convert `boxes` to a plain xyxy tensor."
     subclass = isinstance(boxes, BoundingBoxes)

@@ -40,6 +40,6 @@ def fuse(
         if not isinstance(m, ConvModule) or isinstance(m.bn, nn.Identity): continue
         m.conv = fuse_conv_bn_eval(m.conv, m.bn)
         m.bn = nn.Identity()
-        if hasattr(m.activate, 'inplace'): m.activate.inplace = True # Saves memory without gradients
+        if hasattr(m.activate, 'inplace'): m.activate.inplace = True # Saves memory, and no gradient needs the input
     if isinstance(fused.backbone.stem, Focus): fused.backbone.stem = _fuse_focus(fused.backbone.stem)
     return fused

@@ -29,7 +29,7 @@ def scored_boxes(
 def offset_by_group(
     boxes:Tensor, # [N, 4] xyxy in pixels
     group:Tensor, # [N] int64 from 0
-    columns:int, # Tiles in a row; the square root of the number of groups costs least precision
+    columns:int, # Tiles in a row; the square root of the number of groups loses the least precision
     low:float=-4096., # Minimum coordinate in pixels; lower ones are clamped
     high:float=8192. # Maximum coordinate in pixels; higher ones are clamped
 ) -> Tensor: # [N, 4]
@@ -132,7 +132,7 @@ class YOLOXInferenceWrapper(WrapperSteps, nn.Module):
         self._strides = [int(s) for s in strides] # Python numbers, since tracing should not read a tensor
         self.register_buffer('strides', torch.tensor(self._strides)) # For scripts that read it
 
-    def __setstate__(self, state): # A wrapper that 0.2 saved whole has its strides in the tensor only
+    def __setstate__(self, state): # A wrapper pickled whole by 0.2 has its strides only in the tensor
         super().__setstate__(state)
         if '_strides' not in state: self._strides = self.strides.tolist()
 

@@ -31,7 +31,7 @@ class ConvModule(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
         self.bn = _batch_norm(out_channels, norm)
-        self.activate = activation_function() # In place, autograd would have to copy its input first
+        self.activate = activation_function() # Not in place, which would make autograd copy the input first
 
     def forward(self, x): return self.activate(self.bn(self.conv(x)))
 
@@ -53,7 +53,7 @@ class DepthwiseSeparableConvModule(nn.Module):
     def forward(self, x): return self.pointwise_conv(self.depthwise_conv(x))
 
 def conv3x3(in_channels:int, out_channels:int, stride:int=1, use_depthwise:bool=False, **norm) -> nn.Module:
-    "Make a 3x3 convolution with YOLOX's norm; with `use_depthwise`, a depthwise one and a 1x1."
+    "Make a 3x3 convolution with YOLOX's norm; with `use_depthwise`, a depthwise and a 1x1 convolution."
     if use_depthwise: return DepthwiseSeparableConvModule(in_channels, out_channels, 3, stride, **norm)
     return ConvModule(in_channels, out_channels, 3, stride, padding=1, bias=False, **_norm_options(norm))
 

@@ -80,7 +80,7 @@ def _check_objects(boxes, labels, num_images):
         if b.numel() != 4*l.numel(): raise ValueError(f'image {i}: {b.numel()//4} boxes but {l.numel()} labels')
 
 # %% ../nbs/07_loss.ipynb #bf46960b
-def _round_up(n): # To three binary digits, at least 8
+def _round_up(n): # To three significant binary digits, at least 8
     step = max(2, 2**(n.bit_length() - 3))
     return max(8, -(-n//step)*step)
 
@@ -100,7 +100,7 @@ def _stack(boxes, labels, rounded): # Lists of B tensors, or [B, G, 4] and [B, G
 
 # %% ../nbs/07_loss.ipynb #f3180cf2
 def _read_batch(boxes, labels, regions, num_images, rounded):
-    "Check shapes, and return padded objects and padded regions, or None for these."
+    "Check shapes, and return padded objects and padded regions; None if there are no regions."
     _check_objects(boxes, labels, num_images)
     gt = _stack(boxes, labels, rounded)
     if regions is None: return gt, None
@@ -110,7 +110,7 @@ def _read_batch(boxes, labels, regions, num_images, rounded):
     return gt, _stack(regions, unlabeled, rounded).boxes
 
 # %% ../nbs/07_loss.ipynb #3352c37f
-def _move(t, like): # Other devices than CUDA would read before the copy ends
+def _move(t, like): # Devices other than CUDA may read before the copy ends
     return t.to(like.device, non_blocking=like.device.type == 'cuda')
 
 def _move_objects(gt, like):
@@ -127,7 +127,7 @@ def _may_look(check, *tensors):
 _SIGMOID = 'class_scores or objectness_scores look like probabilities: give logits, without a sigmoid'
 
 def _are_probabilities(levels): # L maps
-    if sum(m.numel() for m in levels) < 50: return False # Few logits may lie there by chance
+    if sum(m.numel() for m in levels) < 50: return False # A few logits may all lie in 0 to 1 by chance
     if min(m.detach().amin() for m in levels) < 0: return False
     return bool(0 < max(m.detach().amax() for m in levels) <= 1)
 
@@ -148,7 +148,7 @@ def _check_scene(loss, gt, size): # A `YOLOXLoss`, padded objects on the CPU, wi
     if _OUTSIDE not in loss.told and mostly_outside(gt.boxes, gt.valid, size): _tell(loss, _OUTSIDE)
 
 # %% ../nbs/07_loss.ipynb #ab1ee2d8
-def _check_batch(loss, maps, gt, regions): # A `YOLOXLoss`, maps, and what is padded
+def _check_batch(loss, maps, gt, regions): # A `YOLOXLoss`, maps, padded objects and regions
     if _may_look(loss.check, gt.boxes, gt.labels):
         size = [n*loss.strides[0] for n in maps[0][0].shape[:1:-1]]
         _check_scene(loss, GroundTruth(*(t.cpu() for t in gt)), size)
@@ -159,7 +159,7 @@ def _check_batch(loss, maps, gt, regions): # A `YOLOXLoss`, maps, and what is pa
 
 # %% ../nbs/07_loss.ipynb #20d86c9f
 def _take_slots(maps, image, cell): # L tensors [B, D, A_l], [B, 1] int64, [B, S] int64
-    "Copy the values [B, S, D] of `maps` at slots, without asking how many lie in which level."
+    "Copy the values [B, S, D] of `maps` at slots, without counting those of each level."
     rows = None
     first = 0
     for m in maps:
@@ -188,7 +188,7 @@ def _apply(func, pred, target, mask): # Scalar
     return pred.sum() if empty else func(pred, target) # A mean over nothing would be NaN
 
 # %% ../nbs/07_loss.ipynb #b11287f3
-def _rank_factor(num_positives): # Divisor of this process (at least 1) over that of all; None if it is alone
+def _rank_factor(num_positives): # Divisor of this process (at least 1) over that of all; None if alone or not training
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()): return None
     total = num_positives.clone()
     dist.all_reduce(total)
@@ -202,7 +202,7 @@ def _objectness_target(matches, like): # [B, A]
     return target.scatter_reduce_(1, cells, mask.to(like.dtype), 'amax')
 
 # %% ../nbs/07_loss.ipynb #8d41f7c5
-def _match_each(assigner, classes, objectness, boxes, priors, gt): # As `simota` takes them
+def _match_each(assigner, classes, objectness, boxes, priors, gt): # Arguments of `simota`
     "Match the images of a batch with an `assigner` for one image."
     found = []
     scores = flatten_levels([c.to(boxes.dtype) for c in classes]).sigmoid() * objectness.sigmoid()[..., None]
@@ -223,7 +223,7 @@ def _match(assigner, *inputs):
 # %% ../nbs/07_loss.ipynb #db732bba
 @torch.no_grad()
 def _assign(assigner, classes, raw, objectness, corners, gt, regions):
-    "Return the matches, the objectness target [B, A], and the mask of taught cells [B*A] or None."
+    "Return the matches, the objectness target [B, A], and the mask [B*A] of cells that count, or None if all do."
     centers = cell_centers(corners)
     boxes = decode(raw, corners)
     matches = _match(assigner, [m.detach() for m in classes], objectness.detach(), boxes, centers, gt)
@@ -268,7 +268,7 @@ def _compiled_losses(loss, maps, gt, regions):
     return [l.clone() for l in losses], num_positives.clone() # The next step overwrites the outputs of a CUDA graph
 
 # %% ../nbs/07_loss.ipynb #e3f476aa
-def _prepare(loss, maps, boxes, labels, regions, rounded): # A `YOLOXLoss`, and what it is called with
+def _prepare(loss, maps, boxes, labels, regions, rounded): # A `YOLOXLoss` and its arguments
     "Return the padded objects, and the padded regions or None."
     _check_maps(maps, loss.num_classes, loss.strides)
     gt, regions = _read_batch(boxes, labels, regions, len(maps[0][0]), rounded)
@@ -335,7 +335,7 @@ class YOLOXLoss(LossSettings):
         ground_truth_bboxes, # B tensors or `BoundingBoxes` [G, 4], or one [B, G, 4]: xyxy in pixels of the input
         ground_truth_labels, # B tensors [G] of any numeric dtype, from 0 to C-1, or one [B, G], -1 for padding
         *,
-        ground_truth_bboxes_ignore=None # B tensors [I, 4], or one [B, I, 4]: crowds, where no background is taught
+        ground_truth_bboxes_ignore=None # B tensors [I, 4], or one [B, I, 4]: crowds, where background is ignored
     ) -> dict[str, Tensor]: # Scalars `loss_cls`, `loss_bbox`, `loss_obj` and, with `use_l1`, `loss_l1`
         "Compare the maps of a network with the objects of each image."
         maps = class_scores, predicted_bboxes, objectness_scores

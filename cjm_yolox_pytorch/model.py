@@ -31,14 +31,14 @@ IMAGENET_STATS = dict(mean=(.485, .456, .406), std=(.229, .224, .225))
 @dataclass(frozen=True)
 class Variant:
     "Describe one size of YOLOX."
-    depth:float # Factor on the number of bottlenecks
-    width:float # Factor on the number of channels
+    depth:float # Multiplier of the number of bottlenecks
+    width:float # Multiplier of the number of channels
     mean:tuple = IMAGENET_STATS['mean'] # [3] of RGB in 0-1, subtracted from pixels
     std:tuple = IMAGENET_STATS['std'] # [3] divisor of pixels
     side:int = 640 # Side of the square input of the published weights, in pixels
     depthwise:bool = False # Replace 3x3 convolutions with depthwise and 1x1 ones
 
-VARIANTS = dict( # Depth, width and what differs from the defaults
+VARIANTS = dict( # Depth, width, and values that differ from the defaults
     yolox_nano=Variant(.33, .25, mean=(0., 0., 0.), std=(1., 1., 1.), side=416, depthwise=True),
     yolox_tiny=Variant(.33, .375, mean=(.5, .5, .5), std=(1., 1., 1.), side=416),
     yolox_s=Variant(.33, .5),
@@ -196,7 +196,7 @@ class YOLOX(nn.Module):
         if padded: x = F.pad(x, (0, right, 0, bottom))
         maps = self.bbox_head(self.neck(self.backbone(x)))
         if not padded: return maps
-        # Only positive numbers, which ONNX divides as Python does
+        # No negative operands, which ONNX would divide differently from Python
         cells = [((height - 1)//s + 1, (width - 1)//s + 1) for s in strides]
         return tuple([m[..., :h, :w] for m, (h, w) in zip(levels, cells)] for levels in maps)
 

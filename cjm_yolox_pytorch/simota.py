@@ -17,7 +17,7 @@ from .assignment_sparse import simota_sparse
 from .boxes import as_xyxy, at_least_fp32
 
 # %% ../nbs/05_simota.ipynb #40b9419f
-@dataclass(eq=False) # A comparison of tensors is not one bool
+@dataclass(eq=False) # Comparing tensors does not give a single bool
 class AssignResult:
     "The objects assigned to the A cells of one image."
     num_ground_truth_boxes:int # G
@@ -120,7 +120,7 @@ def _check_image(scores, priors, boxes, gt_boxes, gt_labels, regions):
     if gt_boxes.device.type == gt_labels.device.type == 'cpu': check_values(gt_boxes, gt_labels, C)
 
 # %% ../nbs/05_simota.ipynb #5a7f3df1
-def _assign_image(assigner, eps, scores, priors, boxes, gt_boxes, gt_labels, regions): # As `assign` takes them
+def _assign_image(assigner, eps, scores, priors, boxes, gt_boxes, gt_labels, regions): # Arguments of `assign`
     if eps is not None:
         assigner = copy(assigner)
         assigner.iou_eps = eps
@@ -137,7 +137,7 @@ def _assign_image(assigner, eps, scores, priors, boxes, gt_boxes, gt_labels, reg
 # %% ../nbs/05_simota.ipynb #64be38e4
 _STEPS_OF_0_2 = 'get_in_gt_and_in_center_info', 'dynamic_k_matching'
 
-def refuse_overrides(cls, base, names, instead): # Class and its base, methods that are not called, and others
+def refuse_overrides(cls, base, names, instead): # `names` are never called, `instead` are
     "Raise a `TypeError` if `cls` overrides only methods that would never be called."
     def own(name): return getattr(cls, name, None) is not getattr(base, name, None)
     unused = ' and '.join(filter(own, names))
@@ -151,7 +151,7 @@ class SimOTAAssigner(SimOTASettings):
         super().__init_subclass__(**kwargs)
         refuse_overrides(cls, SimOTAAssigner, _STEPS_OF_0_2, ['assign', 'match'])
 
-    def match(self, classes, objectness, boxes, priors, gt) -> Matches: # A batch, as `simota` takes it
+    def match(self, classes, objectness, boxes, priors, gt) -> Matches: # Arguments of `simota`
         sparse = boxes.device.type == 'cpu' and classes[0].ndim == 4 and not torch.compiler.is_compiling()
         return (simota_sparse if sparse else simota)(classes, objectness, boxes, priors, gt, self)
 
@@ -161,7 +161,7 @@ class SimOTAAssigner(SimOTASettings):
         decoded_bboxes:Tensor, # [A, 4] predicted, xyxy in pixels
         gt_bboxes:Tensor, # [G, 4] xyxy in pixels
         gt_labels:Tensor|None, # [G] classes, of any numeric dtype; may be None without objects
-        gt_bboxes_ignore:Tensor|None=None, # [I, 4] xyxy in pixels: regions where no background is taught
+        gt_bboxes_ignore:Tensor|None=None, # [I, 4] xyxy in pixels: regions where background is ignored
         eps:float|None=None # Overrides `iou_eps`
     ) -> AssignResult:
         "Assign cells to the objects of one image."

@@ -95,7 +95,7 @@ def command(func=None, **groups): # `func` is named like its command; `groups` a
         try:
             with exit_on_signals(): _run_from_shell(func, program)
         except KeyboardInterrupt as e:
-            if e.args: sys.exit(130) # What has been saved was said already
+            if e.args: sys.exit(130) # An earlier message said what has been saved
             fail(f'\n{program}: interrupted', 130) # 128 + SIGINT, as in a shell
         except Exception as e:
             line = _error_line(e, func.__module__.partition('.')[0])

@@ -12,7 +12,7 @@ import re, sys, torch
 EXIT_CODES = {0: 'done', 1: 'error', 2: 'usage', 3: 'data', 4: 'weights', 5: 'memory', 130: 'Ctrl-C'}
 
 # %% ../../nbs/commands/01a_exit_codes.ipynb #f5b9ea87
-# Floors; modules and functions that differ from the rest of their floor
+# Packages, and modules and functions that differ from the rest of their package
 _OTHERS = ('data.convert data.label_files data.tiling files.paths.atomic files.paths.check_output_folder '
     'data.split_names.resolve_split files.checkpoints._give_names detection.exported.with_names') # Given by a user
 _DATA = 'data files.images files.video files.streams detection.inputs'
@@ -20,7 +20,7 @@ _WEIGHTS = ('files.checkpoints files.pickles files.families files.hub files.matc
     'detection.exported detection.onnx detection.backends')
 _SUBJECTS = {name: code for code, names in {1: _OTHERS, 3: _DATA, 4: _WEIGHTS}.items() for name in names.split()}
 
-def passed_functions(e): # On the way of `e`, innermost first, such as cjm_yolox_pytorch.data.coco.read_coco
+def passed_functions(e): # That `e` passed through, innermost first, such as cjm_yolox_pytorch.data.coco.read_coco
     frame, names = e.__traceback__, []
     while frame:
         names.insert(0, f'{frame.tb_frame.f_globals.get("__name__", "")}.{frame.tb_frame.f_code.co_name}')

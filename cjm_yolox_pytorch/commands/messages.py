@@ -54,7 +54,7 @@ def describe_box(path, box): # The name of an image and its box, for messages
     return f'{file_name(path)}: box [{", ".join(f"{v:g}" for v in box)}]'
 
 # %% ../../nbs/commands/00_messages.ipynb #30f9cce7
-_GLUE = '\0' # In place of a space; no path has it
+_GLUE = '\0' # In place of a space; no path contains it
 
 def _glue_paths(text, root): # Of `root` and files below it
     path = rf'(?<!\S){re.escape(root)}(?:[/\\][^:;,]*?\.\w{{2,4}}\b)?'

@@ -44,7 +44,7 @@ def _advice(name, known, elsewhere): # For an unknown option; `elsewhere`: what 
 # %% ../../nbs/commands/01b_options.ipynb #4a8417f3
 _STATUS = 'exit status: ' + ', '.join(f'{code} {text}' for code, text in EXIT_CODES.items())
 
-def _required(parameters): # As in the line of usage
+def _required(parameters): # As in the usage line
     needed = {name: p.annotation for name, p in parameters.items() if p.default is p.empty}
     return [f'{name} ...' if kind is list else name for name, kind in needed.items()]
 
@@ -60,7 +60,7 @@ def parser_of(
     comments = {**docments(func), **getattr(func, 'option_help', {})}
     parameters = inspect.signature(func).parameters
     groups = _help_groups(parser, func)
-    order = sorted(parameters, key=[*groups, *parameters].index) # In each group in the order that was given
+    order = sorted(parameters, key=[*groups, *parameters].index) # Within each group, in the order given
     for name in order: _add_option(groups.get(name, parser), name, parameters[name], comments[name])
     for name, (lines, about) in getattr(func, 'shows', {}).items():
         known = dict(dest=_SHOWN, default=argparse.SUPPRESS, help=about)

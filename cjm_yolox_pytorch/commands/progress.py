@@ -28,16 +28,16 @@ def per_second(speed:float, unit:str) -> str: return f'{speed:{".0f" if speed >=
 
 # %% ../../nbs/commands/00a_progress.ipynb #98497a7b
 INTERVAL = 30 # Seconds from a line to the next; also before the first, so that short commands print none
-_MOMENTS = 20 # Of the past: ten minutes
+_MOMENTS = 20 # Records to keep: ten minutes
 
 class ProgressLines:
     "Count steps, and print a line about them to stderr at most every `INTERVAL` seconds."
     def __init__(self,
         steps=(), # What to iterate over
         unit:str='images', # What a step is, in the plural
-        window:int=0, # Measure the speed over at least so many steps
-        total:int=None, # Number of steps; the length of `steps` if None, and unknown without one
-        initial:int=0, # Steps that were done before
+        window:int=0, # Measure the speed over at least this many steps
+        total:int=None, # Number of steps; if None, the length of `steps`, or unknown if that has none
+        initial:int=0, # Steps already done
         desc:str='' # Beginning of a line
     ):
         store_attr()

@@ -23,7 +23,7 @@ def explain(text, root=''): # `root`: folder whose paths are not broken, even wi
     LOG.info(text, extra=dict(root=root))
 
 def caution(text, root=''): # As for `explain`
-    "Log what should not be missed."
+    "Log a sentence that should not be missed."
     LOG.warning(text, extra=dict(root=root))
 
 # %% ../../nbs/commands/00b_say.ipynb #e0c70282

@@ -34,7 +34,7 @@ class Annotations:
     areas:np.ndarray # [T] float32 in square pixels: of the outline if known, else of the box
     dropped:list = field(default_factory=list) # Boxes left out: (image file, [x1, y1, x2, y2], reason)
     notes:list = field(default_factory=list) # Remarks by the reader
-    stops:list = field(default_factory=list) # Missing data that stops training unless allowed, in sentences
+    stops:list = field(default_factory=list) # Sentences on missing data that stops training unless allowed
     bit_depth:int = 16 # Bits that the pixels of 16-bit files use
     scores:np.ndarray = None # [T] float32 from 0 to 1, if these are predictions
     crops:np.ndarray = None # [N, 6] for tiles: height and width of the whole image, and the tile xyxy
@@ -127,7 +127,7 @@ def build_annotations(
     sizes, # [N, 2] height and width in pixels; those below 1 are unknown, and read from the files
     rows, # [T, 6 to 9] index of the image, label, xyxy in pixels, and perhaps crowd flag, area and score
     notes=(), # Remarks by the reader
-    stops=(), # Missing data that stops training unless allowed, in sentences
+    stops=(), # Sentences on missing data that stops training unless allowed
     fractions=False # The file holds fractions of the image, so boxes in the first two pixels are intended
 ) -> Annotations:
     "Check the `rows` of a split, sort them by image, and leave out boxes without a visible area."
@@ -158,7 +158,7 @@ def _negative_cure(boxes, sizes, negative): # Sizes [T, 2] of the image of each 
     layout = box_layout(boxes, sizes) if negative.any() else ''
     return f'The numbers look like {layout}' if layout in LAYOUTS else 'Write left and top first'
 
-def _refuse_fractions(where, sizes, boxes): # The same
+def _refuse_fractions(where, sizes, boxes): # Sizes as in `_negative_cure`
     if not are_fractions(boxes, sizes): return
     layout = box_layout(boxes*sizes[:, [1, 0, 1, 0]], sizes)
     also = f'. Also, the numbers look like {layout}' if layout in LAYOUTS else ''

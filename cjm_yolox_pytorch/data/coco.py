@@ -44,7 +44,7 @@ def _coco_boxes(objects): # [T, 6]: corners, crowd flag and area; that of the bo
     left, top, width, height = np.array([a['bbox'] for a in objects], dtype=np.float64).reshape(-1, 4).T
     areas = np.array([a.get('area') or 0 for a in objects], dtype=np.float64)
     crowd = [a.get('iscrowd') or 0 for a in objects]
-    with np.errstate(over='ignore'): # What becomes infinite is refused by `build_annotations`
+    with np.errstate(over='ignore'): # Infinite values are refused by `build_annotations`
         areas = np.where(areas > 0, areas, width*height)
         return np.column_stack([left, top, left + width, top + height, crowd, areas])
 
@@ -66,7 +66,7 @@ def _entry(pairs): # A JSON object without its outline; None marks a box compute
 # %% ../../nbs/data/03_coco.ipynb #c72fa184
 def _is_number(v): return type(v) in (int, float) and abs(v) < 1e300
 
-def _bounds(outline): # [left, top, width, height] of polygons [[x1, y1, x2, y2, ...], ...]; None for all else
+def _bounds(outline): # [left, top, width, height] of polygons [[x1, y1, x2, y2, ...], ...], else None
     def is_polygon(p): return isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 and all(map(_is_number, p))
     if not isinstance(outline, list) or not outline or not all(map(is_polygon, outline)): return None
     points = np.concatenate(outline, dtype=np.float64).reshape(-1, 2)
@@ -91,7 +91,7 @@ def folders_of_split(folder, name): # Those in `folder` that are named after the
     return [folder/n for n in sorted(names, key=lambda n: (n != name, n))]
 
 # %% ../../nbs/data/03_coco.ipynb #7c1d93ab
-def _choose_folder(places, files): # The first with most of a sample of `files`, and notes
+def _choose_folder(places, files): # The first place with the most of a sample of `files`, and notes
     sample = files[::max(1, len(files)//10)]
     counts = [sum(bool(_existing(p, [f])) for f in sample) for p in places]
     most = max(counts)
@@ -215,7 +215,7 @@ def find_coco_splits(path, images=None) -> dict: # Split -> function that reads 
 
 def _single_file(path): return dict(all=path) if path.suffix.lower() == '.json' and not _is_list(path) else {}
 
-def _is_list(path): # As Label Studio's JSON is
+def _is_list(path): # Like Label Studio's own JSON
     with open(path, 'rb') as f: return bool(re.match(rb'(\xef\xbb\xbf)?\s*\[', f.read(99)))
 
 # %% ../../nbs/data/03_coco.ipynb #e3a07fb5
@@ -237,7 +237,7 @@ _LISTS = [re.compile(rb'"%b"\s*:\s*\[' % key) for key in (b'images', b'annotatio
 
 def _may_be_coco(path): # By its name, or by its lists, without all of it in memory
     if path.name.startswith('instances_') or path.name == _EXPORTS[0]: return True
-    named = split_name(path.stem) in (*SPLITS, 'all') and path.name not in _EXPORTS # So it may be cut off
+    named = split_name(path.stem) in (*SPLITS, 'all') and path.name not in _EXPORTS # Then it may be cut off
     if not path.stat().st_size: return named
     with open(path, 'rb') as f: content = mmap(f.fileno(), 0, access=ACCESS_READ)
     with content:

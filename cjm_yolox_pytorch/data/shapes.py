@@ -22,7 +22,7 @@ def _star(points, inner): # [2*points, 2] polygon: tips at radius 1, dents at `i
 
 def _turn_points(points, c, s): return points @ np.array([[c, s], [-s, c]]) # Cosine and sine
 
-def _cross(a): # [12, 2] plus sign whose arms have half the width `a`
+def _cross(a): # [12, 2] plus sign with arms of half-width `a`
     arm = np.array([[1, -a], [1, a], [a, a]]) / np.hypot(1, a)
     return np.concatenate([_turn_points(arm, *turn) for turn in ((1, 0), (0, 1), (-1, 0), (0, -1))])
 

@@ -23,7 +23,7 @@ def split_name(name): # Standard name; unknown names are returned unchanged
     return short if short in SPLITS else _STANDARD.get(short, name.removeprefix('instances_'))
 
 # %% ../../nbs/data/02_split_names.ipynb #f6817a9e
-def by_split(where, pairs): # (name, thing) pairs as a dict, with standard names
+def by_split(where, pairs): # Dict of (name, thing) `pairs`, with standard names
     pairs = [(split_name(name), thing) for name, thing in pairs]
     twice = repeated(name for name, _ in pairs)
     raise_listing(f'{where}: several parts for one split', twice, 'Leave only one, or give a file')

@@ -78,7 +78,7 @@ def _points(outline): # As <pt> with <x> and <y> in LabelMe, or as <x1>, <y1>, <
     raise ValueError(f'<polygon> has {counted(len(points), "point")} instead of 3 or more')
 
 # %% ../../nbs/data/04_voc.ipynb #fc3d420a
-class _NoEntities(ElementTree.TreeBuilder): # Stops where they would be defined, in whichever encoding
+class _NoEntities(ElementTree.TreeBuilder): # Stops at their definition, in any encoding
     def doctype(self, *declared): raise NotImplementedError
 
 def parse_xml(path, tag, format): # The root, which has to be `tag`
@@ -98,7 +98,7 @@ def _voc_rows(files, labels, first): # Image, label and corners of each object; 
             shift = first if in_pixels and x1 < x2 and y1 < y2 and not file.from_zero else 0
             yield n, labels[name], x1 - shift, y1 - shift, x2, y2
 
-def _begins_at_zero(files): # Whether those that don't say where the first pixel is count from 0
+def _begins_at_zero(files): # Whether files that don't state their first pixel count from 0
     unsaid = [row for file in files if not file.from_zero for row in file.rows]
     return any(0 <= start < 1 for row in unsaid if row[5] for start in row[1:3])
 

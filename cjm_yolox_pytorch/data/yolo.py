@@ -75,7 +75,7 @@ def _yolo_rows(where, files, labels, known): # (image, label, corners) of each l
                 rows.append((n, *_yolo_row(numbers, labels)))
                 if len(numbers) > 5: poses.append(_pose_score(*numbers[1:]))
                 if numbers[0] not in labels: unnamed.append((numbers[0], file, number))
-            except ValueError as e: # Of many, all but the first are only counted
+            except ValueError as e: # After the first three, lines are only counted
                 bad.append(f'{file} line {number}: {shorten(e)}' if len(bad) < 3 else '')
     raise_listing(f'{where}: lines that are not objects', bad, 'Fix them')
     if unnamed: _raise_unnamed(where, unnamed, known)
@@ -92,7 +92,7 @@ def _raise_unnamed(where, unnamed, known): # (class, file, number of the line); 
     raise ValueError(f'{where}: {what}. Fix them, or the class names')
 
 # %% ../../nbs/data/05_yolo.ipynb #909f69b2
-def label_folders(folder, root=''): # For images in `folder`; above the folder `root` no `images` is replaced
+def label_folders(folder, root=''): # For images in `folder`; `images` is replaced only below the folder `root`
     parts = folder.parts
     found = [n for n, part in enumerate(parts) if part.lower() == 'images' and n >= len(Path(root).parts)]
     if not found: return [folder]
@@ -113,7 +113,7 @@ def label_file(image, folders, labels_in=labels_in): # Path, or None
     if len(found) > 1: _check_copies(image, found)
     return found[0] if found else None
 
-def _check_copies(image, files): # One may lie in `labels`, and the same one beside the image
+def _check_copies(image, files): # One may lie in `labels`, and a copy beside the image
     same = len({p.parent for p in files}) == len(files) and len({read_bytes(p) for p in files}) == 1
     if not same: raise_listing(f'{image} has several label files', [*map(with_form, files)], 'Keep one of them')
 
@@ -188,8 +188,8 @@ def read_labels(where, names, paths, files, notes, stops) -> Annotations: # A la
 # %% ../../nbs/data/05_yolo.ipynb #aedb138b
 def read_yolo(
     images, # Folder, or image files
-    names=None, # Classes, as a list or a dict by number; without them, they are named by their numbers
-    root='' # Above this folder, `images` in a path does not become `labels`
+    names=None, # Classes, as a list or a dict by number; if None, they are named by their numbers
+    root='' # `images` in a path becomes `labels` only below this folder
 ) -> Annotations:
     "Read images and their YOLO label files."
     in_folder = isinstance(images, (str, Path))

@@ -62,7 +62,7 @@ def convert_weights(
     weights:Weights, # Their class names are stored for mmdetection
     to:str, # A key of `OTHER_TOOLS`: megvii or mmdet
     path # File to write
-) -> PixelFormat: # That of the file
+) -> PixelFormat: # Of the file
     "Write `weights` for Megvii's tools or mmdetection."
     if to not in OTHER_TOOLS: raise ValueError(f'to={to!r}: choose one of {[*OTHER_TOOLS]}')
     pixels = pixels_for(to, weights)

@@ -18,7 +18,7 @@ from ..commands.messages import shorten
 from ..files.network_kinds import import_extra, network_kind
 
 # %% ../../nbs/detection/00c_backends.ipynb #97e76b00
-def _openvino_model(path): # As openvino reads it, and ready to run
+def _openvino_model(path): # The model, and its compiled form
     root = re.search(rb'<[^?!][^\s>]*', path.read_bytes()[:10**6])
     if not root or root[0] != b'<net':
         begins = root[0].decode(errors='replace')[:40] + '>' if root else 'nothing'
@@ -88,8 +88,8 @@ def load_program(path) -> Program: # For `exported_network`
     raise ValueError(f'{path} is not an exported network: load_detector and load_weights take files of weights')
 
 def load_exported_network(
-    path, # Of one of `EXPORTED_KINDS`; some need other files beside it
-    names:list=None, # Of the classes, instead of those of the file
+    path, # File of one of `EXPORTED_KINDS`; some kinds need other files next to it
+    names:list=None, # Class names that replace those in the file
     img_size=None, # Side of the square canvas in pixels, or its height and width; that of the file if None
     pixels:str=None # Order and range of pixels, a key of `PIXELS`, for files of other programs
 ) -> ExportedNetwork:
@@ -109,7 +109,7 @@ def check_multi_label(network, multi_label=False, **_):
 
 # %% ../../nbs/detection/00c_backends.ipynb #d9b5928a
 def remarks(network, conf, iou, **_): # Lines of text
-    "Say what was guessed about a file, and where its own limits are stricter than `conf` and `iou`."
+    "Report guesses about a file, and where its own limits are stricter than `conf` and `iou`."
     if not isinstance(network, ExportedNetwork): return
     info = network.info
     if info.model_type is None:

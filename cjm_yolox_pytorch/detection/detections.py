@@ -50,7 +50,7 @@ else: _DetectionsMethods = object
 @dataclass(repr=False)
 class Detections(_DetectionsMethods):
     "Objects found in one image, best first."
-    boxes:Tensor # [N, 4] xyxy in pixels; all three may also be NumPy arrays
+    boxes:Tensor # [N, 4] xyxy in pixels; boxes, scores and labels may also be NumPy arrays
     scores:Tensor # [N] from 0 to 1
     labels:Tensor # [N] int64
     names:list=None # C class names, if known
@@ -94,8 +94,8 @@ def __iter__(self:Detections): # -> `Detection`, best first
 # %% ../../nbs/detection/00_detections.ipynb #88a3c846
 @patch
 def __getitem__(self:Detections,
-    key # Number of one; or a slice, [N] bool, row numbers, a class name, some class names
-): # -> `Detection`; or `Detections`
+    key # A row number; or a slice, [N] bool, row numbers, a class name, several class names
+): # `Detection` for a row number, otherwise `Detections`
     names = _class_names_in(key)
     if names: return self.take(np.isin(_as_arrays(self.labels)[0], class_numbers(names, self.names)))
     rows = _row_numbers(key, len(self))
@@ -115,7 +115,7 @@ def _row_numbers(key, n): # [K] numbers of rows, or a single one without dimensi
     try: rows = np.arange(n)[_as_arrays(key)[0] if isinstance(key, Tensor) else key]
     except (IndexError, TypeError) as e: raise IndexError(f'{text} ({e})') from e
     if rows.ndim > 1: raise IndexError(f'{text} (this has {rows.ndim} dimensions)')
-    return rows.copy() # Torch does not read arrays backwards
+    return rows.copy() # Torch does not support negative strides
 
 # %% ../../nbs/detection/00_detections.ipynb #e9b09151
 @patch
@@ -137,7 +137,7 @@ def to(self:Detections, device) -> Detections:
 
 @patch
 def cpu(self:Detections) -> Detections:
-    "Return a copy with tensors on the CPU, also of arrays."
+    "Return a copy with tensors on the CPU; arrays become tensors, too."
     return self.to('cpu')
 
 @patch
@@ -217,9 +217,9 @@ def to_json(self:Detections, **kwargs) -> str: # Of `json.dumps`
 @patch
 def to_coco(
     self:Detections,
-    image_id:int=0 # Number of the image in COCO's annotation file
+    image_id:int=0 # ID of the image in COCO's annotation file
 ) -> list: # Dicts of image_id, category_id, bbox (xywh in pixels) and score
-    "Convert to COCO's format of results."
+    "Convert to COCO's results format."
     boxes = box_convert(torch.as_tensor(self.boxes), 'xyxy', 'xywh').tolist()
     rows = zip(self.labels.tolist(), boxes, self.scores.tolist())
     return [dict(image_id=image_id, category_id=l, bbox=b, score=s) for l, b, s in rows]
@@ -230,5 +230,5 @@ def to_supervision(self:Detections): # -> `supervision.Detections`
     try: import supervision
     except ImportError as e: raise ImportError('supervision is missing: pip install supervision') from e
     boxes, scores, labels = _as_arrays(self.boxes, self.scores, self.labels)
-    data = dict(class_name=np.array([d.name for d in self], dtype=str)) # Text also if there are none
+    data = dict(class_name=np.array([d.name for d in self], dtype=str)) # Without dtype, float if empty
     return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)

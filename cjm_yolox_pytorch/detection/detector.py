@@ -37,18 +37,18 @@ from ..model import build_model, MODEL_TYPES, pretrained_file
 from ..utils import check_between, check_counts
 
 # %% ../../nbs/detection/01_detector.ipynb #6b3420b7
-def network_like(model): # Has the network's device and precision
+def network_like(model): # Tensor with the network's device and precision
     empty = torch.zeros(1)
     return empty if isinstance(model, ExportedNetwork) else next(model.parameters(), empty)
 
-def prepare_input(model, images, spec): # [B, 3, H, W] uint8 on the canvas -> what `run_network` takes
+def prepare_input(model, images, spec): # [B, 3, H, W] uint8 on the canvas -> `images` of `run_network`
     if isinstance(model, ExportedNetwork): return images # It normalizes
     like = network_like(model)
     images = normalize(images.to(like.device), spec.mean, spec.std).to(like.dtype)
     return images.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/detection/01_detector.ipynb #bcaacc7c
-def run_network(model, images): # What `box_pairs` takes
+def run_network(model, images): # -> `outputs` of `box_pairs`
     return run_on_tensors(model, images) if isinstance(model, ExportedNetwork) else model(images)
 
 def box_pairs(model, outputs, spec): # For each image, [A, 4] boxes on the canvas, and [A, C] scores
@@ -130,8 +130,8 @@ class Detector(_DetectorMethods):
     def __init__(self,
         weights:Weights|ExportedNetwork, # `load_detector` takes files, too
         device:str|None=None, # cpu, cuda, ...; the fastest if None. Exported networks run on the CPU
-        img_size:int|tuple|list|None=None, # Side of the canvas in pixels, or height and width; by default its own
-        bit_depth:int|None=None # Bits that the pixels of 16-bit images use; those in training if None
+        img_size:int|tuple|list|None=None, # Side of the canvas in pixels, or height and width; as in training if None
+        bit_depth:int|None=None # Number of bits used in 16-bit images; as in training if None
     ):
         self.bit_depth = weights.notes.get('bit_depth', 16) if bit_depth is None else bit_depth
         check_between(bit_depth=(self.bit_depth, 8, 16))
@@ -143,14 +143,14 @@ class Detector(_DetectorMethods):
 # %% ../../nbs/detection/01_detector.ipynb #df2c3f84
 @patch
 def __call__(self:Detector,
-    images, # Anything that `as_image` takes, or a list of such
+    images, # Anything that `as_image` takes, or a list of these
     batch:int=8, # Images, or tiles, that go through the network together
     conf:float=None, # Minimum score, or [C]; that of the weights if None
     classes=None, # Classes to keep: names or numbers in a list, or text such as `car,person`; all if None
     tile:int=None, # Side in pixels of the tiles that images are cut into; None: whole images
     overlap:float=None, # Share of a tile that neighbors have in common; .2 if None
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best. A larger value keeps more boxes
-    max_det:int=None, # Most detections per image (also called max_detections); 300 if None
+    max_det:int=None, # Maximum number of detections per image (also called max_detections); 300 if None
     **kwargs # Of `predict` and `nms`: mirrored, class_agnostic, multi_label, ...
 ): # -> `Detections`, or a list of them
     check_counts(batch=batch)
@@ -205,7 +205,7 @@ def local_file(source) -> Path: # A file, an address, or a size such as yolox_s 
 # %% ../../nbs/detection/01_detector.ipynb #c7f3dccb
 def load_network(
     source, # Weights or an exported network: file, address, or a size such as yolox_s
-    names:list|dict|str|None=None, # Of the classes, as `parse_names` takes them, instead of those of the file
+    names:list|dict|str|None=None, # Class names, as `parse_names` takes them, that replace those in the file
     img_size=None, # For exported networks: side of the square canvas in pixels, or its height and width
     pixels:str=None # For exported networks of other programs: order and range of pixels, a key of `PIXELS`
 ): # -> `Weights` or `ExportedNetwork`
@@ -221,9 +221,9 @@ def load_network(
 def load_detector(
     weights:str|os.PathLike|Weights, # Weights or an exported network: file, address, or a size such as yolox_s
     device:str|None=None, # cpu, cuda, ...; the fastest if None. Exported networks run on the CPU
-    img_size:int|tuple|list|None=None, # Side of the square canvas in pixels, or height and width; by default its own
-    bit_depth:int|None=None, # Bits that the pixels of 16-bit images use; those in training if None
-    names:list|dict|str|None=None, # Of the classes, as `parse_names` takes them, instead of those of the file
+    img_size:int|tuple|list|None=None, # Side of the canvas in pixels, or height and width; as in training if None
+    bit_depth:int|None=None, # Number of bits used in 16-bit images; as in training if None
+    names:list|dict|str|None=None, # Class names, as `parse_names` takes them, that replace those in the file
     pixels:str|None=None # For exported networks of other programs: order and range of pixels, a key of `PIXELS`
 ) -> Detector:
     "Load a detector that is ready to use."
@@ -253,7 +253,7 @@ def from_pretrained(cls:Detector,
     return load_detector(find_pretrained(source, revision, token), **options)
 
 # %% ../../nbs/detection/01_detector.ipynb #ebde53a9
-def _to_publish(detector): # Weights as they were, and curves beside them
+def _to_publish(detector): # Original weights, and plots next to them
     if isinstance(detector.source, Weights): return detector.source, []
     weights = load_weights(detector.source, names=detector.names)
     beside = [Path(detector.source).with_name(name) for name in ('curves.png', 'thresholds.png')]

@@ -81,6 +81,6 @@ def ncnn_program(path) -> Program: # `path` of the .param file; for `exported_ne
     (takes,), gives = net.input_names(), net.output_names()
     def run(x):
         extractor = net.create_extractor()
-        extractor.input(takes, ncnn.Mat(x[0]).clone()) # Its own memory, aligned as its instructions need
+        extractor.input(takes, ncnn.Mat(x[0]).clone()) # A copy with the memory alignment that NCNN needs
         return [np.array(extractor.extract(name)[1])[None] for name in gives]
     return Program(run, {takes: ((1, 3, None, None), 'float32')}, gives, about.read_text(encoding='utf-8'))

@@ -19,7 +19,7 @@ from ..files.network_kinds import are_notes
 # %% ../../nbs/detection/00a_exported.ipynb #a9027fc6
 @dataclass
 class NetworkInfo:
-    "What is known about an exported network"
+    "The format and metadata of an exported network"
     path:Path
     shape:tuple # Of the input, [B, 3, H, W] or [B, H, W, 3]; None where any number is possible
     dtype:str = 'float32' # Of the input; or float16, uint8
@@ -47,7 +47,7 @@ _IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 PIXELS = dict( # Whether it is BGR, then mean and standard deviation to normalize with
     rgb255=(False, 0, 1), bgr255=(True, 0, 1), rgb1=(False, 0, 255), bgr1=(True, 0, 255), imagenet=(False, *_IMAGENET))
 
-def network_input(images, info): # [B, 3, H, W] uint8 RGB -> what the network takes
+def network_input(images, info): # [B, 3, H, W] uint8 RGB -> input of the network
     bgr, mean, std = PIXELS[info.pixels]
     if bgr: images = images[:, ::-1]
     if (mean, std) != (0, 1):
@@ -190,8 +190,8 @@ def _read_metadata(path, text): # Of `yolox_export`
     return info if info.names is None else with_names(info, info.names)
 
 # %% ../../nbs/detection/00a_exported.ipynb #e9336498
-def info_of_ours(path, metadata:str, names=None) -> NetworkInfo: # `names` instead of those of the file
-    "Read what `yolox_export` wrote about a file."
+def info_of_ours(path, metadata:str, names=None) -> NetworkInfo: # `names` replace those in the file
+    "Parse the metadata that `yolox_export` stored in a file."
     try: info = _read_metadata(path, metadata)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path}: its metadata were changed and cannot be read ({shorten(e)}): export it again') from e
@@ -261,18 +261,18 @@ def _recognize(program, info, names=None, img_size=None): # -> `ExportedNetwork`
 class Program:
     "A loaded file that runs, before its inputs and outputs are interpreted"
     run:object # Function from an array to a list of arrays
-    inputs:dict # Shape, and name of the dtype, by name
+    inputs:dict # Name -> shape, and name of the dtype
     outputs:list # Names
     metadata:str = None # Of `yolox_export`
 
 def exported_network(
     path, # Of the file, for messages
     program:Program, # The loaded file
-    names:list=None, # Of the classes, instead of those of the file
+    names:list=None, # Class names that replace those in the file
     img_size=None, # Side of the square canvas in pixels, or its height and width; that of the file if None
     pixels:str=None # A key of `PIXELS`, for files of other programs
 ) -> ExportedNetwork:
-    "Find out what `program` takes and returns, from its metadata or by running it."
+    "Determine the input and output format of `program`, from its metadata or by running it."
     if not program.metadata:
         info = _info_of_foreign(path, program.inputs, program.outputs, pixels)
         return _recognize(program, info, names, img_size)

@@ -44,7 +44,7 @@ def _onto_canvas(image, canvas_hw): # [H, W, 3] uint8 -> [3, *canvas_hw], and [4
 
 # %% ../../nbs/detection/00b_onnx.ipynb #41426900
 def _as_rgb(image, name): # PIL image -> [H, W, 3] uint8
-    deep = image.mode[0] in 'IF' # Pillow would cut off large values
+    deep = image.mode[0] in 'IF' # Pillow would clip large values
     if deep: raise ValueError(f'{name} has more than 8 bits a channel: load_detector takes such images')
     return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
 
@@ -83,7 +83,7 @@ def _find_objects(network, image, conf, *settings): # `settings` of `_keep_best`
     canvas, scale = _onto_canvas(image, network.canvas_hw)
     boxes, scores = network(canvas[None])[0]
     conf = stored_conf(network.notes) if conf is None else conf
-    conf = conf_of_classes(conf, network.num_classes) # Raises an error if it has another number of scores
+    conf = conf_of_classes(conf, network.num_classes) # Raises an error if the number of scores is wrong
     boxes, scores, labels = _keep_best(boxes, scores, conf, *settings)
     limits = np.float32([*image.shape[1::-1]]*2)
     return (boxes/scale).clip(0, limits), scores, labels
@@ -93,7 +93,7 @@ class OnnxDetector:
     "Find objects with an ONNX file, of `yolox_export` or of another program."
     def __init__(self,
         path, # ONNX file
-        names:list=None, # Of the classes, instead of those of the file
+        names:list=None, # Class names that replace those in the file
         img_size=None, # Side of the square canvas in pixels, or its height and width; that of the file if None
         pixels:str=None # Order and range of pixels, a key of `PIXELS`, for files of other programs
     ):
@@ -104,7 +104,7 @@ class OnnxDetector:
         image, # Path, PIL image, or [H, W, 3] uint8 RGB
         conf:float=None, # Minimum score, or [C]; by default the one chosen in training, or .25
         iou:float=.65, # Maximum overlap of boxes of a class; a larger value keeps more boxes
-        max_detections:int=300, # Number of boxes to keep, the best ones
-        class_agnostic:bool=False # Keep the best of boxes that overlap, whatever their classes
+        max_detections:int=300, # Maximum number of boxes; the best are kept
+        class_agnostic:bool=False # Keep only the best of overlapping boxes, whatever their classes
     ) -> tuple: # [N, 4] xyxy in pixels of the image, [N] scores and [N] labels, best first
         return _find_objects(self.network, image, conf, iou, max_detections, class_agnostic)

@@ -24,9 +24,9 @@ from ..files.video import open_video, VideoWriter
 MARK = 'written by yolox_predict'
 
 ORDER_HEADER = 'image', 'uncertainty', 'objects' # Of `order.csv`
-_TRACK = re.compile(r'\d+,\d+(,-?\d+\.\d{3}){4},\d\.\d{4},-1,-1,-1') # In our way of rounding
+_TRACK = re.compile(r'\d+,\d+(,-?\d+\.\d{3}){4},\d\.\d{4},-1,-1,-1') # With the digits that we write
 
-def _has_mark(path): # Or the form of a file without room for one
+def _has_mark(path): # Or the format of a file that has no place for a mark
     start = f'{{"info": {{"description": "{MARK}"'
     if path.suffix == '.json':
         with open(path) as f: return f.read(len(start)) == start
@@ -60,7 +60,7 @@ class Drawing:
 # %% ../../nbs/detection/03_outputs.ipynb #f12ecf2f
 @patch
 @contextmanager
-def keep_error(self:Drawing): # For the end of the run
+def keep_error(self:Drawing): # To report it at the end of the run
     try: yield
     except Exception as e:
         named = str(self.path) in str(e)
@@ -131,7 +131,7 @@ class Tally:
     "Count images and objects, and the delays and skipped frames of live streams."
     def __init__(self,
         names, # Of the classes, or their numbers
-        max_detections, # Of an image, as in `predict`
+        max_detections, # Maximum per image, as in `predict`
         every=1 # Read every second frame if 2, and so on
     ):
         self.names, self.max_detections, self.every = names, max_detections, every

@@ -32,9 +32,9 @@ from ..files.paths import new_folder
 from ..utils import check_between, check_counts
 
 # %% ../../nbs/detection/05_predict.ipynb #c3d1b7aa
-_MOST_BYTES = 2**29 # Of the images in a group; an aerial one may have a gigabyte
+_MOST_BYTES = 2**29 # Of the images in a group; an aerial image may take a gigabyte
 
-def _groups(frames, batch): # A live frame waits for no other
+def _groups(frames, batch): # A live frame ends its group
     group = []
     for frame in frames:
         group.append(frame)
@@ -45,7 +45,7 @@ def _groups(frames, batch): # A live frame waits for no other
     if group: yield group
 
 # %% ../../nbs/detection/05_predict.ipynb #47cdaeb5
-def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame number and time, and what was found
+def _detections(detector, frames, batch, **kwargs): # Input, drawn file, frame number and time, `Detections`
     for group in _groups(frames, batch):
         found = detector([image for *_, image in group], batch, **kwargs)
         for (*about, _), d in zip(group, found): yield *about, d

@@ -58,7 +58,7 @@ def annotations(self:LabelWriter) -> Annotations: # With scores
     "Return the collected detections."
     paths, sizes = zip(*self.images) if self.images else ([], [])
     a = build_annotations('labels', self.names, paths, sizes, self.rows, fractions=True)
-    return a if a.scores is not None else replace(a, scores=np.zeros(0, np.float32)) # No boxes, but no truth either
+    return a if a.scores is not None else replace(a, scores=np.zeros(0, np.float32)) # Not truth, even if empty
 
 # %% ../../nbs/detection/03b_prelabels.ipynb #dace7041
 @patch

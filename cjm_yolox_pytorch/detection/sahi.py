@@ -12,7 +12,7 @@ from .detector import Detector, load_detector, network_like
 
 # %% ../../nbs/detection/01a_sahi.ipynb #b01b7b1b
 def sahi_rows(d) -> list: # `Detections` -> dicts, arguments of SAHI's `ObjectPrediction`
-    "Describe detections as SAHI does."
+    "Convert detections to arguments of SAHI's predictions."
     rows = zip(d.boxes.tolist(), d.labels.tolist(), d.scores.tolist())
     return [dict(bbox=b, category_id=l, category_name=d.name(i), score=s) for i, (b, l, s) in enumerate(rows)]
 

@@ -15,7 +15,7 @@ from ..commands.messages import counted, shorten
 # %% ../../nbs/detection/00a_selection.ipynb #4e6b88b7
 def stored_conf(
     known:dict # Notes of `Weights`, or metadata of an exported file
-): # Minimum score of detections in use, or a list of C if classes differ
+): # Minimum score, or a list of C if classes differ
     "Return the thresholds that were chosen in training, or .25 if there are none."
     found = known.get('thresholds')
     if not found: return .25
@@ -32,7 +32,7 @@ def describe_conf(
 
 # %% ../../nbs/detection/00a_selection.ipynb #1efaa00d
 def describe_thresholds(known:dict) -> str: # Notes or metadata with thresholds
-    "Say which detections are kept, and how that was chosen."
+    "Describe which detections are kept, and how the threshold was chosen."
     where = known['thresholds'].get('split') or 'the validation split'
     return f'{describe_conf(stored_conf(known))}, which had the best F1 on {where}'
 

@@ -40,7 +40,7 @@ def drop_cut_ones(
     tiles:np.ndarray, # [T, 4] of `tile_grid`
     hw:tuple, tile:int, overlap:float # As in `tile_grid`
 ) -> Placed: # With `cut`
-    "Drop boxes that are whole in another tile, and mark which of the others are cut."
+    "Drop boxes that are cut, or of the whole picture, if a tile contains them whole; mark the other cut ones."
     whole = whole_in_tile(placed.boxes, tiles[placed.tile], hw, tile)
     coarse = placed.tile == len(tiles) - 1 # The whole picture
     yields = (~whole | coarse) & whole_somewhere(placed.boxes, hw, tile, overlap)
@@ -48,7 +48,7 @@ def drop_cut_ones(
     return placed.take(~yields)
 
 # %% ../../nbs/detection/00d_tiled.ipynb #fe8a5d7e
-def _by_rank(p): # The same, whole ones first, then by score
+def _by_rank(p): # Whole boxes first, then by score
     return p.take(np.lexsort((p.tile, *p.boxes.T, p.labels, -p.scores, p.cut)))
 
 def _apart(p, hw): # [N, 4], by class
@@ -63,7 +63,7 @@ def _iou_and_ios(box, boxes): # [4] and [N, 4] -> IoU and IoS [N]
     with np.errstate(invalid='ignore'): return inside/(area + areas - inside), inside/np.minimum(area, areas)
 
 # %% ../../nbs/detection/00d_tiled.ipynb #7148f7d6
-def _keep_cut(boxes, tile, first, iou): # Of boxes by rank, the first ones whole -> rows that are kept
+def _keep_cut(boxes, tile, first, iou): # Boxes by rank, of which the number `first` are whole -> rows to keep
     alive = np.arange(len(boxes)) < first
     for n in range(first, len(boxes)):
         rows = np.flatnonzero(alive[:n])
@@ -93,7 +93,7 @@ def merge_tiles(
     hw:tuple, tile:int, overlap:float, # As in `tile_grid`
     iou:float=.65, # Of boxes of a class that overlap by more, keep the best
     class_agnostic:bool=False, # Let boxes suppress those of other classes, too
-    max_detections:int=300, # Number of boxes to keep, the best ones
+    max_detections:int=300, # Maximum number of boxes; the best are kept
     **_ # Other arguments of `nms`, already used in the tiles
 ) -> Detections: # In pixels of the picture
     "Merge the detections in the tiles of a picture."
@@ -115,7 +115,7 @@ def find_in_tiles(
     images:list, # [3, H, W] each, of any sizes
     tile:int=None, # Side of the tiles in pixels; None: whole images
     overlap:float=.2, # Share of a tile that neighbors have in common
-    batch:int=8, # Tiles that `find` gets at once
+    batch:int=8, # Tiles that are passed to `find` together
     **settings # Of `nms`: iou, class_agnostic and max_detections are used for merging, too
 ) -> list: # `Detections` per image
     "Find objects in the tiles of `images`."
@@ -139,7 +139,7 @@ def choose_tiling(tile, overlap) -> dict: # Of options; `overlap` None if not gi
     return tiling
 
 def tile_remarks(notes, tile=None, overlap=.2): # Lines of text
-    "Say if weights were trained on other tiles."
+    "Report if the weights were trained on other tiles."
     recipe = notes.get('recipe') or {}
     trained, used = recipe.get('tile') or None, tile and overlap
     if trained is None or (trained, recipe['overlap']) == (tile, used): return

@@ -77,7 +77,7 @@ class YOLOXDetector(nn.Module):
 def forward(self:YOLOXDetector,
     images, # B tensors [3, H, W] of any sizes, floats from 0 to 1 or uint8, RGB
     targets=None # B dicts: boxes [G, 4] xyxy in pixels, labels [G] from 0; perhaps iscrowd [G]
-): # In training mode scalars by name; otherwise B dicts of boxes [N, 4], labels [N], scores [N]
+): # In training mode, scalars by name; otherwise B dicts of boxes [N, 4], labels [N], scores [N]
     images = [_bytes(i, image) for i, image in enumerate(images)]
     if not self.training: return _detections_as_dicts(self, images)
     if targets is None: raise ValueError('training needs targets: to detect, call eval() first')

@@ -24,7 +24,7 @@ from ..files.paths import atomic
 
 # %% ../../nbs/detection/04_tracking.ipynb #0970148c
 def import_trackers(): # The module
-    "Import the package trackers, or say how to install it."
+    "Import the package trackers, or raise an error that says how to install it."
     try: import trackers
     except ImportError as e:
         alone = 'pip install --no-deps trackers, and pip install av supervision rich'
@@ -38,7 +38,7 @@ def tracking_conf(conf): # Minimum score, or C of them
     return np.minimum(conf, np.where(np.asarray(conf) < 1, .1, 1)).tolist() # Classes of 1 are left out
 
 # %% ../../nbs/detection/04_tracking.ipynb #9d8e4fe2
-def _relative(found, conf): # [N] 1 and more: high enough for a detection
+def _relative(found, conf): # [N] at least 1 if the score reaches the threshold
     least = np.maximum(least_scores(conf, found.labels.numpy()), 1e-6)
     return found.scores.numpy()/least
 
@@ -86,7 +86,7 @@ class Tracker:
 
     def __call__(self,
         found:Detections, # In a frame, down to the scores of `tracking_conf`
-        seconds:float # Time of the frame, later than that of the one before
+        seconds:float # Time of the frame, later than that of the previous one
     ) -> TrackedDetections:
         relative = _relative(found, self.conf)
         ids = self._update(found.boxes.numpy(), relative, seconds)
@@ -126,7 +126,7 @@ def tracks_file(drawn): # `Path` of a drawn video, such as out/street.mp4
     "Return the path of the tracks next to it: out/street.tracks.txt."
     return drawn.with_name(f'{drawn.stem}.tracks.txt')
 
-def track_frames(frames, conf, drawn): # Of one video: anything, about a frame, and `Detections`
+def track_frames(frames, conf, drawn): # `frames` of one video: tuples that end in a dict and `Detections`
     "Number the objects in frames as they come, and write the tracks next to `drawn`."
     path, tracker = tracks_file(drawn), Tracker(conf)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def track_frames(frames, conf, drawn): # Of one video: anything, about a frame, 
                 found = tracker(found, about['seconds'])
                 lines.writelines(mot_lines(found, about['frame']))
                 yield *where, about, found
-        finally: # However it ends
+        finally: # Also after an error or Ctrl-C
             lines.seek(0)
             with atomic(path) as partial, open(partial, 'w') as f: shutil.copyfileobj(lines, f)
 

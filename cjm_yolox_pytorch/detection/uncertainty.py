@@ -49,7 +49,7 @@ LOWEST = .05 # Lower scores have uncertainties below .01
 
 def order_images(
     detector, # `Detector`
-    files:list, # Pairs as of `find_inputs`, of which the first element is an image file
+    files:list, # Pairs as in `find_inputs`, of an image file and its drawn file
     failed:dict, # Gets messages about files that cannot be read
     batch:int=8, # Images that go through the network together
     progress=iter, # Wraps images, as tqdm does

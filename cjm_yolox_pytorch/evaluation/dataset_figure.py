@@ -55,7 +55,7 @@ _CANVAS = 240, 240 # Pixels of an image on the page
 def _read_cell(a, i): # Image, and whether its boxes are for it
     try: return read_annotated(a, i), True
     except ValueError: return read_image(a.paths[i]), False
-    except OSError: hw = letterbox_size(a.sizes[i].tolist(), _CANVAS) # Annotations may claim a huge one
+    except OSError: hw = letterbox_size(a.sizes[i].tolist(), _CANVAS) # Annotations may claim a huge size
     return torch.full((3, *hw), 225, dtype=torch.uint8), False
 
 def _draw_cell(ax, a, i, label, title):

@@ -23,7 +23,7 @@ def _window(d, height, width): # Of a `Disagreement`: left, top, right and botto
     return left, top, min(left + side, width), min(top + side, height)
 
 # %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #3b341c38
-def _objects_of(splits, d): # Boxes of the labels on the image of a `Disagreement`, and its index
+def _objects_of(splits, d): # For the image of a `Disagreement`: `Annotations`, index and labeled boxes
     a = splits[d.split]
     i = a.paths.tolist().index(d.path)
     return a, i, a.objects(i)[0]
@@ -75,7 +75,7 @@ def _draw_group(part, splits, kind, chosen, total):
 
 # %% ../../nbs/evaluation/03b_disagreement_sheet.ipynb #8da7a718
 def draw_disagreements(
-    splits:dict, # Split -> `Annotations`, as `find_disagreements` took them
+    splits:dict, # Split -> `Annotations`, as passed to `find_disagreements`
     disagreements:list, # `Disagreement`s, worst first
     path # PNG file to write
 ):

@@ -137,7 +137,7 @@ def _numbers(a, img_size):
     return dict(counts, box_sizes=_by_size(areas), box_sizes_in_training=_by_size(areas*scale[a.image[~a.crowd]]**2))
 
 def summary(report:Report) -> dict:
-    "Turn a report into numbers and text, as JSON needs."
+    "Convert a report to numbers and text that JSON can hold."
     splits = {split: _numbers(a, report.img_size) for split, a in report.splits.items()}
     faults = [asdict(f) for f in report.faults]
     opinion = dict(comparison=report.comparison.summary()) if report.comparison else {}
@@ -270,7 +270,7 @@ def _ask(report, network, device): # `Comparison` of the images that can be read
     return compare_labels(report.splits, network, device, broken, progress)
 
 # %% ../../nbs/evaluation/04_doctor.ipynb #fdf20542
-def _check_report(data, images, out, weights, overwrite): # What would be written
+def _check_report(data, images, out, weights, overwrite): # Check the paths to be written
     for given in filter(None, (data, images) if out else ()): check_output_folder(out, given, below=True)
     if out and weights: return check_task(out, overwrite)
     if overwrite: raise ValueError('overwrite=True: it is for the labeling task of --weights and --out')
@@ -292,7 +292,7 @@ def _labeling_files(report): # Path -> text; with remarks for the report
     if c: c.remarks += said
     return files
 
-def _pictures(report, out): # Where to see what is said
+def _pictures(report, out): # Line that tells where pictures are
     if out: return f'pictures go to {Path(out)/"doctor.png"}'
     return 'to see these images, add --out FOLDER' if any(map(os.path.isfile, (f.where for f in report.faults))) else ''
 

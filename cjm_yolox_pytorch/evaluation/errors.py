@@ -25,9 +25,9 @@ class Found:
     score:np.ndarray # [D]
     kind:np.ndarray # [D] index in `MATCH_KINDS`
     target:np.ndarray # [D] number of the object in the split, or -1
-    object_label:np.ndarray # [M] class of each object, crowds too
+    object_label:np.ndarray # [M] class of each object, including crowds
     missed:np.ndarray # [M] bool
-    real:np.ndarray # [M] bool: no crowd
+    real:np.ndarray # [M] bool: not a crowd
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #77eabe21
 def find_errors(
@@ -64,7 +64,7 @@ def _ap50(label, score, correct, objects): # [D] each, [C] -> [C]
     return areas(ranking, each, sums_before(each), objects)
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #a4cbf44f
-def _costs(f, C): # C classes -> kind of error -> rise of AP50 if all of them were fixed
+def _costs(f, C): # C classes -> dict: rise of AP50 if all errors of a kind were fixed
     objects, missed = (np.bincount(f.object_label[rows], minlength=C) for rows in (f.real, f.missed))
     there = objects > 0
     if not there.any(): return dict.fromkeys([*MATCH_KINDS[1:], 'missed'], np.nan)
@@ -78,7 +78,7 @@ def error_costs(
     annotations:Annotations, # Ground truth
     detections:list # One `Detections` per image, down to a score of .001 or so
 ) -> dict: # Kind of error -> rise of AP50
-    "Compute what errors of each kind cost."
+    "Compute the cost of each kind of error."
     return _costs(find_errors(annotations, detections), len(annotations.names))
 
 # %% ../../nbs/evaluation/00c_errors.ipynb #bab10f1e
@@ -95,7 +95,7 @@ def error_facts(
     size=None, # Side of the canvas in pixels, or height and width; that of the images if None
     tile:int=None # Side of tiles in pixels, if images were cut into tiles
 ) -> dict: # For metrics.json
-    "Compute what errors cost, and what explains them."
+    "Compute the costs of errors, and numbers that explain the errors."
     also_found = sum(int(np.isin(r.objects[r.wrong_class], r.objects[r.correct]).sum()) for r in e.results)
     missed, f = np.concatenate([r.missed for r in e.results]), find_errors(e.annotations, e.detections)
     small = int((_canvas_sides(e.annotations, size, tile)[missed] < SMALL).sum())
@@ -157,7 +157,7 @@ def _most_frequent(counts, metrics): # Of kinds that cost something -> lines
 # %% ../../nbs/evaluation/00c_errors.ipynb #06eac4ad
 def error_lines(metrics:dict) -> list: # Metrics with `errors` of `error_facts` -> lines of at most 80 characters
     "Describe which errors cost most, and what to try."
-    if 'class_order' in metrics: return [] # With names in the wrong order, costs mean nothing
+    if 'class_order' in metrics: return [] # With names in the wrong order, costs are meaningless
     gains = sorted(metrics['errors']['AP50_gain'].items(), key=lambda pair: -pair[1])
     costly = {k: f'{metrics["AP50"] + gain:.3f} without {_PLURALS[k]}' for k, gain in gains if gain >= LEAST_GAIN}
     lines = [f'AP50 would be {", ".join([*costly.values()][:3])}'] if costly else []

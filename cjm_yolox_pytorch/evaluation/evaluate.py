@@ -91,7 +91,7 @@ def _choose_split(data, split, notes, **reading) -> tuple: # Its name and annota
     return name, a
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #b11809c2
-def _training_images(a, name, notes): # What to call them if the weights were trained on them, or may have been
+def _training_images(a, name, notes): # Description of `a` if the weights were, or may have been, trained on it
     trained_on = notes.get('fingerprint')
     if fingerprint(a) == trained_on: return 'all of these images'
     if notes.get('training') != name: return
@@ -190,7 +190,7 @@ def _say_scores(found, split, precision): # Of `_find_scores`
         if any(line.endswith(' own') for line in lines): explain(own)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #8ac3ce7b
-def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C] of them; and objects of `classes`
+def _choose_scores(loaded, a, conf, working_conf, classes): # Thresholds (each a score or [C]), objects of `classes`
     chosen = class_numbers(classes, a.names)
     if working_conf is None: working_conf = _working_conf(loaded.notes, a)
     working_conf = np.maximum(conf, working_conf).tolist()
@@ -198,7 +198,7 @@ def _choose_scores(loaded, a, conf, working_conf, classes): # Both scores, or [C
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #bd96d035
 def _evaluate(*args, out, **options): # As for `_run_and_report`
-    "Return metrics, the images with the objects that count, what was found, and samples of AP."
+    "Return metrics, the annotations that were measured, detections and samples of AP."
     with new_folder(out) if out else nullcontext(): # Fails before the network runs; a stop leaves no empty folder
         return _run_and_report(*args, out=out, **options)
 
@@ -251,7 +251,7 @@ def _show_one(file, loaded, split, a, thresholds, precision, **options): # -> me
     return metrics
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #188185a7
-def _megabytes(file): # On the disk; OpenVINO and NCNN have the numbers in another file
+def _megabytes(file): # On disk; OpenVINO and NCNN keep the weights in another file
     path = local_file(file)
     numbers = [path.with_suffix('.bin')] if path.suffix in ('.xml', '.param') else []
     return sum(p.stat().st_size for p in [path, *numbers])/1e6
@@ -334,7 +334,7 @@ def evaluate(
     out:str|os.PathLike|None=None, # Folder for metrics.json, figures and COCO files; nothing is written if None
     device:str|None=None, # cpu, cuda, ...; the fastest if None
     **options # Others of `yolox_eval` by their names, such as classes='car,person'
-) -> dict: # Metrics of `report`; with `thresholds` or `precision` also what they find
+) -> dict: # Metrics of `report`; with `thresholds` or `precision` also the scores they find
     "Measure how good `weights` are on a split of `data`."
     given = dict(weights=[weights], data=data, split=split, out=out, device=device)
     options = options_of(yolox_eval, **given, **options)

@@ -44,8 +44,8 @@ def _look_at_each(images, progress): # `_Look`s or `Fault`s of pairs (annotation
         return [h for _, h in zip(progress(images), found)]
 
 # %% ../../nbs/evaluation/03f_image_checks.ipynb #c6fab42d
-_DARK = 64 # A quarter of white; even at night something shines
-_FLAT = 3 # Standard deviation; a photo of a blank wall with a camera's noise has about as much
+_DARK = 64 # A quarter of white; even photos taken at night usually show a light
+_FLAT = 3 # Standard deviation; about the camera noise in a photo of a blank wall
 
 def _exposure(split, looks): # `Fault`s; `looks` are by path
     dark = [path for path, look in looks.items() if look.brightest < _DARK]

@@ -22,7 +22,7 @@ def sums_before(values): # [N] -> [N+1]
 class Ranking:
     "Detections sorted by class, best first, at one IoU threshold"
     def __init__(self,
-        label:np.ndarray, # [D] class of each detection, rising
+        label:np.ndarray, # [D] class of each detection, ascending
         correct:np.ndarray, # [D] bool
         ignored:np.ndarray, # [D] bool: in a crowd, so neither correct nor false
     ):
@@ -86,7 +86,7 @@ def rank_matches(
     parts = [match_by_iou(*a.objects(i), d) for i, d in enumerate(detections)]
     image = np.repeat(np.arange(len(a)), [len(p[0]) for p in parts])
     label, score, correct, ignored = map(np.concatenate, zip(*parts))
-    order = np.lexsort((-score, label)) # Equal scores stay in the order of images, as COCO leaves them
+    order = np.lexsort((-score, label)) # Equal scores stay in the order of images, as in COCO
     columns = zip(correct[order].T, ignored[order].T)
     rankings = [Ranking(label[order], *c) for c in columns]
     return RankedMatches(a.names, len(a), image[order], rankings, a.image[real], a.labels[real])

@@ -41,7 +41,7 @@ def _lying(splits, places, paths): # Those whose boxes are for pixels as they ar
 def suggested_labels(
     splits:dict, # Split -> `Annotations`, with the same class names
     disagreements:list # Not empty
-) -> tuple: # `Annotations` with scores, the folder that their paths are below, and remarks
+) -> tuple: # `Annotations` with scores, the folder that their paths are relative to, and remarks
     "Change labels to what the network suggests, on images with `disagreements`."
     places, mine = _places(splits), {}
     for d in disagreements:
@@ -61,7 +61,7 @@ FOLDER = 'labels_to_check' # Below the output folder
 
 def check_task(
     out, # Output folder of `yolox_doctor`
-    overwrite:bool=False # Whether a task that is there may be replaced
+    overwrite:bool=False # Whether to replace an existing task
 ):
     "Raise a `ValueError` if the folder `out` has a labeling task, which may have been edited."
     check_free(out, [f'{FOLDER}/{name}' for name in ('tasks.json', 'label_config.xml')], overwrite)
@@ -71,7 +71,7 @@ def labeling_task(
     splits:dict, # Split -> `Annotations`, with the same class names
     disagreements:list # Worst first
 ) -> tuple: # Relative path -> text, and remarks
-    "Convert disagreements to tasks of Label Studio, with suggestions."
+    "Convert disagreements to Label Studio tasks with suggestions."
     if not disagreements: return {}, []
     try:
         found, root, said = suggested_labels(splits, disagreements)

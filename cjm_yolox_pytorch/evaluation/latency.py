@@ -21,7 +21,7 @@ def _now(device): # In seconds, once the device has finished
     if device.type != 'cpu': torch.accelerator.synchronize()
     return time.perf_counter()
 
-def _timed_find(model, spec, times, **settings): # Function for `find_in_tiles` that adds to the last of `times`
+def _timed_find(model, spec, times, **settings): # -> function for `find_in_tiles`, adds to the last of `times`
     device, hw = network_like(model).device, spec.canvas_hw
     def find(images):
         batch = prepare_input(model, torch.stack([letterbox(image, hw) for image in images]), spec)

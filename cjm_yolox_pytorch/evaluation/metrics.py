@@ -21,7 +21,7 @@ from ..files.class_names import check_distinct
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a2f80590
 def coco_results(detections:list) -> list: # Of one `Detections` per image; images are numbered from 0
-    "Convert detections to COCO's format of results."
+    "Convert detections to COCO's results format."
     return [row for i, d in enumerate(detections) for row in d.to_coco(i)]
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #7b9a021b

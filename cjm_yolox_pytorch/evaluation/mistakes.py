@@ -29,7 +29,7 @@ _WORDS = ['', 'wrong class', 'poorly localized', _BOTH, 'duplicate', 'on backgro
 def mistake_kinds(
     r # `MatchResult` of one image
 ): # [N] text, empty for detections that are correct or do not count
-    "Name what is wrong with each detection."
+    "Name the mistake of each detection."
     return np.array(_WORDS)[r.kinds]
 
 def _list_most(counter): # Such as: 3 cat, 1 dog
@@ -38,7 +38,7 @@ def _list_most(counter): # Such as: 3 cat, 1 dog
     return ', '.join([*parts, counted(left, 'other')] if left else parts)
 
 # %% ../../nbs/evaluation/00d_mistakes.ipynb #d1412f21
-def _named_mistakes(names, labels, d, r): # Pairs of a kind and what it is about
+def _named_mistakes(names, labels, d, r): # Pairs of a kind and its class names
     for n in np.flatnonzero(r.missed): yield 'missed', names[labels[n]]
     for n, kind in enumerate(mistake_kinds(r)):
         said = names[int(d.labels[n])]
@@ -58,7 +58,7 @@ def describe_mistakes(
     return text or f'nothing wrong: {counted(r.correct.sum(), "object")} found'
 
 # %% ../../nbs/evaluation/00d_mistakes.ipynb #e87fc737
-_LETTERS = [14, 12, 10] # Of names, in pixels: the smallest ones where it is crowded
+_LETTERS = [14, 12, 10] # Font sizes of names in pixels; the smallest where objects are crowded
 
 def _at_size(a, i, width, height): # Image `i` -> picture, and function that scales boxes [N, 4]
     image = as_picture(read_annotated(a, i))
@@ -132,9 +132,9 @@ def cover_classes(a:Annotations, most:int) -> list: # Indices of at most `most` 
 def choose_examples(
     a:Annotations, # Ground truth
     results:list, # One `MatchResult` per image
-    least:int=6, # Minimum number of images, if the split has so many
-    most:int=40 # Stop adding images for classes at so many
-) -> list: # Indices of images, rising
+    least:int=6, # Minimum number of images, if the split has that many
+    most:int=40 # Maximum number of images that are added to show every class
+) -> list: # Indices of images, ascending
     "Choose images of all classes, and good and bad ones."
     chosen, wrong = cover_classes(a, most), np.array([r.mistakes for r in results])
     right = np.array([r.correct.sum() for r in results])

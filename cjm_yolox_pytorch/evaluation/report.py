@@ -98,7 +98,7 @@ def report(
     out=None, # Folder for metrics.json and five figures; nothing is written if None
     conf:float=.25, # Minimum score of detections in use, or [C]; average precision counts all
     samples:np.ndarray=None, # Of `ap_samples`, if they are known
-    **more # Added to the metrics; `size` and `tile` also tell which objects are small for the network
+    **more # Added to the metrics; `size` and `tile` also determine which objects are small for the network
 ) -> dict: # Metrics of `Evaluation`, `errors`, `intervals`, and `more`
     "Measure `detections`, and write metrics and figures."
     e = Evaluation(annotations, detections, conf)
@@ -180,7 +180,7 @@ def _interval_line(intervals):
     return f'AP {_ends(intervals["AP"])}, AP50 {_ends(intervals["AP50"])}: {what}'
 
 # %% ../../nbs/evaluation/01_report.ipynb #4de12d7d
-def _class_rows(classes, intervals): # The head first
+def _class_rows(classes, intervals): # The header first
     found = {n: c for n, c in classes.items() if c['objects'] or not math.isnan(c['precision'])}
     width = max(5, *(len(shorten_name(n)) for n in classes))
     yield f'{"class":{width}} objects     AP  interval   AP50 precision recall'

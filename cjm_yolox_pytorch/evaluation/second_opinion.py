@@ -86,21 +86,21 @@ class Comparison:
     disagreements:list # `Disagreement`s, worst first
     remarks:list # Lines of text: what was not compared, and how far to trust the rest
 
-    def summary(self): # As JSON needs
+    def summary(self): # Values that JSON can hold
         counts = {kind: sum(d.kind == kind for d in self.disagreements) for kind in KINDS}
         return dict(counts=counts, remarks=self.remarks, disagreements=[asdict(d) for d in self.disagreements])
 
 # %% ../../nbs/evaluation/03c_second_opinion.ipynb #a6819e0c
 _LOW = .01 # Score from which detections are compared
 
-def _several_classes(network): # Whether a box may have several
+def _several_classes(network): # Whether a box may have several classes
     return not isinstance(network, ExportedNetwork) or network.info.output in ('raw', 'centers')
 
 def _detect_all(splits, network, device, order, progress): # Split -> `Detections` by image
     model, spec = prepare_network(network, device)
     options = dict(conf=_LOW, multi_label=_several_classes(network), progress=progress)
     found = {split: detect(model, a, spec, **options) if len(a) else [] for split, a in splits.items()}
-    said = [*remarks(model, 1., 0.)] # Nothing about scores, which were not asked for
+    said = [*remarks(model, 1., 0.)] # No remarks on score thresholds, which the user did not set
     return {split: [_renumber(d, order) for d in some] for split, some in found.items()}, said
 
 # %% ../../nbs/evaluation/03c_second_opinion.ipynb #92ea8a54

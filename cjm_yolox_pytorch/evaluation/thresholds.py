@@ -24,7 +24,7 @@ SCORES = np.arange(1, 1000)/1000 # K scores to choose from
 
 @dataclass
 class ScoredMatches:
-    "Detections that count and objects of a split, matched once for all scores"
+    "The detections that count and the objects of a split, matched once for all scores"
     names:list # C class names
     images:int # Number of images
     image:np.ndarray # [D] image of each detection
@@ -78,7 +78,7 @@ def _best_scores(f1): # [R, K] -> [R] the middle of the first scores with the hi
     return np.where(best[:, 0] > 0, SCORES[(first[:, 0] + last)//2], 1.)
 
 # %% ../../nbs/evaluation/00a_thresholds.ipynb #5f7bbd2d
-def _least_scores_with(precision, wanted): # [R, K] -> [R]; 1 where no score has it
+def _least_scores_with(precision, wanted): # [R, K] -> [R]; 1 if no score reaches it
     enough = precision >= wanted # False for NaN
     return np.where(enough.any(axis=1), SCORES[enough.argmax(axis=1)], 1.)
 
@@ -94,7 +94,7 @@ class Threshold:
     recall:float
     f1:float
     objects:int
-    images:int # With such objects
+    images:int # That contain such objects
 
 # %% ../../nbs/evaluation/00a_thresholds.ipynb #e104b64b
 RESAMPLES = 200
@@ -105,7 +105,7 @@ def bootstrap(
     resamples:int=RESAMPLES, # Larger: steadier intervals, slower
     seed:int=0 # The same seed draws the same images
 ) -> np.ndarray: # [resamples, ...] figures
-    "Compute figures of images that are drawn with replacement, many times."
+    "Compute figures for many resamples of the images, drawn with replacement."
     rng = np.random.default_rng(seed)
     draws = (rng.integers(images, size=images) for _ in range(resamples))
     return np.array([measure(np.bincount(drawn, minlength=images)) for drawn in draws])
@@ -116,7 +116,7 @@ def _intervals(m, choose, resamples, seed): # [C+1] low and high ends
     return np.percentile(scores, [5, 95], axis=0)
 
 # %% ../../nbs/evaluation/00a_thresholds.ipynb #6fdf2d19
-def _object_counts(m): # [C+1] objects, and [C+1] images with such
+def _object_counts(m): # [C+1] objects, and [C+1] images that contain them
     labels, C = m.object_label, len(m.names)
     pairs = np.unique([labels, m.object_image], axis=1)
     per_class = [np.bincount(part, minlength=C) for part in (labels, pairs[0])]

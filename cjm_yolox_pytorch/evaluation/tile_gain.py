@@ -31,7 +31,7 @@ def _verdict(before, after, slower): # AP on whole images and on tiles
 def tile_lines(
     tiled:dict, whole:dict, # Metrics of `report`, with `images_per_s`
     tile:int, # Side of the tiles in pixels
-    cut:int # Number of images that are larger
+    cut:int # Number of images that are larger than a tile
 ) -> list: # Lines of at most 80 characters
     "Compare metrics on tiles with those on whole images."
     if not cut: return [f'no image is larger than a tile of {tile} pixels: all of them were whole']

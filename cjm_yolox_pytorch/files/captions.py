@@ -24,7 +24,7 @@ def _spots(box, size, hw): # [4] xyxy, width and height of a name -> [30, 2] lef
 
 # %% ../../nbs/files/04a_captions.ipynb #aa158aa8
 def place_names(
-    boxes, # [N, 4] xyxy in pixels, in the order of choosing
+    boxes, # [N, 4] xyxy in pixels, in order of priority
     sizes, # [N, 2] widths and heights of their names
     hw, # Height and width of the image
     taken=() # Rectangles to leave free: left, top, width and height
@@ -97,7 +97,7 @@ def enlarged(image): # PIL image -> the same if it is large enough, and the fact
     return image.resize([n*factor for n in image.size], Image.Resampling.NEAREST), factor
 
 # %% ../../nbs/files/04a_captions.ipynb #c31bd125
-def _write(draw, text, place, size, color): # On a ground of `color`
+def _write(draw, text, place, size, color): # On a background of `color`
     font, text = font_and_text(text, size)
     (x, y), (w, h) = place, _measure(text, size)
     draw.rectangle((x, y, x + w - 1, y + h - 1), fill=color)

@@ -31,7 +31,7 @@ class Weights:
     names:list = None # C names of classes, if known
     size:int = None # Side of the square training images in pixels, if known
     family:str = 'ours' # Where the weights come from
-    focus:str = ROW_MAJOR # Order of Focus where they come from; that of `state` is `ROW_MAJOR`
+    focus:str = ROW_MAJOR # Order of Focus in the source; in `state`, it is always `ROW_MAJOR`
     left_over:list = field(default_factory=list) # Names of other tensors in the file
     notes:dict = field(default_factory=dict) # Anything else, such as AP
 
@@ -70,7 +70,7 @@ def _guess_family(naming, state, strict): # `strict`: raise an error where the w
     return naming
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ad65d274
-def _pixel_format(family, changes, known=None): # That of a family, or a known one, with some fields changed
+def _pixel_format(family, changes, known=None): # That of `family`, or else `known`, with `changes` made to it
     if family not in (None, *FAMILIES): raise ValueError(f'family={family!r}: choose one of {list(FAMILIES)}')
     pixels = replace(known if family is None else FAMILIES[family], **changes)
     if pixels.focus in (ROW_MAJOR, COLUMN_MAJOR): return pixels
@@ -82,7 +82,7 @@ def _convert(weights, pixels): # To our order and range of pixels
     return replace(weights, state=state, focus=pixels.focus, mean=mean, std=std)
 
 # %% ../../nbs/files/08_checkpoints.ipynb #a959bac1
-def _give_names(weights, names, where=''): # The same with these names of classes
+def _give_names(weights, names, where=''): # `weights` with these class names
     check_class_names(names, 'names')
     counts = f'{counted(len(names), "name")} for {counted(weights.num_classes, "class")}'
     if len(names) != weights.num_classes: raise ValueError(f'{where}{counts}: each class needs a name')
@@ -90,7 +90,7 @@ def _give_names(weights, names, where=''): # The same with these names of classe
 
 # %% ../../nbs/files/08_checkpoints.ipynb #b32adce7
 def recognize(checkpoint, family=None, names=None, **pixels) -> Weights: # Options of `load_weights`
-    "Find the family of a state dict, or of the content of a file, and convert it to ours."
+    "Find the family of a state dict, or of the content of a file, and convert it to our format."
     naming, state, other = unpack(checkpoint)
     model_type, num_classes = _read_shapes(state)
     _check_finite(state)
@@ -104,7 +104,7 @@ def recognize(checkpoint, family=None, names=None, **pixels) -> Weights: # Optio
 # %% ../../nbs/files/08_checkpoints.ipynb #2bce87ad
 def save_weights(weights:Weights, path): # Usually `*.safetensors`
     "Write `weights` with all that is known about them to `path`."
-    check_class_names(weights.names or [], 'names') # As whoever loads the file does
+    check_class_names(weights.names or [], 'names') # Loading the file checks them, too
     known = {k: v for k, v in vars(weights).items() if k not in ('state', 'left_over')}
     metadata = json.dumps(known | dict(family='ours', focus=ROW_MAJOR))
     state = {k: v.detach().cpu().contiguous() for k, v in weights.state.items()}
@@ -139,10 +139,10 @@ def _read_ours(state, metadata, family=None, named=True, **pixels): # As for `re
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
-    source, # File or address of weights, a size such as yolox_s for published weights, or a state dict
-    family:str=None, # One of `FAMILIES`; if None, what the file says, or else a guess
+    source, # File or URL of weights, a model type such as yolox_s for published weights, or a state dict
+    family:str=None, # One of `FAMILIES`; if None, read from the file or guessed
     names:list=None, # Class names, instead of those in the file
-    **pixels # Fields of `PixelFormat` that differ from the family: bgr, max_pixel, focus, mean, std
+    **pixels # Fields of `PixelFormat` that differ from the family's: bgr, max_pixel, focus, mean, std
 ) -> Weights:
     "Load weights of any family."
     if not isinstance(source, (str, os.PathLike)): return recognize(source, family, names, **pixels)
@@ -168,21 +168,21 @@ def _check_kind(path):
 # %% ../../nbs/files/08_checkpoints.ipynb #17ce2cc1
 def _download_to(url, path, digest):
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout or 60) # Seconds without an answer
+    socket.setdefaulttimeout(timeout or 60) # Seconds without a response
     try: torch.hub.download_url_to_file(url, str(path), digest and digest[1])
     finally: socket.setdefaulttimeout(timeout)
 
-def _cache_folder(url): # Other addresses may have files of the same name
+def _cache_folder(url): # URLs may differ only before the file name
     return Path(torch.hub.get_dir())/'checkpoints'/hashlib.sha256(url.encode()).hexdigest()[:12]
 
 # %% ../../nbs/files/08_checkpoints.ipynb #83887ddf
 def download(
-    url:str, # Its last part, without a query, names the file
+    url:str, # The last part of its path is the file name
     folder=None, # The cache of torch.hub if None
     check=load_weights, # Raises an error if the file is bad
-    source:str=None # Address to read from, such as that of a mirror; `url` if None
+    source:str=None # URL to read from, such as that of a mirror; `url` if None
 ) -> Path: # In `folder`
-    "Download a file unless it is there, or raise an `OSError`."
+    "Download a file unless it is already there; raise an `OSError` if that fails."
     path = (_cache_folder(url) if folder is None else Path(folder))/url.partition('?')[0].rpartition('/')[2]
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def download(
 _HUB = 'https://huggingface.co/'
 
 def mirrored(url:str) -> str:
-    "Return the address of a published file at the mirror that the environment names, if any."
+    "Return the URL of a published file, at the mirror set in the environment, if any."
     mirror, hub = os.environ.get('CJM_YOLOX_MIRROR'), os.environ.get('HF_ENDPOINT')
     if hub and url.startswith(_HUB): url = f'{hub.rstrip("/")}/{url.removeprefix(_HUB)}'
     if not mirror: return url

@@ -24,7 +24,7 @@ laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, ref
 scissors, teddy bear, hair drier, toothbrush'''.replace('\n', ' ').split(', ')
 
 # %% ../../nbs/files/01_class_names.ipynb #e1d05e45
-MAX_CLASSES = 20_000 # Half as many again as any dataset has; more is a typo or an attack
+MAX_CLASSES = 20_000 # 1.5 times as many as any dataset has; more is a typo or an attack
 
 def check_distinct(names, where):
     same = repeated(names)
@@ -44,7 +44,7 @@ def parse_names(
     names, # `cat,dog`, or a text file with one per line; a list, tuple or array; a dict by label. None stays None
     option:str='names' # Its name in errors
 ) -> list:
-    "Read class `names`, as the option `--names` gives them."
+    "Read class `names` in the forms that the option `--names` takes."
     if names is None: return None
     if isinstance(names, dict): return _names_from_0(names)
     if not isinstance(names, (str, os.PathLike)): return _names_in_order(names)
@@ -75,7 +75,7 @@ def _split_names(text):
     raise FileNotFoundError(f'{text}: no such file of class names')
 
 # %% ../../nbs/files/01_class_names.ipynb #38b2ce30
-def _list_chosen(chosen, names): # Of names and numbers, from what `class_numbers` takes
+def _list_chosen(chosen, names): # Names and numbers, from any form that `class_numbers` takes
     if hasattr(chosen, 'tolist'): chosen = chosen.tolist() # An array or tensor
     if isinstance(chosen, (str, os.PathLike)):
         return [chosen] if chosen in names else parse_names(chosen, 'classes') # A name may have a comma

@@ -18,8 +18,8 @@ def _luminance(color): # Name or hexadecimal -> from 0 to 1, as WCAG 2.1 defines
     linear = [v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4 for v in to_rgb(color)]
     return .2126*linear[0] + .7152*linear[1] + .0722*linear[2]
 
-def ink_on(color): # Name or hexadecimal of the ground -> white or black
-    "Choose letters by contrast."
+def ink_on(color): # Name or hexadecimal of the background -> white or black
+    "Choose the color of letters by contrast."
     return 'white' if 1.05/(_luminance(color) + .05) > (_luminance(color) + .05)/.05 else 'black'
 
 # %% ../../nbs/files/04_drawing.ipynb #d749196f

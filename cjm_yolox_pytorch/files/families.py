@@ -102,7 +102,7 @@ def _choose_network(networks): # Its place and prefix
     found = [f'{place or "the file"}: {prefix or "no prefix"}' for place, prefix in candidates]
     raise ValueError(f'several networks ({"; ".join(found[:3])}): save the state dict of one of them alone')
 
-def unpack(checkpoint) -> tuple: # Whose naming it had, state dict under our names, and names of other entries
+def unpack(checkpoint) -> tuple: # Family of its names, state dict under our names, and names of other entries
     "Find the network in the content of a file."
     if not isinstance(checkpoint, dict): raise ValueError(f'not a state dict, but a {type(checkpoint).__name__}')
     if {'average', 'counts', 'recipe'} <= checkpoint.keys():

@@ -108,7 +108,7 @@ def _strips(image, max_pixels=2**18): # (first row, part of the image)
     for top in range(0, height, rows): yield top, image.crop((0, top, width, min(top + rows, height)))
 
 # %% ../../nbs/files/02_images.ipynb #1afe8a7f
-def _load_tiff(image, upright): # Orientation that is left to apply
+def _load_tiff(image, upright): # Orientation that remains to be applied
     turn, name = orientation(image), image.filename
     image.filename = ''
     with _libtiff_errors() as found: image.load()

@@ -48,7 +48,7 @@ def unletterbox(boxes:Tensor, image_hw:tuple, canvas_hw:tuple) -> Tensor: # [N, 
 # %% ../../nbs/files/03_letterbox.ipynb #6d3ec458
 def normalize(images:Tensor, mean, std) -> Tensor: # [..., 3, H, W] float32, from RGB from 0 to 255
     "Turn pixels into the input of a network, with `mean` and `std` [3] of RGB in 0-1."
-    kind = dict(dtype=torch.float32, device=images.device) # Tensors on that device are not copied: no waits
+    kind = dict(dtype=torch.float32, device=images.device) # Tensors on that device are not copied, so nothing waits
     mean, std = (torch.as_tensor(v, **kind).view(3, 1, 1) for v in (mean, std))
     return (images.float()/255 - mean) / std
 

@@ -17,10 +17,10 @@ _SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2', '.param': 'ncnn
     '.pte': 'executorch', '.mlpackage': 'coreml'}
 
 # %% ../../nbs/files/05a_network_kinds.ipynb #59502c51
-_PT2_ENTRIES = {'archive_format', 'serialized_exported_program.json'} # Of today, and before torch 2.8
+_PT2_ENTRIES = {'archive_format', 'serialized_exported_program.json'} # Since torch 2.8, and before
 _FLATBUFFERS = {b'TFL3': 'litert', b'ET12': 'executorch'}
 
-def _archived_names(path): # Empty if the file is damaged (as reading it will say), or not an archive
+def _archived_names(path): # Empty if the file is not an archive, or damaged, which reading it will report
     try:
         with zipfile.ZipFile(path) as archive: return {name.rpartition('/')[2] for name in archive.namelist()}
     except Exception: return set()

@@ -74,11 +74,11 @@ def files_below(folder, *suffixes) -> list: # Paths, sorted; suffixes have a dot
             seen.add(real)
             folders[:] = sorted(f for f in folders if not f.startswith('.'))
             found += [Path(root)/n for n in names if _is_wanted(n, f'{root}/{n}', suffixes)]
-    return sorted(found, key=lambda p: p.parts) # Windows would ignore case
+    return sorted(found, key=lambda p: p.parts) # Paths would be compared without case on Windows
 
 def _is_run(names): return {'state.pt', 'metrics.csv'} <= names or {'metrics.json', 'worst.png'} <= names
 
-def _raise_unless_gone(e): # A folder without permission is not an empty one
+def _raise_unless_gone(e): # An unreadable folder is not an empty one
     if not isinstance(e, (NotADirectoryError, FileNotFoundError)): raise e
 
 # %% ../../nbs/files/00_paths.ipynb #810e497e
@@ -115,7 +115,7 @@ def files_by_stem(folder, *suffixes): # Files below `folder` by their relative p
     return found
 
 # %% ../../nbs/files/00_paths.ipynb #c8d6f6dd
-def _names_in(folder): # By what names share in any form and letter case
+def _names_in(folder): # Keys are the same for names in any form and letter case
     found = {}
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     for name in names: found.setdefault(nfc(name).casefold(), []).append(name)

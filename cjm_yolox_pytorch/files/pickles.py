@@ -20,7 +20,7 @@ _UNREAD = ['mmengine.logging.history_buffer.HistoryBuffer', 'numpy.ndarray', 'nu
 _READING = threading.Lock() # torch has one list of safe globals for all threads
 
 # %% ../../nbs/files/06_pickles.ipynb #ddde8625
-def read_file(path, kind='file of weights') -> tuple: # Content, and the metadata of a file of ours
+def read_file(path, kind='file of weights') -> tuple: # Content, and the metadata of a file that this library wrote
     "Read a safetensors file or a pickle without running anything in it, or raise a `ValueError`."
     with open(path, 'rb') as f: start = f.read(9)
     try:
@@ -49,7 +49,7 @@ def _explain(e, kind): # Without torch's advice to read the file unsafely
 class _Item:
     "What is known of an object on the stack of a pickle"
     opcode:str # That made it
-    size:int # Objects in it, and in these, and so on
+    size:int # Number of objects in it, at any depth, including itself
     value:object # Number or text; parts of a tuple; name of what was called; length of a storage
     shared:bool = False # It came from the memo, so it may be part of another
 
@@ -76,8 +76,8 @@ def _run_opcode(op, arg, stacks, seen): # -> cost
     return cost
 
 # %% ../../nbs/files/06_pickles.ipynb #1c664bcd
-def _check_pickle(program, limit): # `program`: bytes, or a file that stands at a pickle
-    "Refuse a pickle that calls what weights do not need, or puts together more than `limit` parts in all."
+def _check_pickle(program, limit): # `program`: bytes, or a file positioned at a pickle
+    "Refuse a pickle that calls what weights do not need, or puts together more than `limit` parts in total."
     stacks, memo, seen, total = [[]], {}, {}, 0
     for op, arg, _ in pickletools.genops(program):
         if op.name == 'PROTO' and arg in (4, 5):

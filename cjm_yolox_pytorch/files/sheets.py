@@ -41,7 +41,7 @@ def _length(word): # In pixels, with a space
     font, word = font_and_text(word + ' ', LETTERS)
     return font.getlength(word)
 
-def _wrap_words(text, width): # Of words, at most 5
+def _wrap_words(text, width): # At most 5 lines of whole words
     lines, left = [], 0
     for word in text.split():
         if _length(word) > left: lines, left = [*lines, []], width

@@ -116,7 +116,7 @@ class _Reader(threading.Thread):
         try:
             with _open(self.stream) as video: self._read(video)
         except Exception as e:
-            closed = self.live and getattr(e, 'errno', None) == errno.EIO # So the server ended it
+            closed = self.live and getattr(e, 'errno', None) == errno.EIO # The server ended the stream
             if not closed: self.error = e
         finally: self._put(None)
 
@@ -130,7 +130,7 @@ class _Reader(threading.Thread):
 
 # %% ../../nbs/files/05b_streams.ipynb #4cf1421d
 @patch
-def _put(self:_Reader, item, newest=False): # `newest`: instead of one that is waiting
+def _put(self:_Reader, item, newest=False): # `newest`: replace one that is waiting
     while not self.ended.is_set():
         with suppress(queue.Empty):
             if newest: self.frames.get_nowait()
@@ -152,7 +152,7 @@ def read_stream(
             for n, frame, *about in _items(reader, first, stop): yield n, as_rgb(frame), *about
     finally:
         reader.ended.set()
-        reader.join(1) # A camera is free for the next one; a server may be silent for longer
+        reader.join(1) # Time for a camera to be released; a server may be silent for longer
     if reader.error and not stop(): raise OSError(_describe(reader.error, stream)) from None
 
 # %% ../../nbs/files/05b_streams.ipynb #8bd74125

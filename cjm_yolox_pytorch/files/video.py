@@ -74,7 +74,7 @@ def _drop_on_error(self:VideoWriter):
         raise
 
 # %% ../../nbs/files/05_video.ipynb #07cc9926
-def timed_frames(frames, step): # Decoded frames; seconds between them where times are missing
+def timed_frames(frames, step): # Decoded frames; step in seconds to assume if times are missing
     "Yield frames and their times in seconds, which increase."
     last = None
     for frame in frames:

@@ -10,7 +10,7 @@ from ..commands.messages import one_line, repeated, shorten
 from .paths import read_text
 
 # %% ../../nbs/files/00a_yaml_files.ipynb #ad2f53e8
-def _careful_loader(): # Of PyYAML, which takes its time to be imported
+def _careful_loader(): # A class made on demand, since PyYAML is slow to import
     import yaml
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent, index):

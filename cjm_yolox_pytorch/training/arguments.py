@@ -25,7 +25,7 @@ from ..utils import check_between
 FOR_FOLDERS = dict(train=None, format=None, images=None, bit_depth=16, allow_missing=False) # Options and defaults
 
 def in_folder(data) -> bool:
-    "Tell whether `data` is a path, and not a `Dataset`."
+    "Return whether `data` is a path rather than a `Dataset`."
     return isinstance(data, (str, os.PathLike))
 
 # %% ../../nbs/training/02a_arguments.ipynb #7191e31f
@@ -147,7 +147,7 @@ def recipe_options(func):
 # %% ../../nbs/training/02a_arguments.ipynb #224e6c63
 _SHOWN_FIRST = 'model', 'img_size', 'epochs', 'batch', 'lr' # Those that people change first
 
-def _group_fields(groups): # Of the help; `groups` are completed
+def _group_fields(groups): # In `--help`; adds the missing fields to `groups`
     grouped = {*_SHOWN_FIRST, *' '.join(groups.values()).split()}
     for f in _OPTIONS:
         title = 'augmentation' if f.name in Augmentation.__annotations__ else 'schedule'

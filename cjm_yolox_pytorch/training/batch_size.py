@@ -91,7 +91,7 @@ def _choose_on_gpu(recipe, num_classes, device, sizes):
     return best, f'tried on the GPU, with {free:.1f} GB free'
 
 def _forget(device): # Memory of earlier runs and trials, and its peak
-    gc.collect() # Parts of a trainer refer to each other
+    gc.collect() # A trainer has reference cycles
     if device.type == 'cuda':
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -121,7 +121,7 @@ def measure_memory(
     raise MemoryError(f"batch='auto': no trial step with 2 images: {done.stderr.strip()[-300:] or 'it was killed'}")
 
 # %% ../../nbs/training/01b_batch_size.ipynb #97cfd233
-def predict_memory(peaks:dict, images:int) -> float: # GB, as `peaks` are by number of images
+def predict_memory(peaks:dict, images:int) -> float: # GB; `peaks` has GB by number of images
     "Extrapolate the measured `peaks` to `images`."
     slope = max((b - a)/(n - m) for (m, a), (n, b) in pairwise(peaks.items()))
     known = min((n for n in peaks if n >= images), default=max(peaks))

@@ -140,20 +140,20 @@ def _find_function(module, function):
 
 def _import_named(name, module):
     if not all(map(str.isidentifier, module.split('.'))): raise ValueError(f'{name}: {module!r} names no module')
-    if os.getcwd() not in sys.path: sys.path.append(os.getcwd()) # A command has only its own folder there
+    if os.getcwd() not in sys.path: sys.path.append(os.getcwd()) # For a command, it has the script folder instead
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name not in [module, module.partition('.')[0]]: raise # Imported by the module
         raise ValueError(f'{name}: no module {module!r} in {os.getcwd()} or among installed packages') from e
 
 # %% ../../nbs/training/01a_callbacks.ipynb #3dc226a5
-def _run_file(name, path): # The module that a file makes
+def _run_file(name, path): # Module
     path = os.path.abspath(path)
     if not os.path.isfile(path): raise ValueError(f'{name}: there is no file {path}')
     unique = path.removesuffix('.py').replace('.', '//') # Pickle takes what precedes a dot for a package
     spec = importlib.util.spec_from_file_location(unique, path)
     module = sys.modules[unique] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, os.path.dirname(path)) # For neighbors, as Python does for a program
+    sys.path.insert(0, os.path.dirname(path)) # To import files beside it, as in a program
     try: spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[unique]

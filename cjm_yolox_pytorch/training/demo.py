@@ -39,7 +39,7 @@ def yolox_demo(
     try: fit(Trainer(recipe, train, val, device=device, transforms=[v2.RandomHorizontalFlip()]), out)
     except KeyboardInterrupt:
         say('stopped; the next yolox_demo starts again')
-        sys.exit(130) # As Ctrl-C elsewhere
+        sys.exit(130) # As for Ctrl-C in other commands
     say('on held-out images:')
     yolox_eval(str(out/'best.safetensors'), str(data), split='test', out=str(out/'test'), device=device)
     say(f'look at {out/"curves.png"} and {out/"test/detections.png"}')

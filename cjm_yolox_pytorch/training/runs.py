@@ -101,7 +101,7 @@ def _stateful(t): # Parts that have a state
     return dict(model=t.model, average=t.ema.module, optimizer=t.optimizer, scheduler=t.scheduler, scaler=t.scaler)
 
 # %% ../../nbs/training/02_runs.ipynb #4d30d9af
-def start_weights(t): # What the run began with; None for random weights
+def start_weights(t): # Initial weights of the run; None if random
     return t.notes.get('weights') or (f'{t.recipe.model} in memory' if t.loaded else None)
 
 def _describe_start(t): # Data and weights that the run started with
@@ -136,7 +136,7 @@ def _read_state(trainer, path): # The first process reads for all, since another
     return trainer.agree(state)
 
 # %% ../../nbs/training/02_runs.ipynb #a538d2c0
-def _new_training(trainer, path): # How to begin one, with the weights beside the state if there are any
+def _new_training(trainer, path): # Advice: how to begin a new run, from the weights beside the state if there are any
     files = [Path(path).with_name(f'{name}.safetensors') for name in ('best', 'last')]
     weights = next((f' --weights {f}' for f in files if f.exists()), '')
     command = f'yolox_train DATA --model {trainer.recipe.model}{weights} --out NEW'

@@ -95,7 +95,7 @@ def _write_epoch(t, row):
         save_trained(t, t.out/'best.safetensors', row)
     save_trained(t, t.out/'last.safetensors', row)
     write_rows(t.out/'metrics.csv', t.rows)
-    if 'AP' in row or row['seconds'] > 30: plot_curves(t.rows, t.out/'curves.png') # Half a second
+    if 'AP' in row or row['seconds'] > 30: plot_curves(t.rows, t.out/'curves.png') # This takes half a second
     save_state(t, t.out/'state.pt')
 
 # %% ../../nbs/training/03_train.ipynb #9d8db425
@@ -174,7 +174,7 @@ class Trained:
     "Files and metrics of a finished run."
     out:Path # Folder with everything
     weights:Path # File in it with the weights of the epoch with the highest AP
-    metrics:dict # Of these on the validation split, as in `report`; empty except in the first process
+    metrics:dict # Of these weights on the validation split, as in `report`; empty except in the first process
 
 # %% ../../nbs/training/03_train.ipynb #72f5ad8e
 def train(
@@ -271,7 +271,7 @@ def _planned_lines(data, recipe, augment, out, resume, workers, **others): # Opt
     return recipe_lines(_plan_training(data or '.', recipe, augment, out, resume, workers, changes)[0])
 
 # %% ../../nbs/training/03_train.ipynb #beaec61c
-def _read_folder(data, val, train, **reading): # As `prepare_splits` has it
+def _read_folder(data, val, train, **reading): # As `prepare_splits` returns them
     return prepare_splits(data, train, val, quiet=rank_and_world()[0] > 0, **reading)
 
 def _as_used(train, val, names): # The same for Datasets, with their class names

@@ -40,7 +40,7 @@ from .recipe import make_optimizer, make_scheduler
 
 # %% ../../nbs/training/01_trainer.ipynb #f01406e6
 @contextmanager
-def processes(device:str=None): # With `torchrun`, only its kind counts, cuda or cpu; without, it is yielded unchanged
+def processes(device:str=None): # With `torchrun`, only its type (cuda or cpu) is used; without, it is yielded unchanged
     "Join the processes that `torchrun` started, if it did, and yield the device of this process."
     if not dist.is_torchelastic_launched(): return (yield device)
     cuda = choose_device(device).type == 'cuda'
@@ -267,7 +267,7 @@ def report_progress(self:Trainer,
     progress, # Bar from `show_progress`
     steps_per_s:float # Speed of this epoch
 ):
-    "Count a step, and ten times per epoch describe the losses and the speed for a bar."
+    "Advance `progress` by a step and, ten times per epoch, update the losses and the speed that it shows."
     epochs, steps, speed = self.recipe.epochs, len(self.batches), steps_per_s*self.recipe.batch
     where = f'epoch {self.epoch + 1} of {epochs}, step {self.done} of {steps}'
     progress.set_postfix_str(f'{where}, {per_second(speed, "images")}', refresh=False) # For a log
@@ -305,7 +305,7 @@ def train_epoch(self:Trainer, progress=None, stop=lambda: False) -> dict | None:
 def validate(self:Trainer,
     progress=iter # Wraps the batches, as tqdm does
 ) -> tuple: # Metrics with losses, and a `Detections` per image; (None, None) except in the first process
-    "Measure the averaged weights on the validation split."
+    "Evaluate the averaged weights on the validation split."
     val, sums = self.val, {}
     if self.world > 1:
         for value in self.ema.module.state_dict().values(): dist.broadcast(value, 0) # Statistics of norm layers differ
