@@ -132,5 +132,5 @@ def test_scores_may_be_a_tensor_or_an_array(decisive):
 @pytest.mark.parametrize('call', [load_detector, lambda w: evaluate(w, 'shapes'), export])
 @pytest.mark.parametrize('weights', [None, torch.nn.Linear(1, 1), 3])
 def test_weights_of_another_type_are_named(call, weights):
-    message = f'{type(weights).__name__}: weights as a file, an address, or a size'
+    message = f'{type(weights).__name__}: weights as a file, a URL, or a size'
     with pytest.raises(TypeError, match=message): call(weights)

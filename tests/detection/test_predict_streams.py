@@ -113,7 +113,7 @@ def test_camera_that_does_not_exist(use, tmp_path):
     (['0', '1'], 'camera 0 and camera 1 have no end: run a command with an --out for each'),
     (['0', 'rtsp://a/b'], 'camera 0 and rtsp://a/b have no end'),
     (['rtsp://a/b', '{root}/clip.mp4'], 'rtsp://a/b has no end, and .*clip.mp4 would never be read: give it last'),
-    (['{root}/clip.mp4', '{root}/clip.mp4?2'], 'would both be drawn as'), (['udp://a'], 'only addresses of http')])
+    (['{root}/clip.mp4', '{root}/clip.mp4?2'], 'would both be drawn as'), (['udp://a'], 'only http, https, rtsp')])
 def test_streams_that_cannot_be_read_together(use, root, tmp_path, inputs, told):
     with pytest.raises(ValueError, match=told):
         run(*(i.format(root=root) for i in inputs), out=tmp_path/'out', network=True)

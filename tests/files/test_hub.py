@@ -178,12 +178,12 @@ def test_addresses_as_browsers_show_them(hub, connect):
         "FileNotFoundError: me/farm has no revision 'v9'")
     assert "me/farm has no revision 'refs/pr/1'" in error_of(find_pretrained, f'{address}/me/farm/tree/refs%2Fpr%2F1')
     assert error_of(find_pretrained, f'{address}/me/farm/tree/main', 'v9') == (
-        "ValueError: revision='v9', but the address says 'main': give one of them")
+        "ValueError: revision='v9', but the URL says 'main': give one of them")
 
 
 @pytest.mark.parametrize('source', [None, 3])
 def test_weights_of_another_type_are_named(source):
-    with pytest.raises(TypeError, match=f'{type(source).__name__}: weights as a file, an address, or a size'):
+    with pytest.raises(TypeError, match=f'{type(source).__name__}: weights as a file, a URL, or a size'):
         Detector.from_pretrained(source)
 
 

@@ -146,7 +146,7 @@ def test_equal_callbacks_are_all_called(shapes, tmp_path, no_plots):
     (lambda d: train(d, logger=['wandb']), r"logger=\['wandb'\]: give one name, such as 'wandb', and other loggers as"),
     (lambda d: train(d, resume='no'), "resume='no': must be True or False"),
     (lambda d: train(d, allow_missing='no'), "allow_missing='no': must be True or False"),
-    (lambda d: train(d, weights=dict(a=torch.ones(1))), 'weights is of type dict: give a file, an address'),
+    (lambda d: train(d, weights=dict(a=torch.ones(1))), 'weights is of type dict: give a file, a URL'),
     (lambda d: train(read_split(d, 'train')), 'data is Annotations, but val=None'),
     (lambda d: train(None), 'data=None: give the folder of a dataset, or a Dataset'),
     (lambda d: train(d, callbacks='wandb'), "a logger is named by logger='wandb'"),
