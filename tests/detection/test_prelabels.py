@@ -98,7 +98,7 @@ def test_videos_and_classes_that_cannot_be_written_are_refused(weights, images, 
     with pytest.raises(ValueError, match='videos cannot have label files: .*film.mp4. Leave them out, or extract'):
         run('no such file', images, out=tmp_path/'out', labels='coco')
     (images/'film.mp4').unlink()
-    with pytest.raises(ValueError, match='URLs cannot have label files: http://localhost/a.jpg. Download the im'):
+    with pytest.raises(ValueError, match='URLs and cameras have no label files: http://localhost/a.jpg. Download'):
         run('no such file', 'http://localhost/a.jpg', out=tmp_path/'out', labels='coco', network=True)
     odd = type(weights)(**vars(weights) | dict(names=['a', 'b ', 'c']))
     save_weights(odd, tmp_path/'odd.safetensors')
