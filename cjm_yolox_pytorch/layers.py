@@ -31,7 +31,7 @@ class ConvModule(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
         self.bn = _batch_norm(out_channels, norm)
-        self.activate = activation_function() # Not in place, which would make autograd copy the input first
+        self.activate = activation_function() # Working in place would make autograd copy the input first
 
     def forward(self, x): return self.activate(self.bn(self.conv(x)))
 

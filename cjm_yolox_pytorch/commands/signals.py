@@ -29,7 +29,7 @@ def _signal_main_thread(number):
     else: _thread.interrupt_main(number) # Windows; waits for a blocking call to end
 
 @contextmanager
-def _raise_again(raised): # Signals that led to `SystemExit`; one that was lost is removed
+def _raise_again(raised): # Signals that raised an exception; removed if a `SystemExit` was lost
     earlier = sys.unraisablehook
     def hook(lost):
         e = lost.exc_value

@@ -35,14 +35,14 @@ def as_sample(
     return _as_image(image), dict(boxes=_as_boxes(boxes, image.shape[:2]), labels=labels, crowd=crowd)
 
 # %% ../../nbs/data/09_augment.ipynb #8a093f9b
-def describe(v): # Dtype and shape of a tensor, or the type of anything else, for errors
+def describe(v): # For errors: dtype and shape of a tensor, or the type of anything else
     return f'{v.dtype} {list(v.shape)}' if isinstance(v, Tensor) else type(v).__name__
 
 def check_image(image): # Raises an error unless it is a uint8 tensor [3, H, W]
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3: return
     raise ValueError(f'transforms made an image of {describe(image)}, but uint8 [3, H, W] is needed')
 
-def _pixels(image): # [H, W, 3] array on the memory of a tensor [3, H, W]
+def _pixels(image): # [H, W, 3] array that shares memory with a tensor [3, H, W]
     check_image(image)
     return np.ascontiguousarray(image.as_subclass(Tensor).permute(1, 2, 0).numpy())
 
@@ -61,7 +61,7 @@ def _move_boxes(boxes, matrix): # [G, 4] xyxy -> [G, 4] float32 around the moved
 def _warp(image, matrix, hw, border): # [H, W, 3]
     return cv2.warpAffine(image, matrix[:2], hw[::-1], borderMode=border)
 
-def _warp_rotated(image, matrix, hw): # [H, W, 3], with pixels of the border repeated
+def _warp_rotated(image, matrix, hw): # [H, W, 3], with border pixels repeated
     h, w = image.shape[:2]
     if h*w >= 4*hw[0]*hw[1]: return _warp(image, matrix, hw, cv2.BORDER_REPLICATE)
     (a, b), (c, d) = matrix[:2, :2]
@@ -89,12 +89,12 @@ def _paste(canvas, image, matrix): # Draws on the canvas [H, W, 3] in place
     cv2.copyTo(_warp_rotated(image, warp, region.shape[:2]), mask, region)
 
 # %% ../../nbs/data/09_augment.ipynb #87387aa4
-def _plain_target(target): # With boxes xyxy, whatever their format was
+def _plain_target(target): # With boxes converted to xyxy
     others = sorted(set(target) - {'boxes', 'labels', 'crowd'})
     if others: raise ValueError(f'a target with {others}, which would not move with its boxes: remove them')
     return {**target, 'boxes': as_xyxy(target['boxes'])}
 
-def _move_target(target, matrix, hw): # Without objects of which too little is left
+def _move_target(target, matrix, hw): # Drops objects of which too little is left
     target = _plain_target(target)
     whole = _move_boxes(target['boxes'], matrix)
     boxes = whole.clamp(min=0).minimum(torch.tensor([*hw[::-1]]*2))
@@ -131,7 +131,7 @@ class RandomAffine:
     translate:float = .1 # Largest shift, as a fraction of the canvas
     shear:float = 2. # Largest shear of each axis in degrees
 
-    def matrix(self): # [3, 3] from around the origin to the canvas
+    def matrix(self): # [3, 3] from an image centered on the origin to the canvas
         angle = math.radians(_uniform(-self.degrees, self.degrees))
         scale = _uniform(*self.scale)
         sx, sy = (math.tan(math.radians(_uniform(-self.shear, self.shear))) for _ in range(2))
@@ -233,16 +233,16 @@ def yolox_transforms(
     hsv:tuple=(5., 30., 30.), # As in `RandomHSV`
     flip_lr:float=.5 # Probability of mirroring
 ) -> list: # Transforms
-    "List the transforms of YOLOX's training."
+    "List the transforms that YOLOX is trained with."
     first = Mosaic(img_size, scale, degrees, translate, shear, p=mosaic)
     return [first, MixUp(mixup), RandomHSV(*hsv), v2.RandomHorizontalFlip(flip_lr)]
 
 # %% ../../nbs/data/09_augment.ipynb #3afec908
 def extra_transforms(
-    flip_ud:float=0., # Probability of turning upside down, as in a mirror
+    flip_ud:float=0., # Probability of a vertical flip
     rot90:float=0., # Probability of rotating by 90, 180 or 270 degrees
-    blur:float=0., # Probability of blurring by a Gaussian, whose sigma is at most 2 pixels
-    grayscale:float=0., # Probability of removing colors
+    blur:float=0., # Probability of a Gaussian blur, with a sigma of at most 2 pixels
+    grayscale:float=0., # Probability of removing color
     cutout:float=0. # Probability of covering up to a fifth of the image
 ) -> list: # Transforms
     "List further transforms, each with its probability."

@@ -14,9 +14,9 @@ from .named_dataset import annotate
 # %% ../../nbs/data/10b_balance.ipynb #bc3f3834
 def repeat_factors(
     data, # Training split: `Annotations`, or a `NamedDataset`, whose targets are all read once
-    threshold:float # Fraction of the images; classes in fewer are repeated, so a larger value repeats more
+    threshold:float # Classes in a smaller fraction of the images are repeated; a larger value repeats more
 ) -> np.ndarray: # [N] at least 1
-    "Compute how often each image should come in an epoch."
+    "Compute how often each image should appear in an epoch."
     has = annotate(data).has_class
     share = has.sum(0).clip(1)/len(has)
     of_class = np.sqrt(threshold/share).clip(1)
@@ -29,6 +29,6 @@ def balanced_batches(
     batch:int, # Images per step, over all processes
     seed:int=0, rank:int=0, world:int=1 # As in `EpochBatches`
 ) -> EpochBatches:
-    "Make the batches of an epoch, in which images of rare classes repeat."
+    "Make the batches of an epoch, in which images of rare classes are repeated."
     repeats = repeat_factors(data, threshold) if threshold else None
     return EpochBatches(len(data), batch, seed, rank, world, repeats=repeats)

@@ -46,14 +46,14 @@ class DetectionDataset(Dataset):
 # %% ../../nbs/data/10_batches.ipynb #2a4edb73
 _CURE = 'v2.SanitizeBoundingBoxes(labels_getter=lambda sample: (sample[1]["labels"], sample[1]["crowd"]))'
 
-def _fit_together(boxes, labels, crowd): # Whether they are tensors of one length
+def _fit_together(boxes, labels, crowd): # Whether they are tensors of the same length
     if not all(isinstance(v, Tensor) for v in (boxes, labels, crowd)): return False
     if crowd.dtype != torch.bool or labels.dtype == torch.bool: return False
     shape = as_xyxy(boxes).shape
     return labels.shape == crowd.shape == shape[:1] and shape[1:] == (4,)
 
 # %% ../../nbs/data/10_batches.ipynb #61f779e1
-def _check_sample(image, target, num_classes): # The same as plain tensors, with boxes xyxy
+def _check_sample(image, target, num_classes): # Image and target as plain tensors, with boxes xyxy
     check_image(image)
     kinds = {k: describe(target.get(k)) for k in ('boxes', 'labels', 'crowd')}
     if not _fit_together(*map(target.get, kinds)):
@@ -83,7 +83,7 @@ def _transformed(dataset, i): # Item `i`, with the next random numbers
 # %% ../../nbs/data/10_batches.ipynb #31fd6575
 @contextmanager
 def seeded(seed:int):
-    "Seed torch, NumPy and Python, and restore them afterwards."
+    "Seed the generators of torch, NumPy and Python, and restore their states afterwards."
     states = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -113,7 +113,7 @@ class Batch:
 
 # %% ../../nbs/data/10_batches.ipynb #3e3d774f
 def collate(items) -> Batch:
-    "Make a batch of `items` of a `DetectionDataset`, pairs of image and target."
+    "Make a batch from `items` of a `DetectionDataset`, pairs of image and target."
     images, targets = zip(*items)
     images = torch.stack([i.permute(1, 2, 0) for i in images]).permute(0, 3, 1, 2)
     def select(key, crowd): return [t[key][t['crowd'] == crowd] for t in targets]
@@ -139,7 +139,7 @@ def _image_seed(*numbers): return int(np.random.SeedSequence(numbers).generate_s
 def _epoch_order(rng, count, repeats): # Numbers of the images
     order = rng.permutation(count)
     if repeats is None: return order
-    teeth = np.floor(repeats[order].cumsum() + rng.random()).astype(int) # Up to the end of each image
+    teeth = np.floor(repeats[order].cumsum() + rng.random()).astype(int) # Number of teeth up to the end of each image
     return rng.permutation(np.repeat(order, np.diff(teeth, prepend=0)))
 
 def _epoch_length(count, repeats): return count if repeats is None else round(repeats.sum(), 6) # Without float noise
@@ -151,11 +151,11 @@ class EpochBatches:
     count:int # Number of images
     batch:int # Images per step, over all processes
     seed:int = 0
-    rank:int = 0 # Number of this process
+    rank:int = 0 # Index of this process
     world:int = 1 # Number of processes that train together
     epoch:int = 0 # Set it before each epoch
     start:int = 0 # First batch of the epoch
-    repeats:np.ndarray = None # [count] times each image comes in an epoch on average, at least 1; once each if None
+    repeats:np.ndarray = None # [count] average appearances of each image per epoch, at least 1; None: 1 each
 
     def __post_init__(self):
         if self.batch % self.world: raise ValueError(f'batch={self.batch} is not divisible by {self.world} processes')
@@ -174,7 +174,7 @@ class EpochBatches:
 def _exiting(pid): # Flag shared with workers: the process `pid`, which is this one, is exiting
     flag = multiprocessing.RawValue('b', False)
     atexit.register(setattr, flag, 'value', True)
-    Finalize(None, setattr, (flag, 'value', True), exitpriority=1) # A child of multiprocessing leaves out atexit
+    Finalize(None, setattr, (flag, 'value', True), exitpriority=1) # Child processes of multiprocessing skip atexit
     return flag
 
 def _start_worker(exiting, worker_id):
@@ -190,7 +190,7 @@ def _print_unless_disconnected(kind, error, traceback):
 def make_loader(
     dataset, # A `DetectionDataset`
     batch_size:int=1, # Images per batch
-    workers:int=0, # Processes that prepare batches; 0: this one does
+    workers:int=0, # Processes that prepare batches; 0: the main process does
     **kwargs # As for `DataLoader`
 ) -> DataLoader:
     "Load all images in order."

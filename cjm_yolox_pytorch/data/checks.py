@@ -21,13 +21,13 @@ from .split_names import MISSING_SHARE
 @dataclass
 class Fault:
     "A problem in annotations or images."
-    kind:str # Short name, by which faults are counted
+    kind:str # Short name; faults of one kind are counted together
     where:str # The image, class or split
     text:str # What is wrong, in a sentence
     stops:bool = False # Training would fail, or its metrics would be misleading
     other:str = '' # The image that this one is similar to
 
-# Kinds whose faults are all different, so each of them is printed
+# Kinds whose faults differ from each other, so each distinct text is printed
 TOLD_APART = 'note', 'missing data', 'other box layout', 'similar classes', 'unknown class'
 
 def fault_lines(faults:list): # `Fault`s
@@ -82,11 +82,11 @@ def _similar_classes(names):
 # %% ../../nbs/data/08_checks.ipynb #15b1ba9a
 RARE = 20 # Objects of a class
 
-def _listing(texts, most=8): # The first ones, and how many more there are
+def _listing(texts, most=8): # The first `most`, and how many more there are
     more = f' and {len(texts) - most} more' if len(texts) > most else ''
     return ', '.join(texts[:most]) + more
 
-def _with_counts(a, chosen): # Classes [K] with their objects, the rarest first
+def _with_counts(a, chosen): # Classes [K] with their numbers of objects, the rarest first
     order = sorted(chosen, key=lambda c: a.counts[c])
     return _listing([f'{a.names[c]} ({a.counts[c]})' for c in order])
 
@@ -144,12 +144,12 @@ def check_splits(
     return faults
 
 # %% ../../nbs/data/08_checks.ipynb #040098f8
-def same_split(name, by_choice): # `Fault` of a split to train and to validate on, named twice `by_choice` or not
+def same_split(name, by_choice): # `Fault` if one split has both roles; `by_choice`: it was named for both
     cure = '' if by_choice else '. If that is meant, name it with both train and val (--train, --val)'
     text = f'{name} is both the training and the validation split, so metrics are those of training images{cure}'
     return Fault('same split', name, text, stops=not by_choice)
 
-def borrowed_test(name, val): # `Fault`s if there is no split `val`, and the test split stands in for it
+def borrowed_test(name, val): # `Fault`s if the test split is used because there is no `val`
     if val or name != 'test': return []
     text = 'there is no val split, so test is used to choose the best epoch, and its metrics are slightly optimistic'
     return [Fault('test as validation', name, f'{text}. To keep test apart, split off a val split')]
@@ -174,7 +174,7 @@ def check_difficulty(
     a:Annotations, # The training split
     img_size:int # Side of the canvas in pixels
 ) -> list: # `Fault`s
-    "Find boxes that are tiny at `img_size`, and outnumbered classes, with advice for those in few images."
+    "Find boxes that are tiny at `img_size`, and outnumbered classes, with advice for classes in few images."
     sides = canvas_box_sizes(a, img_size).min(1)
     tiny = (sides < 4).sum()
     text = f'{tiny} of {len(sides)} boxes are narrower than 4 pixels at {img_size}: try a larger img_size (--img-size)'
@@ -185,7 +185,7 @@ def _imbalance(a): # `Fault`s
     counts, images = a.counts, a.has_class.sum(0)
     most = counts.argmax()
     outnumbered = np.flatnonzero((counts > 0) & (counts*10 < counts[most]))
-    told = outnumbered[counts[outnumbered] >= RARE] # The others have a fault already
+    told = outnumbered[counts[outnumbered] >= RARE] # Rarer ones already have a fault
     seldom = outnumbered[images[outnumbered] < .3*len(a)]
     faults = []
     if len(told):

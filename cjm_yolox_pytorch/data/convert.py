@@ -28,7 +28,7 @@ from ..files.images import open_image, orientation, stored_sizes
 from ..files.paths import check_output_folder, new_folder, nfc
 
 # %% ../../nbs/data/14_convert.ipynb #032f6c99
-def _turn_boxes(boxes, orientation, height, width): # For the shown image; `height` and `width` are those stored
+def _turn_boxes(boxes, orientation, height, width): # For the displayed image; `height`, `width`: as stored
     turned = boxes[:, [1, 0, 3, 2]] # From 5 on, an orientation swaps the axes
     if orientation in (6, 7): turned[:, [0, 2]] = height - turned[:, [2, 0]]
     if orientation in (7, 8): turned[:, [1, 3]] = width - turned[:, [3, 1]]
@@ -41,7 +41,7 @@ def upright(
     where, # Name of the dataset, for error messages
     a:Annotations # Sizes may be those of the stored or of the displayed images
 ) -> Annotations: # With sizes of the displayed images
-    "Rotate boxes that were drawn on an image lying on its side."
+    "Rotate boxes that were drawn on the stored image to fit the displayed image."
     shown = stored_sizes(where, a.paths.tolist())
     different = (a.sizes != shown).any(1)
     odd, boxes = [], a.boxes.copy()
@@ -54,7 +54,7 @@ def upright(
     return replace(a, sizes=shown, boxes=boxes)
 
 # %% ../../nbs/data/14_convert.ipynb #f1bee631
-def _plain_name(name): # Folders called like those that are made here would hide the labels
+def _plain_name(name): # Without folders `images` and `labels`, which would hide the labels
     *folders, file = re.sub(rf'{CONTROL.pattern}|[\\\\:\ufffe\uffff]', '_', name).split('/')
     stem, suffix = splitext(file.strip())
     kept = [f.strip().lstrip('.') or '_' for f in folders if f.lower() not in ('images', 'labels')]
@@ -107,7 +107,7 @@ def _same_content(paths): # [N] numbers, equal for files with the same bytes
     return np.unique(np.array(hashes, dtype='S16'), return_inverse=True)[1].reshape(-1) if hashes else np.zeros(0, int)
 
 # %% ../../nbs/data/14_convert.ipynb #001f4e16
-def _same_photo(paths): # [N] numbers, equal for images that Roboflow made of one photo: boat_png.rf.0f...9.jpg
+def _same_photo(paths): # [N] numbers, equal for images that Roboflow made from a photo: boat_png.rf.0f...9.jpg
     photos = [re.fullmatch(r'(.+)\.rf\.[0-9a-f]{32}', splitext(os.path.basename(p))[0]) for p in paths]
     first = {}
     return np.array([first.setdefault(photo[1] if photo else i, i) for i, photo in enumerate(photos)], dtype=int)
@@ -124,7 +124,7 @@ def _connected(*keys): # [N] numbers each -> [N] numbers from 0, equal for image
     return np.unique(group, return_inverse=True)[1].reshape(-1)
 
 # %% ../../nbs/data/14_convert.ipynb #ddbc8437
-def _merge(parts) -> Annotations: # Of `Annotations` with the same names; each file once
+def _merge(parts) -> Annotations: # `parts`: `Annotations` with the same class names; keeps each file once
     columns = 'paths', 'sizes', 'boxes', 'labels', 'crowd', 'areas'
     joined = {name: np.concatenate([getattr(a, name) for a in parts]) for name in columns}
     starts = np.append(0, np.concatenate([np.diff(a.starts) for a in parts]).cumsum())
@@ -144,7 +144,7 @@ def _split_again(splits, shares, seed): # Split -> `Annotations`
     raise ValueError(f'{counted(len(whole), "image")}{photos}, too few for {len(shares)} splits')
 
 # %% ../../nbs/data/14_convert.ipynb #3b7edcf4
-def _folder_of_each(splits): # Image -> folder that its split shares
+def _folder_of_each(splits): # Image -> common folder of its split
     roots = {split: common_root(a.paths) for split, a in splits.items()}
     return {path: roots[split] for split, a in splits.items() for path in a.paths}
 
@@ -171,7 +171,7 @@ def whole_folder(out): # -> path of another folder to fill
     out = Path(os.path.abspath(out)) # "." has no name
     taken = os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()))
     if taken: raise FileExistsError(f'{out} exists: choose another --out')
-    given = out.is_dir() # Perhaps the current one, or a mounted disk: it has to stay
+    given = out.is_dir() # It may be the current folder or a mount point, so keep it
     partial = out/'.partial' if given else out.with_name(f'{out.name}.partial')
     if os.path.lexists(partial): raise FileExistsError(f'{partial} is left from an earlier run: remove it')
     with new_folder(partial.parent):
@@ -200,7 +200,7 @@ def _write_images(pairs, transfer): # Pairs of a file and where it belongs
 
 # %% ../../nbs/data/14_convert.ipynb #8b541be4
 def convert(
-    splits:dict, # Split -> `Annotations`, upright and with the same names
+    splits:dict, # Split -> `Annotations`, upright and with the same class names
     format:str, # yolo, coco or voc
     out, # Folder
     folder_of:dict, # Image -> folder that its name is relative to
@@ -213,7 +213,7 @@ def convert(
     with whole_folder(out) as partial:
         for split, a in splits.items():
             folder = partial/_image_folder(format, split)
-            folder.mkdir(parents=True, exist_ok=True) # Also of a split without images
+            folder.mkdir(parents=True, exist_ok=True) # Also for a split without images
             _write_images([*zip(a.paths.tolist(), (folder/p for p in named[split].paths))], _TRANSFER[link])
         write_files(partial, files)
     old = [(relative_name(p, folder_of[p]), n) for s, a in splits.items() for p, n in zip(a.paths, names[s])]

@@ -18,7 +18,7 @@ from ..files.paths import check_files_exist, files_in, find_path, images_beside,
 from ..files.paths import nfc, path_inside, read_text, subfolder
 
 # %% ../../nbs/data/06a_csv.ipynb #e5403731
-CSV_HEADER = 'filename,xmin,ymin,xmax,ymax,class' # In the order of files without a header
+CSV_HEADER = 'filename,xmin,ymin,xmax,ymax,class' # The order of columns in files without a header
 _SIDES = 'xmin', 'ymin', 'xmax', 'ymax'
 _SYNONYMS = '''filename file filepath path image imagename imagefile imagepath imageid img imgname imgpath
 class classname label labelname category categoryname name
@@ -36,7 +36,7 @@ def _columns_by_name(header): # Positions in the header; synonyms count if the n
     return {name: places([name]) or places(other) for name, *other in lines}
 
 # %% ../../nbs/data/06a_csv.ipynb #198bdd93
-def _is_bare(fields): # Of the first line
+def _is_bare(fields): # Whether the first line has data rather than column names
     if len(fields) != 6 or os.path.splitext(fields[0])[1].lower() not in IMAGE_SUFFIXES: return False
     return all(re.fullmatch(r'-?[\d.]+', field) for field in fields[1:5]) or not any(fields[1:])
 
@@ -72,7 +72,7 @@ def _csv_row(fields, columns, count):
     return _CsvRow(text['filename'], size, text['class'], [parse_float(corner) for corner in corners])
 
 # %% ../../nbs/data/06a_csv.ipynb #ddb94be9
-def _lines(path, delimiter): # Number and fields of each that is not blank
+def _lines(path, delimiter): # Number and fields of each line that is not blank
     reader = csv.reader(io.StringIO(read_text(path), newline=''), delimiter=delimiter, strict=True)
     try:
         for fields in reader:
@@ -104,14 +104,14 @@ def _csv_places(root, split, path, images): # Folders
     of_split = [folders[split] for base in bases if split in (folders := split_folders(base))]
     return [*dict.fromkeys(of_split + bases)]
 
-def _csv_images(places, path, rows): # Path of each image by its name in the file; empty if they are nowhere
+def _csv_images(places, path, rows): # Name in the file -> path of the image; empty if none was found
     names = {name: path_inside(path, name) for name in dict.fromkeys(row.image for row in rows)}
     some = [*names.values()][:10]
     place = next((place for place in places if any(find_path(place/name) for name in some)), None)
     return {key: place/name for key, name in names.items()} if place else {}
 
 # %% ../../nbs/data/06a_csv.ipynb #b3c27d8b
-def _csv_sizes(where, rows, of_row, paths): # Of the images `paths`, 0 if unknown; `of_row` are those of the rows
+def _csv_sizes(where, rows, of_row, paths): # Sizes of the images `paths`, 0 if unknown; `of_row`: path for each row
     known = {}
     for path, row in zip(of_row, rows):
         if min(row.size) >= 1: known.setdefault(path, set()).add(row.size)
@@ -137,12 +137,12 @@ def _read_csv_split(root, files, split, images, read): # `files` by split; `read
     raise FileNotFoundError(f'{path}: its image {image} is in none of {tried}. {cure}')
 
 # %% ../../nbs/data/06a_csv.ipynb #cdbd1241
-def _unlisted(paths, listed): # Images beside `paths` that no split lists
+def _unlisted(paths, listed): # Images in the folders of `paths` that no split lists
     known = {*map(nfc, listed)}
     return [p for p in images_beside(paths) if nfc(p) not in known]
 
 # %% ../../nbs/data/06a_csv.ipynb #53a59cff
-def _build_csv(where, rows, names, labels, by_name, listed): # Paths of the images by name, and those of all splits
+def _build_csv(where, rows, names, labels, by_name, listed): # Name -> path; paths in all splits, None: skip check
     by_name = dict(zip(by_name, map(Path, check_files_exist(where, [*by_name.values()]))))
     of_row = [by_name[row.image] for row in rows]
     index = {path: n for n, path in enumerate(dict.fromkeys(of_row))}
@@ -166,7 +166,7 @@ def _tables_in(folder): return [p for p in files_in(folder, '.csv') if _find_tab
 def _csv_split(path): return re.sub('[_-]?(labels?|annotations?)$', '', path.stem, flags=re.IGNORECASE) or 'all'
 
 # %% ../../nbs/data/06a_csv.ipynb #56eb7f4a
-def find_csv_splits(path, images=None) -> dict: # Split -> function that reads it; `images` may be elsewhere
+def find_csv_splits(path, images=None) -> dict: # Split -> function that reads it; `images`: image folder
     files = dict(all=path) if path.suffix.lower() == '.csv' else {}
     if path.is_dir(): files = _csv_files(path)
     read = functools.cache(_read_table)

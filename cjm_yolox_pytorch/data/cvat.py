@@ -22,8 +22,8 @@ from ..files.paths import files_in
 def turned_bounds(
     corners, # xyxy
     degrees, # Clockwise
-    pivot # x, y of the center of rotation
-) -> tuple: # xyxy of the smallest upright box around it
+    pivot # x, y of the rotation center
+) -> tuple: # xyxy of the smallest axis-aligned box around it
     "Compute the bounds of a rotated box."
     x1, y1, x2, y2 = corners
     offsets = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) - pivot
@@ -39,7 +39,7 @@ def _attribute(element, name): # As a number
     except ValueError as e: raise ValueError(f'<{element.tag} {name}>: {e}') from None
 
 # %% ../../nbs/data/06b_cvat.ipynb #57e8a0a1
-_Shape = namedtuple('_Shape', 'kind label corners') # `corners` are None where there are none
+_Shape = namedtuple('_Shape', 'kind label corners') # `corners` are None unless it is a box or a polygon
 
 def _cvat_shape(element):
     label = (element.get('label') or '').strip()
@@ -62,7 +62,7 @@ _EDGES = 'xtl', 'ytl', 'xbr', 'ybr'
 _CORNERS_OF = dict(box=_box_corners, polygon=_polygon_corners)
 
 # %% ../../nbs/data/06b_cvat.ipynb #ea0b7424
-def _cvat_shapes(path, image): # Those of an <image>
+def _cvat_shapes(path, image): # The shapes of an <image>
     try: return [_cvat_shape(shape) for shape in image if shape.tag != 'tag']
     except ValueError as e: raise ValueError(f'{path}: image {image.get("name")}: {e}') from None
 
@@ -101,7 +101,7 @@ def _is_cvat(path):
     with open(path, 'rb') as f: start = f.read(2**20)
     return b'<annotations' in start and bool(re.search(rb'<image\s', start)) and not re.search(rb'<track\s', start)
 
-def find_cvat_splits(path, images=None) -> dict: # Split -> function that reads it; `images` may be elsewhere
+def find_cvat_splits(path, images=None) -> dict: # Split -> function that reads it; `images`: image folder
     given = files_in(path, '.xml') if path.is_dir() else [path] if path.suffix.lower() == '.xml' else []
     files = [p for p in given if _is_cvat(p)]
     if len(files) > 1: raise_listing(f'{path}: several tasks of CVAT', [p.name for p in files], 'Give one of them')
@@ -111,7 +111,7 @@ def find_cvat_splits(path, images=None) -> dict: # Split -> function that reads 
     return {split: partial(_read_cvat, files[0], tree, split, images) for split in splits}
 
 # %% ../../nbs/data/06b_cvat.ipynb #235b8518
-def number_text(value): # The shortest text that is read as the same float32
+def number_text(value): # The shortest text that reads back as the same float32
     return np.format_float_positional(np.float32(value), trim='-')
 
 def xml_text(root): # Text of a file
@@ -148,10 +148,10 @@ def _cvat_meta(parent, names, model, attributes):
 
 # %% ../../nbs/data/06b_cvat.ipynb #f76fa5d7
 def cvat_files(
-    splits:dict, # Split -> `Annotations` with relative paths; all have the same names
+    splits:dict, # Split -> `Annotations` with relative paths and the same class names
     model:str='' # Becomes the name of the task
 ) -> dict: # Path -> text
-    "Convert `splits` to a task in the format CVAT for images 1.1."
+    "Convert `splits` to a task in the *CVAT for images 1.1* format."
     some = next(iter(splits.values()))
     attributes = [] if some.scores is None else [_SCORE]
     root = Element('annotations')

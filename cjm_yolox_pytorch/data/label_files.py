@@ -27,7 +27,7 @@ from ..files.paths import atomic, IMAGE_SUFFIXES, nfc, path_inside
 def _yolo_lines(a, i): # Text of a file
     height, width = a.sizes[i].tolist()
     boxes, labels, _ = a.objects(i)
-    x1, y1, x2, y2 = boxes.astype(float).T # In float32 the corners would not come back
+    x1, y1, x2, y2 = boxes.astype(float).T # float32 would not restore the exact corners
     columns = (x1 + x2)/2/width, (y1 + y2)/2/height, (x2 - x1)/width, (y2 - y1)/height
     rows = zip(labels.tolist(), *(c.tolist() for c in columns))
     return ''.join(' '.join(map(str, row)) + '\n' for row in rows)
@@ -37,7 +37,7 @@ def _in_split(split): return '' if split == 'all' else f'/{split}'
 
 def _stem(path): return splitext(str(path))[0]
 
-def yolo_files(splits, model='') -> dict: # Path -> text; without splits, all images are for training
+def yolo_files(splits, model='') -> dict: # Path -> text; the split "all" becomes train
     import yaml
     names = next(iter(splits.values())).names
     files = {}
@@ -61,7 +61,7 @@ def _voc_xml(a, i, model):
     return xml_text(root)
 
 # %% ../../nbs/data/12_label_files.ipynb #f09982a4
-def _voc_object(root, a, n): # In the order of the challenge, since some scripts read by position
+def _voc_object(root, a, n): # Elements in the challenge's order, since some scripts read by position
     element = SubElement(root, 'object')
     plain = dict(name=a.names[a.labels[n]], pose='Unspecified', truncated='0', difficult='0')
     for name, value in plain.items(): SubElement(element, name).text = value
@@ -108,7 +108,7 @@ def shared_stems(paths): # Texts such as "a.png, a.jpg"
     stems = dict.fromkeys(nfc(_stem(p)) for p in paths)
     return [', '.join(seen[stem]) for stem in stems if len(seen[stem]) > 1]
 
-def is_class_list(path): # Whether the label file of this image would have the name of a class list
+def is_class_list(path): # Whether the image's label file would be named like a class list
     return os.path.basename(f'{_stem(path)}.txt').lower() in CLASS_LISTS
 
 # %% ../../nbs/data/12_label_files.ipynb #70222281
@@ -139,12 +139,12 @@ def _check_split_names(format, splits):
     raise ValueError(f'splits {shorten(sorted(splits))}: YOLO has train, val and test. {cure}')
 
 # %% ../../nbs/data/12_label_files.ipynb #78eac39f
-def common_root(paths) -> Path: # Of files; None without any
-    "Find the folder that all `paths` are below."
+def common_root(paths) -> Path: # None if there are no paths
+    "Find the deepest folder that contains all files `paths`."
     folders = [os.path.dirname(os.path.abspath(p)) for p in paths]
     return Path(os.path.commonpath(folders)) if folders else None
 
-def relative_name(path, root): # With slashes, also on Windows
+def relative_name(path, root): # With forward slashes, also on Windows
     return Path(os.path.abspath(path)).relative_to(root).as_posix()
 
 # %% ../../nbs/data/12_label_files.ipynb #8a91b56a
@@ -152,7 +152,7 @@ WRITERS = dict(yolo=yolo_files, voc=voc_files, coco=coco_files, labelstudio=labe
 
 def label_files(
     format:str, # A key of `WRITERS`
-    splits:dict, # Split -> `Annotations` with relative paths, upright sizes, and the same names
+    splits:dict, # Split -> `Annotations` with relative paths, sizes as displayed, and the same class names
     model:str='' # Name of the model that made the labels, for formats that store it
 ) -> dict: # Path -> text
     "Convert the labels of a dataset to the text of files."
@@ -172,7 +172,7 @@ def without_crowds(a:Annotations) -> Annotations: # For formats without crowd re
     return replace(a, starts=starts, scores=scores, **columns)
 
 # %% ../../nbs/data/12_label_files.ipynb #3c0f4117
-def losses(format, splits) -> list: # Lines of text about what the files do not hold
+def losses(format, splits) -> list: # Lines of text about data that the files cannot store
     if format == 'coco': return []
     crowds = sum(int(a.crowd.sum()) for a in splits.values())
     outlines = sum(int((~np.isclose(a.areas, (a.boxes[:, 2:] - a.boxes[:, :2]).prod(1), 1e-3)).sum())
@@ -186,7 +186,7 @@ def check_free(
     files, # Relative paths
     overwrite:bool=False # Existing files may be replaced
 ):
-    "Raise a `ValueError` if label files exist, or files are where folders belong."
+    "Raise a `ValueError` if label files exist, or if files are in the way of folders."
     places = [Path(out)/path for path in files]
     existing = [str(p) for p in places if os.path.lexists(p) and not (overwrite and p.is_file())]
     cure = 'Choose another --out' + ('' if overwrite else ', or replace them with --overwrite')

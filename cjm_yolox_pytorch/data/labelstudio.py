@@ -42,9 +42,9 @@ def _find_task_images(path, names, places): # Paths, and notes
     return find_images(path, plain, places)
 
 # %% ../../nbs/data/06c_labelstudio.ipynb #b4182aaa
-_Region = namedtuple('_Region', 'kind label corners') # `corners` are None where there are none
+_Region = namedtuple('_Region', 'kind label corners') # `corners` are None for kinds without a box
 
-def _region(result): # Of a result with labels
+def _region(result): # The `_Region` of a result with labels
     value = result['value']
     label = next((v[0] for k, v in value.items() if k.endswith('labels') and isinstance(v, list) and v), None)
     if not isinstance(label, str): raise ValueError(f'a region has no label: {shorten(result)}')
@@ -65,7 +65,7 @@ def _is_region(result): return 'value' in result and str(result.get('type')).end
 
 def _finished(task): return [a for a in task.get('annotations') or [] if not a.get('was_cancelled')]
 
-def _task_regions(path, task, key): # Of the last annotation or prediction; None without one
+def _task_regions(path, task, key): # Those of the last annotation or prediction; None if there is none
     chosen = _finished(task) if key == 'annotations' else task.get(key)
     if not chosen: return None
     results = [*filter(_is_region, chosen[-1]['result'])]
@@ -77,7 +77,7 @@ def _task_regions(path, task, key): # Of the last annotation or prediction; None
 # %% ../../nbs/data/06c_labelstudio.ipynb #edf220ef
 _WITHOUT_BOX = {'keypointlabels', 'brushlabels', 'ellipselabels', 'vectorlabels'}
 
-def _region_notes(tasks, regions, key): # Notes and stops; `regions` of each task, or None
+def _region_notes(tasks, regions, key): # Notes and stops; `regions`: those of each task, or None
     kept = [r for found in regions for r in found or []]
     polygons = sum(r.kind == 'polygonlabels' for r in kept)
     notes = [f'bounding boxes taken from {counted(polygons, "polygon")}'] if polygons else []
@@ -133,13 +133,13 @@ def _load_tasks(path): # A list of dicts with `data`
     raise_listing(f'{path}: tasks whose annotations are not lists of results', short, 'Export it as JSON, not JSON-MIN')
     return tasks
 
-def _is_results(found): # Missing ones are none
+def _is_results(found): # Also true if there are none
     entries = found if isinstance(found, list) else [found] if found else []
     results = [e.get('result') if isinstance(e, dict) else None for e in entries]
     return all(isinstance(r, list) and all(isinstance(one, dict) for one in r) for r in results)
 
 # %% ../../nbs/data/06c_labelstudio.ipynb #12e1cbbe
-def find_labelstudio_splits(path, images=None) -> dict: # Split -> function that reads it; `images` may be elsewhere
+def find_labelstudio_splits(path, images=None) -> dict: # Split -> function that reads it; `images`: image folder
     given = files_in(path, '.json') if path.is_dir() else [path] if path.suffix.lower() == '.json' else []
     files = [p for p in given if _is_labelstudio(p)]
     if len(files) > 1: raise_listing(f'{path}: several projects', [p.name for p in files], 'Give one of them')
@@ -149,7 +149,7 @@ def find_labelstudio_splits(path, images=None) -> dict: # Split -> function that
     return {split: partial(_read_tasks, files[0], tasks, split, images) for split in splits}
 
 # %% ../../nbs/data/06c_labelstudio.ipynb #294e6279
-def _results(a, i): # Those of image `i`
+def _results(a, i): # The results of image `i`
     height, width = a.sizes[i].tolist()
     for n in range(a.starts[i], a.starts[i + 1]):
         x1, y1, x2, y2 = a.boxes[n].tolist()
@@ -172,10 +172,10 @@ def _task(a, i, split, model):
 
 # %% ../../nbs/data/06c_labelstudio.ipynb #38d0cca2
 def labelstudio_files(
-    splits:dict, # Split -> `Annotations` with relative paths; all have the same names
+    splits:dict, # Split -> `Annotations` with relative paths and the same class names
     model:str='' # Name of the model, for predictions
 ) -> dict: # Path -> text
-    "Convert `splits` to tasks of Label Studio."
+    "Convert `splits` to Label Studio tasks."
     names = next(iter(splits.values())).names
     view = Element('View')
     SubElement(view, 'Image', name='image', value='$image')
@@ -183,5 +183,5 @@ def labelstudio_files(
     for name in names: SubElement(choices, 'Label', value=name)
     tasks = [_task(a, i, split, model) for split, a in splits.items() for i in range(len(a))]
     indent(view)
-    config = tostring(view, encoding='unicode') # Label Studio refuses a declaration of the encoding
+    config = tostring(view, encoding='unicode') # Label Studio rejects an XML encoding declaration
     return {'tasks.json': json.dumps(tasks, ensure_ascii=False), 'label_config.xml': f'{config}\n'}

@@ -59,7 +59,7 @@ def _check_boxes(boxes):
     if not bad.any(): return
     raise ValueError(f'the box {boxes[bad][0].round(2).tolist()}: finite x1, y1, x2, y2 are needed, the smaller first')
 
-def _end_at_border(boxes, hw): # Boxes [G, 4] that end at the border, and whether enough is left [G]
+def _end_at_border(boxes, hw): # Boxes [G, 4] clipped to the image, and whether enough is left [G]
     boxes = boxes.clip(0, [hw[1], hw[0]]*2)
     return boxes, (boxes[:, 2:] - boxes[:, :2] >= .01).all(1)
 
@@ -68,9 +68,9 @@ def _end_at_border(boxes, hw): # Boxes [G, 4] that end at the border, and whethe
 class NamedDataset:
     "Images and targets of a torch `Dataset`, with labels from 0."
     dataset:Dataset # Items are pairs of image and target
-    classes:list # Names by label: a dict; for labels from 0 also a list, `cat,dog`, or a text file of names
+    classes:list # Label -> name; for labels from 0 also a list, `cat,dog`, or a text file of names
     indices:np.ndarray = None # [N] items to use; all if None
-    bit_depth = 16 # Of files
+    bit_depth = 16 # The default of files, since `Annotations` have one too
 
     def __post_init__(self):
         kind = type(self.dataset).__name__
@@ -95,7 +95,7 @@ def _class_number(label, numbers): # Number of the class
 # %% ../../nbs/data/10a_named_dataset.ipynb #65c9ccb9
 @patch
 def item(self:NamedDataset, i:int) -> tuple: # Image [3, H, W], boxes [G, 4], labels [G], crowd flags [G], areas [G]
-    "Read item `i`, with boxes that end at the border of the image."
+    "Read item `i`, with boxes clipped to the image."
     pair = self.dataset[int(self.indices[i])]
     try:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2: raise ValueError('not a pair of image and target')

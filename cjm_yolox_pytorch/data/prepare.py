@@ -14,7 +14,7 @@ from .checks import borrowed_test, check, check_splits, fault_lines, same_split
 from .splits import choose_splits, find_splits, hold_out
 
 # %% ../../nbs/data/11_prepare.ipynb #8c05f3a9
-def _read_splits(data, train=None, val=None, **reading): # Pairs of name and `Annotations`; one to hold out from
+def _read_splits(data, train=None, val=None, **reading): # Pairs of name and `Annotations`: two, or one to hold out from
     splits = find_splits(data, **reading)
     return [(name, splits[name]()) for name in choose_splits(data, splits, train, val) if name]
 
@@ -31,18 +31,18 @@ def _say_split(role, name, split):
     contents = f'{images}, {counted(len(split.labels), "object")} of {counted(len(split.names), "class")}'
     explain(f'{role} on {name}: {contents}: {names}')
 
-def _say_faults(faults, role='', root=''): # Those that do not stop; the others become an error
+def _say_faults(faults, role='', root=''): # Print those that do not stop training; the others raise an error
     lines = fault_lines([f for f in faults if not f.stops])
     for line in lines: caution(f'{role}: {line}' if role else line, root)
 
-def _say_splits(used, faults, pair, root): # `Fault`s by role, and of both together; `root` of the data
+def _say_splits(used, faults, pair, root): # `faults` by role; `pair`: of both splits; `root` of the data
     for role, split in used.items():
         _say_split(role, *split)
         _say_faults(faults.get(role, []), role, root)
     _say_faults(pair, '', root)
 
 # %% ../../nbs/data/11_prepare.ipynb #72e1c83d
-def _check_pair(used, train, val): # `Fault`s; the splits that were named, or None
+def _check_pair(used, train, val): # `Fault`s; `train`, `val`: names that the user gave, or None
     (first, a), (second, b) = used.values()
     if first == second: return [same_split(first, bool(train and val))]
     return borrowed_test(second, val) + check_splits(dict(training=a, validation=b))
@@ -56,9 +56,9 @@ def prepare_splits(
     quiet:bool=False, # Print nothing
     **reading # `format`, `images` and `bit_depth` of `find_splits`
 ) -> dict: # Name and `Annotations` by role, training and validation
-    "Read, describe and check the training and the validation split of `data`."
+    "Read, describe and check the training and validation splits of `data`."
     read = _read_splits(data, train, val, **reading)
-    found = [check(split, allow_missing) for _, split in read] # Before some is held out, as `yolox_doctor` does
+    found = [check(split, allow_missing) for _, split in read] # Before images are held out, as in `yolox_doctor`
     used = _by_role(read)
     faults = dict(zip(used, found))
     pair = _check_pair(used, train, val)

@@ -29,7 +29,7 @@ LOOKED_FOR = dict(coco='*.json, */*.json', yolo='data.yaml, obj.data, *.txt name
     voc='ImageSets/Main/*.txt, *.xml named like images', csv=f'*.csv with {CSV_HEADER}',
     cvat="CVAT's annotations.xml for images", labelstudio='JSON of Label Studio')
 
-def _find_readers(path, formats, images): # Split -> function that reads it, of the only format that fits
+def _find_readers(path, formats, images): # Split -> function that reads it, from the only format that fits
     found = {}
     for format in formats:
         if found and format in _LAST: continue
@@ -63,8 +63,8 @@ def read_split(path, split:str, *args, **kwargs) -> Annotations: # `args` and `k
     return splits[resolve_split(path, splits, split)]()
 
 # %% ../../nbs/data/07_splits.ipynb #32872fbe
-def choose_splits(where, splits, train:str=None, val:str=None) -> tuple: # Names; None for images to be held out
-    "Choose the training and the validation split among the names `splits`."
+def choose_splits(where, splits, train:str=None, val:str=None) -> tuple: # Names; the second is None to hold out images
+    "Choose the training and the validation split from the names `splits`."
     def first(*names): return next((s for s in names if s in splits), None)
     only = [s for s in splits if len(splits) == 1 and s not in ('val', 'test')]
     train = resolve_split(where, splits, train) if train else first('train', 'trainval', *only)
@@ -74,7 +74,7 @@ def choose_splits(where, splits, train:str=None, val:str=None) -> tuple: # Names
     return train, first(*(s for s in ('val', 'test') if s != train))
 
 # %% ../../nbs/data/07_splits.ipynb #acb3e685
-def hold_out(annotations:Annotations) -> tuple: # `Annotations` of the rest, and of the held-out images
+def hold_out(annotations:Annotations) -> tuple: # `Annotations` of the remaining and of the held-out images
     "Hold out a tenth of the images for validation."
     a = annotations
     counts = np.bincount(a.image[~a.crowd], minlength=len(a))

@@ -14,11 +14,11 @@ from .annotations import Annotations
 def _wanted(counts, shares): # [C, S] images of each class for each split, from [C] and [S]
     wanted = np.outer(counts, shares)
     wanted[:, 1:] = np.maximum(wanted[:, 1:], 1)
-    wanted[:, 0] = np.maximum(counts - wanted[:, 1:].sum(1), 1) # Training comes first with a single image
+    wanted[:, 0] = np.maximum(counts - wanted[:, 1:].sum(1), 1) # A single image goes to training
     return wanted
 
 # %% ../../nbs/data/13_stratify.ipynb #de5f82c2
-def _classes_of_groups(a, group): # [groups, C+1] whether some image has the class, or there is none without objects
+def _classes_of_groups(a, group): # [groups, C+1] whether an image has the class; last: whether one has no objects
     has = a.has_class
     has = np.column_stack([has, ~has.any(1)])
     found = np.zeros((group.max(initial=-1) + 1, has.shape[1]), dtype=bool)
@@ -26,7 +26,7 @@ def _classes_of_groups(a, group): # [groups, C+1] whether some image has the cla
     return found
 
 # %% ../../nbs/data/13_stratify.ipynb #65162c93
-def _deal(has, sizes, shares, rng): # [groups] index of a split; `sizes` are images of each group
+def _deal(has, sizes, shares, rng): # [groups] index of a split; `sizes`: images in each group
     wanted, room = _wanted(has.sum(0), shares), np.array(shares)*sizes.sum()
     split, order = np.full(len(has), -1), rng.permutation(len(has))
     while (left := split < 0).any():
@@ -34,7 +34,7 @@ def _deal(has, sizes, shares, rng): # [groups] index of a split; `sizes` are ima
         rarest = np.where(remaining > 0, remaining, len(has) + 1).argmin()
         for g in order[left[order] & has[order, rarest]]:
             most = wanted[rarest] >= wanted[rarest].max() - 1e-9
-            split[g] = np.where(most, room, -np.inf).argmax() # Of equals, the one with the most room
+            split[g] = np.where(most, room, -np.inf).argmax() # On a tie, the split with the most room
             wanted[has[g], split[g]] -= 1
             room[split[g]] -= sizes[g]
     return split
@@ -42,9 +42,9 @@ def _deal(has, sizes, shares, rng): # [groups] index of a split; `sizes` are ima
 # %% ../../nbs/data/13_stratify.ipynb #f0c65671
 def stratify(
     annotations:Annotations, # All images
-    shares, # [S] fractions of the images, which add up to 1; the first is for training
+    shares, # [S] fractions of the images, with a sum of 1; the first is for training
     seed:int=0, # Sets the order in which images of a class are assigned
-    group=None # [N] numbers from 0, equal for images that stay together
+    group=None # [N] group numbers from 0; images of a group stay together
 ): # [N] index of a split
     "Split images so that every split has its share of every class."
     group = np.arange(len(annotations)) if group is None else np.asarray(group)

@@ -13,7 +13,7 @@ from .annotations import Annotations
 from ..files.tiles import tile_grid, whole_in_tile, whole_somewhere
 
 # %% ../../nbs/data/09a_tiling.ipynb #dfd365b2
-def _pieces(boxes, tiles): # [G, 4], [T, 4] -> numbers of object and tile, and visible part [P, 4], of those that meet
+def _pieces(boxes, tiles): # [G, 4], [T, 4] -> for each pair that overlaps: object [P], tile [P], visible part [P, 4]
     low = np.maximum(boxes[:, None, :2], tiles[:, :2])
     high = np.minimum(boxes[:, None, 2:], tiles[:, 2:])
     n, t = (high > low).all(2).nonzero()
@@ -24,8 +24,8 @@ def tile_objects(
     boxes:np.ndarray, # [G, 4] xyxy in pixels of the picture
     hw:tuple, # Height and width of the picture
     tile:int, overlap:float # As in `tile_grid`
-) -> tuple: # [P] number of the object and of the tile, [P, 4] xyxy in pixels of the tile, [P] bool: to be learned
-    "List which objects are in which tile, and where they are to be learned."
+) -> tuple: # [P] index of the object and of the tile, [P, 4] xyxy in pixels of the tile, [P] bool: to be learned
+    "List the objects in each tile, and whether they are to be learned there."
     tiles, border = tile_grid(hw, tile, overlap), np.tile([hw[1], hw[0]], 2)
     boxes = boxes.clip(0, border)
     n, t, visible = _pieces(boxes, tiles)
@@ -51,7 +51,7 @@ def _tiles_of_image(a, i, tile, overlap): # Crops [T, 6]; image [P] and the othe
 def tile_annotations(
     annotations:Annotations, # A split
     tile:int=None, # Side of the tiles in pixels; None or 0: whole images
-    overlap:float=.2 # Fraction of a tile that its neighbor covers, too
+    overlap:float=.2 # Fraction of a tile that its neighbor also covers
 ) -> Annotations: # One image per tile
     "Cut all images of a split into tiles."
     a = annotations

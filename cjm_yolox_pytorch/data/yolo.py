@@ -75,7 +75,7 @@ def _yolo_rows(where, files, labels, known): # (image, label, corners) of each l
                 rows.append((n, *_yolo_row(numbers, labels)))
                 if len(numbers) > 5: poses.append(_pose_score(*numbers[1:]))
                 if numbers[0] not in labels: unnamed.append((numbers[0], file, number))
-            except ValueError as e: # After the first three, lines are only counted
+            except ValueError as e: # After the first three errors, lines are only counted
                 bad.append(f'{file} line {number}: {shorten(e)}' if len(bad) < 3 else '')
     raise_listing(f'{where}: lines that are not objects', bad, 'Fix them')
     if unnamed: _raise_unnamed(where, unnamed, known)

@@ -68,7 +68,7 @@ def _split_layout(root, middle, files, annotated): # Split -> folder, in `root` 
     return choose_layout(root, [*layouts, (dict(all=root), first(rest))])
 
 # %% ../../nbs/data/06_yolo_config.ipynb #e8fbde19
-def _class_names(lists, config='', names=None): # Names in `config` and in the files `lists`, which have to agree
+def _class_names(lists, config='', names=None): # From `config` and the files `lists`, which must agree
     found = {} if names is None else {config: names}
     found |= {p: _read_class_list(p) for p in lists}
     numbered = {p: n if isinstance(n, dict) else dict(enumerate(n)) for p, n in found.items()}
@@ -88,7 +88,7 @@ def _lists_in(folders):
     files = [p for folder in dict.fromkeys(folders) for p in files_in(folder, *_LIST_SUFFIXES)]
     return [p for p in files if p.name.lower() in CLASS_LISTS and p.is_file()]
 
-def _lists_below(root): # Further down, in a folder that is not the dataset itself but holds it
+def _lists_below(root): # In subfolders: `root` may merely contain the dataset
     found = [p for p in files_below(root, *_CONFIGS) if _is_config(p)]
     raise_listing(f'{root}: no class names, but datasets further down', found, 'Give the folder of one of them')
     return _lists_in(p.parent for p in files_below(root, *_LIST_SUFFIXES))
@@ -96,7 +96,7 @@ def _lists_below(root): # Further down, in a folder that is not the dataset itse
 _LIST_SUFFIXES = [Path(name).suffix for name in CLASS_LISTS]
 
 # %% ../../nbs/data/06_yolo_config.ipynb #4adb3f88
-def _near(root, folders): # Where class lists may lie
+def _near(root, folders): # Folders to search for class lists
     return [root, *(f for folder in sorted(folders) for f in (folder, folder.parent) if f.is_relative_to(root))]
 
 # %% ../../nbs/data/06_yolo_config.ipynb #f53c7bab
@@ -116,11 +116,11 @@ def _is_config(path): # Other programs write "val: true", or settings below "tra
         if not re.search(_IMAGES, start, re.MULTILINE): return False
         if path.suffix.lower() == '.data': return True
         config = load_yaml(path)
-    except (OSError, ValueError): return True # Reading it will say why
+    except (OSError, ValueError): return True # Reading it later raises the error
     return any(isinstance(config.get(split), (str, list)) for split in ('train', 'val'))
 
 # %% ../../nbs/data/06_yolo_config.ipynb #d2e95a8e
-def _read_config(data, path): # Name for errors, root, class names or None, and the entry of each split
+def _read_config(data, path): # Name for errors, root, class names or None, and split -> entry
     config = _darknet_config(path) if path.suffix.lower() == '.data' else load_yaml(path)
     _check_config(path, config)
     splits = by_split(path, [(s, config[s]) for s in ('train', 'val', 'valid', 'validation', 'test') if config.get(s)])
@@ -145,7 +145,7 @@ def _darknet_config(path):
     return dict(config, nc=config.get('classes'), names=names)
 
 # %% ../../nbs/data/06_yolo_config.ipynb #0318ac39
-def _config_names(path, config): # C class names in a list, or by number
+def _config_names(path, config): # C class names: a list, or a dict by number
     given = config.get('names')
     nc = config.get('nc')
     if given is None: given = _class_names(_lists_in([path.parent]))
@@ -155,7 +155,7 @@ def _config_names(path, config): # C class names in a list, or by number
     if fits: return names
     raise ValueError(f'{path}: names are {shorten(given, 80)}, which is not a list of {shorten(nc or "them", 60)}')
 
-def _strip(names): # In a list, or by number
+def _strip(names): # A list, or a dict by number
     def strip(name): return name.strip() if isinstance(name, str) else name
     if isinstance(names, list): return [*map(strip, names)]
     return {int(n): strip(name) for n, name in names.items() if re.fullmatch('[0-9]{1,9}', shorten(n))}
@@ -170,10 +170,10 @@ def _check_config(path, config):
 # %% ../../nbs/data/06_yolo_config.ipynb #3d6e8900
 def _may_exist(where, root, entry):
     try: return not isinstance(entry, str) or os.path.exists(_entry_path(where, root, entry))
-    except ValueError: return True # Reading it will say why
+    except ValueError: return True # Reading it later raises the error
 
 # %% ../../nbs/data/06_yolo_config.ipynb #5c21bf05
-def _there_is(root, missing): # Text about a folder that may be meant
+def _there_is(root, missing): # Hint for an error: the folder that was probably meant
     lost = next(p for p in (missing, *missing.parents) if os.path.isdir(p.parent))
     rest = missing.relative_to(lost)
     found = [p/rest for p in folders_of_split(lost.parent, lost.name) if os.path.exists(p/rest)]
@@ -193,7 +193,7 @@ def _images_of(where, root, entries): # Paths
         else: found += check_files_exist(path, [_entry_path(path, root, line) for line in read_lines(path)])
     return found
 
-def _entry_path(where, root, name): # The file or folder that is meant
+def _entry_path(where, root, name): # The file or folder that the entry `name` refers to
     name = shorten(name, 4096) # A folder may be called 2017, which is a number to YAML
     bases = [base for base in (os.path.abspath(root), os.path.realpath(root)) if Path(name).is_relative_to(base)]
     name = str(Path(name).relative_to(bases[0])) if bases else re.sub(r'^\.\.[\\/]', '', name)
@@ -220,7 +220,7 @@ def _image_of(label, images, folder): # Path, or None; `images` by name, all in 
     if len(found) > 1: raise_listing(f'{label}: several images fit', [*map(with_form, found)], 'Keep one of them')
     return found[0]
 
-def _mirrors(label, image, folder): # As `labels/day/a.txt` does `day/a.jpg` in `folder`
+def _mirrors(label, image, folder): # For instance `labels/day/a.txt` and `folder/day/a.jpg`
     inside, above = ([*map(nfc, p.parent.parts)] for p in (image.relative_to(folder), label))
     top = len(above) - len(inside)
     return top > 0 and above[top:] == inside and above[top - 1].lower() in ('labels', 'images')
@@ -250,7 +250,7 @@ def _listed_in_config(path, config): # Names, the root, and paths by split
     where, root, names, entries = _read_config(path, config)
     return names, root, {split: _listed(where, root, entry) for split, entry in entries.items()}
 
-def _listed(where, root, entries): # Images of lists, and label files of folders
+def _listed(where, root, entries): # Images named in lists, and label files found in folders
     found = []
     for name in entries if isinstance(entries, list) else [entries]:
         path = _entry_path(where, root, name)
@@ -259,7 +259,7 @@ def _listed(where, root, entries): # Images of lists, and label files of folders
     return found
 
 # %% ../../nbs/data/06_yolo_config.ipynb #37629f89
-def _read_pairs(path, names, root, pairs): # Pairs of a label file or listed image, and the image found or None
+def _read_pairs(path, names, root, pairs): # `pairs`: label file or listed image, and the image found or None
     labels = cache(labels_in)
     folders = {p.parent: label_folders(p.parent, root) for p, _ in pairs}
     files = [label_file(p, folders[p.parent], labels) for p, _ in pairs]

@@ -18,14 +18,14 @@ class Format:
     "A format of exported files"
     suffix:str
     runs_in:str # Programs; written files are checked with the first one
-    extra:str = 'export' # To install
+    extra:str = 'export' # Extra of this library to install
     any_size:bool = True # False: one image of the training size
-    raw_only:bool = False # True: boxes are decoded outside
-    images:bool = True # Whether it can take uint8 images, as a camera gives them
+    raw_only:bool = False # True: boxes are decoded outside the file
+    images:bool = True # Whether it can take uint8 images, [B, H, W, 3]
     nms:bool = True # Whether it can suppress overlapping boxes
     half:bool = False # Whether it can be in fp16
     int8:bool = False # Whether it can be quantized
-    run_here:bool = True # False: it is checked by computing its program with PyTorch
+    run_here:bool = True # False: files are checked by computing their program with PyTorch
 
 # %% ../../nbs/deploy/00a_catalog.ipynb #e44cf7dc
 _PHONE = dict(any_size=False, nms=False)
@@ -64,7 +64,7 @@ def format_name(path) -> str: # A key of `FILE_FORMATS`
     raise ValueError(f'{path}: its suffix must be one of {[f.suffix for f in FILE_FORMATS.values()]}')
 
 # %% ../../nbs/deploy/00a_catalog.ipynb #0b1e25c4
-def fit_options(path, raw=False, suppress=False, camera=False, static=False, **others) -> dict: # All of them
+def fit_options(path, raw=False, suppress=False, camera=False, static=False, **others) -> dict: # All options
     "Check the options of the network in a file, and add what its format implies."
     f = FILE_FORMATS[format_name(path)]
     if suppress and not f.nms: raise ValueError(f'suppress: {f.runs_in} has no NMS; use the one of the app')

@@ -24,11 +24,11 @@ class Tolerance:
     pixels:float = 1e-2 # Of boxes, in addition to `relative`
     relative:float = 1e-4 # Of boxes, as a fraction of their coordinates
     probability:float = 1e-4
-    overlap:float = .02 # Of the IoU at which suppression decides
+    overlap:float = .02 # Of the IoU threshold of suppression
     least:float = 0. # Boxes of lower probability are not compared
-    raw:float = 1e-2 # Of raw boxes, all of them, in cells and in logarithms
+    raw:float = 1e-2 # Of raw boxes, all of which are compared, in cells and in logarithms
 
-TOLERANCE = Tolerance() # Of fp32
+TOLERANCE = Tolerance() # For fp32
 HALF_TOLERANCE = Tolerance(pixels=4., relative=2e-2, probability=.05, overlap=.1, least=.05, raw=.3)
 
 # %% ../../nbs/deploy/02_compare.ipynb #b62f0d94
@@ -78,7 +78,7 @@ def _compare_kept(rows, module, x, t=TOLERANCE): # Largest difference of boxes f
 # %% ../../nbs/deploy/02_compare.ipynb #5e90b3d8
 TRIAL_SHAPES = [(64, 64), (96, 160), (416, 320)] # Height and width
 
-def _loaders(format, suppress=False, static=False): # By the name of the program
+def _loaders(format, suppress=False, static=False): # Name of a program -> function that loads files with it
     opencv = static and not suppress and format == 'onnx'
     return {checked_in(format): load_exported} | ({'OpenCV': load_opencv} if opencv else {})
 

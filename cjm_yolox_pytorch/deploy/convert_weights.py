@@ -93,7 +93,7 @@ def _output(weights, to, out): # Path of the file
 
 @command
 def yolox_convert_weights(
-    weights:str, # File or address of weights, or a size such as yolox_s for published weights
+    weights:str, # File or URL of weights, or a size such as yolox_s for published weights
     to:str=None, # megvii: for Megvii's tools; mmdet: for mmdetection
     out:str=None # File to write; next to WEIGHTS unless given
 ):

@@ -16,7 +16,7 @@ from ..files.network_kinds import import_extra
 
 # %% ../../nbs/deploy/00b_converters.ipynb #2e581535
 @contextmanager
-def _no_output(sink): # Both of Python and of C++; a file
+def _no_output(sink): # `sink`: file that receives the output of C++ and of other programs
     kept = [os.dup(n) for n in (1, 2)]
     try:
         for n in (1, 2): os.dup2(sink.fileno(), n)
@@ -28,7 +28,7 @@ def _no_output(sink): # Both of Python and of C++; a file
 
 # %% ../../nbs/deploy/00b_converters.ipynb #b5419c56
 @contextmanager
-def quietly(name): # Of the converter
+def quietly(name): # Name of the converter
     "Silence a converter, and explain it if it fails."
     said = io.StringIO()
     for stream in (sys.stdout, sys.stderr): stream.flush()
@@ -37,7 +37,7 @@ def quietly(name): # Of the converter
         try:
             with _no_output(sink): yield
         except (ImportError, KeyboardInterrupt): raise
-        except Exception as e: # Of many types
+        except Exception as e: # Converters raise many types
             first = [*str(e).splitlines(), type(e).__name__][0][:240]
             raise RuntimeError(f'{name} cannot convert the network: {first}') from e
 
@@ -45,7 +45,7 @@ def quietly(name): # Of the converter
 def append_metadata(path, metadata): # To a LiteRT file
     with zipfile.ZipFile(path, 'a') as archive: archive.writestr(f'{METADATA}.json', metadata)
 
-def write_litert(program, path, metadata, half=False): # Of `torch.export`; a `Path`; text; `half` is for other formats
+def write_litert(program, path, metadata, half=False): # Program of `torch.export`; `Path`; text; `half` is unused
     "Write a traced network as a LiteRT file."
     with quietly('litert-torch'):
         converter = import_extra('litert_torch', 'litert')
@@ -63,7 +63,7 @@ def write_executorch(program, path, metadata, half=False): # As for `write_liter
     path.write_bytes(lowered.buffer)
 
 # %% ../../nbs/deploy/00b_converters.ipynb #9982b916
-def _run_pnnx(program, folder, half): # -> the graph and the numbers
+def _run_pnnx(program, folder, half): # -> files of the graph and of the weights
     pnnx, (x,) = import_extra('pnnx', 'ncnn'), program.example_inputs[0]
     torch.jit.trace(program.module(), x, check_trace=False).save(f'{folder}/net.pt')
     shape = ','.join(map(str, x.shape))

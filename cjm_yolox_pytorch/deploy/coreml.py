@@ -16,7 +16,7 @@ from ..detection.devices import METADATA
 from ..files.network_kinds import import_extra
 
 # %% ../../nbs/deploy/00c_coreml.ipynb #22166722
-def _same_ends(pad): # Padding of each side of the image
+def _same_ends(pad): # Padding of height and width, if it is the same at both ends
     if pad[::2] != pad[1::2]: raise RuntimeError(f'pad={pad}: needed is the same at both ends')
     return pad[::2]
 
@@ -52,14 +52,14 @@ _OPERATIONS['reduce_argmax'] = lambda x, axis, keep_dims, **_: x.argmax(axis, ke
 _OPERATIONS['cast'] = lambda x, dtype: x.to(dict(fp32=torch.float32, int32=torch.int32)[dtype])
 
 # %% ../../nbs/deploy/00c_coreml.ipynb #0923b391
-def _read_package(path): # -> its description, and the program
+def _read_package(path): # -> specification, with the description of inputs and outputs; program
     ct = import_extra('coremltools', 'coreml')
     reader = import_extra('coremltools.converters.mil.frontend.milproto.load', 'coreml')
     spec = ct.models.MLModel(str(path), skip_model_load=True).get_spec()
     weights = str(Path(path)/'Data/com.apple.CoreML/weights')
     return spec, reader.load(spec, spec.specificationVersion, weights).functions['main']
 
-def _value(source, known): # Of an input of an operation
+def _value(source, known): # Value of an operation's input
     if isinstance(source, (list, tuple)): return [_value(s, known) for s in source]
     if source.name in known: return known[source.name]
     value = np.asarray(source.val)
@@ -80,7 +80,7 @@ def _compute(function, known): # Adds the results of all operations to `known`, 
 
 # %% ../../nbs/deploy/00c_coreml.ipynb #30d0f3d8
 def coreml_reference(path): # -> function from an image to rows, both tensors
-    "Load a Core ML package, to compute its program with PyTorch."
+    "Load a Core ML package to compute its program with PyTorch."
     with quietly('coremltools'): spec, function = _read_package(path)
     (takes,), (gives,) = spec.description.input, spec.description.output
     def run(x):
@@ -89,5 +89,5 @@ def coreml_reference(path): # -> function from an image to rows, both tensors
         return known[gives.name]
     return run
 
-def coreml_metadata(path): # Text of `yolox_export`
+def coreml_metadata(path): # Text that `yolox_export` wrote
     with quietly('coremltools'): return _read_package(path)[0].description.metadata.userDefined[METADATA]

@@ -29,17 +29,17 @@ from ..files.checkpoints import load_weights, Weights
 from ..files.paths import check_other_file, weights_path
 from ..utils import check_between
 
-_all_ = ['EXPORT_FORMATS', 'exportable'] # Of the rooms below
+_all_ = ['EXPORT_FORMATS', 'exportable'] # From the modules imported above
 
 # %% ../../nbs/deploy/05_export.ipynb #e781d2f9
 @torch.no_grad()
 def export_weights(
     weights:Weights, # As `load_weights` returns them
     path, # File to write, with a suffix of `EXPORT_FORMATS`; some formats write others next to it
-    half:bool=False, # In fp16, except for input and output
+    half:bool=False, # Write fp16, with input and output in fp32
     **options # raw, suppress, camera, static, conf, iou and classes of `yolox_export`
 ) -> float: # Largest difference from PyTorch in pixels
-    "Write `weights` for other programs. Raises a `RuntimeError` if the file differs, and keeps an earlier file."
+    "Write `weights` for other programs. If the file differs, raise a `RuntimeError` and keep an earlier file."
     path, size, options = Path(path), padded_size(weights), fit_options(path, **options)
     metadata, static = file_metadata(weights, **options), options.pop('static')
     check_output(path, size, static, half)
@@ -60,9 +60,9 @@ def _output_file(weights, out, format, kind=''): # `kind`: half, int8 or a progr
     return Path(out)
 
 # %% ../../nbs/deploy/05_export.ipynb #89f34650
-_BESIDE = dict(openvino=['.bin'], ncnn=['.bin', '.json']) # Suffixes of what is written beside a file
+_BESIDE = dict(openvino=['.bin'], ncnn=['.bin', '.json']) # Suffixes of files written next to the main file
 
-def _check_apart(path, weights): # A file, an address or a name
+def _check_apart(path, weights): # `weights`: a file, a URL or a name
     for file in (path, *map(path.with_suffix, _BESIDE.get(format_name(path), []))): check_other_file(file, weights)
 
 # %% ../../nbs/deploy/05_export.ipynb #d4bc9f80
@@ -131,7 +131,7 @@ def _export_for(program, weights, path):
 
 # %% ../../nbs/deploy/05_export.ipynb #05ebdf5c
 def _run_export(weights, out, format, for_, names, half, int8, data, max_drop, runtime, json=False, **options):
-    # Options of `yolox_export` -> what was written
+    # Options of `yolox_export` -> results, such as the path that was written
     _check_export_options(int8, half, data, max_drop, format=format, for_=for_, runtime=runtime, **options)
     weights = weights_path(weights)
     if format == 'web': return _export_web(load_weights(weights, names=names), weights, out, runtime)
@@ -146,7 +146,7 @@ def _run_export(weights, out, format, for_, names, half, int8, data, max_drop, r
 
 # %% ../../nbs/deploy/05_export.ipynb #4488dd73
 def export(
-    weights:str|os.PathLike, # File or address of weights, or a size such as yolox_s for published weights
+    weights:str|os.PathLike, # File or URL of weights, or a size such as yolox_s for published weights
     format:str|None=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml or web; by default as `out`, or onnx
     out:str|os.PathLike|None=None, # File, or folder of a page, to write; beside `weights` if None
     **options # Other options of `yolox_export`, such as suppress=True
@@ -160,7 +160,7 @@ def export(
     output='json')
 @showing('list', lambda **_: format_lines(), 'Print a table of all formats')
 def yolox_export(
-    weights:str, # File or address of weights, or a size such as yolox_s for published weights
+    weights:str, # File or URL of weights, or a size such as yolox_s for published weights
     out:str=None, # File, or folder of a page, to write; next to WEIGHTS unless given
     format:str=None, # onnx, openvino, pt2, ncnn, litert, executorch, coreml, web: see --list; default: as OUT, or onnx
     for_:str=None, # frigate, depthai: write ONNX as this program reads it, and print its configuration

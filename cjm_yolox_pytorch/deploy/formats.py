@@ -43,7 +43,7 @@ def trace(module, size, camera, static): # For any batch size, height and width,
     return torch.export.export(module, (trial_images((96, 128), 2, camera),), dynamic_shapes=shapes)
 
 # %% ../../nbs/deploy/01_formats.ipynb #e19c1155
-class _InHalf(nn.Module): # In fp16, with fp32 outside
+class _InHalf(nn.Module): # Computes in fp16, with fp32 inputs and outputs
     def __init__(self, model):
         super().__init__()
         self.model = model.half()
@@ -51,14 +51,14 @@ class _InHalf(nn.Module): # In fp16, with fp32 outside
     def forward(self, x): return [[m.float() for m in maps] for maps in self.model(x.half())]
 
 def halved(module):
-    "Copy a module of `exportable`, and convert its network to fp16."
+    "Copy a module from `exportable`, and convert its network to fp16."
     module = copy.deepcopy(module)
     wrapper = getattr(module, 'wrapper', module)
     wrapper.model = _InHalf(wrapper.model)
     return module
 
 # %% ../../nbs/deploy/01_formats.ipynb #961dd81c
-def save_onnx(model, path, metadata): # `model` loses its other metadata
+def save_onnx(model, path, metadata): # Removes other metadata from `model`
     onnx, graph = import_extra('onnx'), model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField('doc_string')
@@ -101,23 +101,23 @@ _WRITERS = dict(onnx=_write_onnx, openvino=_write_openvino, pt2=_write_pt2, ncnn
 _WRITERS |= dict(executorch=write_executorch, coreml=write_coreml)
 
 def write_draft(
-    module, # Of `exportable`
+    module, # From `exportable`
     path, # `Path` with the suffix of a format
     metadata, # Text, such as the JSON of `file_metadata`
     size, # Side of the canvas in pixels, for `static`
     camera, # Whether `module` takes uint8 images, [B, H, W, 3]
     static, # Trace for one image of `size`; otherwise for any batch, height and width
-    half=False # In fp16, for formats that support it
+    half=False # Write fp16, for formats that support it
 ):
     "Write a module in the format of the suffix, without checks."
     if half and path.suffix == '.onnx': module = halved(module)
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '.*create_unbacked_symint', FutureWarning) # By torchvision's NMS
+        warnings.filterwarnings('ignore', '.*create_unbacked_symint', FutureWarning) # From torchvision's NMS
         _WRITERS[format_name(path)](trace(module, size, camera, static), path, metadata, half)
 
 # %% ../../nbs/deploy/01_formats.ipynb #1b72906a
 def load_exported(path): # -> function from a batch to rows, both tensors
-    "Load a file with the library of its format, on the CPU; Core ML's with PyTorch. Needs the extra of the format."
+    "Load a file on the CPU with the library of its format (Core ML: with PyTorch). Needs the format's extra."
     if network_kind(path) == 'coreml': return coreml_reference(path)
     run = load_program(path).run
     return lambda x: torch.from_numpy(run(x.numpy())[0])
@@ -157,7 +157,7 @@ def _move_files(folder, out):
 # %% ../../nbs/deploy/01_formats.ipynb #47f06c6c
 @contextmanager
 def drafted(path): # -> path of a draft, which replaces `path` at the end
-    "Write a file, and those that belong to it, completely or not at all."
+    "Write a file and its companion files completely or not at all."
     check_place(path)
     options = dict(suffix='.partial', prefix=path.name, ignore_cleanup_errors=True)
     with new_folder(path.parent) as out, tempfile.TemporaryDirectory(dir=out, **options) as folder:

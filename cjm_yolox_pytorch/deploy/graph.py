@@ -21,18 +21,18 @@ from ..model import build_model
 def _nms_rows(rows, num_classes, conf, iou, side): # [B, A, 6] -> [N, 7] image and row, best first
     columns = (torch.ones_like(rows[:, 0, 0]).sum()*num_classes).sqrt().ceil().long()
     image, cell = (rows[..., 5] > least_score(conf, rows[..., 4])).nonzero(as_tuple=True)
-    # torch.export assumes that `nms` keeps at least two boxes, so two are added, in images of their own
+    # torch.export assumes that `nms` keeps at least two boxes, so two are added, each in an extra image
     rows = torch.cat([rows[image, cell], rows.new_zeros(2, 6)])
     image = torch.cat([image, -1 - torch.arange(2, device=image.device)])
     number = rows[:, 4].long() + image*num_classes
     corners = ops.box_convert(rows[:, :4], 'xywh', 'xyxy')
-    tiles = offset_by_group(corners, number, columns, low=-side, high=2*side) # Boxes are cut off one canvas away
+    tiles = offset_by_group(corners, number, columns, low=-side, high=2*side) # Clipped one canvas beyond the border
     keep = ops.nms(tiles, rows[:, 5], iou)
     keep = keep[image[keep] >= 0]
     return torch.cat([image[keep, None].to(rows.dtype), rows[keep]], dim=1)
 
 def least_score(conf, labels): # `conf`: one score, or a tensor [C]; `labels` of any shape -> scores to compare with
-    "Return the minimum score of each label, or the one of all classes."
+    "Return the minimum score for each label, or the one for all classes."
     return conf[labels.long()] if isinstance(conf, Tensor) else conf
 
 # %% ../../nbs/deploy/00_graph.ipynb #8e3ccf7f
@@ -62,16 +62,16 @@ class WithNMS(nn.Module):
 
 # %% ../../nbs/deploy/00_graph.ipynb #249c4f61
 def padded_size(weights) -> int: # In pixels
-    "Round the training size up to a multiple of 32, since files take no others."
+    "Round the training size up to a multiple of 32, as files require."
     return -(-weights.input_size//32)*32
 
 def exportable(
-    weights:Weights, # Their network is folded
-    raw:bool=False, # Return boxes, objectness and all probabilities, not decoded
+    weights:Weights, # The network built from them is folded
+    raw:bool=False, # Return undecoded boxes, objectness and all probabilities
     suppress:bool=False, # Suppress overlapping boxes
-    camera:bool=False, # Take images of [B, H, W, 3] uint8
+    camera:bool=False, # Take images as [B, H, W, 3] uint8
     conf=None, # With `suppress`: minimum score, as in `kept_scores`
-    iou:float=.65, # With `suppress`: maximum overlap of boxes of a class; a larger value keeps more boxes
+    iou:float=.65, # With `suppress`: maximum IoU of two boxes of a class; a larger value keeps more boxes
     classes=None # With `suppress`: classes to keep, as in `kept_scores`
 ) -> nn.Module:
     "Build the module that a file is made from."
@@ -104,7 +104,7 @@ def _describe_output(weights, raw, suppress, static):
 
 # %% ../../nbs/deploy/00_graph.ipynb #63345a32
 def file_metadata(weights, raw=False, suppress=False, camera=False, static=False, conf=None, iou=.65, classes=None):
-    "Describe a file for JSON. Options as in `exportable`, and `static` for one image of the training size."
+    "Return a file's metadata for JSON. Options as in `exportable`, and `static` for one image of the training size."
     check_class_names(weights.names or [], 'weights') # Checked again when the file is loaded
     letterbox = 'scale the image until it fits, put it into the top left corner, and fill the rest with 114'
     known = dict(model_type=weights.model_type, num_classes=weights.num_classes, names=weights.names)

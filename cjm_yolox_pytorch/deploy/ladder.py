@@ -35,8 +35,8 @@ def _check_validation(name, a):
     raise ValueError(f'{name}: {"; ".join(fault_lines(problems))}; run yolox_doctor for details')
 
 # %% ../../nbs/deploy/04_ladder.ipynb #f9b5b034
-def choose_images(weights:Weights, data) -> tuple: # `Annotations` to calibrate on and to validate with, and a text
-    "Choose calibration and validation images of `data` as training does."
+def choose_images(weights:Weights, data) -> tuple: # `Annotations` for calibration and for validation, and a text
+    "Choose calibration and validation images from `data`, with the same splits as training."
     splits = find_splits(data, bit_depth=weights.notes.get('bit_depth', 16))
     train, val = choose_splits(data, splits)
     rest, held = (splits[train](), splits[val]()) if val else hold_out(splits[train]())
@@ -68,7 +68,7 @@ class Step:
     "Measurements of an exported file"
     kept:str # What is left in fp32
     AP:float # On the validation images
-    megabytes:float # Size of the file, with those that belong to it
+    megabytes:float # Size of the file and its companion files
     ms:float # Milliseconds per image, from file to boxes
 
 STEP_HEADER = f'{"in fp32":28}      AP    drop      MB  ms/image'
@@ -79,7 +79,7 @@ def step_line(step, before): # `before`: the `Step` in fp32
 
 # %% ../../nbs/deploy/04_ladder.ipynb #f4c53cd6
 def measure_file(
-    file, # In a folder with the files that belong to it, and no others
+    file, # In a folder with its companion files and no others
     annotations, # Images to measure it on
     kept, # What is left in fp32, for `Step`
     progress=iter # Wraps batches, as tqdm does
@@ -91,7 +91,7 @@ def measure_file(
     return Step(kept, AP, megabytes, latency(network, annotations, spec)['total'])
 
 # %% ../../nbs/deploy/04_ladder.ipynb #174cf1df
-def _write_full(module, folder, suffix, metadata, *about): # The file to quantize, and that to measure
+def _write_full(module, folder, suffix, metadata, *about): # The file to quantize, and the one to measure
     way = QUANTIZERS[suffix]
     files = [folder/kind/f'full{end}' for kind, end in (('source', way.source or suffix), ('measured', suffix))]
     for file in files: file.parent.mkdir()
@@ -107,7 +107,7 @@ def _check_full(step): # A loss of AP can only be measured if AP is above 0
     if step.AP > 0: return
     raise ValueError('the weights find nothing in the validation images (AP 0), so a loss cannot be measured')
 
-def _check_runs(file, size, camera, static): # Also for other batches and sizes than those of the measurement
+def _check_runs(file, size, camera, static): # Also with batches and sizes that were not measured
     run = load_exported(file)
     for trial in trials(size, static):
         if not run(trial_images(*trial, camera)).isfinite().all():
@@ -141,11 +141,11 @@ def _draft(module, draft, metadata, about, uses, max_drop, watch): # -> `Step`
 # %% ../../nbs/deploy/04_ladder.ipynb #4071d137
 @torch.no_grad()
 def quantize_weights(
-    weights:Weights, # Trained ones: their AP must be above 0
+    weights:Weights, # Trained weights: their AP must be above 0
     path, # File to write, with a suffix of `QUANTIZERS`
-    images:tuple, # `Annotations` to calibrate on, and to validate with
+    images:tuple, # `Annotations` for calibration and for validation
     max_drop:float=.01, # Largest loss of AP; a larger value accepts less accurate files
-    watch=lambda step, before: None, # Called with each `Step` and the one of fp32
+    watch=lambda step, before: None, # Called with each `Step` and the `Step` in fp32
     progress=iter, # Wraps images and batches, as tqdm does
     **options # raw, suppress, camera, static, conf, iou and classes of `yolox_export`
 ) -> Step:

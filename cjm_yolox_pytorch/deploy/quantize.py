@@ -29,7 +29,7 @@ class Node:
     depthwise:bool = False # Whether it is a depthwise convolution
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bad1dd7f
-def _beyond_convs(nodes, inputs, outputs): # Names of nodes that no convolution leads to
+def _beyond_convs(nodes, inputs, outputs): # Names of nodes with no convolution before them
     reached, names = set(), set()
     for node in nodes:
         behind = not reached.isdisjoint(inputs(node))
@@ -39,7 +39,7 @@ def _beyond_convs(nodes, inputs, outputs): # Names of nodes that no convolution 
 
 # %% ../../nbs/deploy/03_quantize.ipynb #17374e1b
 def graph_parts(nodes) -> dict: # List of `Node`, in the order of the graph -> names of nodes by part
-    "Find the nodes where quantization loses the most."
+    "Find the nodes where quantization loses the most accuracy."
     convs, into, out = [n for n in nodes if n.weight], attrgetter('inputs'), attrgetter('outputs')
     ends = _beyond_convs(nodes, into, out) | _beyond_convs(nodes[::-1], out, into)
     depthwise = {n.name for n in convs if n.depthwise}
@@ -56,7 +56,7 @@ def onnx_nodes(file) -> list: # Of `Node`
 
 # %% ../../nbs/deploy/03_quantize.ipynb #bb25a600
 class CalibrationImages:
-    "Inputs of a network for calibration: training images, drawn at random but always the same"
+    "Inputs of a network for calibration: a fixed random sample of the training images"
     def __init__(self,
         network, # `ExportedNetwork`, for its canvas and pixel format
         annotations, # `Annotations` of the training images
@@ -75,7 +75,7 @@ class CalibrationImages:
 
 # %% ../../nbs/deploy/03_quantize.ipynb #a047e956
 def fuse_silu(model): # ONNX model, changed in place
-    "Fuse each product of x and sigmoid(x) to one node of ONNX Runtime."
+    "Fuse each product of x and sigmoid(x) into one node of ONNX Runtime."
     onnx, nodes = import_extra('onnx'), model.graph.node
     makers = {output: n for n in nodes for output in n.output}
     for product in [n for n in nodes if n.op_type == 'Mul']:
@@ -107,11 +107,11 @@ _OP_TYPES = ['Conv', 'Concat', 'MaxPool', 'Resize', 'Add']
 def quantize_onnx(
     file, # ONNX in fp32
     out, # File to write
-    images, # Inputs of the network for calibration, as `CalibrationImages` gives them
+    images, # Inputs of the network for calibration, such as `CalibrationImages`
     kept, # Names of nodes that stay in fp32
     metadata:str # JSON of `yolox_export`
 ):
-    "Quantize the convolutions of an ONNX file, and nodes that only pass values on, except for those in `kept`."
+    "Quantize the convolutions of an ONNX file and some nodes between them, except for those in `kept`."
     onnx, q = import_extra('onnx'), import_extra('onnxruntime.quantization')
     model = fuse_silu(onnx.load(file))
     reader, extra = _CalibrationReader(images, model.graph.input[0].name), dict(CalibMovingAverage=True)

@@ -17,7 +17,7 @@ from .quantize import Node, onnx_nodes, quantize_onnx, quantize_openvino
 from ..files.network_kinds import import_extra
 
 # %% ../../nbs/deploy/03a_quantize_devices.ipynb #c3ac356b
-def _litert_graph(file): # Its main part, and the names of its tensors
+def _litert_graph(file): # The parsed file, and the names of its tensors
     graph = import_extra('ai_edge_litert.tools.flatbuffer_utils', 'litert').read_model(os.fspath(file))
     return graph, [t.name.decode() for t in graph.subgraphs[0].tensors]
 
@@ -32,7 +32,7 @@ def litert_nodes(file) -> list: # Of `Node`
     return [*map(node, graph.subgraphs[0].operators)]
 
 # %% ../../nbs/deploy/03a_quantize_devices.ipynb #e8ca5fa3
-def _mean_ranges(quantizer, file, images): # Tensor -> mean over images of its extremes in each
+def _mean_ranges(quantizer, file, images): # Tensor -> mean over images of its minimum and maximum
     modes = import_extra('ai_edge_quantizer.calibrator', 'litert').CalibrationMode
     options = dict(mode=modes.CALIBRATION_PROFILER_BASED, num_threads=os.cpu_count())
     signature, found = _litert_graph(file)[0].signatureDefs[0], []
@@ -48,7 +48,7 @@ def quantize_litert(file, out, images, kept, metadata): # As `quantize_onnx`, bu
     tools = import_extra('ai_edge_quantizer', 'litert')
     quantizer, ops = tools.Quantizer(os.fspath(file)), tools.qtyping.TFLOperationName
     chosen = [re.escape(n.name) for n in litert_nodes(file) if n.weight and n.name not in kept]
-    for op in (ops.CONV_2D, ops.DEPTHWISE_CONV_2D): # What it calls an operator ends in a semicolon
+    for op in (ops.CONV_2D, ops.DEPTHWISE_CONV_2D): # Its operator names end in a semicolon
         quantizer.add_static_config(f'^({"|".join(chosen)});$', op, activation_num_bits=8, weight_num_bits=8)
     ranges = _mean_ranges(quantizer, file, images)
     with quietly('ai-edge-quantizer'): out.write_bytes(quantizer.quantize(ranges).quantized_model)
@@ -90,9 +90,9 @@ def quantize_executorch(file, out, images, kept, metadata): # As `quantize_onnx`
 class Quantizer(NamedTuple):
     "How to quantize for a format"
     nodes:Callable # File in fp32 -> list of `Node`
-    quantize:Callable # Of that file, a file to write, images, names of nodes to keep in fp32, metadata
-    source:str = None # Suffix of the file in fp32, if the format has another
-    convert:Callable = None # That file, a file to write, metadata
+    quantize:Callable # Takes that file, a file to write, images, names of nodes to keep in fp32, metadata
+    source:str = None # Suffix of the file in fp32, if it has another format
+    convert:Callable = None # Takes that file, a file to write, metadata
 
 QUANTIZERS = { # By suffix
     '.onnx': Quantizer(onnx_nodes, quantize_onnx),

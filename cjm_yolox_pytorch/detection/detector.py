@@ -138,7 +138,7 @@ class Detector(_DetectorMethods):
         self.model, self.spec = prepare_network(weights, device, img_size)
         self.names, self.num_classes = weights.names, weights.num_classes
         self.notes, self.conf = weights.notes, stored_conf(weights.notes)
-        self.source = weights # `load_detector` sets it to their file or address
+        self.source = weights # `load_detector` sets it to their file or URL
 
 # %% ../../nbs/detection/01_detector.ipynb #df2c3f84
 @patch
@@ -194,8 +194,8 @@ def _check_loads(path):
     load = load_weights if network_kind(path) == 'weights' else load_program
     load(path)
 
-def local_file(source) -> Path: # A file, an address, or a size such as yolox_s -> path of the local file
-    "Download `source` if it is an address or a size; a file stays where it is."
+def local_file(source) -> Path: # A file, a URL, or a size such as yolox_s -> path of the local file
+    "Download `source` if it is a URL or a size; a file stays where it is."
     source = weights_path(source)
     if source in MODEL_TYPES: return pretrained_file(source)
     if not source.startswith(('https://', 'http://')): return Path(source)
@@ -204,7 +204,7 @@ def local_file(source) -> Path: # A file, an address, or a size such as yolox_s 
 
 # %% ../../nbs/detection/01_detector.ipynb #c7f3dccb
 def load_network(
-    source, # Weights or an exported network: file, address, or a size such as yolox_s
+    source, # Weights or an exported network: file, URL, or a size such as yolox_s
     names:list|dict|str|None=None, # Class names, as `parse_names` takes them, that replace those in the file
     img_size=None, # For exported networks: side of the square canvas in pixels, or its height and width
     pixels:str=None # For exported networks of other programs: order and range of pixels, a key of `PIXELS`
@@ -219,7 +219,7 @@ def load_network(
 
 # %% ../../nbs/detection/01_detector.ipynb #7ad54ff8
 def load_detector(
-    weights:str|os.PathLike|Weights, # Weights or an exported network: file, address, or a size such as yolox_s
+    weights:str|os.PathLike|Weights, # Weights or an exported network: file, URL, or a size such as yolox_s
     device:str|None=None, # cpu, cuda, ...; the fastest if None. Exported networks run on the CPU
     img_size:int|tuple|list|None=None, # Side of the canvas in pixels, or height and width; as in training if None
     bit_depth:int|None=None, # Number of bits used in 16-bit images; as in training if None
@@ -244,7 +244,7 @@ def __repr__(self:Detector) -> str:
 # %% ../../nbs/detection/01_detector.ipynb #5a37eb21
 @patch(cls_method=True)
 def from_pretrained(cls:Detector,
-    source, # Repository such as user/name, folder, file, address, or a size such as yolox_s
+    source, # Repository such as user/name, folder, file, URL, or a size such as yolox_s
     revision:str=None, # Branch, tag or commit of a repository
     token:str=None, # For private repositories; that of `huggingface_hub.login()` if None
     **options # Of `load_detector`
@@ -276,7 +276,7 @@ def push_to_hub(self:Detector,
     private:bool=False, # Whether a new repository is private
     license:str=None, # Of the weights, such as apache-2.0; that of an existing card if None
     token:str=None # Needs write access; that of `huggingface_hub.login()` if None
-) -> str: # Address
+) -> str: # URL
     "Publish the weights with a model card."
     weights, pictures = _to_publish(self)
     return publish(weights, repo_id, private, license, pictures, token)

@@ -24,7 +24,7 @@ from ..files.video import open_video, VideoWriter
 MARK = 'written by yolox_predict'
 
 ORDER_HEADER = 'image', 'uncertainty', 'objects' # Of `order.csv`
-_TRACK = re.compile(r'\d+,\d+(,-?\d+\.\d{3}){4},\d\.\d{4},-1,-1,-1') # With the digits that we write
+_TRACK = re.compile(r'\d+,\d+(,-?\d+\.\d{3}){4},\d\.\d{4},-1,-1,-1') # With as many digits as we write
 
 def _has_mark(path): # Or the format of a file that has no place for a mark
     start = f'{{"info": {{"description": "{MARK}"'

@@ -178,8 +178,8 @@ def _order(detector, files, failed, out, json, **options):
 @command(inputs='network every bit_depth', boxes='iou max_detections class_agnostic multi_label mirrored overlap',
     weights='names pixels', output='labels overwrite order json')
 def yolox_predict(
-    weights:str, # Weights (file, address, or a size such as yolox_s), or an exported .onnx, .xml or .pt2 file
-    inputs:list, # Images, folders, patterns such as "photos/*.jpg", videos, addresses, and cameras such as 0
+    weights:str, # Weights (file, URL, or a size such as yolox_s), or an exported .onnx, .xml or .pt2 file
+    inputs:list, # Images, folders, patterns such as "photos/*.jpg", videos, URLs, and cameras such as 0
     out:str='runs/predict', # Folder for drawn images and detections.json, or for labels
     write:str='both', # pictures, json or both
     labels:str=None, # Write labels for a labeling tool instead: yolo, voc, coco, labelstudio or cvat
@@ -200,7 +200,7 @@ def yolox_predict(
     order:str=None, # uncertainty: only list images in order.csv, those most worth labeling first
     batch:int=8, # Images, or tiles, per batch
     device:str=None, # cpu, cuda, ...; the fastest unless given
-    network:bool=False, # Read INPUTS that are addresses of http, https or rtsp
+    network:bool=False, # Read INPUTS that are http, https or rtsp URLs
     every:int=1, # Read every Nth frame of a video; live streams also skip frames if too slow
     track:bool=False, # Number objects through the frames of videos, and write the tracks in MOTChallenge's format
     json:bool=False, # Print the results as JSON to stdout, and everything else to stderr

@@ -29,7 +29,7 @@ class LabelWriter:
         model:str='' # Name of the model, for formats that store it
     ):
         addresses = [str(f) for f in files if isinstance(f, Stream)]
-        raise_listing('addresses cannot have label files', addresses, 'Download the images, and give the files')
+        raise_listing('URLs and cameras have no label files', addresses, 'Download the images, and give the files')
         videos = [str(f) for f in files if is_video(f)]
         raise_listing('videos cannot have label files', videos, 'Leave them out, or extract their frames as images')
         self.format, self.out, self.overwrite, self.model = format, out, overwrite, model

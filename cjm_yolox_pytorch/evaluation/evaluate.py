@@ -293,7 +293,7 @@ def _prepare_eval(weights, data, split, names, allow_missing, conf, working_conf
 @command(data='format images bit_depth names pixels allow_missing', metrics='conf precision iou max_detections '
     'class_agnostic multi_label overlap', hardware='workers', output='json')
 def yolox_eval(
-    weights:list, # Weights (file, address, or a size such as yolox_s), or exported files; several to compare them
+    weights:list, # Weights (file, URL, or a size such as yolox_s), or exported files; several to compare them
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     split:str=None, # Split to measure; by default test, or val; of a single split, what training held out
     format:str=None, # coco, voc, yolo, csv, cvat or labelstudio; detected by default
@@ -328,7 +328,7 @@ def yolox_eval(
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #2e55f731
 def evaluate(
-    weights:str|os.PathLike, # Weights (file, address, or a size such as yolox_s), or an exported file
+    weights:str|os.PathLike, # Weights (file, URL, or a size such as yolox_s), or an exported file
     data:str|os.PathLike, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
     split:str|None=None, # Split to measure; by default test, or val; of a single split, what training held out
     out:str|os.PathLike|None=None, # Folder for metrics.json, figures and COCO files; nothing is written if None

@@ -139,7 +139,7 @@ def _read_ours(state, metadata, family=None, named=True, **pixels): # As for `re
 
 # %% ../../nbs/files/08_checkpoints.ipynb #ff86839f
 def load_weights(
-    source, # File or URL of weights, a model type such as yolox_s for published weights, or a state dict
+    source, # File or URL of weights, a size such as yolox_s for published weights, or a state dict
     family:str=None, # One of `FAMILIES`; if None, read from the file or guessed
     names:list=None, # Class names, instead of those in the file
     **pixels # Fields of `PixelFormat` that differ from the family's: bgr, max_pixel, focus, mean, std

@@ -142,11 +142,11 @@ def _repository(source): # user/name and the revision in a URL, or None for both
     return (found[1], found[2] and unquote(found[2])) if found else (None, None)
 
 def find_pretrained(source, revision:str=None, token:str=None): # -> what `load_detector` takes
-    "Find the weights of a repository or folder; a file, another URL or a model type is returned unchanged."
+    "Find the weights of a repository or folder; a file, another URL or a size is returned unchanged."
     path = Path(weights_path(source))
     known = source in MODEL_TYPES or path.exists() or str(source).endswith(_FILES)
     repo_id, there = (None, None) if known else _repository(str(source))
-    two = f'revision={revision!r}, but the address says {there!r}: give one of them'
+    two = f'revision={revision!r}, but the URL says {there!r}: give one of them'
     if there and revision not in (None, there): raise ValueError(two)
     if repo_id: return hub_weights(repo_id, revision or there, token)
     if revision: raise ValueError(f'revision={revision!r}: it is for repositories, and {source} is not one')

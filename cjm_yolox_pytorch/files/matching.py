@@ -10,7 +10,7 @@ from ..commands.messages import counted
 from ..model import YOLOX
 
 # %% ../../nbs/files/09_matching.ipynb #4fe80d63
-def _match_classes(weights, names, C): # Rows of the model, the same rows in the weights, and a note
+def _match_classes(weights, names, C): # Rows of the model, the rows of the weights for them, and a note
     old, new = weights.names or [], names or []
     distinct = all(len({*map(str.casefold, group)}) == len(group) for group in (old, new))
     key = str.casefold if distinct else str

@@ -46,7 +46,7 @@ def new_folder(path): # -> `path`
         raise
 
 # %% ../../nbs/files/00_paths.ipynb #2380eebe
-def check_other_file(path, source): # `source`: a file, an address or a name
+def check_other_file(path, source): # `source`: a file, a URL or a name
     "Refuse to write to the file `path` if it is `source`."
     same = os.path.exists(source) and os.path.exists(path) and os.path.samefile(path, source)
     if same: raise ValueError(f'{path} would be replaced by the output: choose another out (--out)')
@@ -189,8 +189,8 @@ def check_output_folder(out, data, below=False): # `below`: refuse folders below
         raise ValueError(f'{out} is in the folder of the data, where images become data: choose another out (--out)')
 
 # %% ../../nbs/files/00_paths.ipynb #1299b082
-def weights_path(weights) -> str: # Or an address, or a size such as yolox_s
+def weights_path(weights) -> str: # Or a URL, or a size such as yolox_s
     "Return the path of `weights` as text."
     if isinstance(weights, (str, os.PathLike)): return os.fspath(weights)
-    needed = 'weights as a file, an address, or a size such as yolox_s, are needed'
+    needed = 'weights as a file, a URL, or a size such as yolox_s, are needed'
     raise TypeError(f'{type(weights).__name__}: {needed}')

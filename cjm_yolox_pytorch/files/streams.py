@@ -24,8 +24,8 @@ from .video import as_rgb, import_av, timed_frames, video_step
 # %% ../../nbs/files/05b_streams.ipynb #ed2b3bfb
 @dataclass(frozen=True)
 class Stream:
-    "A camera, or a video or an image with an address."
-    address:str # Number of a camera, or an address of http, https, rtsp or rtsps
+    "A camera, or a video or an image with a URL."
+    address:str # Number of a camera, or an http, https, rtsp or rtsps URL
 
     @property
     def is_camera(self) -> bool: return self.address.isdecimal()
@@ -49,8 +49,8 @@ def as_stream(given:str, exists:bool, network:bool): # -> `Stream`, or None for 
     if scheme is None: return Stream(given) if given.isascii() and given.isdecimal() else None
     stream = Stream(given)
     if scheme not in ('http', 'https', 'rtsp', 'rtsps'):
-        raise ValueError(f'{stream}: only addresses of http, https, rtsp and rtsps are read')
-    if not urlsplit(given).hostname: raise ValueError(f'{stream}: this address has no host')
+        raise ValueError(f'{stream}: only http, https, rtsp and rtsps URLs are read')
+    if not urlsplit(given).hostname: raise ValueError(f'{stream}: this URL has no host')
     if not network: raise ValueError(f'{stream} is on the network: to let it be read, add --network')
     return stream
 
@@ -80,7 +80,7 @@ def _open(stream):
     if stream.address.lower().startswith('rtsp'): options['rtsp_flags'] = 'prefer_tcp' # UDP loses packets
     return av.open(quoted(stream.address), options=options, timeout=(OPENING, SILENCE))
 
-def _describe(e, stream): # FFmpeg's messages may have the address with its password
+def _describe(e, stream): # FFmpeg's messages may contain the URL with its password
     av = import_av()
     if isinstance(e, av.error.ExitError): return f'{stream}: no data for {OPENING} to {SILENCE} seconds'
     if isinstance(e, av.error.InvalidDataError): return f'{stream}: this is not a video'

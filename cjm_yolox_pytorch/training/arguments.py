@@ -62,7 +62,7 @@ def check_types(
     if not isinstance(logger, str | None):
         raise ValueError(f"logger={logger!r}: give one name, such as 'wandb', and other loggers as callbacks")
     if isinstance(weights, str | os.PathLike | Weights | None): return
-    choices = 'a file, an address, "coco", or Weights(...), which has a state dict and its model'
+    choices = 'a file, a URL, "coco", or Weights(...), which has a state dict and its model'
     raise ValueError(f'weights is of type {type(weights).__name__}: give {choices}')
 
 # %% ../../nbs/training/02a_arguments.ipynb #08c41300

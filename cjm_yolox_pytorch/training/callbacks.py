@@ -140,14 +140,14 @@ def _find_function(module, function):
 
 def _import_named(name, module):
     if not all(map(str.isidentifier, module.split('.'))): raise ValueError(f'{name}: {module!r} names no module')
-    if os.getcwd() not in sys.path: sys.path.append(os.getcwd()) # For a command, it has the script folder instead
+    if os.getcwd() not in sys.path: sys.path.append(os.getcwd()) # A command has its script's folder there instead
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name not in [module, module.partition('.')[0]]: raise # Imported by the module
         raise ValueError(f'{name}: no module {module!r} in {os.getcwd()} or among installed packages') from e
 
 # %% ../../nbs/training/01a_callbacks.ipynb #3dc226a5
-def _run_file(name, path): # Module
+def _run_file(name, path): # -> module
     path = os.path.abspath(path)
     if not os.path.isfile(path): raise ValueError(f'{name}: there is no file {path}')
     unique = path.removesuffix('.py').replace('.', '//') # Pickle takes what precedes a dot for a package

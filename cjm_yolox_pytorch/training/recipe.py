@@ -81,7 +81,7 @@ class Augmentation:
 class Degradation:
     "Image degradation (recipes only)"
     blur:Fraction = 0. # Probability of a Gaussian blur
-    grayscale:Fraction = 0. # Probability of removing colors
+    grayscale:Fraction = 0. # Probability of removing color
     cutout:Fraction = 0. # Probability of covering up to a fifth of the image
 
 # %% ../../nbs/training/00_recipe.ipynb #5ac2f6e7

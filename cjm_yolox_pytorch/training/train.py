@@ -180,7 +180,7 @@ class Trained:
 def train(
     data:str|os.PathLike|Dataset|Annotations, # A dataset's folder or file, as for `yolox_train`; or training images
     model:str|None=None, # yolox_nano, yolox_tiny, yolox_s, yolox_m, yolox_l or yolox_x; by default yolox_tiny
-    weights:str|os.PathLike|Weights|None=None, # Initial weights: file, address, "coco" or `Weights`; random if None
+    weights:str|os.PathLike|Weights|None=None, # Initial weights: file, URL, "coco" or `Weights`; random if None
     epochs:int|None=None, # Passes over the training images; by default 30
     out:str|os.PathLike|None=None, # Folder for weights, metrics and plots; by default runs/DATA-MODEL
     device:str|None=None, # cpu, cuda, ...; the fastest if None
@@ -226,7 +226,7 @@ def _run_training(data, weights, names, recipe, augment, val, out, resume, logge
     hardware='workers amp compile sync_bn', output='logger json')
 def yolox_train(
     data:str, # Folder of a dataset (COCO, Pascal VOC, YOLO, CSV, CVAT or Label Studio), or its file
-    weights:str=None, # Initial weights: a file or address, or "coco" for published weights; random by default
+    weights:str=None, # Initial weights: a file or URL, or "coco" for published weights; random by default
     names:str=None, # Class names of the initial weights, such as cat,dog, or a text file with one per line
     recipe:str=None, # Defaults for options not given: fine_tune (in parentheses below), paper, or a YAML file
     augment:str=None, # Augmentation for a kind of image: aerial, documents, microscopy or street
