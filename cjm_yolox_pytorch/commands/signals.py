@@ -41,9 +41,7 @@ def _raise_again(raised): # Signals that raised an exception; removed if a `Syst
     try: yield
     finally: sys.unraisablehook = earlier
 
-# %% ../../nbs/commands/01_signals.ipynb #76245a43
-_ENDING = [getattr(signal, s) for s in ('SIGTERM', 'SIGHUP', 'SIGBREAK') if hasattr(signal, s)]
-
+# %% ../../nbs/commands/01_signals.ipynb #5c1de6a3
 def _end(number):
     if number == signal.SIGINT: raise KeyboardInterrupt
     sys.exit(128 + number) # As in a shell
@@ -51,6 +49,9 @@ def _end(number):
 def _follows_a_stop(e): # As an error while cleaning up does
     while e is not None and not isinstance(e, (KeyboardInterrupt, SystemExit)): e = e.__context__
     return e is not None
+
+# %% ../../nbs/commands/01_signals.ipynb #76245a43
+_ENDING = [getattr(signal, s) for s in ('SIGTERM', 'SIGHUP', 'SIGBREAK') if hasattr(signal, s)]
 
 @contextmanager
 def exit_on_signals():

@@ -48,8 +48,8 @@ def as_stream(given:str, exists:bool, network:bool): # -> `Stream`, or None for 
     scheme = given.partition('://')[0].lower() if '://' in given else None
     if scheme is None: return Stream(given) if given.isascii() and given.isdecimal() else None
     stream = Stream(given)
-    if scheme not in ('http', 'https', 'rtsp', 'rtsps'):
-        raise ValueError(f'{stream}: only http, https, rtsp and rtsps URLs are read')
+    known = scheme in ('http', 'https', 'rtsp', 'rtsps')
+    if not known: raise ValueError(f'{stream}: only http, https, rtsp and rtsps URLs are read')
     if not urlsplit(given).hostname: raise ValueError(f'{stream}: this URL has no host')
     if not network: raise ValueError(f'{stream} is on the network: to let it be read, add --network')
     return stream

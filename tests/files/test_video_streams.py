@@ -132,7 +132,8 @@ def test_secrets_are_neither_shown_nor_in_names():
 
 
 @pytest.mark.parametrize('given, told', [
-    ('ftp://a/b.mp4', 'only http, https, rtsp'), ('file:///etc/passwd', 'only http, https, rtsp'), ('http:///a', 'no host'),
+    ('ftp://a/b.mp4', 'only http, https, rtsp'), ('file:///etc/passwd', 'only http, https, rtsp'),
+    ('http:///a', 'no host'),
     ('http://me:secret@a/b.mp4', '^http://a/b.mp4 is on the network: to let it be read, add --network')])
 def test_addresses_that_are_refused(given, told):
     with pytest.raises(ValueError, match=told): as_stream(given, exists=False, network='secret' not in given)
